@@ -1,0 +1,44 @@
+"""Mirasol: time-aligned video and audio, and the text about them, in one autoregressive model.
+
+`from mirasol import …` is enough; every name is imported when it is first used, so that the base import is light.
+"""
+
+import importlib
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "MirasolConfig": "mirasol.config",
+    "MirasolForConditionalGeneration": "mirasol.model.mirasol",
+    "MirasolOutput": "mirasol.model.mirasol",
+    "MirasolFeatureExtractor": "mirasol.media.processor",
+    "MirasolProcessor": "mirasol.media.processor",
+    "Clip": "mirasol.media.clip",
+    "read_clip": "mirasol.media.reader",
+}
+_ERRORS = ("UserError", "BadClip")
+
+__all__ = [
+    "BadClip",
+    "Clip",
+    "MirasolConfig",
+    "MirasolFeatureExtractor",
+    "MirasolForConditionalGeneration",
+    "MirasolOutput",
+    "MirasolProcessor",
+    "UserError",
+    "read_clip",
+]
+
+
+def __getattr__(name: str):
+    if name in _ERRORS:
+        return getattr(importlib.import_module("mirasol.errors"), name)
+    if name not in _HOMES:
+        raise AttributeError(f"module 'mirasol' has no attribute {name!r}")
+    importlib.import_module("mirasol.auto")  # so that AutoModel, AutoProcessor, … know Mirasol
+    return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *__all__]

@@ -1,0 +1,1 @@
+"""Media file in, chunks out: reader, timeline, spectrogram, processor. See docs/media.md for every behaviour."""

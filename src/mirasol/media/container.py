@@ -1,0 +1,212 @@
+"""Opening an untrusted media file: which streams are read, where time begins and ends."""
+
+import contextlib
+import math
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import av.error
+from av.container import InputContainer
+from av.packet import Packet
+from av.stream import Disposition
+from av.stream import Stream as AvStream
+
+from mirasol.errors import BadClip
+from mirasol.media.limits import Limits
+
+# Only plain files in formats that hold their own data: playlists and the like name other files, which would then be
+# opened too.
+FORMATS = (
+    "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,asf,flv,mpegts,mpeg,mpegvideo,ogg,wav,w64,aiff,flac,mp3,aac,ac3,gif,ivf,mxf"
+)
+# Formats whose headers state the duration; for the others FFmpeg estimates it from the bit rate, so packets are read.
+STATED_DURATION = ("mov", "matroska", "avi", "asf", "flv", "wav", "w64", "aiff", "flac")
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The streams of an open container that are read, and the notes that choosing them gave rise to."""
+
+    video: AvStream | None
+    audio: AvStream | None
+    notes: tuple[str, ...]
+
+    @property
+    def streams(self) -> list[AvStream]:
+        return [stream for stream in (self.video, self.audio) if stream is not None]
+
+
+@dataclass(frozen=True)
+class Span:
+    """When a file's media begins and ends, in the container's own presentation seconds.
+
+    `zero` is the beginning of the media timeline. `measured`: the end was found by reading packets.
+    """
+
+    zero: float
+    end: float
+    measured: bool
+
+    @property
+    def seconds(self) -> float:
+        return self.end - self.zero
+
+
+@contextlib.contextmanager
+def open_media(path: str | os.PathLike, limits: Limits) -> Iterator[InputContainer]:
+    """Opens a media file for reading.
+
+    Raises:
+        BadClip: missing, not a file, empty, over a limit, or nothing FFmpeg can read.
+    """
+    file = Path(path)
+    if not file.exists():
+        raise BadClip(path, "no such file")
+    if not file.is_file():
+        raise BadClip(path, "not a file")
+    size = file.stat().st_size
+    if size == 0:
+        raise BadClip(path, "the file is empty")
+    limits.check_bytes(path, size)
+    options = {"format_whitelist": FORMATS, "protocol_whitelist": "file"}
+    try:
+        # The prefix keeps a name such as "concat:a|b" a name.
+        container = av.open(f"file:{file}", metadata_errors="replace", container_options=options)
+    except (av.error.FFmpegError, OSError, ValueError) as error:
+        raise BadClip(path, f"not a media file that can be read, or cut short ({_words(error)})") from error
+    with container:
+        limits.check_streams(path, len(container.streams))
+        yield container
+
+
+def choose(container: InputContainer, path: str | os.PathLike, limits: Limits) -> Chosen:
+    """Picks FFmpeg's best video and audio stream; pictures attached as cover art are not video.
+
+    Raises:
+        BadClip: neither video nor audio, a stream without decoder, or pictures over the limit.
+    """
+    notes: list[str] = []
+    covers = [s for s in container.streams.video if Disposition.attached_pic in s.disposition]
+    video = _best(container, "video", covers, notes)
+    audio = _best(container, "audio", [], notes)
+    if covers:
+        notes.append(f"{len(covers)} attached picture{'s' * (len(covers) > 1)} (cover art) not read as video")
+    if video is None and audio is None:
+        raise BadClip(path, "holds neither video nor audio")
+    if video is None:
+        notes.append("no video track: answered from sound alone")
+    if audio is None:
+        notes.append("no audio track")
+    chosen = Chosen(video, audio, tuple(notes))
+    for stream in chosen.streams:
+        if stream.codec_context is None:
+            raise BadClip(path, f"{stream.type} stream {stream.index}: no decoder for its codec")
+    if video is not None:
+        limits.check_pixels(path, video.codec_context.width, video.codec_context.height)
+    return chosen
+
+
+def _best(container: InputContainer, kind: str, not_these: list[AvStream], notes: list[str]) -> AvStream | None:
+    candidates = [s for s in getattr(container.streams, kind) if s not in not_these]
+    if not candidates:
+        return None
+    best = container.streams.best(kind)
+    if best not in candidates:
+        best = candidates[0]
+    if len(candidates) > 1:
+        others = ", ".join(str(s.index) for s in candidates if s is not best)
+        notes.append(f"{len(candidates)} {kind} streams: stream {best.index} is read, not {others}")
+    return best
+
+
+def find_span(container: InputContainer, chosen: Chosen, path: str | os.PathLike, limits: Limits) -> Span:
+    """Where the media timeline begins and ends.
+
+    Zero is the earliest start among the streams that are read; samples of encoder delay, which carry negative times and
+    are trimmed away, do not count. The end is what the header says, or, where it says nothing reliable, the end of the
+    last packet.
+    """
+    zero = min(_start(stream, container) for stream in chosen.streams)
+    end = _stated_end(container, chosen, zero)
+    if end is not None and end > zero:
+        return Span(zero, end, measured=False)
+    end = _measured_end(path, [stream.index for stream in chosen.streams], limits)
+    if end is None or end <= zero:
+        raise BadClip(path, "holds no media data (cut short?)")
+    return Span(zero, end, measured=True)
+
+
+def _start(stream: AvStream, container: InputContainer) -> float:
+    if stream.start_time is not None:
+        start = float(stream.start_time * stream.time_base)
+    else:
+        start = (container.start_time or 0) / av.time_base
+    return max(start, 0.0) if stream.type == "audio" else start
+
+
+def _stated_end(container: InputContainer, chosen: Chosen, zero: float) -> float | None:
+    if container.format.name.split(",")[0] not in STATED_DURATION or container.duration is None:
+        return None
+    ends = [_stream_end(stream) for stream in chosen.streams]
+    if None not in ends:
+        return max(ends)
+    if abs(zero) > 0.1:
+        # Some muxers count the duration from zero, others from the first packet: the header cannot be trusted here.
+        return None
+    return zero + container.duration / av.time_base
+
+
+def _stream_end(stream: AvStream) -> float | None:
+    if stream.duration is None or stream.duration <= 0 or stream.start_time is None:
+        return None
+    return float((stream.start_time + stream.duration) * stream.time_base)
+
+
+def _measured_end(path: str | os.PathLike, indices: list[int], limits: Limits) -> float | None:
+    """Presentation time at which the last packet of the given streams ends; reads packets, decodes nothing."""
+    end, gaps = None, {}
+    with open_media(path, limits) as container:
+        streams = [container.streams[index] for index in indices]
+        for packet in packets(container, streams, []):
+            time = packet_time(packet)
+            if time is None:
+                continue
+            length = float(packet.duration * packet.time_base) if packet.duration else gaps.get(packet.stream_index, 0)
+            gaps[packet.stream_index] = length
+            end = time + length if end is None else max(end, time + length)
+    return end
+
+
+def packets(container: InputContainer, streams: list[AvStream], errors: list[str]) -> Iterator[Packet]:
+    """Packets with data of the given streams in file order; ends where the file cannot be read further (`errors`)."""
+    try:
+        for packet in container.demux(streams):
+            if packet.size:
+                yield packet
+    except av.error.FFmpegError as error:
+        errors.append(_words(error))
+
+
+def packet_time(packet: Packet) -> float | None:
+    """Presentation time of a packet in container seconds; decoding time where it has none."""
+    stamp = packet.pts if packet.pts is not None else packet.dts
+    return None if stamp is None else float(stamp * packet.time_base)
+
+
+def missing_bytes(stream: AvStream, file_size: int, start: float, end: float) -> bool:
+    """Whether the container's index places data of [start, end] container seconds beyond the end of the file."""
+    time_base: Fraction = stream.time_base
+    low, high = math.floor(start / time_base), math.ceil(end / time_base)
+    return any(
+        entry.pos + entry.size > file_size and low <= entry.timestamp <= high for entry in stream.index_entries or ()
+    )
+
+
+def _words(error: Exception) -> str:
+    """An FFmpeg error in one short line, without its errno and file name."""
+    text = getattr(error, "strerror", None) or str(error)
+    return " ".join(text.split())

@@ -1,0 +1,293 @@
+"""Clips and text to model-ready tensors, after the conventions of transformers.
+
+`MirasolFeatureExtractor` turns media into chunk tensors, `MirasolProcessor` adds the tokenizer. Both save and load with
+a checkpoint (`AutoFeatureExtractor`, `AutoProcessor`).
+"""
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import BatchFeature, FeatureExtractionMixin, PreTrainedTokenizerBase, ProcessorMixin
+
+from mirasol.config import MirasolConfig
+from mirasol.errors import UserError
+from mirasol.media.clip import Clip
+from mirasol.media.spectrogram import log_mel_chunks
+from mirasol.media.timeline import ChunkGrid
+
+IGNORED_LABEL = -100
+FITS = ("pad", "crop", "stretch")
+_SAVED_BESIDE = ("feature_extractor_type", "processor_class", "auto_map")
+
+
+class MirasolFeatureExtractor(FeatureExtractionMixin):
+    """Media to tensors: how clips are cut, how large frames are, what the spectrogram looks like.
+
+    image_size: side of the square frames, pixels. frames_per_chunk: frames of a chunk (F). chunk_seconds or
+    num_chunks, max_chunks: see `ChunkGrid`. sample_rate: Hz. num_mel_bins: mel bands (M). spectrogram_frames: time
+    bands per chunk (S). fit: how a picture becomes square: "pad" (black borders), "crop" (centre) or "stretch".
+
+    Raises:
+        UserError: an unknown setting or an impossible value.
+    """
+
+    model_input_names = ["video", "audio", "chunk_mask", "video_mask", "audio_mask"]
+
+    def __init__(
+        self,
+        image_size: int = 32,
+        frames_per_chunk: int = 4,
+        chunk_seconds: float | None = 0.5,
+        num_chunks: int | None = None,
+        max_chunks: int = 64,
+        sample_rate: int = 16_000,
+        num_mel_bins: int = 64,
+        spectrogram_frames: int = 16,
+        fit: str = "pad",
+        **kwargs: Any,
+    ):
+        for name in kwargs:
+            if name not in _SAVED_BESIDE and not name.startswith("_"):
+                raise UserError(f"unknown setting {name!r} of MirasolFeatureExtractor")
+        super().__init__(**kwargs)
+        self.image_size = image_size
+        self.frames_per_chunk = frames_per_chunk
+        self.chunk_seconds = chunk_seconds
+        self.num_chunks = num_chunks
+        self.max_chunks = max_chunks
+        self.sample_rate = sample_rate
+        self.num_mel_bins = num_mel_bins
+        self.spectrogram_frames = spectrogram_frames
+        self.fit = fit
+        for name in ("image_size", "sample_rate", "num_mel_bins", "spectrogram_frames"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name}={getattr(self, name)} must be positive")
+        if fit not in FITS:
+            raise UserError(f"fit={fit!r}: choose {', '.join(FITS)}")
+        _ = self.grid  # an impossible grid is refused here, not at the first clip
+
+    @classmethod
+    def for_config(cls, config: MirasolConfig) -> "MirasolFeatureExtractor":
+        """The feature extractor whose tensors have the shapes that a model of `config` takes."""
+        return cls(**config.media_settings())
+
+    @property
+    def grid(self) -> ChunkGrid:
+        return ChunkGrid(self.frames_per_chunk, self.chunk_seconds, self.num_chunks, self.max_chunks)
+
+    def read(
+        self, path: str | os.PathLike, start: float | None = None, end: float | None = None, *, threads: int = 1
+    ) -> Clip:
+        """Reads [start, end) seconds of a media file (all of it by default). Raises `BadClip`, see `read_clip`."""
+        from mirasol.media.reader import read_clip
+
+        return read_clip(
+            path,
+            self.grid,
+            image_size=self.image_size,
+            sample_rate=self.sample_rate,
+            start=start,
+            end=end,
+            fit=self.fit,
+            threads=threads,
+        )
+
+    def tensors(self, clip: Clip) -> dict[str, Tensor]:
+        """One clip in its compact form, without a batch axis; what caches store.
+
+        video uint8 [T, F, 3, H, W]; audio float16 [T, S, M], log-mel; video_mask, audio_mask bool [T]. A chunk without
+        video (audio) is all zero and False in the mask.
+        """
+        chunks, frames = clip.timeline.num_chunks, clip.timeline.frames_per_chunk
+        if clip.has_video:
+            video = clip.frames.unflatten(0, (chunks, frames)) * clip.video_present[:, None, None, None, None]
+        else:
+            video = torch.zeros(chunks, frames, 3, self.image_size, self.image_size, dtype=torch.uint8)
+        audio = log_mel_chunks(
+            clip.waveform,
+            clip.waveform_start,
+            clip.sample_rate,
+            clip.timeline.edges,
+            self.num_mel_bins,
+            self.spectrogram_frames,
+        )
+        audio = (audio * clip.audio_present[:, None, None]).half()
+        return {"video": video, "audio": audio, "video_mask": clip.video_present, "audio_mask": clip.audio_present}
+
+    def collate(self, clips: Sequence[dict[str, Tensor]]) -> BatchFeature:
+        """Batches the results of `tensors`, clips of fewer chunks padded at the end.
+
+        video float32 [B, T, F, 3, H, W] in [-1, 1]; audio float32 [B, T, S, M]; chunk_mask, video_mask, audio_mask bool
+        [B, T]: chunk_mask is False on padding. Absent and padded chunks are zero.
+        """
+        longest = max(len(clip["video_mask"]) for clip in clips)
+        batch = {name: _padded([clip[name] for clip in clips], longest) for name in clips[0]}
+        lengths = torch.tensor([len(clip["video_mask"]) for clip in clips])
+        video = batch["video"].float().div_(127.5).sub_(1.0)
+        return BatchFeature(
+            {
+                "video": video.mul_(batch["video_mask"][:, :, None, None, None, None]),
+                "audio": batch["audio"].float(),
+                "chunk_mask": torch.arange(longest)[None] < lengths[:, None],
+                "video_mask": batch["video_mask"],
+                "audio_mask": batch["audio_mask"],
+            }
+        )
+
+    def __call__(self, clips: Clip | Sequence[Clip], return_tensors: str = "pt") -> BatchFeature:
+        """Clips to one batch of tensors (see `collate`)."""
+        _only_torch(return_tensors)
+        clips = [clips] if isinstance(clips, Clip) else clips
+        return self.collate([self.tensors(clip) for clip in clips])
+
+
+class MirasolProcessor(ProcessorMixin):
+    """Feature extractor and tokenizer in one: clips and text in, everything `forward` and `generate` take out.
+
+    A row of text is <bos> prompt <sep> target <eos>, at most `max_text_length` tokens.
+    """
+
+    def __init__(
+        self,
+        feature_extractor: MirasolFeatureExtractor,
+        tokenizer: PreTrainedTokenizerBase,
+        max_text_length: int = 64,
+    ):
+        super().__init__(feature_extractor, tokenizer)
+        self.max_text_length = max_text_length
+
+    @property
+    def model_input_names(self) -> list[str]:
+        return [*self.feature_extractor.model_input_names, "decoder_input_ids", "decoder_attention_mask", "labels"]
+
+    def __call__(
+        self,
+        clips: Clip | str | os.PathLike | Sequence[Clip | str | os.PathLike] | None = None,
+        prompts: str | Sequence[str] | Sequence[Sequence[str]] | None = None,
+        targets: str | Sequence[str] | Sequence[Sequence[str]] | None = None,
+        return_tensors: str = "pt",
+    ) -> BatchFeature:
+        """Media tensors of `clips` (paths are read whole) and text tensors of `prompts` and `targets`.
+
+        With B clips, `prompts` holds one string per clip or one list of Q strings per clip; the B * Q text rows keep
+        the rows of a clip together.
+
+        Raises:
+            UserError: neither clips nor prompts, numbers that do not match, a text over `max_text_length`.
+            BadClip: a file that cannot be used.
+        """
+        _only_torch(return_tensors)
+        if clips is None and prompts is None:
+            raise UserError("nothing to process: give clips, prompts or both")
+        batch = BatchFeature()
+        if clips is not None:
+            clips = [clips] if isinstance(clips, Clip | str | os.PathLike) else list(clips)
+            read = [clip if isinstance(clip, Clip) else self.feature_extractor.read(clip, threads=0) for clip in clips]
+            batch.update(self.feature_extractor(read))
+        if prompts is not None:
+            text = self.encode_text(prompts, targets)
+            rows = len(text["decoder_input_ids"])
+            if clips is not None and rows % len(clips):
+                raise UserError(f"{rows} prompts for {len(clips)} clips: give the same number for every clip")
+            batch.update(text)
+        elif targets is not None:
+            raise UserError("targets were given without prompts")
+        return batch
+
+    def encode_text(
+        self,
+        prompts: str | Sequence[str] | Sequence[Sequence[str]],
+        targets: str | Sequence[str] | Sequence[Sequence[str]] | None = None,
+    ) -> BatchFeature:
+        """Text rows: decoder_input_ids and decoder_attention_mask [N, L], with targets also labels [N, L].
+
+        Without targets rows end in <sep> and are padded at the left, ready for `generate`. With targets they are
+        complete and padded at the right; labels are the ids on target tokens and <eos>, -100 elsewhere.
+
+        Raises:
+            UserError: numbers of prompts and targets differ, lists of unequal length, or a text that is too long.
+        """
+        prompts = _flat(prompts, "prompts")
+        prompt_ids = self._ids(prompts)
+        if targets is None:
+            rows = [[self.tokenizer.bos_token_id, *ids, self.tokenizer.sep_token_id] for ids in prompt_ids]
+            self._check_lengths(rows, prompts)
+            return _text_batch(rows, None, self.tokenizer.pad_token_id)
+        targets = _flat(targets, "targets")
+        if len(targets) != len(prompts):
+            raise UserError(f"{len(prompts)} prompts but {len(targets)} targets: give one target per prompt")
+        rows, labels = [], []
+        for prompt, target in zip(prompt_ids, self._ids(targets), strict=True):
+            prefix = [self.tokenizer.bos_token_id, *prompt, self.tokenizer.sep_token_id]
+            answer = [*target, self.tokenizer.eos_token_id]
+            rows.append(prefix + answer)
+            labels.append([IGNORED_LABEL] * len(prefix) + answer)
+        self._check_lengths(rows, [f"{p} -> {t}" for p, t in zip(prompts, targets, strict=True)])
+        return _text_batch(rows, labels, self.tokenizer.pad_token_id)
+
+    def decode(self, ids: Tensor | Sequence[int]) -> str:
+        """Ids of one text back to the text, special tokens left out."""
+        return self.tokenizer.decode(ids, skip_special_tokens=True)
+
+    def batch_decode(self, ids: Tensor | Sequence[Sequence[int]]) -> list[str]:
+        """`decode` of every row."""
+        return [self.decode(row) for row in ids]
+
+    def _ids(self, texts: list[str]) -> list[list[int]]:
+        if not texts:
+            return []
+        return self.tokenizer(texts, add_special_tokens=False, return_attention_mask=False)["input_ids"]
+
+    def _check_lengths(self, rows: list[list[int]], texts: list[str]) -> None:
+        for row, text in zip(rows, texts, strict=True):
+            if len(row) > self.max_text_length:
+                raise UserError(
+                    f"text of {len(row)} tokens exceeds max_text_length={self.max_text_length}: shorten {text!r}"
+                )
+
+
+def _flat(texts: str | Sequence[str] | Sequence[Sequence[str]], name: str) -> list[str]:
+    """One text, a list, or a list of equally long lists, as one list in which the texts of a clip stay together."""
+    if isinstance(texts, str):
+        return [texts]
+    texts = list(texts)
+    if not texts:
+        raise UserError(f"{name} is empty: give at least one text")
+    if all(isinstance(text, str) for text in texts):
+        return texts
+    lengths = sorted({len(group) for group in texts})
+    if len(lengths) > 1 or any(isinstance(group, str) for group in texts):
+        raise UserError(f"{name}: lists of {lengths} texts per clip, but every clip needs the same number")
+    return [text for group in texts for text in group]
+
+
+def _text_batch(rows: list[list[int]], labels: list[list[int]] | None, pad: int) -> BatchFeature:
+    longest = max(map(len, rows))
+    if labels is None:
+        data = {
+            "decoder_input_ids": torch.tensor([[pad] * (longest - len(row)) + row for row in rows]),
+            "decoder_attention_mask": torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows]),
+        }
+    else:
+        data = {
+            "decoder_input_ids": torch.tensor([row + [pad] * (longest - len(row)) for row in rows]),
+            "decoder_attention_mask": torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in rows]),
+            "labels": torch.tensor([row + [IGNORED_LABEL] * (longest - len(row)) for row in labels]),
+        }
+    return BatchFeature(data)
+
+
+def _padded(tensors: list[Tensor], length: int) -> Tensor:
+    """Stacks tensors [T, ...] of different T, zeros at the end."""
+    batch = tensors[0].new_zeros(len(tensors), length, *tensors[0].shape[1:])
+    for row, tensor in zip(batch, tensors, strict=True):
+        row[: len(tensor)] = tensor
+    return batch
+
+
+def _only_torch(return_tensors: str) -> None:
+    if return_tensors != "pt":
+        raise UserError(f"return_tensors={return_tensors!r}: Mirasol gives torch tensors, 'pt'")

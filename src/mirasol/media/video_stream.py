@@ -1,0 +1,229 @@
+"""Video packets in, the wanted frames out: skips what nobody looks at, converts only what is kept."""
+
+import math
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Literal
+
+import av
+import av.error
+import numpy as np
+import torch
+from av.packet import Packet
+from av.sidedata.sidedata import Type as SideDataType
+from av.video.frame import VideoFrame
+from av.video.reformatter import Interpolation, VideoReformatter
+from av.video.stream import VideoStream
+from jaxtyping import Float64, UInt8
+from torch import Tensor
+
+from mirasol.errors import BadClip
+from mirasol.media.limits import Limits
+
+Fit = Literal["pad", "crop", "stretch"]
+TIME_TOLERANCE = 1e-6  # seconds: time stamps are rationals, wanted times are floats
+MAX_SIDE = 16_384  # pixels of a scaled side: only a picture thousands of times longer than high gets there
+FALLBACK_FRAME_SECONDS = 0.04
+
+
+@dataclass
+class VideoCounts:
+    """What the decoder was asked to do."""
+
+    packets_skipped: int = 0
+    packets_failed: int = 0
+    frames_decoded: int = 0
+    frames_converted: int = 0
+    frames_corrupt: int = 0
+    frames_out_of_order: int = 0
+
+
+@dataclass(frozen=True)
+class Orientation:
+    """How a stored picture has to be turned to be shown: transposed first, then mirrored."""
+
+    transpose: bool = False
+    flip_rows: bool = False
+    flip_columns: bool = False
+
+    def apply(self, picture: np.ndarray) -> np.ndarray:
+        """Turns [height, width, channel]."""
+        if self.transpose:
+            picture = picture.transpose(1, 0, 2)
+        return picture[:: -1 if self.flip_rows else 1, :: -1 if self.flip_columns else 1]
+
+    @property
+    def words(self) -> str:
+        """Clockwise turn in degrees, or what else it is."""
+        names = {
+            (False, False, False): "0 degrees",
+            (True, False, True): "90 degrees clockwise",
+            (False, True, True): "180 degrees",
+            (True, True, False): "270 degrees clockwise",
+        }
+        return names.get((self.transpose, self.flip_rows, self.flip_columns), "mirrored")
+
+
+def orientation(frame: VideoFrame) -> tuple[Orientation, bool]:
+    """The orientation that a frame's display matrix asks for, and whether the matrix is a multiple of 90 degrees."""
+    data = frame.side_data.get(SideDataType.DISPLAYMATRIX)
+    if data is None:
+        return Orientation(), True
+    # 3x3 of int32, row vectors: shown x = a x + c y, shown y = b x + d y, both axes pointing right and down.
+    a, b, _, c, d = np.frombuffer(bytes(data), "<i4")[:5].tolist()
+    turned = abs(b) + abs(c) > abs(a) + abs(d)
+    small = abs(a) + abs(d) if turned else abs(b) + abs(c)
+    exact = small < 0.01 * (abs(a) + abs(b) + abs(c) + abs(d))
+    return (Orientation(True, b < 0, c < 0) if turned else Orientation(False, d < 0, a < 0)), exact
+
+
+def fitted_size(width: float, height: float, size: int, fit: Fit) -> tuple[int, int]:
+    """Width and height in pixels to which a picture of the given shape is scaled before it is padded or cropped."""
+    if fit == "stretch":
+        return size, size
+    scale = size / (max(width, height) if fit == "pad" else min(width, height))
+    return max(1, round(width * scale)), max(1, round(height * scale))
+
+
+@dataclass
+class FrameSampler:
+    """Fills `frames` with the frame on show at each of the ascending `wanted` times (container seconds).
+
+    Feed it the packets of one stream in file order, then `finish`. A frame is on show from its presentation time until
+    the next one's; before the first frame the first is used. Packets are held back until it is clear that their group
+    of pictures is needed: a group that ends before the next wanted time is dropped undecoded.
+    """
+
+    file: object
+    stream: VideoStream
+    wanted: list[float]
+    size: int
+    fit: Fit
+    limits: Limits
+    frames: UInt8[Tensor, "frame 3 height width"] = field(init=False)
+    times: Float64[Tensor, "frame"] = field(init=False)
+    counts: VideoCounts = field(default_factory=VideoCounts)
+    first_time: float | None = None
+    last_end: float | None = None
+    """End of the last frame seen: its presentation time plus its duration."""
+
+    def __post_init__(self):
+        self.frames = torch.zeros(len(self.wanted), 3, self.size, self.size, dtype=torch.uint8)
+        self.times = torch.full((len(self.wanted),), math.nan, dtype=torch.float64)
+        self.orientation: Orientation | None = None
+        self.oblique = False
+        self.largest_gap = 0.0
+        self._held: deque[Packet] = deque()
+        self._next = 0  # index of the first wanted time without a frame
+        self._shown: VideoFrame | None = None
+        self._shown_time = -math.inf
+        self._reformatter = VideoReformatter()
+        rate = self.stream.average_rate or self.stream.guessed_rate
+        self._usual_seconds = 1 / float(rate) if rate else FALLBACK_FRAME_SECONDS
+
+    @property
+    def done(self) -> bool:
+        return self._next == len(self.wanted)
+
+    def feed(self, packet: Packet) -> None:
+        """Takes the next packet; decodes it now, later or never."""
+        if self.done:
+            return
+        target = self.wanted[self._next]
+        time_base = packet.time_base
+        if packet.is_keyframe and packet.pts is not None and packet.pts * time_base <= target + TIME_TOLERANCE:
+            self._drop_group()
+        self._held.append(packet)
+        # Every later packet is shown after this one is decoded, so no later group can hold the wanted frame.
+        if packet.dts is None or packet.dts * time_base > target:
+            self._decode_held()
+
+    def finish(self) -> None:
+        """End of the stream: decodes what is still held and shows the last frame from then on."""
+        if self.done:
+            return
+        self._decode_held()
+        if not self.done:
+            self._decode(None)
+        if self._shown is not None and not self.done:
+            self._keep_until(math.inf)
+
+    def release(self) -> None:
+        """Lets go of packets and the frame on show."""
+        self._held.clear()
+        self._shown = None
+
+    def _drop_group(self) -> None:
+        if self._held:
+            self.counts.packets_skipped += len(self._held)
+            self._held.clear()
+        if self.counts.packets_skipped:
+            self.stream.codec_context.flush_buffers()
+
+    def _decode_held(self) -> None:
+        while self._held and not self.done:
+            self._decode(self._held.popleft())
+
+    def _decode(self, packet: Packet | None) -> None:
+        try:
+            frames = self.stream.codec_context.decode(packet)
+        except av.error.FFmpegError:
+            self.counts.packets_failed += 1
+            return
+        for frame in frames:
+            self._show(frame)
+
+    def _show(self, frame: VideoFrame) -> None:
+        self.counts.frames_decoded += 1
+        seconds = float(frame.duration * frame.time_base) if frame.duration else self._usual_seconds
+        time = self._shown_time + self._usual_seconds if frame.pts is None else float(frame.pts * frame.time_base)
+        if not math.isfinite(time):
+            time = 0.0
+        if time <= self._shown_time:
+            self.counts.frames_out_of_order += 1
+            return
+        if self._shown is not None:
+            self.largest_gap = max(self.largest_gap, time - self._shown_time)
+            self._keep_until(time)
+        if self.first_time is None:
+            self.first_time = time
+        self._shown, self._shown_time, self.last_end = frame, time, time + seconds
+
+    def _keep_until(self, time: float) -> None:
+        """Gives the frame on show to every wanted moment before `time`."""
+        first = self._next
+        while not self.done and self.wanted[self._next] < time - TIME_TOLERANCE:
+            self._next += 1
+        if self._next > first:
+            self.frames[first : self._next] = self._picture(self._shown)
+            self.times[first : self._next] = self._shown_time
+            self.counts.frames_converted += 1
+            self.counts.frames_corrupt += bool(self._shown.is_corrupt)
+
+    def _picture(self, frame: VideoFrame) -> UInt8[Tensor, "3 height width"]:
+        """Scales, turns and fits one frame to a square RGB picture."""
+        self.limits.check_pixels(self.file, frame.width, frame.height)
+        turn, exact = orientation(frame)
+        self.orientation, self.oblique = turn, self.oblique or not exact
+        aspect = float(self.stream.sample_aspect_ratio or 1) or 1.0
+        width, height = fitted_size(frame.width * aspect, frame.height, self.size, self.fit)
+        if max(width, height) > MAX_SIDE:
+            raise BadClip(self.file, f"pictures of {frame.width}x{frame.height} are too oblong to be cropped")
+        way = Interpolation.AREA if width <= frame.width and height <= frame.height else Interpolation.BILINEAR
+        small = self._reformatter.reformat(frame, width, height, "rgb24", interpolation=way, threads=1)
+        picture = torch.from_numpy(np.ascontiguousarray(turn.apply(small.to_ndarray()))).permute(2, 0, 1)
+        return squared(picture, self.size)
+
+
+def squared(picture: UInt8[Tensor, "3 h w"], size: int) -> UInt8[Tensor, "3 height width"]:
+    """Centres a picture on a black square of `size` pixels, cutting off what stands out."""
+    square = picture.new_zeros(3, size, size)
+    source, place = zip(*(_centred(length, size) for length in picture.shape[1:]), strict=True)
+    square[:, place[0], place[1]] = picture[:, source[0], source[1]]
+    return square
+
+
+def _centred(length: int, size: int) -> tuple[slice, slice]:
+    """Which part of `length` pixels is used, and where it lies among `size`."""
+    kept = min(length, size)
+    return slice((length - kept) // 2, (length - kept) // 2 + kept), slice((size - kept) // 2, (size - kept) // 2 + kept)

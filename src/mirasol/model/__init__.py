@@ -1,0 +1,1 @@
+"""The mathematics of Mirasol: no files, no devices, no logging."""

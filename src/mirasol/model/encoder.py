@@ -1,0 +1,63 @@
+"""The chunk encoder: one ViT shared by video and audio turns each chunk into features."""
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from mirasol.config import MirasolConfig
+from mirasol.model.transformer import Stack
+from mirasol.model.tubes import AudioPatches, VideoTubes
+
+
+class ChunkEncoder(nn.Module):
+    """Tubes and patches → shared ViT (per chunk and modality) → audio adapter → features at the Combiner's width.
+
+    A chunk that lacks a modality gets learned "missing" features in its place, whatever the tensor holds there.
+    """
+
+    def __init__(self, config: MirasolConfig):
+        super().__init__()
+        width, combined = config.vit.width, config.combiner.stack.width
+        self.tubes = VideoTubes(config.video, width)
+        self.patches = AudioPatches(config.audio, width)
+        self.vit = Stack(config.vit)
+        adapter = config.audio.adapter
+        self.adapter_input = (
+            nn.Identity() if adapter.width == width else nn.Linear(width, adapter.width)
+        )
+        self.audio_adapter = Stack(adapter)
+        self.video_output = nn.Linear(width, combined)
+        self.audio_output = nn.Linear(adapter.width, combined)
+        self.missing_video = nn.Parameter(torch.empty(combined))
+        self.missing_audio = nn.Parameter(torch.empty(combined))
+
+    def forward(
+        self,
+        video: Float[Tensor, "batch chunk frame 3 height width_px"],
+        audio: Float[Tensor, "batch chunk mel_frame mel"],
+        video_mask: Bool[Tensor, "batch chunk"],
+        audio_mask: Bool[Tensor, "batch chunk"],
+    ) -> tuple[
+        Float[Tensor, "batch chunk video_token width"],
+        Float[Tensor, "batch chunk audio_token width"],
+    ]:
+        """Video and audio features of every chunk."""
+        # What a missing modality's tensor holds must not matter, not even when it is NaN.
+        video = video.masked_fill(
+            ~video_mask[:, :, None, None, None, None], 0.0
+        ).flatten(0, 1)
+        audio = audio.masked_fill(~audio_mask[:, :, None, None], 0.0).flatten(0, 1)
+        seen = self.video_output(self.vit(self.tubes(video)))
+        heard = self.audio_output(
+            self.audio_adapter(self.adapter_input(self.vit(self.patches(audio))))
+        )
+        seen = seen.unflatten(0, video_mask.shape)
+        heard = heard.unflatten(0, audio_mask.shape)
+        return (
+            torch.where(
+                video_mask[:, :, None, None], seen, self.missing_video.to(seen)
+            ),
+            torch.where(
+                audio_mask[:, :, None, None], heard, self.missing_audio.to(heard)
+            ),
+        )

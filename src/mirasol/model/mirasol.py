@@ -1,0 +1,224 @@
+"""The whole model: reads like the paper's figure."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from transformers import EncoderDecoderCache, GenerationMixin, PreTrainedModel
+from transformers.utils import ModelOutput
+
+from mirasol.config import MirasolConfig
+from mirasol.errors import UserError
+from mirasol.model.combiner import TransformerCombiner
+from mirasol.model.encoder import ChunkEncoder
+from mirasol.model.latent import CausalLatentModel
+from mirasol.model.losses import latent_loss, text_loss, video_loss
+from mirasol.model.reconstruction import VideoReconstruction
+from mirasol.model.text import TextDecoder
+
+IGNORED_LABEL = -100
+
+
+@dataclass
+class MirasolEncoderOutput(ModelOutput):
+    """The time-aligned side of a batch of clips. Only batched tensors live here: generation expands them all.
+
+    last_hidden_state: latents h of all chunks in one row, [clip, chunk · m, width]
+    latent_mask: which of them belong to real chunks, [clip, chunk · m]
+    combined: the Combiner's x, [clip, chunk, m, width]
+    """
+
+    last_hidden_state: Tensor | None = None
+    latent_mask: Tensor | None = None
+    combined: Tensor | None = None
+
+    @property
+    def latents(self) -> Float[Tensor, "clip chunk m width"]:
+        """h by chunk."""
+        return self.last_hidden_state.view(self.combined.shape)
+
+
+@dataclass
+class MirasolOutput(ModelOutput):
+    """What `forward` gives. The three losses are unweighted; `loss` is their weighted sum.
+
+    logits: [row, token, vocabulary]; none while training with labels, when only target positions are computed
+    reconstruction: [clip, chunk, frame, 3, side, side]; entry t is the prediction of chunk t + 1, in [-1, 1]
+    cross_attentions: one [row, head, token, chunk · m] per cross-attention layer, when asked for
+    """
+
+    loss: Tensor | None = None
+    text_loss: Tensor | None = None
+    latent_loss: Tensor | None = None
+    video_loss: Tensor | None = None
+    logits: Tensor | None = None
+    latents: Tensor | None = None
+    combined: Tensor | None = None
+    reconstruction: Tensor | None = None
+    cross_attentions: tuple[Tensor, ...] | None = None
+    past_key_values: EncoderDecoderCache | None = None
+    encoder_last_hidden_state: Tensor | None = None
+
+
+class MirasolPreTrainedModel(PreTrainedModel):
+    """Loading, saving and initialisation shared by Mirasol models."""
+
+    config_class = MirasolConfig
+    base_model_prefix = ""
+    main_input_name = "video"
+    input_modalities = ("video", "audio", "text")
+    _supports_sdpa = True
+    # The Trainer would otherwise divide the loss by a number of tokens this model does not take.
+    accepts_loss_kwargs = False
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        """Fan-in scaled normal weights, zero biases; branch outputs shrink with depth, so that a deep stack starts
+        near the identity."""
+        init = nn.init
+        if isinstance(module, nn.Linear | nn.Conv3d):
+            fan_in = module.weight[0].numel()
+            init.trunc_normal_(module.weight, std=fan_in**-0.5)
+            if module.bias is not None:
+                init.zeros_(module.bias)
+        elif isinstance(module, nn.Embedding):
+            init.normal_(module.weight, std=module.weight.shape[1] ** -0.5)
+        elif isinstance(module, nn.LayerNorm):
+            init.ones_(module.weight)
+            init.zeros_(module.bias)
+        for parameter in module.parameters(recurse=False):
+            if type(module).__module__.startswith("mirasol."):
+                init.normal_(parameter, std=0.02)
+
+
+class MirasolForConditionalGeneration(MirasolPreTrainedModel, GenerationMixin):
+    """Mirasol3B: chunks of video and audio in, text out.
+
+    Raises:
+        UserError: text rows that are no multiple of the clips.
+    """
+
+    def __init__(self, config: MirasolConfig):
+        super().__init__(config)
+        self.chunk_encoder = ChunkEncoder(config)
+        self.combiner = TransformerCombiner(config)
+        self.latent = CausalLatentModel(config)
+        self.reconstruction = VideoReconstruction(config)
+        self.text = TextDecoder(config)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Embedding:
+        return self.text.embedding
+
+    def set_input_embeddings(self, embedding: nn.Embedding) -> None:
+        self.text.embedding = embedding
+
+    def get_encoder(self, modality: str | None = None) -> nn.Module:
+        return self.chunk_encoder
+
+    def encode(
+        self,
+        video: Float[Tensor, "clip chunk frame 3 height width_px"],
+        audio: Float[Tensor, "clip chunk mel_frame mel"],
+        chunk_mask: Bool[Tensor, "clip chunk"],
+        video_mask: Bool[Tensor, "clip chunk"],
+        audio_mask: Bool[Tensor, "clip chunk"],
+    ) -> MirasolEncoderOutput:
+        """The time-aligned side: chunks → features → x → h. Padding chunks come last in a clip (`chunk_mask`)."""
+        seen, heard = self.chunk_encoder(
+            video, audio, video_mask & chunk_mask, audio_mask & chunk_mask
+        )
+        x = self.combiner(seen, heard)
+        h = self.latent(x)
+        latent_mask = chunk_mask[:, :, None].expand(h.shape[:3])
+        return MirasolEncoderOutput(h.flatten(1, 2), latent_mask.flatten(1), x)
+
+    def forward(
+        self,
+        video: Float[Tensor, "clip chunk frame 3 height width_px"] | None = None,
+        audio: Float[Tensor, "clip chunk mel_frame mel"] | None = None,
+        chunk_mask: Bool[Tensor, "clip chunk"] | None = None,
+        video_mask: Bool[Tensor, "clip chunk"] | None = None,
+        audio_mask: Bool[Tensor, "clip chunk"] | None = None,
+        decoder_input_ids: Int[Tensor, "row token"] | None = None,
+        decoder_attention_mask: Tensor | None = None,
+        labels: Int[Tensor, "row token"] | None = None,
+        encoder_outputs: MirasolEncoderOutput | None = None,
+        past_key_values: EncoderDecoderCache | None = None,
+        use_cache: bool | None = None,
+        output_attentions: bool = False,
+        return_dict: bool = True,
+    ) -> MirasolOutput:
+        """One pass. Text rows are the clips' questions in order: Q consecutive rows for each clip.
+
+        With `labels` (-100 everywhere but on target tokens) the three losses are computed, each for itself.
+        """
+        if encoder_outputs is None:
+            encoder_outputs = self.encode(
+                video, audio, chunk_mask, video_mask, audio_mask
+            )
+        h, x = encoder_outputs.latents, encoder_outputs.combined
+        if len(decoder_input_ids) % len(h):
+            raise UserError(
+                f"{len(decoder_input_ids)} text rows for {len(h)} clips: give every clip as many prompts"
+            )
+
+        cache = (
+            (past_key_values or EncoderDecoderCache.from_legacy_cache(None))
+            if use_cache
+            else None
+        )
+        hidden, cross_attentions = self.text(
+            decoder_input_ids, decoder_attention_mask, encoder_outputs.last_hidden_state,
+            encoder_outputs.latent_mask, cache, output_attentions,
+        )  # fmt: skip
+        output = MirasolOutput(
+            latents=h,
+            combined=x,
+            past_key_values=cache,
+            encoder_last_hidden_state=encoder_outputs.last_hidden_state,
+            cross_attentions=cross_attentions if output_attentions else None,
+        )
+        if labels is None or not self.training:
+            output.logits = self.text.logits(hidden)
+        if labels is not None:
+            is_target = labels[:, 1:] != IGNORED_LABEL
+            target_logits = self.text.logits(hidden[:, :-1][is_target])
+            output.reconstruction = self.reconstruction(h)
+            target_video = self.reconstruction.target(video)
+            output.text_loss = text_loss(target_logits, labels[:, 1:][is_target])
+            output.latent_loss = latent_loss(
+                self.latent.predict_next(h), x, chunk_mask, self.config.latent.distance
+            )
+            output.video_loss = video_loss(
+                output.reconstruction, target_video, video_mask & chunk_mask
+            )
+            weights = self.config.loss_weights
+            output.loss = (
+                weights.text * output.text_loss
+                + weights.latent * output.latent_loss
+                + weights.video * output.video_loss
+            )
+        return output
+
+    @torch.no_grad()
+    def generate(self, inputs: Tensor | None = None, **kwargs) -> Tensor:
+        """Answers as token ids, prompt included; takes what `MirasolProcessor` gives, or `encoder_outputs` of
+        `encode` in place of the media. Several prompts per clip share its latents."""
+        media = {
+            name: kwargs.pop(name, None)
+            for name in ("video", "audio", "chunk_mask", "video_mask", "audio_mask")
+        }
+        media["video"] = inputs if inputs is not None else media["video"]
+        encoded = kwargs.pop("encoder_outputs", None) or self.encode(**media)
+        rows, clips = len(kwargs["decoder_input_ids"]), len(encoded.last_hidden_state)
+        if rows % clips:
+            raise UserError(
+                f"{rows} prompts for {clips} clips: give every clip as many prompts"
+            )
+        if rows != clips:
+            encoded = MirasolEncoderOutput(
+                **{k: v.repeat_interleave(rows // clips, 0) for k, v in encoded.items()}
+            )
+        return super().generate(encoder_outputs=encoded, **kwargs)

@@ -1,0 +1,152 @@
+"""The text decoder: causal self-attention over prompt and target, cross-attention to the latents."""
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from transformers import EncoderDecoderCache
+
+from mirasol.config import MirasolConfig
+from mirasol.model.transformer import Attention, FeedForward, sinusoid
+
+
+class TextBlock(nn.Module):
+    """Causal self-attention and feed-forward, then cross-attention to the latents where the layer has it."""
+
+    def __init__(self, config: MirasolConfig, index: int):
+        super().__init__()
+        stack, latent_width = config.text.stack, config.latent.stack.width
+        self.index = index
+        self.attention_norm = nn.LayerNorm(stack.width)
+        self.attention = Attention(stack)
+        self.feed_forward_norm = nn.LayerNorm(stack.width)
+        self.feed_forward = FeedForward(stack)
+        self.dropout = nn.Dropout(stack.dropout)
+        self.cross_attention = self.cross_feed_forward = None
+        if (index + 1) % config.text.cross_attention_every == 0:
+            self.cross_attention_norm = nn.LayerNorm(stack.width)
+            self.cross_attention = Attention(stack, context_width=latent_width)
+            if config.text.cross_attention_ffn:
+                self.cross_feed_forward_norm = nn.LayerNorm(stack.width)
+                self.cross_feed_forward = FeedForward(stack)
+
+    def forward(
+        self,
+        x: Float[Tensor, "row token width"],
+        mask: Bool[Tensor, "row 1 token key"],
+        latents: Float[Tensor, "clip latent width"],
+        latent_mask: Bool[Tensor, "clip latent"],
+        cache: EncoderDecoderCache | None,
+        with_weights: bool,
+    ) -> tuple[
+        Float[Tensor, "row token width"], Float[Tensor, "row head token latent"] | None
+    ]:
+        normed = self.attention_norm(x)
+        keys_values = self.attention.keys_values(normed)
+        if cache is not None:
+            keys_values = cache.self_attention_cache.update(*keys_values, self.index)
+            # A static cache has slots that nobody has written yet: they stay out of sight.
+            mask = nn.functional.pad(
+                mask, (0, keys_values[0].shape[2] - mask.shape[-1])
+            )
+        mixed, _ = self.attention(normed, keys_values, mask)
+        x = x + self.dropout(mixed)
+        x = x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))
+        if self.cross_attention is None:
+            return x, None
+        mixed, weights = self._look_at_latents(
+            x, latents, latent_mask, cache, with_weights
+        )
+        x = x + self.dropout(mixed)
+        if self.cross_feed_forward is not None:
+            x = x + self.dropout(
+                self.cross_feed_forward(self.cross_feed_forward_norm(x))
+            )
+        return x, weights
+
+    def _look_at_latents(self, x, latents, latent_mask, cache, with_weights):
+        """Cross-attention. The rows of one clip share its keys and values: they are computed once per clip."""
+        rows, clips = x.shape[0], latents.shape[0]
+        if cache is not None and cache.is_updated.get(self.index):
+            layer = cache.cross_attention_cache.layers[self.index]
+            keys_values = layer.keys, layer.values
+        else:
+            keys_values = self.cross_attention.keys_values(latents)
+            if cache is not None:
+                keys_values = cache.cross_attention_cache.update(
+                    *keys_values, self.index
+                )
+                cache.is_updated[self.index] = True
+        # [rows, L] → [clips, rows/clips · L]: cross-attention has no order among queries, so rows can be one sequence.
+        queries = self.cross_attention_norm(x).reshape(clips, -1, x.shape[-1])
+        mixed, weights = self.cross_attention(
+            queries, keys_values, latent_mask[:, None, None, :], with_weights
+        )
+        if weights is not None:
+            weights = (
+                weights.unflatten(2, (rows // clips, -1)).transpose(1, 2).flatten(0, 1)
+            )
+        return mixed.reshape(x.shape), weights
+
+
+class TextDecoder(nn.Module):
+    """Embeds tokens, runs the blocks; input and output embeddings are tied."""
+
+    def __init__(self, config: MirasolConfig):
+        super().__init__()
+        self.embedding = nn.Embedding(config.text.vocab_size, config.text.stack.width)
+        self.blocks = nn.ModuleList(
+            TextBlock(config, index) for index in range(config.text.stack.depth)
+        )
+        self.norm = nn.LayerNorm(config.text.stack.width)
+
+    def forward(
+        self,
+        ids: Int[Tensor, "row token"],
+        attention_mask: Tensor | None,
+        latents: Float[Tensor, "clip latent width"],
+        latent_mask: Bool[Tensor, "clip latent"],
+        cache: EncoderDecoderCache | None = None,
+        with_weights: bool = False,
+    ) -> tuple[Float[Tensor, "row token width"], tuple[Tensor, ...]]:
+        """Hidden states of every token, and the cross-attention weights of each cross layer when asked for.
+
+        Positions count the real tokens, so that padding on the left changes nothing.
+        """
+        past = int(cache.get_seq_length()) if cache is not None else 0
+        mask, positions = causal_mask_and_positions(ids, attention_mask, past)
+        x = self.embedding(ids)
+        x = x + sinusoid(positions, x.shape[-1]).to(x)
+        cross_attentions = []
+        for block in self.blocks:
+            x, weights = block(x, mask, latents, latent_mask, cache, with_weights)
+            if weights is not None:
+                cross_attentions.append(weights)
+        return self.norm(x), tuple(cross_attentions)
+
+    def logits(
+        self, hidden: Float[Tensor, "*row width"]
+    ) -> Float[Tensor, "*row vocabulary"]:
+        return nn.functional.linear(hidden, self.embedding.weight)
+
+
+def causal_mask_and_positions(
+    ids: Int[Tensor, "row token"], attention_mask: Tensor | None, past: int
+) -> tuple[Bool[Tensor, "row 1 token key"], Int[Tensor, "row token"]]:
+    """Which keys each token may look at, and its position among the real tokens of its row.
+
+    `attention_mask` covers past and present tokens ([row, past + token]; 1 is real), or is a ready 4D mask.
+    """
+    rows, length = ids.shape
+    query = past + torch.arange(length, device=ids.device)
+    if attention_mask is not None and attention_mask.ndim == 4:
+        return attention_mask.bool(), query.expand(rows, -1)
+    if attention_mask is None:
+        attention_mask = torch.ones(
+            rows, past + length, dtype=torch.long, device=ids.device
+        )
+    key = torch.arange(past + length, device=ids.device)
+    visible = (key[None, :] <= query[:, None]) & attention_mask.bool()[:, None, :]
+    # A padding token looks at itself: a row of nothing would be NaN.
+    visible = visible | (key[None, :] == query[:, None])
+    positions = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)[:, -length:]
+    return visible[:, None], positions

@@ -1,0 +1,86 @@
+"""Video tubes and audio patches: what turns pixels and spectrograms into tokens, and the tokens' positions."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mirasol.config import AudioConfig, TubeConfig, VideoConfig
+from mirasol.model.transformer import sinusoid
+
+
+def tube_centres(tube: TubeConfig, video: VideoConfig) -> Float[Tensor, "token 3"]:
+    """Centre (t, y, x) of every tube of one kind, in frames and pixels, in the order its convolution gives."""
+    axes = [
+        offset + stride * torch.arange(count, dtype=torch.float32) + (kernel - 1) / 2
+        for count, kernel, stride, offset in zip(
+            tube.grid(video.frames_per_chunk, video.image_size),
+            tube.kernel,
+            tube.stride,
+            tube.offset,
+            strict=True,
+        )
+    ]
+    return torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).flatten(0, 2)
+
+
+def centre_code(
+    centres: Float[Tensor, "token 3"], width: int
+) -> Float[Tensor, "token width"]:
+    """TubeViT's fixed code: width // 6 frequencies for sin and cos of each of t, y, x; the remainder is zero."""
+    code = sinusoid(centres, 2 * (width // 6)).flatten(-2)
+    return F.pad(code, (0, width - code.shape[-1]))
+
+
+class VideoTubes(nn.Module):
+    """Sparse video tubes (TubeViT): every kind of tube is a 3D convolution; tokens carry their centre's code."""
+
+    def __init__(self, video: VideoConfig, width: int):
+        super().__init__()
+        self.video, self.width = video, width
+        self.projections = nn.ModuleList(
+            nn.Conv3d(3, width, tube.kernel, tube.stride) for tube in video.tubes
+        )
+
+    def positions(self) -> Float[Tensor, "token width"]:
+        """Position codes of all video tokens of a chunk, in their order."""
+        return centre_code(
+            torch.cat([tube_centres(tube, self.video) for tube in self.video.tubes]),
+            self.width,
+        )
+
+    def forward(
+        self, video: Float[Tensor, "batch frame 3 height width_px"]
+    ) -> Float[Tensor, "batch token width"]:
+        volume = video.transpose(1, 2)
+        tokens = []
+        for tube, projection in zip(self.video.tubes, self.projections, strict=True):
+            t, y, x = tube.offset
+            tokens.append(
+                projection(volume[:, :, t:, y:, x:]).flatten(2).transpose(1, 2)
+            )
+        tokens = torch.cat(tokens, dim=1)
+        return tokens + self.positions().to(tokens)
+
+
+class AudioPatches(nn.Module):
+    """Patches of a chunk's log-mel spectrogram, with learned positions."""
+
+    def __init__(self, audio: AudioConfig, width: int):
+        super().__init__()
+        self.patch = audio.patch
+        self.projection = nn.Linear(audio.patch[0] * audio.patch[1], width)
+        self.position = nn.Parameter(torch.empty(audio.tokens, width))
+
+    def forward(
+        self, audio: Float[Tensor, "batch mel_frame mel"]
+    ) -> Float[Tensor, "batch token width"]:
+        frames, mels = self.patch
+        patches = (
+            audio.unflatten(2, (-1, mels))
+            .unflatten(1, (-1, frames))
+            .transpose(2, 3)
+            .flatten(3)
+            .flatten(1, 2)
+        )
+        return self.projection(patches) + self.position

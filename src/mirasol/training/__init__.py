@@ -1,0 +1,2 @@
+"""Training: recipe → batches → loader → trainer → checkpoints. Everything but weights and optimizer follows from
+(recipe, step)."""

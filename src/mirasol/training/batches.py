@@ -1,0 +1,112 @@
+"""Which clips and which questions a step trains on: a pure function of (recipe, examples, step)."""
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from mirasol.data.example import ClipExamples, Example, group_by_clip
+from mirasol.errors import UserError
+from mirasol.training.randomness import hash64, permuted, uniform
+from mirasol.training.recipe import Recipe, Stage
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What one step trains on: clips and, for each of them, the same number of examples.
+
+    repeated: how many rows repeat another row of their clip because the clip has too few questions
+    """
+
+    step: int
+    clips: tuple[ClipExamples, ...]
+    examples: tuple[tuple[Example, ...], ...]
+    repeated: int
+
+    @property
+    def prompts(self) -> list[list[str]]:
+        """Prompts by clip."""
+        return [[example.prompt for example in row] for row in self.examples]
+
+    @property
+    def targets(self) -> list[list[str]]:
+        """Targets by clip."""
+        return [[example.target for example in row] for row in self.examples]
+
+
+def stage_clips(examples: Iterable[Example], window: str, question_types: Sequence[str] | None) -> list[ClipExamples]:
+    """The clips (or slots) with the examples that a stage may draw from, in the order of the examples."""
+    wanted = [
+        example
+        for example in examples
+        if (example.start is not None or example.end is not None) == (window == "slot")
+        and (question_types is None or example.question_type in question_types)
+    ]
+    return group_by_clip(wanted)
+
+
+def draw_questions(clip: ClipExamples, stage: Stage, *key: int | str) -> tuple[tuple[Example, ...], int]:
+    """`questions_per_clip` of the clip's examples by hash(key, example), and how many rows are repeats.
+
+    Without replacement, by exponential races (Efraimidis & Spirakis, 2006): a question wins with a chance in
+    proportion to its weight.
+    """
+    per_type = Counter(example.question_type for example in clip.examples)
+
+    def arrival(numbered: tuple[int, Example]) -> float:
+        place, example = numbered
+        weight = 1.0
+        if stage.type_weights:
+            weight = stage.type_weights.get(example.question_type, 1.0) / per_type[example.question_type]
+        return -math.log(uniform(*key, "question", place, example.id)) / weight
+
+    ordered = [example for _, example in sorted(enumerate(clip.examples), key=arrival)]
+    wanted = stage.questions_per_clip
+    drawn = tuple(ordered[place % len(ordered)] for place in range(wanted))
+    return drawn, max(0, wanted - len(ordered))
+
+
+class BatchPlan:
+    """All batches of a run, none of them computed before it is asked for.
+
+    Every stage walks through its own clips, epoch after epoch, each epoch in the order of its own permutation; a
+    batch may span two epochs.
+
+    Raises:
+        UserError: a stage that finds no example, naming the stage and what it asks for.
+    """
+
+    def __init__(self, recipe: Recipe, examples: Sequence[Example]):
+        self.recipe = recipe
+        self.clips = {
+            name: stage_clips(examples, stage.window, stage.question_types) for name, stage in recipe.stages.items()
+        }
+        for name, stage in recipe.stages.items():
+            if not self.clips[name]:
+                types = "any type" if stage.question_types is None else f"types {', '.join(stage.question_types)}"
+                kind = "that name a start and an end" if stage.window == "slot" else "about whole clips"
+                raise UserError(f"stages.{name}: no examples {kind} of {types} in {recipe.data.root}")
+
+    def batch(self, step: int) -> Batch:
+        """The batch of step `step`, counted from 0 over all stages."""
+        name, step_in_stage = self.recipe.stage_at(step)
+        stage, clips = self.recipe.stages[name], self.clips[name]
+        chosen, rows, repeated = [], [], 0
+        first = step_in_stage * stage.clips_per_step
+        for position in range(first, first + stage.clips_per_step):
+            epoch, index = divmod(position, len(clips))
+            clip = clips[permuted(index, len(clips), self.recipe.seed, "order", name, epoch)]
+            drawn, repeats = draw_questions(clip, stage, self.recipe.seed, name, position)
+            chosen.append(clip)
+            rows.append(drawn)
+            repeated += repeats
+        return Batch(step, tuple(chosen), tuple(rows), repeated)
+
+    def noise_seed(self, step: int) -> int:
+        """Seed of PyTorch's random numbers (dropout, masking of x) in step `step`."""
+        return hash64(self.recipe.seed, "noise", step) >> 1
+
+    def used_clips(self) -> list[tuple[str, float | None, float | None]]:
+        """Every (media, start, end) that some step may ask for."""
+        windows = ((clip.media, clip.start, clip.end) for clips in self.clips.values() for clip in clips)
+        return list(dict.fromkeys(windows))

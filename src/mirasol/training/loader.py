@@ -1,0 +1,265 @@
+"""Decoded clips on disk, and the DataLoader that turns a step's number into its tensors."""
+
+import functools
+import hashlib
+import json
+import multiprocessing
+import os
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from mirasol.errors import BadClip, UserError
+from mirasol.media.processor import MirasolFeatureExtractor
+from mirasol.media.timeline import cut
+from mirasol.training.batches import Batch, BatchPlan
+
+CACHE_FORMAT = 1
+TENSORS = ("video", "audio", "video_mask", "audio_mask")
+
+# (media relative to the data's root, start in seconds or None, end in seconds or None)
+Window = tuple[str, float | None, float | None]
+
+
+@dataclass(frozen=True)
+class BadWindow:
+    """A clip that could not be decoded; `start` and `end` are None for the whole file."""
+
+    media: str
+    start: float | None
+    end: float | None
+    reason: str
+
+
+class ClipCache:
+    """The compact tensors of decoded clips, one safetensors file each, decoded on first use.
+
+    A file's name is a hash of the clip's path, size, time of change, window and of the extractor's settings, so a
+    changed clip or another model shape never meets stale tensors. Files appear whole or not at all.
+
+    folder: where the files lie; root: what `media` is relative to; settings: `MirasolConfig.media_settings()`
+    """
+
+    def __init__(self, folder: Path, root: Path, settings: Mapping[str, Any]):
+        self.folder, self.root, self.settings = Path(folder), Path(root), dict(settings)
+        self.grid = _extractor(json.dumps(self.settings, sort_keys=True)).grid
+        self._files: dict[Window, Path] = {}
+        self._cuts: dict[Window, tuple[int, int] | None] = {}
+
+    def file(self, window: Window) -> Path:
+        """Where the window's tensors lie, or would. Raises BadClip where the media file is missing."""
+        if window not in self._files:
+            try:
+                facts = (self.root / window[0]).stat()
+            except OSError as error:
+                raise BadClip(self.root / window[0], "no such file") from error
+            key = [CACHE_FORMAT, *window, facts.st_size, facts.st_mtime_ns, self.settings]
+            name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:32]
+            self._files[window] = self.folder / name[:2] / f"{name}.safetensors"
+        return self._files[window]
+
+    def load(self, media: str, start: float | None = None, end: float | None = None) -> dict[str, Tensor]:
+        """The clip's tensors as `MirasolFeatureExtractor.tensors` gives them.
+
+        A window whose chunks are chunks of the cached whole clip is cut out of it; any other is decoded on its own.
+        Raises BadClip when the clip has to be decoded and cannot be.
+        """
+        window = (media, start, end)
+        tensors = self._cut_from_whole(window)
+        if tensors is None:
+            file = self.file(window)
+            if not file.exists():
+                reason = _decode(self._job(window))
+                if reason is not None:
+                    raise BadClip(self.root / media, reason)
+            with _opened(file) as stored:
+                tensors = {name: stored.get_tensor(name) for name in TENSORS}
+        return tensors
+
+    def fill(
+        self,
+        windows: Iterable[Window],
+        workers: int = 1,
+        on_bad: str = "error",
+        on_progress: Callable[[int, int], None] | None = None,
+    ) -> list[BadWindow]:
+        """Decodes what is not decoded yet, in `workers` processes; `on_progress(done, total)` after every clip.
+
+        Where the whole clip is wanted too, its windows on the chunk grid are not decoded again. A file whose whole
+        clip is bad is bad in all its windows. Returns the bad ones (`on_bad="skip"`) in the order given, or stops
+        at the first (`on_bad="error"`).
+        """
+        windows = list(windows)
+        wholes = [window for window in windows if window[1] is None and window[2] is None]
+        bad = self._fill(wholes, workers, on_bad, on_progress)
+        broken = {window[0]: reason for window, reason in bad.items()}
+        others = []
+        for window in windows:
+            if window[1] is None and window[2] is None:
+                continue
+            if window[0] in broken:
+                bad[window] = broken[window[0]]
+            elif self._chunks_of_whole(window) is None:
+                others.append(window)
+        bad.update(self._fill(others, workers, on_bad, on_progress))
+        return [BadWindow(*window, bad[window]) for window in windows if window in bad]
+
+    def _fill(self, windows, workers, on_bad, on_progress) -> dict[Window, str]:
+        bad: dict[Window, str] = {}
+        jobs = []
+        for window in windows:
+            try:
+                if not self.file(window).exists():
+                    jobs.append((window, self._job(window)))
+            except BadClip as error:
+                bad[window] = error.reason
+                if on_bad == "error":
+                    raise
+        for done, (window, reason) in enumerate(_decode_all(jobs, workers), start=1):
+            if reason is not None:
+                bad[window] = reason
+                if on_bad == "error":
+                    raise BadClip(self.root / window[0], reason)
+            if on_progress is not None:
+                on_progress(done, len(jobs))
+        return bad
+
+    def _job(self, window: Window) -> tuple[str, float | None, float | None, str, str]:
+        media, start, end = window
+        return str(self.root / media), start, end, json.dumps(self.settings, sort_keys=True), str(self.file(window))
+
+    def _chunks_of_whole(self, window: Window) -> tuple[int, int] | None:
+        """First and last (exclusive) chunk of the cached whole clip that make up the window, if they exactly do."""
+        whole = self.file((window[0], None, None))
+        if window not in self._cuts and whole.exists():
+            self._cuts[window] = None if window[1:] == (None, None) else self._find_chunks(whole, *window[1:])
+        return self._cuts.get(window)
+
+    def _find_chunks(self, whole: Path, start: float | None, end: float | None) -> tuple[int, int] | None:
+        with _opened(whole) as stored:
+            edges = stored.get_tensor("edges")
+        start = float(edges[0]) if start is None else start
+        end = float(edges[-1]) if end is None else end
+        if end <= start:
+            return None
+        wanted = torch.tensor(cut(start, end, self.grid).edges, dtype=torch.float64)
+        first = int((edges - wanted[0]).abs().argmin())
+        found = edges[first : first + len(wanted)]
+        # A microsecond: finer than any sample or time stamp, coarser than rounding.
+        if len(found) != len(wanted) or (found - wanted).abs().max() > 1e-6:
+            return None
+        return first, first + len(wanted) - 1
+
+    def _cut_from_whole(self, window: Window) -> dict[str, Tensor] | None:
+        chunks = self._chunks_of_whole(window)
+        if chunks is None:
+            return None
+        with _opened(self.file((window[0], None, None))) as stored:
+            return {name: stored.get_slice(name)[chunks[0] : chunks[1]] for name in TENSORS}
+
+
+def _opened(file: Path):
+    try:
+        return safe_open(file, framework="pt")
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{file}: damaged file in the clip cache ({error}): delete it and start again") from error
+
+
+@functools.lru_cache(maxsize=4)
+def _extractor(settings: str) -> MirasolFeatureExtractor:
+    return MirasolFeatureExtractor(**json.loads(settings))
+
+
+def _decode(job: tuple[str, float | None, float | None, str, str]) -> str | None:
+    """Decodes one window into its cache file. Returns the reason where the media cannot be used."""
+    path, start, end, settings, file = job
+    extractor = _extractor(settings)
+    try:
+        clip = extractor.read(path, start, end)
+    except BadClip as error:
+        return error.reason
+    except UserError as error:
+        return str(error)
+    tensors = {name: value.contiguous() for name, value in extractor.tensors(clip).items()}
+    tensors["edges"] = torch.tensor(clip.timeline.edges, dtype=torch.float64)
+    target = Path(file)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    # Several runs may fill one cache: each writes under its own name, the last rename wins with equal content.
+    unfinished = target.with_suffix(f".{os.getpid()}.unfinished")
+    save_file(tensors, unfinished, metadata={"media": path, "notes": json.dumps(clip.notes)})
+    os.replace(unfinished, target)
+    return None
+
+
+def _decode_all(jobs: Sequence[tuple[Window, tuple]], workers: int):
+    """Yields (window, reason or None) as jobs end; in this process where a pool would not pay."""
+    if workers <= 1 or len(jobs) < 16:
+        for window, job in jobs:
+            yield window, _decode(job)
+        return
+    pool = ProcessPoolExecutor(workers, mp_context=_process_context(), initializer=torch.set_num_threads, initargs=(1,))
+    try:
+        running = {pool.submit(_decode, job): window for window, job in jobs}
+        for future in as_completed(running):
+            yield running[future], future.result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _process_context():
+    """Forked helpers start at once and need no importable main module; elsewhere the platform's own way is safer."""
+    return multiprocessing.get_context("fork" if sys.platform == "linux" else None)
+
+
+class StepBatches(Dataset):
+    """Item `step` is that step's batch and its media tensors, whoever asks and in whatever order."""
+
+    def __init__(self, plan: BatchPlan, cache: ClipCache, extractor: MirasolFeatureExtractor):
+        self.plan, self.cache, self.extractor = plan, cache, extractor
+
+    def __len__(self) -> int:
+        return self.plan.recipe.total_steps
+
+    def __getitem__(self, step: int) -> tuple[Batch, dict[str, Tensor]]:
+        batch = self.plan.batch(step)
+        return batch, load_media(self.cache, self.extractor, [(c.media, c.start, c.end) for c in batch.clips])
+
+
+def load_media(cache: ClipCache, extractor: MirasolFeatureExtractor, windows: Sequence[Window]) -> dict[str, Tensor]:
+    """The media tensors of a batch of windows, padded at the end to the longest."""
+    return dict(extractor.collate([cache.load(*window) for window in windows]))
+
+
+def _as_is(item):
+    return item
+
+
+def make_loader(batches: StepBatches, steps: range, workers: int, pin_memory: bool = False) -> DataLoader:
+    """Yields the batches of `steps` in order. With workers they are loaded ahead, to the same effect."""
+    return DataLoader(
+        batches,
+        batch_size=None,
+        sampler=steps,
+        num_workers=workers,
+        collate_fn=_as_is,
+        # An iterator draws a seed for its workers: from here, so that the global generator stays untouched.
+        generator=torch.Generator().manual_seed(0),
+        multiprocessing_context=_process_context() if workers else None,
+        prefetch_factor=4 if workers else None,
+        pin_memory=pin_memory,
+    )
+
+
+def write_bad_clips(file: Path, bad: Sequence[BadWindow]) -> None:
+    """One JSON line per bad clip: media, start, end, reason."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text("".join(json.dumps(asdict(entry)) + "\n" for entry in bad), encoding="utf-8")

@@ -1,0 +1,135 @@
+"""What a run tells: metrics.jsonl, TensorBoard, and progress with rate and time left.
+
+`metrics.jsonl` holds one JSON object a line, in the order of the steps:
+
+- `{"kind": "train", "step", "stage", "loss", "text_loss", "latent_loss", "video_loss", "gradient_norm",
+  "learning_rate", "x_cosine", "x_std", "repeated_rows", "clips_per_second", "data_wait", "seconds"}`: the values of
+  that very step (losses unweighted but `loss`, which is the weighted sum); the last three are measured since the line
+  before: clips per second, the share of time spent waiting for data, and seconds of training so far.
+- `{"kind": "validation", "step", "clip": part, "slot": part}`: `part` is `{"text_loss", "latent_loss", "video_loss",
+  "accuracy", "by_type": {type: {"text_loss", "accuracy", "rows"}}}` over whole clips and over one-slot windows (only
+  where the recipe trains on them). Accuracy is exact match of the teacher-forced most likely tokens.
+
+`step` counts the steps done, from 1.
+"""
+
+import json
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+
+class Progress:
+    """Progress of long work: a live bar on a terminal, otherwise a plain line now and then.
+
+    Use as a context manager; `console` is a `rich.console.Console`. Rate and time left count from `start`.
+    """
+
+    def __init__(
+        self, console: Any, title: str, total: int, unit: str, start: int = 0, seconds_between_lines: float = 15
+    ):
+        self.console, self.title, self.total, self.unit = console, title, total, unit
+        self.start, self.done, self.between = start, start, seconds_between_lines
+        self.began = self.last_line = time.monotonic()
+        self.bar = self.task = None
+
+    def __enter__(self) -> "Progress":
+        if self.console.is_terminal:
+            from rich import progress
+
+            self.bar = progress.Progress(
+                progress.TextColumn("{task.description}"),
+                progress.BarColumn(),
+                progress.TextColumn("{task.fields[state]}"),
+                console=self.console,
+                refresh_per_second=4,
+            )
+            self.bar.start()
+            self.task = self.bar.add_task(self.title, total=self.total, completed=self.start, state="")
+        return self
+
+    def __exit__(self, kind, error, traceback) -> None:
+        if self.bar is not None:
+            self.bar.stop()
+        elif error is None and self.done > self.start:
+            self._line("")
+
+    def update(self, done: int, note: str = "") -> None:
+        """`done` of `total` are finished; `note` is shown behind the numbers."""
+        self.done = done
+        if self.bar is not None:
+            self.bar.update(self.task, completed=done, state=self._state(note))
+        elif time.monotonic() - self.last_line >= self.between:
+            self._line(note)
+
+    def _line(self, note: str) -> None:
+        self.last_line = time.monotonic()
+        self.console.print(f"{self.title}: {self._state(note)}", highlight=False, soft_wrap=True)
+
+    def _state(self, note: str) -> str:
+        elapsed = time.monotonic() - self.began
+        rate = (self.done - self.start) / max(elapsed, 1e-9)
+        left = _clock((self.total - self.done) / rate) if rate > 0 else "?"
+        state = f"{self.done}/{self.total} {self.unit}, {rate:.3g} {self.unit}/s, {left} left"
+        return f"{state}, {note}" if note else state
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
+
+
+class RunLog:
+    """Writes a run's metrics. On resumption after `step` steps, what was logged beyond them is taken back."""
+
+    def __init__(self, folder: Path, step: int = 0):
+        from torch.utils.tensorboard import SummaryWriter
+
+        self.file = folder / "metrics.jsonl"
+        kept = [line for line in self._lines() if json.loads(line)["step"] <= step]
+        unfinished = self.file.with_suffix(".unfinished")
+        unfinished.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+        os.replace(unfinished, self.file)
+        self.stream = self.file.open("a", encoding="utf-8")
+        self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1 if step else None)
+
+    def _lines(self) -> list[str]:
+        """Complete lines of the file: a kill may have cut the last one short."""
+        if not self.file.exists():
+            return []
+        return self.file.read_text(encoding="utf-8").split("\n")[:-1]
+
+    def train(self, step: int, values: Mapping[str, Any]) -> None:
+        """Logs the values of one training step."""
+        self._write({"kind": "train", "step": step, **values})
+        for name, value in values.items():
+            if not isinstance(value, str):
+                self.board.add_scalar(f"train/{name}", value, step)
+
+    def validation(self, step: int, parts: Mapping[str, Mapping[str, Any]]) -> None:
+        """Logs one validation."""
+        self._write({"kind": "validation", "step": step, **parts})
+        for part, values in parts.items():
+            for name, value in values.items():
+                if name != "by_type":
+                    self.board.add_scalar(f"validation_{part}/{name}", value, step)
+            for question_type, numbers in values["by_type"].items():
+                label = question_type or "untyped"
+                self.board.add_scalar(f"validation_{part}_accuracy/{label}", numbers["accuracy"], step)
+                self.board.add_scalar(f"validation_{part}_text_loss/{label}", numbers["text_loss"], step)
+
+    def _write(self, line: Mapping[str, Any]) -> None:
+        self.stream.write(json.dumps(line) + "\n")
+        self.stream.flush()
+
+    def close(self) -> None:
+        self.stream.close()
+        self.board.close()
+
+
+def read_metrics(file: Path) -> list[dict[str, Any]]:
+    """The lines of a `metrics.jsonl`, an unfinished last line left out."""
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").split("\n")[:-1]]

@@ -1,0 +1,92 @@
+"""What changes the weights: parameter groups, the optimizers, and the learning rate as a function of the step."""
+
+import math
+from typing import Any
+
+import torch
+from torch import nn
+
+from mirasol.training.recipe import OptimizerRecipe, Recipe
+
+
+def learning_rate(recipe: Recipe, step: int) -> float:
+    """The learning rate of step `step` (from 0): linear warm-up, then the schedule over all stages together."""
+    settings, total = recipe.optimizer, recipe.total_steps
+    stage, _ = recipe.stage_at(step)
+    peak = settings.learning_rate * recipe.stages[stage].learning_rate_scale
+    if step < settings.warmup_steps:
+        return peak * (step + 1) / settings.warmup_steps
+    if settings.schedule == "constant":
+        return peak
+    done = (step - settings.warmup_steps) / max(1, total - 1 - settings.warmup_steps)
+    remaining = 1 - done if settings.schedule == "linear" else (1 + math.cos(math.pi * done)) / 2
+    return peak * (settings.final_scale + (1 - settings.final_scale) * remaining)
+
+
+def decay_groups(model: nn.Module) -> tuple[dict[str, nn.Parameter], dict[str, nn.Parameter]]:
+    """Trainable parameters by name: those that decay (weights of linear and convolution layers) and those that do
+    not (norms, biases, embeddings, learned positions and queries)."""
+    decaying = {
+        f"{name}.weight" if name else "weight"
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d)
+    }
+    trainable = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    decay = {name: parameter for name, parameter in trainable.items() if name in decaying}
+    return decay, {name: parameter for name, parameter in trainable.items() if name not in decaying}
+
+
+class Optimizer:
+    """The optimizers of a run behind one `step`: AdamW alone, or Muon on hidden matrices beside it."""
+
+    def __init__(self, model: nn.Module, settings: OptimizerRecipe):
+        decay, no_decay = decay_groups(model)
+        self.parameters = [*decay.values(), *no_decay.values()]
+        self.members: list[torch.optim.Optimizer] = []
+        if settings.name == "muon":
+            matrices = [parameter for parameter in decay.values() if parameter.ndim == 2]
+            decay = {name: parameter for name, parameter in decay.items() if parameter.ndim != 2}
+            self.members.append(
+                torch.optim.Muon(
+                    matrices,
+                    lr=settings.learning_rate,
+                    weight_decay=settings.weight_decay,
+                    momentum=0.95,
+                    # Updates as large as AdamW's, so that one learning rate serves both.
+                    adjust_lr_fn="match_rms_adamw",
+                )
+            )
+        groups = [
+            {"params": list(decay.values()), "weight_decay": settings.weight_decay},
+            {"params": list(no_decay.values()), "weight_decay": 0.0},
+        ]
+        groups = [group for group in groups if group["params"]]
+        self.members.append(
+            torch.optim.AdamW(groups, lr=settings.learning_rate, betas=settings.betas, eps=1e-8, fused=True)
+        )
+        self.gradient_clip = settings.gradient_clip
+
+    def set_learning_rate(self, rate: float) -> None:
+        for member in self.members:
+            for group in member.param_groups:
+                group["lr"] = rate
+
+    def clip_gradients(self) -> float:
+        """Norm of all gradients together; they are scaled down to `gradient_clip` when it is larger."""
+        limit = math.inf if self.gradient_clip is None else self.gradient_clip
+        return float(nn.utils.clip_grad_norm_(self.parameters, limit))
+
+    def step(self) -> None:
+        for member in self.members:
+            member.step()
+
+    def zero_grad(self) -> None:
+        for member in self.members:
+            member.zero_grad(set_to_none=True)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {str(place): member.state_dict() for place, member in enumerate(self.members)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        for place, member in enumerate(self.members):
+            member.load_state_dict(state[str(place)])

@@ -1,0 +1,321 @@
+"""The recipe: everything that decides a training run, as typed, frozen data; and how it is read from YAML."""
+
+import dataclasses
+import difflib
+import hashlib
+import json
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from mirasol.config import LossWeights
+from mirasol.errors import UserError
+
+
+@dataclass(frozen=True)
+class DataRecipe:
+    """Which examples to train and validate on, and where their decoded clips are kept.
+
+    root: the data set's folder, as `read_examples` takes it
+    on_bad_clip: `error` stops at the first clip that cannot be read, `skip` trains without it; both list it in the
+        run's `bad_clips.jsonl`
+    cache: folder for decoded clips; null is `<output>/cache`. Runs on the same data may share one.
+    """
+
+    root: str
+    train_split: str = "train"
+    validation_split: str = "validation"
+    on_bad_clip: Literal["error", "skip"] = "error"
+    cache: str | None = None
+
+
+@dataclass(frozen=True)
+class ModelRecipe:
+    """A preset with parts laid over it, or a checkpoint to go on from (its config and tokenizer are kept)."""
+
+    preset: str = "tiny"
+    overrides: dict[str, Any] = field(default_factory=dict)
+    init: str | None = None
+
+
+@dataclass(frozen=True)
+class TokenizerRecipe:
+    """`vocab_size`: the largest number of pieces, 256 to 256,000; small data may give fewer."""
+
+    vocab_size: int = 512
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Some steps of training on one kind of batch.
+
+    window: `clip` takes whole clips, `slot` the examples that name a start and an end, each cut out of its clip
+    questions_per_clip: text rows per clip; a clip with fewer questions repeats some, which is counted
+    question_types: the types drawn from; null is all there are
+    type_weights: relative chance that a drawn question is of this type (1 for a type not named); without it every
+        question of the clip is equally likely, so types with more questions come more often
+    learning_rate_scale: multiplies the run's learning rate during this stage
+    """
+
+    steps: int
+    clips_per_step: int = 16
+    questions_per_clip: int = 8
+    question_types: list[str] | None = None
+    window: Literal["clip", "slot"] = "clip"
+    loss_weights: LossWeights = field(default_factory=LossWeights)
+    type_weights: dict[str, float] = field(default_factory=dict)
+    learning_rate_scale: float = 1.0
+
+    def __post_init__(self):
+        for name in ("steps", "clips_per_step", "questions_per_clip", "learning_rate_scale"):
+            _positive(self, name)
+        for question_type, weight in self.type_weights.items():
+            if weight <= 0:
+                raise UserError(
+                    f"type_weights.{question_type}={weight} must be positive: use question_types to leave it out"
+                )
+
+
+@dataclass(frozen=True)
+class OptimizerRecipe:
+    """AdamW, or Muon for the matrices of hidden layers with AdamW for all else; and the learning rate over the run.
+
+    weight_decay: on the weights of linear and convolution layers only
+    warmup_steps: the rate grows linearly over these; then `schedule` leads to `final_scale` times learning_rate
+    gradient_clip: largest gradient norm; null leaves gradients as they are
+    """
+
+    name: Literal["adamw", "muon"] = "adamw"
+    learning_rate: float = 1e-3
+    betas: tuple[float, float] = (0.9, 0.95)
+    weight_decay: float = 0.05
+    warmup_steps: int = 100
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    final_scale: float = 0.05
+    gradient_clip: float | None = 1.0
+
+    def __post_init__(self):
+        _positive(self, "learning_rate")
+        if self.warmup_steps < 0:
+            raise UserError(f"optimizer.warmup_steps={self.warmup_steps} must not be negative")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise UserError(f"optimizer.betas={list(self.betas)} must lie in [0, 1)")
+        if self.gradient_clip is not None:
+            _positive(self, "gradient_clip")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One training run.
+
+    output: the run's folder
+    stages: by name, run in the order they are written
+    precision: `bf16` computes under autocast; weights and optimizer stay fp32
+    device: `auto` takes the GPU where there is one
+    validate_every, checkpoint_every, log_every: in steps; validation looks at `validation_clips` clips
+    keep_last: how many of the newest checkpoints stay on disk
+    threads: PyTorch's threads, 0 leaves its choice; a resumed run is bit-identical only with as many
+    workers: processes that load batches ahead (0: none); decoding uses at least one per core
+    """
+
+    seed: int
+    output: str
+    data: DataRecipe
+    stages: dict[str, Stage]
+    model: ModelRecipe = field(default_factory=ModelRecipe)
+    tokenizer: TokenizerRecipe = field(default_factory=TokenizerRecipe)
+    optimizer: OptimizerRecipe = field(default_factory=OptimizerRecipe)
+    precision: Literal["fp32", "bf16"] = "fp32"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    log_every: int = 10
+    validate_every: int = 200
+    validation_clips: int = 64
+    checkpoint_every: int = 500
+    keep_last: int = 2
+    threads: int = 0
+    workers: int = 0
+
+    def __post_init__(self):
+        if not self.stages:
+            raise UserError("stages: a recipe needs at least one stage")
+        for name in ("log_every", "validate_every", "validation_clips", "checkpoint_every", "keep_last"):
+            _positive(self, name)
+        if self.model.init is not None and self.model.overrides:
+            raise UserError("model.overrides must be empty when model.init names a checkpoint: its config is kept")
+
+    @property
+    def total_steps(self) -> int:
+        """Steps of all stages together."""
+        return sum(stage.steps for stage in self.stages.values())
+
+    def stage_at(self, step: int) -> tuple[str, int]:
+        """Name of the stage that step `step` (from 0) belongs to, and the step's number within it (from 0)."""
+        assert 0 <= step < self.total_steps
+        for name, stage in self.stages.items():
+            if step < stage.steps:
+                return name, step
+            step -= stage.steps
+        raise AssertionError(step)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, as JSON and YAML keep it."""
+        return json.loads(json.dumps(dataclasses.asdict(self)))
+
+    def fingerprint(self) -> str:
+        """Hash of all that decides the result: equal fingerprints train the same weights."""
+        decisive = {key: value for key, value in flat(self.to_dict()).items() if key not in UNDECISIVE}
+        return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
+
+
+# What may change between an interrupted run and its resumption: none of it alters the weights.
+UNDECISIVE = frozenset(
+    [
+        "output",
+        "data.cache",
+        "log_every",
+        "validate_every",
+        "validation_clips",
+        "checkpoint_every",
+        "keep_last",
+        "workers",
+    ]
+)
+
+
+def _positive(part: Any, name: str) -> None:
+    if getattr(part, name) <= 0:
+        raise UserError(f"{name}={getattr(part, name)} must be positive")
+
+
+def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as one mapping of dotted keys; an empty mapping is a value."""
+    result: dict[str, Any] = {}
+    for key, value in values.items():
+        nested = isinstance(value, Mapping) and value
+        result.update(flat(value, f"{prefix}{key}.") if nested else {f"{prefix}{key}": value})
+    return result
+
+
+def changed_keys(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
+    """Dotted keys in which two recipes (as `to_dict` gives them) differ such that the weights would differ."""
+    old, new = flat(before), flat(after)
+    differing = {key for key in old.keys() | new.keys() if old.get(key) != new.get(key)}
+    changed = sorted(differing - UNDECISIVE)
+    # Stages run in the order they are written, which a mapping's equality does not see.
+    if not changed and list(before["stages"]) != list(after["stages"]):
+        changed = ["stages (their order)"]
+    return changed
+
+
+def load_recipe(path: str | Path | Sequence[str | Path], overrides: Sequence[str] = ()) -> Recipe:
+    """Reads a recipe from YAML; of several files the later ones are laid over the earlier.
+
+    `overrides` are `key.path=value` (a leading `--` is allowed), e.g. `optimizer.learning_rate=1e-4` or
+    `stages.questions.steps=100`; values are YAML.
+
+    Raises:
+        UserError: a missing or unreadable file, an unknown key (the nearest valid one is named), a missing key, a
+            value of the wrong type.
+    """
+    paths = [path] if isinstance(path, str | Path) else list(path)
+    values: dict[str, Any] = {}
+    for file in paths:
+        values = _laid_over(values, _read_yaml(Path(file)))
+    for override in overrides:
+        values = _laid_over(values, _parse_override(override))
+    return recipe_from_dict(values, where=", ".join(str(file) for file in paths))
+
+
+def recipe_from_dict(values: Mapping[str, Any], where: str = "recipe") -> Recipe:
+    """Builds a recipe from plain data, checking keys and types. Raises UserError as `load_recipe` does."""
+    _check_keys(values, Recipe, "", where)
+    try:
+        import jsonargparse
+    except ImportError as error:
+        raise UserError("reading a recipe needs the package jsonargparse: pip install jsonargparse") from error
+    parser = jsonargparse.ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(Recipe, "recipe")
+    try:
+        namespace = parser.parse_object({"recipe": dict(values)})
+        instantiate = getattr(parser, "instantiate", None) or parser.instantiate_classes
+        return instantiate(namespace).recipe
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from error
+    except jsonargparse.ArgumentError as error:
+        cause = error.__cause__ or error.__context__
+        while cause is not None and not isinstance(cause, UserError):
+            cause = cause.__cause__ or cause.__context__
+        reason = str(cause) if cause is not None else " ".join(str(error).replace("recipe.", "").split())
+        raise UserError(f"{where}: {reason}") from error
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    import yaml
+
+    if not path.is_file():
+        raise UserError(f"{path}: no such recipe file")
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not a YAML file: {' '.join(str(error).split())}") from error
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: a recipe is a mapping of keys to values, this file holds {type(values).__name__}")
+    return values
+
+
+def _parse_override(override: str) -> dict[str, Any]:
+    import yaml
+
+    key, equals, text = override.removeprefix("--").partition("=")
+    if not equals or not key:
+        raise UserError(f"override {override!r}: write key.path=value, e.g. optimizer.learning_rate=1e-4")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UserError(f"override {override!r}: the value is not YAML") from error
+    for part in reversed(key.split(".")):
+        value = {part: value}
+    return value
+
+
+def _laid_over(base: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in changes.items():
+        nested = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = _laid_over(merged[key], value) if nested else value
+    return merged
+
+
+def _check_keys(values: Any, kind: type, prefix: str, where: str) -> None:
+    """Walks plain data beside the dataclass it is to become; refuses unknown keys and names missing ones."""
+    if not isinstance(values, Mapping):
+        raise UserError(f"{where}: {prefix.rstrip('.')}: expected a mapping, got {values!r}")
+    hints = typing.get_type_hints(kind)
+    fields = {f.name: f for f in dataclasses.fields(kind)}
+    for key, value in values.items():
+        if key not in fields:
+            raise UserError(f"{where}: unknown key {prefix + str(key)!r}{_nearest(str(key), prefix, list(fields))}")
+        inner = hints[key]
+        if dataclasses.is_dataclass(inner):
+            _check_keys(value, inner, f"{prefix}{key}.", where)
+        elif typing.get_origin(inner) is dict and dataclasses.is_dataclass(typing.get_args(inner)[1]):
+            if not isinstance(value, Mapping):
+                raise UserError(f"{where}: {prefix}{key}: expected a mapping of names, got {value!r}")
+            for name, entry in value.items():
+                _check_keys(entry, typing.get_args(inner)[1], f"{prefix}{key}.{name}.", where)
+    for name, f in fields.items():
+        required = f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+        if required and name not in values:
+            raise UserError(f"{where}: missing key {prefix + name!r} ({_type_name(hints[name])})")
+
+
+def _nearest(key: str, prefix: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+    return f": did you mean {prefix + close[0]!r}?" if close else f" (known here: {', '.join(known)})"
+
+
+def _type_name(kind: Any) -> str:
+    return str(kind) if isinstance(kind, types.GenericAlias | types.UnionType) else kind.__name__

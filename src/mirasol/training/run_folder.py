@@ -1,0 +1,152 @@
+"""A run's folder: what it holds, when it may be used, and what is recorded there.
+
+recipe.yaml (resolved), run.json (versions, commit, hardware, data), bad_clips.jsonl, metrics.jsonl, tensorboard/,
+processor/, checkpoints/ (to resume from), checkpoint/ (the result), error.txt (where a run stopped itself).
+"""
+
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import mirasol
+from mirasol.errors import UserError
+from mirasol.training.loader import BadWindow, write_bad_clips
+from mirasol.training.recipe import Recipe, changed_keys
+
+RUN_FILES = ("recipe.yaml", "run.json", "metrics.jsonl", "checkpoints", "checkpoint")
+
+
+class RunFolder:
+    """The folder `recipe.output`. Nothing is written to it before `start`.
+
+    Raises:
+        UserError: it holds a run and `resume` is off; `resume` is on and the recipe differs from the run's in
+            something that decides the weights.
+    """
+
+    def __init__(self, recipe: Recipe, resume: bool):
+        self.recipe, self.path = recipe, Path(recipe.output)
+        if self.path.exists() and not self.path.is_dir():
+            raise UserError(f"{self.path}: is a file, output must be a folder")
+        self.holds_run = any((self.path / name).exists() for name in RUN_FILES)
+        if self.holds_run and not resume:
+            raise UserError(f"{self.path}: already holds a run: choose another output, or --resume to go on with it")
+        if self.holds_run:
+            self._check_same_recipe()
+
+    @property
+    def checkpoint(self) -> Path:
+        """Where the finished model goes."""
+        return self.path / "checkpoint"
+
+    @property
+    def finished(self) -> bool:
+        return self.checkpoint.is_dir()
+
+    def _check_same_recipe(self) -> None:
+        import yaml
+
+        file = self.path / "recipe.yaml"
+        if not file.is_file():
+            raise UserError(f"{self.path}: holds a run without its recipe.yaml and cannot be resumed")
+        before, after = yaml.safe_load(file.read_text(encoding="utf-8")), self.recipe.to_dict()
+        changed = changed_keys(before, after)
+        if changed:
+            raise UserError(
+                f"{self.path}: cannot resume with a changed recipe: {changed[0]} differs from {file} "
+                f"({len(changed)} changed: {', '.join(changed)})"
+            )
+
+    def start(self, bad: list[BadWindow]) -> None:
+        """Writes down recipe and surroundings, or checks that data and bad clips are as they were."""
+        data = data_hashes(self.recipe)
+        if self.holds_run:
+            recorded = json.loads((self.path / "run.json").read_text(encoding="utf-8"))["data"]
+            for name in sorted(recorded.keys() | data.keys()):
+                if recorded.get(name) != data.get(name):
+                    raise UserError(f"{self.recipe.data.root}: {name} changed since the run {self.path} began")
+            self._check_same_bad_clips(bad)
+            return
+        import yaml
+
+        self.path.mkdir(parents=True, exist_ok=True)
+        write_bad_clips(self.path / "bad_clips.jsonl", bad)
+        surroundings = {**surroundings_now(), "fingerprint": self.recipe.fingerprint(), "data": data}
+        _write_whole(self.path / "run.json", json.dumps(surroundings, indent=1) + "\n")
+        # Written last: a folder with a recipe can be resumed.
+        _write_whole(self.path / "recipe.yaml", yaml.safe_dump(self.recipe.to_dict(), sort_keys=False))
+
+    def _check_same_bad_clips(self, bad: list[BadWindow]) -> None:
+        lines = (self.path / "bad_clips.jsonl").read_text(encoding="utf-8").splitlines()
+        before = {(row["media"], row["start"], row["end"]) for row in map(json.loads, lines)}
+        now = {(entry.media, entry.start, entry.end) for entry in bad}
+        for media, start, end in sorted(before ^ now, key=str):
+            raise UserError(
+                f"{media} ({start} to {end} s) became readable or unreadable since the run {self.path} began"
+            )
+
+    def record_error(self, message: str) -> None:
+        """Keeps the line that a run stopped with."""
+        _write_whole(self.path / "error.txt", message + "\n")
+
+
+def _write_whole(file: Path, text: str) -> None:
+    unfinished = file.with_name(f".{file.name}.unfinished")
+    unfinished.write_text(text, encoding="utf-8")
+    os.replace(unfinished, file)
+
+
+def data_hashes(recipe: Recipe) -> dict[str, str]:
+    """SHA-256 of the data set's manifest and of the splits used."""
+    names = ["manifest.json", f"{recipe.data.train_split}.jsonl", f"{recipe.data.validation_split}.jsonl"]
+    files = {name: Path(recipe.data.root) / name for name in names}
+    return {name: hashlib.sha256(file.read_bytes()).hexdigest() for name, file in files.items() if file.is_file()}
+
+
+def versions() -> dict[str, str]:
+    """Versions of what a run depends on."""
+    found = {"mirasol": mirasol.__version__, "python": platform.python_version()}
+    for name in ("torch", "transformers", "tokenizers", "av", "numpy", "safetensors"):
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = "absent"
+    return found
+
+
+def surroundings_now() -> dict[str, Any]:
+    """Versions, hardware, and the commit of this package where it runs from its repository."""
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    hardware = {
+        "machine": platform.machine(),
+        "cores": os.cpu_count(),
+        "torch_threads": torch.get_num_threads(),
+        "gpu": gpu,
+    }
+    return {"versions": versions(), "hardware": hardware, "commit": git_commit()}
+
+
+def git_commit() -> str | None:
+    """Commit of the repository that this package's source lies in, `+changes` where files differ; None without."""
+    package = Path(mirasol.__file__).resolve().parent
+
+    def git(*arguments: str) -> str | None:
+        try:
+            result = subprocess.run(["git", "-C", package, *arguments], capture_output=True, text=True, timeout=20)
+        except (OSError, subprocess.TimeoutExpired):
+            return None
+        return result.stdout.strip() if result.returncode == 0 else None
+
+    # An installed package may lie inside somebody else's repository.
+    top = git("rev-parse", "--show-toplevel")
+    if top is None or Path(top).resolve() / "src" / "mirasol" != package:
+        return None
+    commit, status = git("rev-parse", "HEAD"), git("status", "--porcelain", "--untracked-files=no")
+    return f"{commit}+changes" if commit and status else commit

@@ -1,0 +1,111 @@
+"""A small, fixed validation: text loss and teacher-forced exact match for each question type."""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from mirasol.data.example import ClipExamples, Example
+from mirasol.training.batches import draw_questions, stage_clips
+from mirasol.training.loader import ClipCache, load_media
+from mirasol.training.randomness import permuted
+from mirasol.training.recipe import Recipe, Stage
+
+IGNORED_LABEL = -100
+
+
+class Validation:
+    """The same `validation_clips` clips (and as many slots, where a stage trains on slots) every time."""
+
+    def __init__(self, recipe: Recipe, examples: Sequence[Example]):
+        self.recipe = recipe
+        self.parts: dict[str, list[tuple[ClipExamples, tuple[Example, ...]]]] = {}
+        for window in dict.fromkeys(stage.window for stage in recipe.stages.values()):
+            stages = [stage for stage in recipe.stages.values() if stage.window == window]
+            rows = self._rows(examples, window, stages)
+            if rows:
+                self.parts[window] = rows
+
+    def _rows(self, examples: Sequence[Example], window: str, stages: Sequence[Stage]):
+        types: list[str] | None = []
+        for stage in stages:
+            types = None if types is None or stage.question_types is None else [*types, *stage.question_types]
+        clips = stage_clips(examples, window, types)
+        count, seed = min(self.recipe.validation_clips, len(clips)), self.recipe.seed
+        chosen = [clips[permuted(place, len(clips), seed, "validation", window)] for place in range(count)]
+        most = max(stage.questions_per_clip for stage in stages)
+        # Slots tend to hold a single description: asking more of each would only repeat it.
+        most = min(most, max((len(clip.examples) for clip in chosen), default=1))
+        drawing = Stage(steps=1, questions_per_clip=most)
+        return [(clip, draw_questions(clip, drawing, seed, "validation", clip.media)[0]) for clip in chosen]
+
+    def windows(self) -> list[tuple[str, float | None, float | None]]:
+        """Every (media, start, end) looked at."""
+        return list(dict.fromkeys((c.media, c.start, c.end) for part in self.parts.values() for c, _ in part))
+
+    def without(self, bad: set[tuple[str, float | None, float | None]]) -> None:
+        """Leaves out clips that cannot be decoded."""
+        self.parts = {
+            name: [row for row in part if (row[0].media, row[0].start, row[0].end) not in bad]
+            for name, part in self.parts.items()
+        }
+        self.parts = {name: part for name, part in self.parts.items() if part}
+
+    @torch.no_grad()
+    def run(self, model: nn.Module, processor: Any, cache: ClipCache, device: torch.device) -> dict[str, Any]:
+        """Validates `model` (left in the mode it came in). Returns what `RunLog.validation` takes."""
+        was_training = model.training
+        model.eval()
+        results = {name: self._part(part, model, processor, cache, device) for name, part in self.parts.items()}
+        model.train(was_training)
+        return results
+
+    def _part(self, part, model, processor, cache, device) -> dict[str, Any]:
+        size = max(stage.clips_per_step for stage in self.recipe.stages.values())
+        sums: dict[str, list[float]] = defaultdict(lambda: [0.0, 0, 0, 0])
+        latent = video = 0.0
+        for first in range(0, len(part), size):
+            some = part[first : first + size]
+            media = load_media(cache, processor.feature_extractor, [(c.media, c.start, c.end) for c, _ in some])
+            rows = [example for _, examples in some for example in examples]
+            text = processor.encode_text([row.prompt for row in rows], [row.target for row in rows])
+            batch = {name: value.to(device) for name, value in {**media, **text}.items()}
+            output = model(**batch)
+            latent += float(output.latent_loss) * len(some)
+            video += float(output.video_loss) * len(some)
+            losses, tokens, right = judge_rows(output.logits, batch["labels"])
+            for row, loss, count, exact in zip(rows, losses.tolist(), tokens.tolist(), right.tolist(), strict=True):
+                for total, value in enumerate((loss, count, int(exact), 1)):
+                    sums[row.question_type][total] += value
+        return _summary(sums, latent / len(part), video / len(part))
+
+
+def judge_rows(
+    logits: Float[Tensor, "row token vocabulary"], labels: Int[Tensor, "row token"]
+) -> tuple[Float[Tensor, "row"], Int[Tensor, "row"], Tensor]:
+    """Per row: summed cross-entropy of its target tokens, their number, and whether all are the most likely ones."""
+    predicted, wanted = logits[:, :-1].float(), labels[:, 1:]
+    is_target = wanted != IGNORED_LABEL
+    losses = nn.functional.cross_entropy(
+        predicted.transpose(1, 2), wanted, ignore_index=IGNORED_LABEL, reduction="none"
+    )
+    right = (predicted.argmax(-1) == wanted) | ~is_target
+    return losses.sum(1), is_target.sum(1), right.all(1)
+
+
+def _summary(sums: dict[str, list[float]], latent: float, video: float) -> dict[str, Any]:
+    loss, tokens, exact, rows = (sum(entry[place] for entry in sums.values()) for place in range(4))
+    return {
+        "text_loss": loss / tokens,
+        "latent_loss": latent,
+        "video_loss": video,
+        "accuracy": exact / rows,
+        "by_type": {
+            name: {"text_loss": sums[name][0] / sums[name][1], "accuracy": sums[name][2] / sums[name][3],
+                   "rows": sums[name][3]}
+            for name in sorted(sums)
+        },
+    }  # fmt: skip

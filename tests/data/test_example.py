@@ -1,0 +1,16 @@
+from mirasol.data.example import Example, group_by_clip
+
+
+def example(name: str, media: str, start: float | None = None, end: float | None = None) -> Example:
+    return Example(name, media, start, end, "what is it?", "red")
+
+
+def test_examples_of_one_window_share_a_group_in_stable_order():
+    given = [example("1", "b"), example("2", "a"), example("3", "b"), example("4", "b", 0, 1), example("5", "a")]
+    groups = group_by_clip(given)
+    assert [(group.media, group.start, group.end) for group in groups] == [
+        ("b", None, None),
+        ("a", None, None),
+        ("b", 0, 1),
+    ]
+    assert [[member.id for member in group.examples] for group in groups] == [["1", "3"], ["2", "5"], ["4"]]

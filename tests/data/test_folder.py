@@ -1,0 +1,98 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from mirasol.data.example import Example
+from mirasol.data.folder import read_examples
+from mirasol.errors import UserError
+
+GOOD = {"id": "a", "file": "clips/a.mp4", "prompt": "what plays?", "target": "a bell"}
+
+
+def write(root: Path, *lines: str | dict) -> None:
+    text = [line if isinstance(line, str) else json.dumps(line) for line in lines]
+    (root / "train.jsonl").write_text("\n".join(text) + "\n", encoding="utf-8")
+
+
+def error_of(root: Path, *lines: str | dict) -> str:
+    write(root, *lines)
+    with pytest.raises(UserError) as caught:
+        read_examples(root, "train")
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+def test_rows_become_examples(tmp_path):
+    full = GOOD | {"id": "b", "start": 1, "end": 2.5, "question_type": "hearing", "candidates": ["a bell", "a drum"]}
+    write(tmp_path, GOOD, "", full)
+    assert read_examples(tmp_path, "train") == [
+        Example("a", "clips/a.mp4", None, None, "what plays?", "a bell"),
+        Example("b", "clips/a.mp4", 1.0, 2.5, "what plays?", "a bell", "hearing", ("a bell", "a drum")),
+    ]
+
+
+def test_text_beyond_ascii_and_line_separators_inside_text_survive(tmp_path):
+    row = GOOD | {"prompt": "was hört man?\u2028 und dann?"}
+    (tmp_path / "train.jsonl").write_text(json.dumps(row, ensure_ascii=False) + "\r\n", encoding="utf-8")
+    assert read_examples(tmp_path, "train")[0].prompt == row["prompt"]
+
+
+@pytest.mark.parametrize(
+    ("line", "part"),
+    [
+        ('{"id": "a", ', "is not JSON"),
+        ("[1, 2]", "must be an object"),
+        ({key: value for key, value in GOOD.items() if key != "target"}, "field 'target' is missing"),
+        (GOOD | {"target": 3}, "field 'target' must be text, not a number"),
+        (GOOD | {"prompt": " "}, "field 'prompt' is empty"),
+        (GOOD | {"id": None}, "field 'id' must be text, not null"),
+        (GOOD | {"start": "1 s"}, "field 'start' must be seconds or null, not text"),
+        (GOOD | {"start": True}, "field 'start' must be seconds or null, not true or false"),
+        (GOOD | {"end": -1}, "field 'end' must be seconds from 0 on, not -1"),
+        ('{"id": "a", "file": "a", "prompt": "p", "target": "t", "end": NaN}', "not nan"),
+        (GOOD | {"start": 2, "end": 2}, "start 2 must lie before end 2"),
+        (GOOD | {"candidates": "bell"}, "field 'candidates' must be a list, not text"),
+        (GOOD | {"candidates": ["a bell", 2]}, "field 'candidates' must be text, not a number"),
+        (GOOD | {"candidates": ["a drum"]}, "target 'a bell' is not among its candidates"),
+        (GOOD | {"promt": "?"}, "unknown field 'promt'"),
+        (GOOD | {"file": "/etc/passwd"}, "must be a path inside"),
+        (GOOD | {"file": "clips/../../a.mp4"}, "must be a path inside"),
+    ],
+)
+def test_a_bad_line_is_named_with_its_number(tmp_path, line, part):
+    message = error_of(tmp_path, GOOD | {"id": "first"}, line)
+    assert f"{tmp_path / 'train.jsonl'}, line 2: " in message
+    assert part in message
+
+
+def test_bytes_that_are_not_utf8_are_named(tmp_path):
+    (tmp_path / "train.jsonl").write_bytes(b'{"id": "\xff"}\n')
+    with pytest.raises(UserError, match="line 1: is not UTF-8 text"):
+        read_examples(tmp_path, "train")
+
+
+def test_a_link_that_leads_out_of_the_folder_is_refused(tmp_path):
+    (tmp_path / "secret").mkdir()
+    root = tmp_path / "data"
+    root.mkdir()
+    (root / "clips").symlink_to(tmp_path / "secret")
+    assert "leads outside" in error_of(root, GOOD)
+
+
+def test_an_id_used_twice_names_both_lines(tmp_path):
+    assert "line 3: id 'a' was already used on line 1" in error_of(tmp_path, GOOD, GOOD | {"id": "b"}, GOOD)
+
+
+def test_an_unknown_split_names_those_that_exist(tmp_path):
+    write(tmp_path, GOOD)
+    (tmp_path / "test.jsonl").write_text("")
+    with pytest.raises(UserError, match="no split 'validation'; there are: test, train"):
+        read_examples(tmp_path, "validation")
+    with pytest.raises(UserError, match="no split '../data/train'"):
+        read_examples(tmp_path, "../data/train")
+    with pytest.raises(UserError, match="holds no examples"):
+        read_examples(tmp_path, "test")
+    with pytest.raises(UserError, match="no such data folder"):
+        read_examples(tmp_path / "nowhere", "train")

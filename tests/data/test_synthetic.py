@@ -1,0 +1,120 @@
+import hashlib
+import json
+from pathlib import Path
+
+import pytest
+
+from mirasol.data.example import group_by_clip
+from mirasol.data.folder import read_examples
+from mirasol.data.questions import QUESTION_TYPES
+from mirasol.data.scenes import SPLITS, split_scene
+from mirasol.data.synthetic import clip_id, synthesize
+from mirasol.errors import UserError
+
+pytest.importorskip("av")
+
+COUNTS = {"train": 5, "validation": 2, "test": 3}
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("shapes") / "data"
+    synthesize(root, seed=4, **COUNTS)
+    return root
+
+
+def contents(root: Path) -> dict[str, bytes]:
+    return {path.relative_to(root).as_posix(): path.read_bytes() for path in root.rglob("*") if path.is_file()}
+
+
+def test_the_folder_reads_as_a_data_set(root):
+    for split, count in COUNTS.items():
+        examples = read_examples(root, split)
+        whole = [group for group in group_by_clip(examples) if group.start is None]
+        assert [group.media for group in whole] == [f"clips/{split}/{clip_id(split, i)}.mp4" for i in range(count)]
+        assert all((root / example.media).is_file() for example in examples)
+        assert len({example.id for example in examples}) == len(examples)
+
+
+def test_only_training_holds_descriptions_and_stories(root):
+    kinds = {split: {example.question_type for example in read_examples(root, split)} for split in SPLITS}
+    assert {"describe", "story"} <= kinds["train"]
+    assert kinds["validation"] | kinds["test"] <= set(QUESTION_TYPES)
+
+
+def test_every_slot_of_a_training_clip_is_described(root):
+    for group in group_by_clip(read_examples(root, "train")):
+        if group.start is not None:
+            assert group.end == group.start + 1
+            assert [example.question_type for example in group.examples] == ["describe"]
+    described = [example for example in read_examples(root, "train") if example.question_type == "describe"]
+    assert len(described) == sum(split_scene(4, "train", index).slots for index in range(COUNTS["train"]))
+
+
+def test_questions_carry_their_candidates(root):
+    for split in ("validation", "test"):
+        assert all(example.target in example.candidates for example in read_examples(root, split))
+
+
+def test_the_manifest_names_seed_counts_versions_and_every_file(root):
+    manifest = json.loads((root / "manifest.json").read_text())
+    assert manifest["seed"] == 4
+    assert manifest["clips"] == COUNTS
+    assert set(manifest["versions"]) == {"av", "numpy"}
+    files = {name: data for name, data in contents(root).items() if name != "manifest.json"}
+    assert manifest["sha256"] == {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
+
+
+def test_same_seed_same_bytes_for_any_number_of_workers(root, tmp_path):
+    calls = []
+    synthesize(
+        tmp_path / "again", seed=4, **COUNTS, workers=2, progress=lambda done, total: calls.append((done, total))
+    )
+    assert contents(tmp_path / "again") == contents(root)
+    assert calls == [(done, 10) for done in range(1, 11)]
+
+
+def test_another_seed_gives_other_scenes(root, tmp_path):
+    synthesize(tmp_path / "other", seed=5, train=0, validation=0, test=1)
+    assert (tmp_path / "other" / "test.jsonl").read_bytes()
+    ours = (root / "clips" / "test" / "test-000000.mp4").read_bytes()
+    assert (tmp_path / "other" / "clips" / "test" / "test-000000.mp4").read_bytes() != ours
+
+
+def test_nothing_is_overwritten(root):
+    before = contents(root)
+    with pytest.raises(UserError, match="is not empty"):
+        synthesize(root, seed=4, **COUNTS)
+    with pytest.raises(UserError, match="is a file"):
+        synthesize(root / "test.jsonl", seed=4, **COUNTS)
+    assert contents(root) == before
+
+
+def test_an_interrupted_call_leaves_nothing_behind(tmp_path):
+    def stop(done: int, total: int) -> None:
+        if done == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        synthesize(tmp_path / "new", seed=4, **COUNTS, progress=stop)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_made_is_named(root):
+    with pytest.raises(UserError, match="cannot be created"):
+        synthesize(root / "test.jsonl" / "new", seed=4, **COUNTS)
+
+
+@pytest.mark.parametrize(
+    ("change", "part"),
+    [
+        ({"train": -1}, "train=-1"),
+        ({"train": 0, "validation": 0, "test": 0}, "no clips asked for"),
+        ({"workers": 0}, "workers=0"),
+        ({"seed": -3}, "seed=-3"),
+    ],
+)
+def test_impossible_requests_are_refused_before_anything_is_written(tmp_path, change, part):
+    with pytest.raises(UserError, match=part):
+        synthesize(tmp_path / "new", **({"seed": 1} | COUNTS | change))
+    assert not (tmp_path / "new").exists()

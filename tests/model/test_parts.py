@@ -1,0 +1,245 @@
+"""Properties of the parts: tubes and their positions, token order, the last m outputs, masks, bad configs."""
+
+import jaxtyping
+import pytest
+import torch
+
+from mirasol import MirasolConfig, UserError
+from mirasol.config import StackConfig, TubeConfig, VideoConfig
+from mirasol.model import losses, transformer, tubes
+from mirasol.model.combiner import TransformerCombiner, order_tokens
+from mirasol.model.mirasol import MirasolForConditionalGeneration
+
+PAPER_TUBES = [
+    TubeConfig((1, 14, 14), (8, 14, 14)),
+    TubeConfig((8, 4, 4), (8, 32, 32), (0, 8, 8)),
+    TubeConfig((4, 4, 4), (4, 32, 32), (0, 16, 16)),
+]
+
+
+@pytest.mark.parametrize(
+    ("size", "counts"), [(224, [256, 49, 98]), (448, [1024, 196, 392])]
+)
+def test_tube_counts_come_from_the_convolution(size, counts):
+    video = VideoConfig(size, 8, PAPER_TUBES)
+    assert video.tokens == sum(counts)
+    for tube, count in zip(video.tubes, counts, strict=True):
+        with torch.device("meta"):
+            convolution = torch.nn.Conv3d(3, 8, tube.kernel, tube.stride)
+            t, y, x = tube.offset
+            output = convolution(torch.empty(1, 3, 8, size, size)[:, :, t:, y:, x:])
+        assert output.shape[2:].numel() == count == len(tubes.tube_centres(tube, video))
+
+
+def test_tubes_see_exactly_the_pixels_around_their_centre():
+    """Lighting one pixel changes only tokens whose tube holds it, and those tokens' centres lie within the tube."""
+    tube = TubeConfig((2, 4, 4), (2, 8, 8), (0, 2, 2))
+    video = VideoConfig(16, 4, [tube])
+    module = tubes.VideoTubes(video, 12)
+    torch.nn.init.normal_(module.projections[0].weight)
+    dark, lit = torch.zeros(1, 4, 3, 16, 16), torch.zeros(1, 4, 3, 16, 16)
+    lit[0, 3, :, 11, 4] = 1.0
+    changed = (module(lit) - module(dark)).abs().sum(-1)[0] > 0
+    centres = tubes.tube_centres(tube, video)
+    inside = (
+        (centres - torch.tensor([3.0, 11.0, 4.0])).abs()
+        <= torch.tensor([0.5, 1.5, 1.5])
+    ).all(-1)
+    assert changed.sum() == 1 and torch.equal(changed, inside)
+
+
+@pytest.mark.parametrize("size", [224, 448])
+def test_position_codes_are_distinct_for_every_token(size):
+    """Video tokens by their centres; then every token of sixteen chunks in the Combiner."""
+    video = VideoConfig(size, 8, PAPER_TUBES)
+    codes = torch.cat(
+        [
+            tubes.centre_code(tubes.tube_centres(tube, video), 1280)
+            for tube in PAPER_TUBES
+        ]
+    )
+    assert len(codes.unique(dim=0)) == video.tokens
+
+
+def test_combiner_and_latent_positions_are_distinct():
+    config = MirasolConfig.preset("tiny")
+    model = MirasolForConditionalGeneration(config)
+    codes = model.combiner.positions(64).flatten(0, 1)
+    assert (torch.cdist(codes, codes) + torch.eye(len(codes)) * 9).min() > 1e-2
+    assert (
+        len(model.chunk_encoder.patches.position.unique(dim=0)) == config.audio.tokens
+    )
+
+
+def test_both_last_puts_half_of_each_modality_at_the_end():
+    video, audio = torch.zeros(1, 1, 20, 1), torch.ones(1, 1, 8, 1)
+    assert (
+        order_tokens(video, audio, "both_last", 8)[0, 0, -8:, 0].tolist()
+        == [0.0] * 4 + [1.0] * 4
+    )
+    assert (
+        order_tokens(video, audio, "audio_last", 8)[0, 0, -8:, 0].tolist() == [1.0] * 8
+    )
+    assert (
+        order_tokens(video, audio, "video_last", 8)[0, 0, -8:, 0].tolist() == [0.0] * 8
+    )
+    few = torch.ones(1, 1, 2, 1)
+    assert (
+        order_tokens(video, few, "both_last", 8)[0, 0, -8:, 0].tolist()
+        == [0.0] * 6 + [1.0] * 2
+    )
+
+
+def test_no_order_loses_a_token():
+    video, audio = (
+        torch.arange(20.0).view(1, 1, 20, 1),
+        torch.arange(20.0, 28.0).view(1, 1, 8, 1),
+    )
+    for order in ("both_last", "audio_last", "video_last"):
+        assert sorted(order_tokens(video, audio, order, 8).flatten().tolist()) == list(
+            map(float, range(28))
+        )
+
+
+def test_one_pass_equals_step_by_step():
+    """For every t: the Combiner run on f_1..f_t alone, keeping the last m outputs, gives the one-pass x_t."""
+    config = MirasolConfig.preset("tiny")
+    model = TransformerCombiner(config).eval()
+    torch.nn.init.normal_(model.token_position)
+    video, audio = torch.randn(2, 5, 20, 96), torch.randn(2, 5, 8, 96)
+    with torch.no_grad():
+        whole = model(video, audio)
+        for t in range(1, 6):
+            torch.testing.assert_close(
+                model(video[:, :t], audio[:, :t])[:, -1],
+                whole[:, t - 1],
+                atol=1e-5,
+                rtol=1e-4,
+            )
+
+
+def test_restricted_queries_equal_all_outputs_cut():
+    """The last block computes only what is read; the result is that of computing everything."""
+    stack = transformer.Stack(StackConfig(2, 16, 32, 2, 8)).eval()
+    x, mask = (
+        torch.randn(2, 12, 16),
+        transformer.block_causal_mask(3, 4, torch.device("cpu")),
+    )
+    queries = torch.tensor([2, 3, 6, 7, 10, 11])
+    with torch.no_grad():
+        torch.testing.assert_close(stack(x, mask, queries), stack(x, mask)[:, queries])
+
+
+def test_block_causal_mask():
+    mask = transformer.block_causal_mask(2, 2, torch.device("cpu"))
+    assert mask.tolist() == [[True, True, False, False]] * 2 + [[True] * 4] * 2
+
+
+def test_eager_attention_equals_sdpa():
+    q, k, v = (torch.randn(2, 3, 5, 8) for _ in range(3))
+    mask = torch.rand(2, 1, 5, 5) > 0.4
+    mask |= torch.eye(5, dtype=torch.bool)
+    fast, _ = transformer.attend(q, k, v, mask, 0.0, False)
+    slow, weights = transformer.attend(q, k, v, mask, 0.0, True)
+    torch.testing.assert_close(fast, slow)
+    assert (weights[~mask.expand_as(weights)] == 0).all()
+
+
+def test_gated_feed_forward_has_a_gate():
+    """128 x 2^20 weights at the paper's size of a gated stack without biases (facts, section 5)."""
+    with torch.device("meta"):
+        stack = transformer.Stack(
+            StackConfig(8, 1024, 4096, 16, 64, gated=True, bias=False)
+        )
+    weights = sum(p.numel() for n, p in stack.named_parameters() if "norm" not in n)
+    assert weights == 128 * 2**20
+
+
+def test_losses_of_nothing_are_zero():
+    x = torch.randn(2, 1, 4, 8)
+    assert losses.latent_loss(x, x, torch.ones(2, 1, dtype=torch.bool), "cosine") == 0
+    assert losses.text_loss(torch.zeros(0, 10), torch.zeros(0, dtype=torch.long)) == 0
+
+
+@pytest.mark.parametrize("distance", ["cosine", "mse"])
+def test_a_perfect_prediction_has_no_latent_loss(distance):
+    x = torch.randn(2, 3, 4, 8)
+    predicted = torch.cat([x[:, 1:], torch.randn(2, 1, 4, 8)], dim=1)
+    mask = torch.ones(2, 3, dtype=torch.bool)
+    assert (
+        losses.latent_loss(predicted, x, mask, distance)
+        < 1e-6
+        < losses.latent_loss(x, x, mask, distance)
+    )
+
+
+def test_reconstruction_patches_land_where_they_belong():
+    """Each query's pixels fill its own (time, y, x) cell of the chunk and no other."""
+    config = MirasolConfig.preset(
+        "tiny", reconstruction={"image_size": 16, "patch": (2, 8, 8)}
+    )
+    model = MirasolForConditionalGeneration(config).reconstruction
+    model.pixels = torch.nn.Identity()
+    ramp = torch.arange(8.0).view(1, 8, 1).expand(1, 8, 3 * 2 * 8 * 8)
+    model.stack.forward = lambda x, queries: ramp
+    video = model(torch.zeros(1, 1, 8, 96))
+    assert video.shape == (1, 1, 4, 3, 16, 16)
+    assert (video[0, 0, :2, :, :8, 8:] == 1).all() and (
+        video[0, 0, 2:, :, 8:, :8] == 6
+    ).all()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"combiner": {"m": 64}}, "combiner.m=64 exceeds the 28 tokens"),
+        ({"combiner": {"m": 7}}, "combiner.m=7 must be even"),
+        (
+            {"video": {"frames_per_chunk": 2}},
+            "tube kernel .* does not fit a chunk of 2 frames",
+        ),
+        (
+            {"latent": {"stack": {"width": 64}}},
+            "latent.stack.width=64 must equal combiner.stack.width=96",
+        ),
+        ({"audio": {"num_mel_bins": 60}}, "must divide the spectrogram"),
+        ({"text": {"cross_attention_every": 9}}, "cross_attention_every=9"),
+        ({"combinr": {}}, "unknown part 'combinr': did you mean 'combiner'"),
+        ({"combiner": {"mm": 3}}, "unknown key 'mm' in CombinerConfig"),
+        (
+            {"chunking": {"num_chunks": 4}},
+            "exactly one of chunk_seconds and num_chunks",
+        ),
+    ],
+)
+def test_impossible_configs_are_refused_by_name(change, message):
+    with pytest.raises(UserError, match=message):
+        MirasolConfig.preset("tiny", **change)
+
+
+def test_unknown_config_keys_are_refused(tmp_path):
+    with pytest.raises(UserError, match="unknown key 'vide0'.*did you mean 'video'"):
+        MirasolConfig(vide0={})
+    MirasolConfig.preset("tiny").save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    path.write_text(path.read_text().replace('"loss_weights"', '"loss_wieghts"'))
+    with pytest.raises(UserError, match="loss_wieghts"):
+        MirasolConfig.from_pretrained(tmp_path)
+
+
+def test_config_round_trip(tmp_path):
+    config = MirasolConfig.preset("tiny", loss_weights={"text": 10.0})
+    config.save_pretrained(tmp_path)
+    loaded = MirasolConfig.from_pretrained(tmp_path)
+    assert (
+        loaded.loss_weights == config.loss_weights
+        and loaded.video == config.video
+        and loaded.text == config.text
+    )
+
+
+def test_shapes_are_as_annotated():
+    """The suite runs with jaxtyping's import hook (see pyproject.toml): a wrong shape at a boundary is an error."""
+    model = TransformerCombiner(MirasolConfig.preset("tiny"))
+    with pytest.raises(jaxtyping.TypeCheckError):
+        model(torch.zeros(2, 3, 20, 96), torch.zeros(2, 4, 8, 96))
