@@ -190,13 +190,16 @@ class TextConfig:
 
 @dataclass
 class ChunkingConfig:
-    """How media is cut: chunks of `chunk_seconds`, or `num_chunks` uniform chunks. Exactly one is set."""
+    """How media becomes tensors: chunks of `chunk_seconds`, or `num_chunks` uniform chunks (exactly one is set); and
+    the mean and standard deviation that pixel values (0 to 1) are normalised with."""
 
     chunk_seconds: float | None = None
     num_chunks: int | None = 16
     max_chunks: int = 64
     sample_rate: int = 16_000
     fit: Literal["pad", "crop", "stretch"] = "pad"
+    image_mean: float = 0.5
+    image_std: float = 0.5
 
 
 @dataclass
@@ -354,6 +357,8 @@ class MirasolConfig(PreTrainedConfig):
             "num_mel_bins": self.audio.num_mel_bins,
             "spectrogram_frames": self.audio.spectrogram_frames,
             "fit": self.chunking.fit,
+            "image_mean": self.chunking.image_mean,
+            "image_std": self.chunking.image_std,
         }
 
     @classmethod
@@ -411,7 +416,7 @@ def tiny_parts() -> dict[str, Any]:
         }
 
     return {
-        "chunking": {"chunk_seconds": 0.5, "num_chunks": None},
+        "chunking": {"chunk_seconds": 0.5, "num_chunks": None, "image_mean": 0.125, "image_std": 0.25},
         "video": {
             "image_size": 32,
             "frames_per_chunk": 4,

@@ -130,7 +130,7 @@ def test_story_and_describe():
         (3, 4, "red cross down , silence"),
         (4, 5, "nothing , low bell"),
     ]
-    assert describe(scene_of(4, {}, {}))[0].target == "nothing , silence"
+    assert describe(scene_of(4, {}, {1: "low buzz"}))[0].start == 1
 
 
 def test_a_prompt_has_one_answer_among_its_candidates(scenes):

@@ -325,8 +325,9 @@ def story(scene: Scene) -> list[Question]:
 
 
 def describe(scene: Scene) -> list[Question]:
-    """Training only: what is seen and heard in each slot, about the window of that slot."""
-    return [_describe_slot(scene, slot) for slot in range(scene.slots)]
+    """Training only: what is seen and heard in each slot where something happens, about the window of that slot."""
+    slots = sorted({event.slot for event in (*scene.shapes, *scene.sounds)})
+    return [_describe_slot(scene, slot) for slot in slots]
 
 
 def _describe_slot(scene: Scene, slot: int) -> Question:

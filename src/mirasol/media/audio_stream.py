@@ -1,5 +1,7 @@
 """Audio packets in, one mono waveform out, every sample at its own presentation time."""
 
+import itertools
+import math
 from dataclasses import dataclass, field
 
 import av
@@ -13,23 +15,21 @@ from av.packet import Packet
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from mirasol.media.clip import AudioCounts
+from mirasol.media.container import packet_span
 from mirasol.media.timeline import Timeline
 
 # A jump of the time stamps by more than this is a gap or an overlap. Matroska rounds to whole milliseconds, so less
 # must not count; a click may be off by 5 ms at most, so much more must not either.
 JUMP_SECONDS = 0.004
-
-
-@dataclass
-class AudioCounts:
-    """What the decoder met."""
-
-    packets_failed: int = 0
-    frames_decoded: int = 0
-    gaps: int = 0
-    gap_seconds: float = 0.0
-    overlaps: int = 0
-    changes: int = 0
+# Yet stamps may jump and come back (Vorbis does where its block size changes). A jump is believed at once when it is
+# long, otherwise when it has lasted; until then its samples wait.
+CLEAR_JUMP_SECONDS = 0.040
+DOUBT_SECONDS = 0.100
+BLOCK_SECONDS = 0.5
+# Channels are averaged, not added up: FFmpeg's default lets the same sound in two channels come out 1.4 times as loud
+# (in 5.1 channels 3.4 times), and clip.
+MIXING = {"rematrix_maxval": "1.0"}
 
 
 @dataclass
@@ -47,13 +47,20 @@ class WaveformBuilder:
     counts: AudioCounts = field(default_factory=AudioCounts)
     first_time: float | None = None
     last_end: float | None = None
-    """End of the last sample decoded, within the window or not."""
+    """End of the last sample taken."""
+    packets_end: float = -math.inf
+    """End of the last packet seen."""
 
     def __post_init__(self):
+        self.latest = -math.inf  # presentation time of the last packet fed
+        self._tick = float(self.stream.time_base)
         self._buffer = np.zeros(max(0, round((self.end - self.start) * self.sample_rate)), np.float32)
         self._runs: list[list[int]] = []  # [first, stop) of real samples in the buffer
         self._resampler: AudioResampler | None = None
         self._kind: tuple | None = None
+        self._block: list[np.ndarray] = []  # decoded, not yet resampled
+        self._block_samples = 0
+        self._doubtful: list[tuple[float, AudioFrame]] = []
         self._position = 0  # where the next resampled sample goes
         self._expected = 0.0  # container seconds at which the next decoded sample should stand
         self._run_time, self._run_samples = 0.0, 0  # where the run began, decoded samples since
@@ -65,6 +72,8 @@ class WaveformBuilder:
 
     def feed(self, packet: Packet) -> None:
         """Takes the next packet."""
+        self.latest, end = packet_span(packet, self._tick)
+        self.packets_end = max(self.packets_end, end)
         if not self.done:
             self._decode(packet)
 
@@ -72,13 +81,15 @@ class WaveformBuilder:
         """End of the stream or of the window."""
         if not self.done:
             self._decode(None)
+        self._settle(jump=True)
         self._end_run()
 
     def _decode(self, packet: Packet | None) -> None:
         try:
             frames = self.stream.codec_context.decode(packet)
         except av.error.FFmpegError:
-            self.counts.packets_failed += 1
+            # What fails before the window is a decoder warming up after a seek.
+            self.counts.packets_failed += packet is None or packet_span(packet, self._tick)[1] > self.start
             return
         for frame in frames:
             self._take(frame)
@@ -87,44 +98,74 @@ class WaveformBuilder:
         self.counts.frames_decoded += 1
         if frame.samples == 0:
             return
-        time = self._expected if frame.pts is None else float(frame.pts * frame.time_base)
-        stop = time + frame.samples / frame.sample_rate
-        if stop <= self.start:
+        time = self._expected if frame.pts is None else frame.pts * self._tick
+        if time + frame.samples / frame.sample_rate <= self.start:
             # Before the window: the decoder only had to warm up.
-            self._expected = stop
+            self._expected = time + frame.samples / frame.sample_rate
             return
-        kind = (frame.format.name, frame.layout.name, frame.sample_rate)
-        self._note_jump(time, kind)
-        if self._resampler is None:
-            self._begin_run(frame, time, kind)
-        samples = frame.samples
-        frame.pts = None  # the run's own count places its samples
-        self._write(self._resampler.resample(frame))
         if self.first_time is None:
             self.first_time = time
-        self.last_end = stop
-        # Counted from the beginning of the run, so that a clock that drifts is caught before it is out by a chunk.
-        self._run_samples += samples
-        self._expected = self._run_time + self._run_samples / self._kind[2]
-
-    def _note_jump(self, time: float, kind: tuple) -> None:
-        """Ends the current run where the time stamps jump or the kind of sound changes."""
-        if self._resampler is None:
-            return
-        jump = time - self._expected
-        if jump > JUMP_SECONDS:
-            self.counts.gaps += 1
-            self.counts.gap_seconds += jump
-        elif jump < -JUMP_SECONDS:
-            self.counts.overlaps += 1
-        if kind != self._kind:
-            self.counts.changes += 1
-        if abs(jump) > JUMP_SECONDS or kind != self._kind:
+        kind = (frame.format.name, frame.layout.name, frame.sample_rate)
+        if self._resampler is None or kind != self._kind:
+            self.counts.changes += self._resampler is not None
+            self._settle(jump=False)
             self._end_run()
+            self._begin_run(frame, time, kind)
+            self._append(frame)
+            return
+        # Where a run goes on, time is counted from its beginning: a clock that drifts is caught before it matters.
+        waiting = sum(held.samples for _, held in self._doubtful)
+        jump = time - (self._expected + waiting / frame.sample_rate)
+        if abs(jump) <= JUMP_SECONDS:
+            self._settle(jump=False)
+            self._append(frame)
+            return
+        if abs(jump) > CLEAR_JUMP_SECONDS and self._doubtful:
+            self._settle(jump=False)
+        self._doubtful.append((time, frame))
+        if abs(jump) > CLEAR_JUMP_SECONDS or waiting >= DOUBT_SECONDS * frame.sample_rate:
+            self._settle(jump=True)
+
+    def _settle(self, jump: bool) -> None:
+        """Decides about the frames held in doubt: their times are a true jump, or jitter that came to nothing."""
+        if not self._doubtful:
+            return
+        frames, self._doubtful = self._doubtful, []
+        if jump:
+            time, first = frames[0]
+            distance = time - self._expected
+            self.counts.gaps += distance > 0
+            self.counts.gap_seconds += max(0.0, distance)
+            self.counts.overlaps += distance < 0
+            self._end_run()
+            self._begin_run(first, time, self._kind)
+        else:
+            self.counts.jitters += 1
+        for _, frame in frames:
+            self._append(frame)
+
+    def _append(self, frame: AudioFrame) -> None:
+        """Adds a frame to the run."""
+        self._run_samples += frame.samples
+        self._expected = self.last_end = self._run_time + self._run_samples / frame.sample_rate
+        self._block.append(frame.to_ndarray())
+        self._block_samples += frame.samples
+        if self._block_samples >= BLOCK_SECONDS * frame.sample_rate:
+            self._resample_block()
+
+    def _resample_block(self) -> None:
+        """Resamples what has come together: packet by packet, calling the resampler costs more than its arithmetic."""
+        if not self._block:
+            return
+        sample_format, layout, rate = self._kind
+        frame = AudioFrame.from_ndarray(np.concatenate(self._block, axis=1), sample_format, layout)
+        frame.sample_rate = rate
+        self._block, self._block_samples = [], 0
+        self._write(self._resampler.resample(frame))
 
     def _begin_run(self, frame: AudioFrame, time: float, kind: tuple) -> None:
         self._kind, self._run_time, self._run_samples = kind, time, 0
-        self._resampler = AudioResampler(format="flt", layout="mono", rate=self.sample_rate)
+        self._resampler = AudioResampler(format="flt", layout="mono", rate=self.sample_rate, options=MIXING)
         self._position = round((time - self.start) * self.sample_rate)
         self._runs.append([max(0, self._position), max(0, self._position)])
         if frame.layout.nb_channels > 2:
@@ -132,6 +173,7 @@ class WaveformBuilder:
 
     def _end_run(self) -> None:
         if self._resampler is not None:
+            self._resample_block()
             self._write(self._resampler.resample(None))
             self._resampler = None
 
@@ -159,6 +201,6 @@ class WaveformBuilder:
         return torch.tensor(
             [
                 any(run[0] < right - 0.5 and run[1] > left + 0.5 for run in self._runs if run[1] > run[0])
-                for left, right in zip(edges[:-1], edges[1:], strict=True)
+                for left, right in itertools.pairwise(edges)
             ]
         )

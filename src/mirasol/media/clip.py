@@ -1,11 +1,36 @@
 """What the reader hands on: the frames kept, the waveform, and the time of each."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from jaxtyping import Bool, Float, Float64, UInt8
 from torch import Tensor
 
 from mirasol.media.timeline import Timeline
+
+
+@dataclass
+class VideoCounts:
+    """What decoding the video took and met. Skipped packets were never decoded, corrupt frames are kept."""
+
+    packets_skipped: int = 0
+    packets_failed: int = 0
+    frames_decoded: int = 0
+    frames_converted: int = 0
+    frames_corrupt: int = 0
+    frames_out_of_order: int = 0
+
+
+@dataclass
+class AudioCounts:
+    """What decoding the audio took and met."""
+
+    packets_failed: int = 0
+    frames_decoded: int = 0
+    gaps: int = 0
+    gap_seconds: float = 0.0
+    overlaps: int = 0
+    jitters: int = 0
+    changes: int = 0
 
 
 @dataclass(frozen=True)
@@ -22,6 +47,7 @@ class Clip:
     audio_present: False for chunks in whose span no audio sample exists.
     video_present: False for chunks that lie wholly before the first or after the last frame was on show.
     notes: one line for every irregularity met.
+    video_counts, audio_counts: what the reading took.
     """
 
     frames: UInt8[Tensor, "frame 3 height width"]
@@ -33,6 +59,8 @@ class Clip:
     audio_present: Bool[Tensor, "chunk"]
     video_present: Bool[Tensor, "chunk"]
     notes: tuple[str, ...] = ()
+    video_counts: VideoCounts = field(default_factory=VideoCounts)
+    audio_counts: AudioCounts = field(default_factory=AudioCounts)
 
     def __post_init__(self):
         chunks, per_chunk = self.timeline.num_chunks, self.timeline.frames_per_chunk

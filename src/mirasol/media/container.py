@@ -21,7 +21,8 @@ from mirasol.media.limits import Limits
 # Only plain files in formats that hold their own data: playlists and the like name other files, which would then be
 # opened too.
 FORMATS = (
-    "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,asf,flv,mpegts,mpeg,mpegvideo,ogg,wav,w64,aiff,flac,mp3,aac,ac3,gif,ivf,mxf"
+    "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,asf,flv,mpegts,mpeg,mpegvideo,"
+    "ogg,wav,w64,aiff,flac,mp3,aac,ac3,gif,ivf,mxf"
 )
 # Formats whose headers state the duration; for the others FFmpeg estimates it from the bit rate, so packets are read.
 STATED_DURATION = ("mov", "matroska", "avi", "asf", "flv", "wav", "w64", "aiff", "flac")
@@ -168,17 +169,14 @@ def _stream_end(stream: AvStream) -> float | None:
 
 def _measured_end(path: str | os.PathLike, indices: list[int], limits: Limits) -> float | None:
     """Presentation time at which the last packet of the given streams ends; reads packets, decodes nothing."""
-    end, gaps = None, {}
+    end = -math.inf
     with open_media(path, limits) as container:
         streams = [container.streams[index] for index in indices]
+        ticks = {stream.index: float(stream.time_base) for stream in streams}
         for packet in packets(container, streams, []):
-            time = packet_time(packet)
-            if time is None:
-                continue
-            length = float(packet.duration * packet.time_base) if packet.duration else gaps.get(packet.stream_index, 0)
-            gaps[packet.stream_index] = length
-            end = time + length if end is None else max(end, time + length)
-    return end
+            _, stop = packet_span(packet, ticks[packet.stream_index])
+            end = max(end, stop)
+    return end if math.isfinite(end) else None
 
 
 def packets(container: InputContainer, streams: list[AvStream], errors: list[str]) -> Iterator[Packet]:
@@ -191,10 +189,15 @@ def packets(container: InputContainer, streams: list[AvStream], errors: list[str
         errors.append(_words(error))
 
 
-def packet_time(packet: Packet) -> float | None:
-    """Presentation time of a packet in container seconds; decoding time where it has none."""
+def packet_span(packet: Packet, tick: float) -> tuple[float, float]:
+    """Presentation times at which a packet begins and ends, seconds; (-inf, -inf) where it has no time.
+
+    `tick` is the stream's time base as a float: asking every packet for its exact fraction took a tenth of a reading.
+    """
     stamp = packet.pts if packet.pts is not None else packet.dts
-    return None if stamp is None else float(stamp * packet.time_base)
+    if stamp is None:
+        return -math.inf, -math.inf
+    return stamp * tick, (stamp + (packet.duration or 0)) * tick
 
 
 def missing_bytes(stream: AvStream, file_size: int, start: float, end: float) -> bool:

@@ -6,7 +6,7 @@ a checkpoint (`AutoFeatureExtractor`, `AutoProcessor`).
 
 import os
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -29,12 +29,13 @@ class MirasolFeatureExtractor(FeatureExtractionMixin):
     image_size: side of the square frames, pixels. frames_per_chunk: frames of a chunk (F). chunk_seconds or
     num_chunks, max_chunks: see `ChunkGrid`. sample_rate: Hz. num_mel_bins: mel bands (M). spectrogram_frames: time
     bands per chunk (S). fit: how a picture becomes square: "pad" (black borders), "crop" (centre) or "stretch".
+    image_mean, image_std: what pixel values (0 to 1) are normalised with; 0.5 and 0.5 give [-1, 1].
 
     Raises:
         UserError: an unknown setting or an impossible value.
     """
 
-    model_input_names = ["video", "audio", "chunk_mask", "video_mask", "audio_mask"]
+    model_input_names: ClassVar[list[str]] = ["video", "audio", "chunk_mask", "video_mask", "audio_mask"]
 
     def __init__(
         self,
@@ -47,6 +48,8 @@ class MirasolFeatureExtractor(FeatureExtractionMixin):
         num_mel_bins: int = 64,
         spectrogram_frames: int = 16,
         fit: str = "pad",
+        image_mean: float = 0.5,
+        image_std: float = 0.5,
         **kwargs: Any,
     ):
         for name in kwargs:
@@ -62,8 +65,9 @@ class MirasolFeatureExtractor(FeatureExtractionMixin):
         self.num_mel_bins = num_mel_bins
         self.spectrogram_frames = spectrogram_frames
         self.fit = fit
-        for name in ("image_size", "sample_rate", "num_mel_bins", "spectrogram_frames"):
-            if getattr(self, name) < 1:
+        self.image_mean, self.image_std = image_mean, image_std
+        for name in ("image_size", "sample_rate", "num_mel_bins", "spectrogram_frames", "image_std"):
+            if getattr(self, name) <= 0:
                 raise UserError(f"{name}={getattr(self, name)} must be positive")
         if fit not in FITS:
             raise UserError(f"fit={fit!r}: choose {', '.join(FITS)}")
@@ -120,13 +124,13 @@ class MirasolFeatureExtractor(FeatureExtractionMixin):
     def collate(self, clips: Sequence[dict[str, Tensor]]) -> BatchFeature:
         """Batches the results of `tensors`, clips of fewer chunks padded at the end.
 
-        video float32 [B, T, F, 3, H, W] in [-1, 1]; audio float32 [B, T, S, M]; chunk_mask, video_mask, audio_mask bool
-        [B, T]: chunk_mask is False on padding. Absent and padded chunks are zero.
+        video float32 [B, T, F, 3, H, W], normalised; audio float32 [B, T, S, M]; chunk_mask, video_mask, audio_mask
+        bool [B, T]: chunk_mask is False on padding. Absent and padded chunks are zero.
         """
         longest = max(len(clip["video_mask"]) for clip in clips)
         batch = {name: _padded([clip[name] for clip in clips], longest) for name in clips[0]}
         lengths = torch.tensor([len(clip["video_mask"]) for clip in clips])
-        video = batch["video"].float().div_(127.5).sub_(1.0)
+        video = batch["video"].float().div_(255.0).sub_(self.image_mean).div_(self.image_std)
         return BatchFeature(
             {
                 "video": video.mul_(batch["video_mask"][:, :, None, None, None, None]),
@@ -136,6 +140,10 @@ class MirasolFeatureExtractor(FeatureExtractionMixin):
                 "audio_mask": batch["audio_mask"],
             }
         )
+
+    def pixels(self, video: Tensor) -> Tensor:
+        """Normalised video (or a reconstruction of it) back to uint8 pixels of the same shape."""
+        return (video * self.image_std + self.image_mean).clamp(0, 1).mul(255).round().to(torch.uint8)
 
     def __call__(self, clips: Clip | Sequence[Clip], return_tensors: str = "pt") -> BatchFeature:
         """Clips to one batch of tensors (see `collate`)."""

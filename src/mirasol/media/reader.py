@@ -4,24 +4,18 @@ import math
 import os
 from dataclasses import dataclass
 
-import torch
 from av.container import InputContainer
-from av.stream import Stream as AvStream
 
 from mirasol.errors import BadClip, UserError
-from mirasol.media.audio_stream import AudioCounts, WaveformBuilder
 from mirasol.media.clip import Clip
-from mirasol.media.container import Chosen, Span, choose, find_span, missing_bytes, open_media, packet_time, packets
+from mirasol.media.container import Chosen, Span, choose, find_span, open_media, packets
 from mirasol.media.limits import Limits
-from mirasol.media.timeline import ChunkGrid, Timeline, cut, cutting_notes
-from mirasol.media.video_stream import Fit, FrameSampler, VideoCounts, fitted_size, orientation
+from mirasol.media.reading import Reading
+from mirasol.media.timeline import ChunkGrid, cut, cutting_notes
+from mirasol.media.video_stream import Fit, orientation
 
 END_TOLERANCE = 0.5  # seconds by which a window may reach past the end: annotations are rounded
-COVER_TOLERANCE = 0.25  # seconds that may be missing at the end of a window before a file counts as cut short
-NOTED_SECONDS = 0.010  # a stream that begins or ends by less than this apart from the other is not worth a note
-# Decoders need some sound before the first sample that is right (Opus asks for 80 ms), so a seek aims earlier.
-PREROLL_SECONDS = 0.15
-SEEK_RETREATS = (PREROLL_SECONDS, 10.0, 120.0)
+DEFAULT_LIMITS = Limits()
 
 
 @dataclass(frozen=True)
@@ -64,22 +58,13 @@ class MediaInfo:
     notes: tuple[str, ...]
 
 
-@dataclass(frozen=True)
-class ReadCounts:
-    """How much work one reading took; none where the clip has no such stream."""
-
-    video: VideoCounts | None
-    audio: AudioCounts | None
-
-
-def probe(path: str | os.PathLike, limits: Limits | None = None) -> MediaInfo:
+def probe(path: str | os.PathLike, limits: Limits = DEFAULT_LIMITS) -> MediaInfo:
     """Facts of a media file. Decodes one frame (only it tells the rotation); without a duration in the header reads all
     packets.
 
     Raises:
         BadClip: the file cannot be used.
     """
-    limits = limits or Limits()
     with open_media(path, limits) as container:
         chosen = choose(container, path, limits)
         span = find_span(container, chosen, path, limits)
@@ -137,7 +122,7 @@ def read_clip(
     start: float | None = None,
     end: float | None = None,
     fit: Fit = "pad",
-    limits: Limits | None = None,
+    limits: Limits = DEFAULT_LIMITS,
     threads: int = 0,
 ) -> Clip:
     """Reads a media file, or its window [start, end) seconds, for one chunk grid.
@@ -151,32 +136,6 @@ def read_clip(
         BadClip: the file cannot be used, or does not hold the window.
         UserError: a setting is impossible.
     """
-    return read_clip_counted(
-        path,
-        grid,
-        image_size=image_size,
-        sample_rate=sample_rate,
-        start=start,
-        end=end,
-        fit=fit,
-        limits=limits or Limits(),
-        threads=threads,
-    )[0]
-
-
-def read_clip_counted(
-    path: str | os.PathLike,
-    grid: ChunkGrid,
-    *,
-    image_size: int,
-    sample_rate: int,
-    start: float | None,
-    end: float | None,
-    fit: Fit,
-    limits: Limits,
-    threads: int,
-) -> tuple[Clip, ReadCounts]:
-    """`read_clip`, with what it cost."""
     if fit not in ("pad", "crop", "stretch"):
         raise UserError(f"fit={fit!r}: choose pad, crop or stretch")
     if image_size < 1 or sample_rate < 1:
@@ -191,12 +150,15 @@ def read_clip_counted(
             if threads != 1:
                 stream.thread_type = "AUTO"
             stream.codec_context.thread_count = threads
-        reading = _Reading(path, container, chosen, span, timeline, limits)
-        reading.prepare(image_size, fit, sample_rate)
+        reading = Reading(path, container, chosen, span, timeline)
+        if chosen.video is not None:
+            reading.add_video(image_size, fit, limits)
+        if chosen.audio is not None:
+            reading.add_audio(sample_rate)
         reading.run()
-        reading.check_covered()
+        reading.check()
         notes = [*chosen.notes, *_span_notes(span), *notes, *cutting_notes(timeline, grid), *reading.notes()]
-        return reading.clip(tuple(notes)), reading.counts
+        return reading.clip(image_size, sample_rate, tuple(notes))
 
 
 def _window(
@@ -220,57 +182,3 @@ def _window(
 
 def _span_notes(span: Span) -> list[str]:
     return [f"no reliable duration in the header: {span.seconds:.3f} s by reading packets"] if span.measured else []
-
-
-class _Reading:
-    """One reading of one window: feeds both streams, then says what was found."""
-
-    def __init__(
-        self,
-        path: str | os.PathLike,
-        container: InputContainer,
-        chosen: Chosen,
-        span: Span,
-        timeline: Timeline,
-        limits: Limits,
-    ):
-        self.path, self.container, self.chosen, self.span = path, container, chosen, span
-        self.timeline, self.limits = timeline, limits
-        self.errors: list[str] = []
-        self.video: FrameSampler | None = None
-        self.audio: WaveformBuilder | None = None
-        self.last_packet_end = -math.inf
-        # Presentation times of the container, where the media timeline starts at span.zero.
-        self.start, self.end = span.zero + timeline.start, span.zero + timeline.end
-
-    def prepare(self, image_size: int, fit: Fit, sample_rate: int) -> None:
-        if self.chosen.video is not None:
-            wanted = [self.span.zero + time for times in self.timeline.frame_times for time in times]
-            self.video = FrameSampler(self.path, self.chosen.video, wanted, image_size, fit, self.limits)
-        if self.chosen.audio is not None:
-            last = self.span.zero + max(self.timeline.edges[-1], self.timeline.start)
-            self.audio = WaveformBuilder(self.chosen.audio, self.start, last, sample_rate)
-
-    @property
-    def counts(self) -> ReadCounts:
-        return ReadCounts(self.video and self.video.counts, self.audio and self.audio.counts)
-
-    def run(self) -> None:
-        """One pass from the window's start (or a keyframe before it) until both streams have what they need."""
-        self._seek()
-        for packet in packets(self.container, self.chosen.streams, self.errors):
-            time = packet_time(packet)
-            if time is not None:
-                self.last_packet_end = max(self.last_packet_end, time + float((packet.duration or 0) * packet.time_base))
-            if self.video is not None and packet.stream_index == self.chosen.video.index:
-                self.video.feed(packet)
-            else:
-                self.audio.feed(packet)
-            if (self.video is None or self.video.done) and (self.audio is None or self._audio_done(packet)):
-                break
-        for part in (self.video, self.audio):
-            if part is not None:
-                part.finish()
-
-    def _audio_done(self, packet) -> bool:
-        return self.audio.done

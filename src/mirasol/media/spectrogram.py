@@ -6,6 +6,7 @@ the logarithm is taken: nothing heard in the chunk is lost however long the chun
 """
 
 import functools
+import itertools
 import math
 
 import torch
@@ -40,8 +41,14 @@ def log_mel_chunks(
     """
     mel_filters = _mel_filters(num_mel_bins, sample_rate)
     chunks = [
-        _log_mel(_span(waveform, waveform_start, sample_rate, left, right), sample_rate, right - left, mel_filters, frames_per_chunk)
-        for left, right in zip(edges[:-1], edges[1:], strict=True)
+        _log_mel(
+            _span(waveform, waveform_start, sample_rate, left, right),
+            sample_rate,
+            right - left,
+            mel_filters,
+            frames_per_chunk,
+        )
+        for left, right in itertools.pairwise(edges)
     ]
     return torch.stack(chunks)
 
@@ -64,7 +71,7 @@ def _log_mel(samples: Tensor, sample_rate: int, seconds: float, mel_filters: Ten
     hop, window = _hop_and_window(sample_rate)
     hann = torch.hann_window(window)
     spectrum = torch.fft.rfft(samples.unfold(0, window, hop) * hann, n=FFT_SIZE * _fft_scale(sample_rate))
-    power = spectrum.abs().square() * (2.0 / hann.sum()).square()
+    power = torch.view_as_real(spectrum).square().sum(-1) * (2.0 / hann.sum()).square()
     pooled = _area_pooling(seconds, bands) @ (power @ mel_filters)
     return (pooled.clamp_min(POWER_FLOOR).log10() - LOG_CENTRE) / LOG_SPREAD
 

@@ -1,5 +1,6 @@
 """One timeline for pictures and sound: how a span of seconds is cut into chunks. Pure arithmetic, no files."""
 
+import itertools
 import math
 from dataclasses import dataclass
 
@@ -55,7 +56,7 @@ class Timeline:
         count = self.frames_per_chunk
         return tuple(
             tuple(left + (right - left) * (2 * k + 1) / (2 * count) for k in range(count))
-            for left, right in zip(self.edges[:-1], self.edges[1:], strict=True)
+            for left, right in itertools.pairwise(self.edges)
         )
 
 
@@ -80,7 +81,7 @@ def cut(start: float, end: float, grid: ChunkGrid) -> Timeline:
         count = grid.max_chunks
     else:
         count = grid.num_chunks
-    edges = tuple(start + (end - start) * k / count for k in range(count)) + (end,)
+    edges = (*(start + (end - start) * k / count for k in range(count)), end)
     return Timeline(start, end, edges, grid.frames_per_chunk)
 
 

@@ -18,24 +18,14 @@ from jaxtyping import Float64, UInt8
 from torch import Tensor
 
 from mirasol.errors import BadClip
+from mirasol.media.clip import VideoCounts
+from mirasol.media.container import packet_span
 from mirasol.media.limits import Limits
 
 Fit = Literal["pad", "crop", "stretch"]
 TIME_TOLERANCE = 1e-6  # seconds: time stamps are rationals, wanted times are floats
 MAX_SIDE = 16_384  # pixels of a scaled side: only a picture thousands of times longer than high gets there
 FALLBACK_FRAME_SECONDS = 0.04
-
-
-@dataclass
-class VideoCounts:
-    """What the decoder was asked to do."""
-
-    packets_skipped: int = 0
-    packets_failed: int = 0
-    frames_decoded: int = 0
-    frames_converted: int = 0
-    frames_corrupt: int = 0
-    frames_out_of_order: int = 0
 
 
 @dataclass(frozen=True)
@@ -106,13 +96,18 @@ class FrameSampler:
     first_time: float | None = None
     last_end: float | None = None
     """End of the last frame seen: its presentation time plus its duration."""
+    packets_end: float = -math.inf
+    """End of the last packet seen, whether it was decoded or not."""
 
     def __post_init__(self):
         self.frames = torch.zeros(len(self.wanted), 3, self.size, self.size, dtype=torch.uint8)
         self.times = torch.full((len(self.wanted),), math.nan, dtype=torch.float64)
         self.orientation: Orientation | None = None
         self.oblique = False
+        self.cut_off = True  # reading stops while the video goes on; finish() finds out whether it does
         self.largest_gap = 0.0
+        self.latest = -math.inf  # presentation time of the last packet fed
+        self._tick = float(self.stream.time_base)
         self._held: deque[Packet] = deque()
         self._next = 0  # index of the first wanted time without a frame
         self._shown: VideoFrame | None = None
@@ -127,15 +122,16 @@ class FrameSampler:
 
     def feed(self, packet: Packet) -> None:
         """Takes the next packet; decodes it now, later or never."""
+        self.latest, end = packet_span(packet, self._tick)
+        self.packets_end = max(self.packets_end, end)
         if self.done:
             return
         target = self.wanted[self._next]
-        time_base = packet.time_base
-        if packet.is_keyframe and packet.pts is not None and packet.pts * time_base <= target + TIME_TOLERANCE:
+        if packet.is_keyframe and packet.pts is not None and self.latest <= target + TIME_TOLERANCE:
             self._drop_group()
         self._held.append(packet)
         # Every later packet is shown after this one is decoded, so no later group can hold the wanted frame.
-        if packet.dts is None or packet.dts * time_base > target:
+        if packet.dts is None or packet.dts * self._tick > target:
             self._decode_held()
 
     def finish(self) -> None:
@@ -146,12 +142,14 @@ class FrameSampler:
         if not self.done:
             self._decode(None)
         if self._shown is not None and not self.done:
+            self.cut_off = False
             self._keep_until(math.inf)
 
-    def release(self) -> None:
-        """Lets go of packets and the frame on show."""
-        self._held.clear()
-        self._shown = None
+    def shown_between(self, left: float, right: float) -> bool:
+        """Whether any frame of the video was on show during [left, right) container seconds."""
+        if self.first_time is None:
+            return False
+        return left < (math.inf if self.cut_off else self.last_end) and right > self.first_time
 
     def _drop_group(self) -> None:
         if self._held:
@@ -168,15 +166,16 @@ class FrameSampler:
         try:
             frames = self.stream.codec_context.decode(packet)
         except av.error.FFmpegError:
-            self.counts.packets_failed += 1
+            # What fails before the window is a decoder warming up after a seek.
+            self.counts.packets_failed += packet is None or packet_span(packet, self._tick)[1] > self.wanted[0]
             return
         for frame in frames:
             self._show(frame)
 
     def _show(self, frame: VideoFrame) -> None:
         self.counts.frames_decoded += 1
-        seconds = float(frame.duration * frame.time_base) if frame.duration else self._usual_seconds
-        time = self._shown_time + self._usual_seconds if frame.pts is None else float(frame.pts * frame.time_base)
+        seconds = frame.duration * self._tick if frame.duration else self._usual_seconds
+        time = self._shown_time + self._usual_seconds if frame.pts is None else frame.pts * self._tick
         if not math.isfinite(time):
             time = 0.0
         if time <= self._shown_time:
@@ -226,4 +225,6 @@ def squared(picture: UInt8[Tensor, "3 h w"], size: int) -> UInt8[Tensor, "3 heig
 def _centred(length: int, size: int) -> tuple[slice, slice]:
     """Which part of `length` pixels is used, and where it lies among `size`."""
     kept = min(length, size)
-    return slice((length - kept) // 2, (length - kept) // 2 + kept), slice((size - kept) // 2, (size - kept) // 2 + kept)
+    return slice((length - kept) // 2, (length - kept) // 2 + kept), slice(
+        (size - kept) // 2, (size - kept) // 2 + kept
+    )

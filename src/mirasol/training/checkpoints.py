@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 from torch import nn
+from transformers import PreTrainedModel, ProcessorMixin
+from transformers.utils import logging as transformers_logging
 
 from mirasol.errors import UserError
 from mirasol.training.optimizer import Optimizer
@@ -33,6 +35,18 @@ def write_folder(target: Path, fill: Callable[[Path], None]) -> None:
         shutil.rmtree(target)
     unfinished.rename(target)
     _sync(target.parent)
+
+
+def save_model(folder: Path, model: PreTrainedModel, processor: ProcessorMixin) -> None:
+    """What `from_pretrained` needs, without the library's own progress bar between ours."""
+    shown = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        model.save_pretrained(folder)
+        processor.save_pretrained(folder)
+    finally:
+        if shown:
+            transformers_logging.enable_progress_bar()
 
 
 def _sync(path: Path) -> None:
@@ -58,12 +72,18 @@ class Checkpoints:
             return []
         return sorted(int(match[1]) for match in map(_NAME.fullmatch, os.listdir(self.folder)) if match)
 
-    def save(self, step: int, model: nn.Module, processor: Any, optimizer: Optimizer, state: dict[str, Any]) -> Path:
+    def save(
+        self,
+        step: int,
+        model: PreTrainedModel,
+        processor: ProcessorMixin,
+        optimizer: Optimizer,
+        state: dict[str, Any],
+    ) -> Path:
         """Writes the checkpoint after `step` steps and removes the oldest beyond `keep_last`."""
 
         def fill(folder: Path) -> None:
-            model.save_pretrained(folder)
-            processor.save_pretrained(folder)
+            save_model(folder, model, processor)
             torch.save(optimizer.state_dict(), folder / "optimizer.pt")
             (folder / "state.json").write_text(json.dumps({"step": step, **state}, indent=1), encoding="utf-8")
 

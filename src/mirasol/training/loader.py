@@ -6,7 +6,7 @@ import json
 import multiprocessing
 import os
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -28,6 +28,7 @@ TENSORS = ("video", "audio", "video_mask", "audio_mask")
 
 # (media relative to the data's root, start in seconds or None, end in seconds or None)
 Window = tuple[str, float | None, float | None]
+WHOLE = (None, None)
 
 
 @dataclass(frozen=True)
@@ -47,9 +48,14 @@ class ClipCache:
     changed clip or another model shape never meets stale tensors. Files appear whole or not at all.
 
     folder: where the files lie; root: what `media` is relative to; settings: `MirasolConfig.media_settings()`
+    whole: media of which windows are cut out of the whole clip where they consist of its chunks; windows of other
+        media, and those off the chunk grid, are decoded on their own. (Named here and not found out from what the
+        folder holds: a cut differs from a decoded window in the sound at its edges, and results must not depend on
+        what was decoded before.)
     """
 
-    def __init__(self, folder: Path, root: Path, settings: Mapping[str, Any]):
+    def __init__(self, folder: Path, root: Path, settings: Mapping[str, Any], whole: Collection[str] = ()):
+        self.whole = frozenset(whole)
         self.folder, self.root, self.settings = Path(folder), Path(root), dict(settings)
         self.grid = _extractor(json.dumps(self.settings, sort_keys=True)).grid
         self._files: dict[Window, Path] = {}
@@ -70,20 +76,24 @@ class ClipCache:
     def load(self, media: str, start: float | None = None, end: float | None = None) -> dict[str, Tensor]:
         """The clip's tensors as `MirasolFeatureExtractor.tensors` gives them.
 
-        A window whose chunks are chunks of the cached whole clip is cut out of it; any other is decoded on its own.
         Raises BadClip when the clip has to be decoded and cannot be.
         """
         window = (media, start, end)
-        tensors = self._cut_from_whole(window)
-        if tensors is None:
-            file = self.file(window)
-            if not file.exists():
-                reason = _decode(self._job(window))
-                if reason is not None:
-                    raise BadClip(self.root / media, reason)
-            with _opened(file) as stored:
-                tensors = {name: stored.get_tensor(name) for name in TENSORS}
-        return tensors
+        if window[1:] != WHOLE and media in self.whole:
+            self._decode_if_missing((media, *WHOLE))
+            chunks = self._chunks_of_whole(window)
+            if chunks is not None:
+                with _opened(self.file((media, *WHOLE))) as stored:
+                    return {name: stored.get_slice(name)[chunks[0] : chunks[1]] for name in TENSORS}
+        self._decode_if_missing(window)
+        with _opened(self.file(window)) as stored:
+            return {name: stored.get_tensor(name) for name in TENSORS}
+
+    def _decode_if_missing(self, window: Window) -> None:
+        if not self.file(window).exists():
+            reason = _decode(self._job(window))
+            if reason is not None:
+                raise BadClip(self.root / window[0], reason)
 
     def fill(
         self,
@@ -94,23 +104,20 @@ class ClipCache:
     ) -> list[BadWindow]:
         """Decodes what is not decoded yet, in `workers` processes; `on_progress(done, total)` after every clip.
 
-        Where the whole clip is wanted too, its windows on the chunk grid are not decoded again. A file whose whole
-        clip is bad is bad in all its windows. Returns the bad ones (`on_bad="skip"`) in the order given, or stops
-        at the first (`on_bad="error"`).
+        A file whose whole clip is bad is bad in all its windows. Returns the bad ones (`on_bad="skip"`) in the order
+        given, or stops at the first (`on_bad="error"`).
         """
         windows = list(windows)
-        wholes = [window for window in windows if window[1] is None and window[2] is None]
-        bad = self._fill(wholes, workers, on_bad, on_progress)
+        wholes = dict.fromkeys((w[0], *WHOLE) for w in windows if w[1:] == WHOLE or w[0] in self.whole)
+        bad = self._fill(list(wholes), workers, on_bad, on_progress)
         broken = {window[0]: reason for window, reason in bad.items()}
-        others = []
+        alone = []
         for window in windows:
-            if window[1] is None and window[2] is None:
-                continue
             if window[0] in broken:
                 bad[window] = broken[window[0]]
-            elif self._chunks_of_whole(window) is None:
-                others.append(window)
-        bad.update(self._fill(others, workers, on_bad, on_progress))
+            elif window[1:] != WHOLE and (window[0] not in self.whole or self._chunks_of_whole(window) is None):
+                alone.append(window)
+        bad.update(self._fill(alone, workers, on_bad, on_progress))
         return [BadWindow(*window, bad[window]) for window in windows if window in bad]
 
     def _fill(self, windows, workers, on_bad, on_progress) -> dict[Window, str]:
@@ -138,11 +145,10 @@ class ClipCache:
         return str(self.root / media), start, end, json.dumps(self.settings, sort_keys=True), str(self.file(window))
 
     def _chunks_of_whole(self, window: Window) -> tuple[int, int] | None:
-        """First and last (exclusive) chunk of the cached whole clip that make up the window, if they exactly do."""
-        whole = self.file((window[0], None, None))
-        if window not in self._cuts and whole.exists():
-            self._cuts[window] = None if window[1:] == (None, None) else self._find_chunks(whole, *window[1:])
-        return self._cuts.get(window)
+        """First and last (exclusive) chunk of the decoded whole clip that make up the window, if they exactly do."""
+        if window not in self._cuts:
+            self._cuts[window] = self._find_chunks(self.file((window[0], *WHOLE)), *window[1:])
+        return self._cuts[window]
 
     def _find_chunks(self, whole: Path, start: float | None, end: float | None) -> tuple[int, int] | None:
         with _opened(whole) as stored:
@@ -158,13 +164,6 @@ class ClipCache:
         if len(found) != len(wanted) or (found - wanted).abs().max() > 1e-6:
             return None
         return first, first + len(wanted) - 1
-
-    def _cut_from_whole(self, window: Window) -> dict[str, Tensor] | None:
-        chunks = self._chunks_of_whole(window)
-        if chunks is None:
-            return None
-        with _opened(self.file((window[0], None, None))) as stored:
-            return {name: stored.get_slice(name)[chunks[0] : chunks[1]] for name in TENSORS}
 
 
 def _opened(file: Path):

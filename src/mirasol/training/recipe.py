@@ -1,5 +1,6 @@
 """The recipe: everything that decides a training run, as typed, frozen data; and how it is read from YAML."""
 
+import copy
 import dataclasses
 import difflib
 import hashlib
@@ -167,7 +168,8 @@ class Recipe:
     def fingerprint(self) -> str:
         """Hash of all that decides the result: equal fingerprints train the same weights."""
         decisive = {key: value for key, value in flat(self.to_dict()).items() if key not in UNDECISIVE}
-        return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
+        facts = [decisive, list(self.stages)]
+        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
 # What may change between an interrupted run and its resumption: none of it alters the weights.
@@ -239,7 +241,7 @@ def recipe_from_dict(values: Mapping[str, Any], where: str = "recipe") -> Recipe
     parser = jsonargparse.ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(Recipe, "recipe")
     try:
-        namespace = parser.parse_object({"recipe": dict(values)})
+        namespace = parser.parse_object({"recipe": copy.deepcopy(dict(values))})
         instantiate = getattr(parser, "instantiate", None) or parser.instantiate_classes
         return instantiate(namespace).recipe
     except UserError as error:

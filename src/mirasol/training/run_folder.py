@@ -20,7 +20,7 @@ from mirasol.errors import UserError
 from mirasol.training.loader import BadWindow, write_bad_clips
 from mirasol.training.recipe import Recipe, changed_keys
 
-RUN_FILES = ("recipe.yaml", "run.json", "metrics.jsonl", "checkpoints", "checkpoint")
+RUN_FILES = ("recipe.yaml", "metrics.jsonl", "checkpoints", "checkpoint")
 
 
 class RunFolder:
@@ -55,7 +55,9 @@ class RunFolder:
 
         file = self.path / "recipe.yaml"
         if not file.is_file():
-            raise UserError(f"{self.path}: holds a run without its recipe.yaml and cannot be resumed")
+            raise UserError(
+                f"{self.path}: holds a run without its recipe.yaml and cannot be resumed: choose another output"
+            )
         before, after = yaml.safe_load(file.read_text(encoding="utf-8")), self.recipe.to_dict()
         changed = changed_keys(before, after)
         if changed:

@@ -15,15 +15,20 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from mirasol.config import MirasolConfig
+# From the top of the package, which registers them with the Auto classes that the processor loads its parts through.
+from mirasol import (
+    MirasolConfig,
+    MirasolFeatureExtractor,
+    MirasolForConditionalGeneration,
+    MirasolOutput,
+    MirasolProcessor,
+)
 from mirasol.data.example import Example
 from mirasol.data.folder import read_examples
 from mirasol.errors import BadClip, UserError
-from mirasol.media.processor import MirasolFeatureExtractor, MirasolProcessor
 from mirasol.media.tokenizer import train_tokenizer
-from mirasol.model.mirasol import MirasolForConditionalGeneration, MirasolOutput
 from mirasol.training.batches import Batch, BatchPlan
-from mirasol.training.checkpoints import Checkpoints, write_folder
+from mirasol.training.checkpoints import Checkpoints, save_model, write_folder
 from mirasol.training.loader import BadWindow, ClipCache, StepBatches, make_loader, write_bad_clips
 from mirasol.training.logging import Progress, RunLog
 from mirasol.training.optimizer import Optimizer, learning_rate
@@ -82,7 +87,8 @@ class Trainer:
         self.optimizer = Optimizer(self.model, recipe.optimizer)
         settings = self.model.config.media_settings()
         cache_folder = Path(recipe.data.cache) if recipe.data.cache else folder.path / "cache"
-        self.cache = ClipCache(cache_folder, Path(recipe.data.root), settings)
+        whole = {e.media for e in [*examples, *validation_examples] if e.start is None and e.end is None}
+        self.cache = ClipCache(cache_folder, Path(recipe.data.root), settings, whole)
         self.checkpoints = Checkpoints(folder.path / "checkpoints", recipe.keep_last)
 
         bad = self._decode_clips()
@@ -162,10 +168,10 @@ class Trainer:
             output = self.model(**tensors)
         values = {
             "stage": stage_name,
-            "loss": float(output.loss),
-            "text_loss": float(output.text_loss),
-            "latent_loss": float(output.latent_loss),
-            "video_loss": float(output.video_loss),
+            "loss": output.loss.item(),
+            "text_loss": output.text_loss.item(),
+            "latent_loss": output.latent_loss.item(),
+            "video_loss": output.video_loss.item(),
         }
         check_finite(step, batch, values)
         self.optimizer.zero_grad()
@@ -203,8 +209,7 @@ class Trainer:
 
     def _finish(self) -> Path:
         def fill(target: Path) -> None:
-            self.model.save_pretrained(target)
-            self.processor.save_pretrained(target)
+            save_model(target, self.model, self.processor)
             weights = hashlib.sha256((target / "model.safetensors").read_bytes()).hexdigest()
             facts = {
                 "steps": self.recipe.total_steps,

@@ -1,0 +1,49 @@
+# Needs python3 (3.11 or newer) and make only: everything else goes into .venv.
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/.current
+# Where `make demo` works; `make demo OUTPUT=runs/another` keeps an earlier demo.
+OUTPUT ?= runs/demo
+
+.DEFAULT_GOAL := help
+.PHONY: help venv demo test lint format check-slow bench
+
+help:
+	@echo "make demo        render shapes and sounds, train the tiny model on them, evaluate it, write $(OUTPUT)/report.html"
+	@echo "make test        run the tests"
+	@echo "make lint        check style and formatting"
+	@echo "make format      mend style and formatting"
+	@echo "make check-slow  run the tests that take minutes"
+	@echo "make bench       run the benchmarks"
+	@echo "make venv        set up .venv (every target above does so itself)"
+
+venv: $(STAMP)
+
+# torch goes first and alone, so that nothing else decides which build of it is taken.
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and f"Mirasol needs Python 3.11 or newer, {sys.executable} is {sys.version.split()[0]}: make PYTHON=python3.12 …")'
+	@test -x $(BIN)/pip || $(PYTHON) -m venv .venv
+	@echo "Setting up .venv (once)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check torch==2.13.0 --constraint constraints.txt
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]' --constraint constraints.txt
+	@touch $@
+
+demo: venv
+	@$(BIN)/mirasol demo --output $(OUTPUT)
+
+test: venv
+	@$(BIN)/python -m pytest
+
+lint: venv
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+
+format: venv
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+check-slow: venv
+	@$(BIN)/python -m pytest -m slow
+
+bench: venv
+	@set -e; for benchmark in benchmarks/*.py; do echo "$$benchmark"; $(BIN)/python "$$benchmark"; done

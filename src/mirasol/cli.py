@@ -1,0 +1,111 @@
+"""The `mirasol` command: the only room that knows all others. Each command is a module in `mirasol.commands`.
+
+Errors that are the user's to mend end as one line on stderr and exit code 2, an interruption with 130.
+"""
+
+import errno
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from mirasol.commands import ask, data, demo, evaluate, train
+from mirasol.errors import UserError
+
+DESCRIPTION = "Ask questions about what is seen and heard in a video; train and evaluate the model that answers them."
+COMMANDS = {"ask": ask, "train": train, "evaluate": evaluate, "data": data, "demo": demo}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs the command line (`sys.argv` by default). Raises SystemExit where it does not end well."""
+    try:
+        run(list(sys.argv[1:] if arguments is None else arguments))
+    except UserError as error:
+        _stop(str(error), 2)
+    except KeyboardInterrupt:
+        _stop("interrupted", 130)
+    except BrokenPipeError:
+        sys.stderr.close()
+        raise SystemExit(0) from None
+    except OSError as error:
+        # A full disk or a folder that may not be written: the system's own words name it; all else is a bug.
+        if error.filename is None and error.errno != errno.ENOSPC:
+            raise
+        _stop(str(error), 2)
+
+
+def run(arguments: list[str]) -> None:
+    """Parses and executes. Raises UserError for what cannot be parsed."""
+    try:
+        import jsonargparse
+    except ImportError as error:
+        raise UserError("the command line needs the package jsonargparse: pip install jsonargparse") from error
+    # A recipe's keys are options of `train` without being declared one by one: the recipe's own reader checks them.
+    arguments, overrides = train.split_overrides(arguments)
+    parser = _parser(jsonargparse, arguments)
+    try:
+        options = parser.parse_args(arguments)
+    except jsonargparse.ArgumentError as error:
+        words = [word for word in arguments[:1] if word in COMMANDS]
+        message = _plain(error)
+        for word in words:
+            message = message.replace(f"{word}.", "")
+        raise UserError(f"{message} (see `{' '.join(['mirasol', *words, '--help'])}`)") from error
+    if options.command is None:
+        parser.print_help()
+        return
+    _quiet_libraries()
+    chosen = options[options.command]
+    if overrides:
+        chosen.overrides = overrides
+    COMMANDS[options.command].run(chosen)
+
+
+def _parser(jsonargparse: Any, arguments: Sequence[str]) -> Any:
+    import argparse
+
+    import mirasol
+
+    class Formatter(argparse.RawDescriptionHelpFormatter, jsonargparse.DefaultHelpFormatter):
+        """Types and defaults of jsonargparse, descriptions laid out as they are written."""
+
+    def make(description: str, **settings: Any) -> Any:
+        return jsonargparse.ArgumentParser(
+            description=description, exit_on_error=False, formatter_class=Formatter, **settings
+        )
+
+    parser = make(DESCRIPTION, prog="mirasol", version=mirasol.__version__)
+    commands = parser.add_subcommands(required=False, dest="command", metavar="COMMAND", title="commands")
+    for name, command in COMMANDS.items():
+        sub = make(command.DESCRIPTION)
+        commands.add_subcommand(name, sub, help=command.HELP)
+        command.add_arguments(sub, make)
+        if command is train and arguments[:1] == ["train"] and {"-h", "--help"} & set(arguments):
+            sub.epilog = train.recipe_help()
+    return parser
+
+
+def _plain(error: Exception) -> str:
+    """The gist of a parser's message on one line."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return " ".join(lines).replace("Parser key ", "").removeprefix("error: ").rstrip(".")
+
+
+def _quiet_libraries() -> None:
+    """Progress bars and advice of transformers have no place beside this command's own output."""
+    import importlib.util
+
+    if importlib.util.find_spec("transformers") is None:
+        return
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+
+
+def _stop(message: str, code: int) -> None:
+    sys.stderr.write(f"mirasol: {' '.join(message.split())}\n")
+    raise SystemExit(code) from None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,97 @@
+"""Answering: questions about clips become text, one encoding per clip whatever the number of its questions."""
+
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from transformers.generation.streamers import BaseStreamer
+
+from mirasol.media.processor import MirasolProcessor
+from mirasol.model.mirasol import MirasolForConditionalGeneration
+
+MAX_NEW_TOKENS = 16
+
+
+def answer_clips(
+    model: MirasolForConditionalGeneration,
+    processor: MirasolProcessor,
+    clips: Sequence[Mapping[str, Tensor]],
+    prompts: Sequence[Sequence[str]],
+    *,
+    max_new_tokens: int = MAX_NEW_TOKENS,
+    streamer: BaseStreamer | None = None,
+) -> list[list[str]]:
+    """Answers the `prompts` of each of the `clips` (as `MirasolFeatureExtractor.tensors` gives them), greedily.
+
+    The clips are encoded once, as one batch; their prompts then are generated together. A clip with fewer prompts than
+    another repeats its last one to fill the batch, and the answers to the repeats are dropped.
+    """
+    assert len(clips) == len(prompts)
+    assert all(prompts), "every clip needs a prompt"
+    width = max(len(questions) for questions in prompts)
+    filled = [[*questions, *[questions[-1]] * (width - len(questions))] for questions in prompts]
+    media = processor.feature_extractor.collate(clips).to(model.device)
+    text = processor.encode_text(filled).to(model.device)
+    with torch.inference_mode():
+        ids = model.generate(
+            encoder_outputs=model.encode(**media),
+            **text,
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
+            num_beams=1,
+            streamer=streamer,
+        )
+    answers = [answer.strip() for answer in processor.batch_decode(ids[:, text["decoder_input_ids"].shape[1] :])]
+    return [answers[row * width : row * width + len(questions)] for row, questions in enumerate(prompts)]
+
+
+@torch.inference_mode()
+def attention_by_chunk(
+    model: MirasolForConditionalGeneration,
+    processor: MirasolProcessor,
+    clip: Mapping[str, Tensor],
+    prompts: Sequence[str],
+    answers: Sequence[str],
+) -> Float[Tensor, "prompt chunk"]:
+    """Where the decoder looked while it wrote the answers: one row per prompt, a share per chunk, summing to 1.
+
+    Cross-attention weights averaged over layers, heads and the positions that predict a token of the answer (its end
+    included), summed over the latents of a chunk.
+    """
+    media = processor.feature_extractor.collate([clip]).to(model.device)
+    text = processor.encode_text(list(prompts), list(answers)).to(model.device)
+    predicts = (text.pop("labels")[:, 1:] != -100).float()
+    output = model(encoder_outputs=model.encode(**media), **text, output_attentions=True)
+    weights = torch.stack(output.cross_attentions).mean(dim=(0, 2))[:, :-1]
+    looked = (weights * predicts[:, :, None]).sum(1) / predicts.sum(1, keepdim=True)
+    return looked.unflatten(1, (len(clip["video_mask"]), -1)).sum(-1).cpu()
+
+
+class AnswerStreamer(BaseStreamer):
+    """Hands on the text of one answer piece by piece while `generate` writes it.
+
+    `on_text` gets each new piece. A piece that ends within a character of several bytes is held back until it is whole.
+    """
+
+    def __init__(self, processor: MirasolProcessor, on_text: Callable[[str], None]):
+        self.processor, self.on_text = processor, on_text
+        self.ids: list[int] | None = None  # None until the prompt, which `generate` hands over first, has passed
+        self.text = ""
+
+    def put(self, value: Tensor) -> None:
+        if self.ids is None:
+            self.ids = []
+            return
+        self.ids.extend(value.reshape(-1).tolist())
+        text = self.processor.decode(self.ids).lstrip()
+        if not text.endswith("\ufffd"):
+            self._show(text)
+
+    def end(self) -> None:
+        self._show(self.processor.decode(self.ids or []).strip())
+
+    def _show(self, text: str) -> None:
+        if len(text) > len(self.text):
+            self.on_text(text[len(self.text) :])
+            self.text = text

@@ -1,0 +1,135 @@
+"""From a checkpoint's name to a model ready to answer; everything that may be wrong with it is said in one line."""
+
+import importlib.resources
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import mirasol.auto  # noqa: F401 - a processor finds its parts through the Auto classes
+from mirasol.config import CHECKPOINT_FORMAT, MirasolConfig
+from mirasol.errors import UserError
+from mirasol.media.processor import MirasolProcessor
+from mirasol.model.mirasol import MirasolForConditionalGeneration
+
+SHIPPED = ("tiny",)
+WEIGHTS = "model.safetensors"
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A checkpoint in use: the model in eval mode, its processor, and the folder both came from."""
+
+    model: MirasolForConditionalGeneration
+    processor: MirasolProcessor
+    folder: Path
+
+
+def shipped_checkpoint(name: str) -> Path | None:
+    """Folder of a checkpoint that comes with the package, None where it is not there."""
+    folder = Path(str(importlib.resources.files("mirasol"))) / "checkpoints" / name
+    return folder if (folder / "config.json").is_file() else None
+
+
+def find_checkpoint(name: str | Path) -> Path:
+    """The folder a checkpoint's name stands for.
+
+    `tiny` is the one shipped with the package (a folder of that name is `./tiny`); everything else is a folder: a
+    checkpoint itself, a run with its finished `checkpoint` inside, or a demo with its run `train` inside.
+
+    Raises:
+        UserError: no such folder, or it holds no checkpoint.
+    """
+    if str(name) in SHIPPED:
+        shipped = shipped_checkpoint(str(name))
+        if shipped is None:
+            raise UserError(f"checkpoint {name!r} is not part of this installation: install mirasol again")
+        return shipped
+    folder = Path(name)
+    if not folder.exists():
+        raise UserError(f"{folder}: no such checkpoint: give a folder or one of the shipped ones ({', '.join(SHIPPED)})")
+    for candidate in (folder, folder / "checkpoint", folder / "train" / "checkpoint"):
+        if (candidate / "config.json").is_file():
+            return candidate
+    if (folder / "checkpoints").is_dir():
+        raise UserError(f"{folder}: this run is not finished and has no checkpoint yet: go on with `--resume`")
+    raise UserError(f"{folder}: not a checkpoint: it has no config.json")
+
+
+def load_checkpoint(name: str | Path, device: str | torch.device = "cpu") -> Loaded:
+    """Loads a checkpoint (see `find_checkpoint`) in float32, ready to answer.
+
+    Only safetensors are read: other weight files can run code when they are opened.
+
+    Raises:
+        UserError: not a Mirasol checkpoint, another checkpoint format, no or pickled weights, missing, unknown or
+            misshapen weights (named), no tokenizer.
+    """
+    folder = find_checkpoint(name)
+    config = _read_config(folder)
+    _check_weights(folder, config)
+    model = MirasolForConditionalGeneration.from_pretrained(
+        folder, config=config, dtype=torch.float32, use_safetensors=True, local_files_only=True
+    )
+    return Loaded(model.to(device).eval(), _load_processor(folder), folder)
+
+
+def _read_config(folder: Path) -> MirasolConfig:
+    file = folder / "config.json"
+    try:
+        values: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise UserError(f"{file}: is not JSON ({error})") from error
+    kind = values.get("model_type") if isinstance(values, dict) else None
+    if kind != MirasolConfig.model_type:
+        raise UserError(f"{folder}: not a Mirasol checkpoint: its config.json has model_type {kind!r}")
+    found = values.get("checkpoint_format")
+    if found != CHECKPOINT_FORMAT:
+        raise UserError(
+            f"{folder}: checkpoint format {found}, but this version of mirasol reads format {CHECKPOINT_FORMAT}: "
+            f"use the version of mirasol it was written with, or train again"
+        )
+    try:
+        return MirasolConfig.from_pretrained(folder)
+    except (UserError, TypeError) as error:
+        raise UserError(f"{file}: {error}") from error
+
+
+def _check_weights(folder: Path, config: MirasolConfig) -> None:
+    from safetensors import SafetensorError, safe_open
+
+    file = folder / WEIGHTS
+    if not file.is_file():
+        pickled = sorted(path.name for path in folder.iterdir() if path.suffix in (".bin", ".pt", ".pth", ".ckpt"))
+        why = f"; {pickled[0]} is not read, for a pickle can run code: save it as safetensors" if pickled else ""
+        raise UserError(f"{folder}: has no {WEIGHTS}{why}")
+    try:
+        with safe_open(file, framework="pt") as weights:
+            found = {key: tuple(weights.get_slice(key).get_shape()) for key in weights.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{file}: damaged or no safetensors file ({error})") from error
+    with torch.device("meta"):
+        wanted = {key: tuple(value.shape) for key, value in MirasolForConditionalGeneration(config).state_dict().items()}
+    for what, keys in (("lacks", wanted.keys() - found.keys()), ("holds unknown", found.keys() - wanted.keys())):
+        if keys:
+            raise UserError(f"{file}: {what} {_listed(sorted(keys))}: it does not belong to the config.json beside it")
+    for key, shape in wanted.items():
+        if found[key] != shape:
+            raise UserError(f"{file}: {key} has shape {list(found[key])}, its config.json says {list(shape)}")
+
+
+def _listed(keys: list[str], most: int = 5) -> str:
+    more = f" and {len(keys) - most} more" if len(keys) > most else ""
+    return f"{len(keys)} weight{'s' * (len(keys) > 1)} ({', '.join(keys[:most])}{more})"
+
+
+def _load_processor(folder: Path) -> MirasolProcessor:
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        if not (folder / name).is_file():
+            raise UserError(f"{folder}: has no {name}: save the processor beside the model")
+    try:
+        return MirasolProcessor.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"{folder}: its processor cannot be loaded: {str(error)[:300]}") from error

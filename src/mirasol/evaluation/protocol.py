@@ -1,0 +1,106 @@
+"""One evaluation in full: the score on the untouched clips, chance, and every control; as a table and as files."""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from mirasol.data.example import ClipExamples
+from mirasol.evaluation.answering import MAX_NEW_TOKENS
+from mirasol.evaluation.controls import CONTROLS
+from mirasol.evaluation.evaluate import ClipSource, evaluate
+from mirasol.evaluation.metrics import Score, chance
+from mirasol.media.processor import MirasolProcessor
+from mirasol.model.mirasol import MirasolForConditionalGeneration
+
+
+@dataclass(frozen=True)
+class Results:
+    """Scores of one checkpoint on one split; `controls` by name, empty where they were not asked for."""
+
+    test: Score
+    chance: Score
+    controls: dict[str, Score]
+
+    def to_dict(self) -> dict[str, Any]:
+        """`{"test", "chance", "controls", "unusable_clips"}`, each score as `{"accuracy", "by_type", "n"}`."""
+        return {
+            "test": self.test.to_dict(),
+            "chance": self.chance.to_dict(),
+            "controls": {name: control.to_dict() for name, control in self.controls.items()},
+            "unusable_clips": [asdict(clip) for clip in self.test.unusable],
+        }
+
+    def table(self) -> str:
+        """Question types down, test, chance and controls across; accuracies between 0 and 1."""
+        columns = {"test": self.test, "chance": self.chance, **self.controls}
+        types = list(self.test.by_type)
+        first = max(map(len, ["all questions", *types]))
+        widths = {name: max(len(name), 6) for name in columns}
+        lines = ["  ".join([" " * first, *[name.replace("_", " ").rjust(widths[name]) for name in columns]])]
+        rows = [(name, lambda s, name=name: s.by_type.get(name)) for name in types]
+        for label, pick in [*rows, ("all questions", lambda s: s.accuracy)]:
+            cells = [f"{pick(s):.3f}".rjust(widths[name]) for name, s in columns.items()]
+            lines.append("  ".join([label.ljust(first), *cells]))
+        lines.append(f"{self.test.n} questions")
+        if self.test.unusable:
+            lost = sum(clip.questions for clip in self.test.unusable)
+            lines[-1] += f"; {len(self.test.unusable)} clips with {lost} questions cannot be read and are left out"
+        return "\n".join(lines)
+
+
+def evaluate_with_controls(
+    model: MirasolForConditionalGeneration,
+    processor: MirasolProcessor,
+    clips: Sequence[ClipExamples],
+    root: Path,
+    *,
+    cache: ClipSource | None = None,
+    controls: bool = True,
+    clips_per_batch: int = 16,
+    max_new_tokens: int = MAX_NEW_TOKENS,
+    progress: Callable[[int, int], None] | None = None,
+) -> Results:
+    """Evaluates the clips as they are and under every control. Arguments as for `evaluate`.
+
+    Chance is that of the questions that could be asked.
+    """
+    names = [None, *(CONTROLS if controls else ())]
+    scores: dict[str | None, Score] = {}
+    for place, name in enumerate(names):
+
+        def report(done: int, total: int, before: int = place * len(clips)) -> None:
+            if progress is not None:
+                progress(before + done, len(names) * total)
+
+        scores[name] = evaluate(
+            model, processor, clips, root,
+            control=name, cache=cache, clips_per_batch=clips_per_batch, max_new_tokens=max_new_tokens, progress=report,
+        )  # fmt: skip
+    test = scores.pop(None)
+    return Results(test, chance(answered.example for answered in test.answers), scores)
+
+
+def write_results(folder: Path, results: Results) -> None:
+    """Writes metrics.json (`Results.to_dict`) and answers.jsonl, one line per question, into the folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = [
+        {
+            "id": answered.example.id,
+            "file": answered.example.media,
+            "question_type": answered.example.question_type,
+            "prompt": answered.example.prompt,
+            "target": answered.example.target,
+            "answer": answered.answer,
+            "right": answered.right,
+            **{
+                name: control.answers[place].answer
+                for name, control in results.controls.items()
+            },
+        }
+        for place, answered in enumerate(results.test.answers)
+    ]  # fmt: skip
+    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    (folder / "answers.jsonl").write_text(lines, encoding="utf-8")
+    (folder / "metrics.json").write_text(json.dumps(results.to_dict(), indent=1) + "\n", encoding="utf-8")

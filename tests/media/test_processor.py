@@ -1,0 +1,150 @@
+"""Clips and text to model-ready tensors; saving and loading."""
+
+import pytest
+import torch
+from media_making import Audio, Video, ramp, steady, tone, write_media
+from mirasol import BadClip, MirasolConfig, MirasolFeatureExtractor, MirasolProcessor, UserError
+from mirasol.media.tokenizer import train_tokenizer
+from transformers import AutoFeatureExtractor, AutoProcessor
+
+TEXTS = ["what comes after the bell?", "which shape is red?", "circle", "low bell", "two"]
+
+
+@pytest.fixture(scope="module")
+def processor() -> MirasolProcessor:
+    config = MirasolConfig.preset("tiny")
+    return MirasolProcessor(MirasolFeatureExtractor.for_config(config), train_tokenizer(TEXTS, 400))
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory, processor):
+    folder = tmp_path_factory.mktemp("clips")
+    full = write_media(folder / "full.mp4", Video(ramp(50), steady(50, 25)), Audio([(0, tone(2))]))
+    silent = write_media(folder / "silent.mp4", Video(ramp(25), steady(25, 25)))
+    sound = write_media(folder / "sound.mp4", Audio([(0, tone(1.5))]))
+    return [processor.feature_extractor.read(path) for path in (full, silent, sound)]
+
+
+def test_compact_form(processor, clips):
+    compact = processor.feature_extractor.tensors(clips[0])
+    assert compact["video"].shape == (4, 4, 3, 32, 32)
+    assert compact["video"].dtype == torch.uint8
+    assert compact["audio"].shape == (4, 16, 64)
+    assert compact["audio"].dtype == torch.float16
+    assert compact["video_mask"].all()
+    assert compact["audio_mask"].all()
+
+
+def test_batch_pads_at_the_end_and_masks_what_is_absent(processor, clips):
+    batch = processor(clips)
+    assert batch["video"].shape == (3, 4, 4, 3, 32, 32)
+    assert batch["video"].dtype == batch["audio"].dtype == torch.float32
+    assert batch["chunk_mask"].int().tolist() == [[1, 1, 1, 1], [1, 1, 0, 0], [1, 1, 1, 0]]
+    assert batch["video_mask"].int().tolist() == [[1, 1, 1, 1], [1, 1, 0, 0], [0, 0, 0, 0]]
+    assert batch["audio_mask"].int().tolist() == [[1, 1, 1, 1], [0, 0, 0, 0], [1, 1, 1, 0]]
+    for name in ("video", "audio"):
+        assert (batch[name][~batch[f"{name}_mask"]] == 0).all()
+        assert (batch[name][batch[f"{name}_mask"]] != 0).any()
+
+
+def test_normalised_video_comes_back_as_pixels(processor, clips):
+    extractor = processor.feature_extractor
+    batch = extractor(clips[:1])
+    assert torch.equal(extractor.pixels(batch["video"])[0], extractor.tensors(clips[0])["video"])
+
+
+def test_a_clip_is_the_same_alone_as_in_a_batch(processor, clips):
+    batch = processor(clips)
+    for row, clip in enumerate(clips):
+        alone = processor.feature_extractor(clip)
+        chunks = clip.timeline.num_chunks
+        for name in alone:
+            torch.testing.assert_close(batch[name][row : row + 1, :chunks], alone[name])
+
+
+def test_cached_compact_form_gives_the_same_batch(processor, clips):
+    extractor = processor.feature_extractor
+    direct, cached = extractor(clips), extractor.collate([extractor.tensors(clip) for clip in clips])
+    assert all(torch.equal(direct[name], cached[name]) for name in direct)
+
+
+def test_rows_without_targets_end_in_sep_and_are_padded_at_the_left(processor):
+    batch = processor.encode_text(["circle", "what comes after the bell?"])
+    ids, mask = batch["decoder_input_ids"], batch["decoder_attention_mask"]
+    assert (ids[:, -1] == processor.tokenizer.sep_token_id).all()
+    assert mask[0, 0] == 0
+    assert ids[0, 0] == processor.tokenizer.pad_token_id
+    assert ids[0][mask[0].bool()][0] == processor.tokenizer.bos_token_id
+    assert "labels" not in batch
+
+
+def test_rows_with_targets_are_labelled_on_target_and_end_only(processor):
+    batch = processor.encode_text(["which shape is red?", "what comes after the bell?"], ["circle", "low bell"])
+    ids, labels, mask = batch["decoder_input_ids"], batch["labels"], batch["decoder_attention_mask"].bool()
+    for row, target in zip(range(2), ("circle", "low bell"), strict=True):
+        learnt = labels[row] != -100
+        assert (ids[row][learnt] == labels[row][learnt]).all()
+        assert processor.decode(labels[row][learnt]) == target
+        assert labels[row][learnt][-1] == processor.tokenizer.eos_token_id
+        assert ids[row][~learnt & mask[row]][-1] == processor.tokenizer.sep_token_id
+        assert not (learnt & ~mask[row]).any()
+    assert mask[:, 0].all(), "padded at the right"
+
+
+def test_questions_of_a_clip_stay_together(processor, clips):
+    batch = processor(clips[:2], [["circle", "two"], ["low bell", "which shape is red?"]])
+    assert processor.batch_decode(batch["decoder_input_ids"]) == ["circle", "two", "low bell", "which shape is red?"]
+    assert len(batch["video"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("prompts", "targets", "words"),
+    [
+        ([["circle"], ["two", "circle"]], None, "same number"),
+        (["circle"], ["two", "low"], "1 prompts but 2 targets"),
+        ([], None, "prompts is empty"),
+        (["circle " * 70], None, "exceeds max_text_length=64: shorten 'circle circle"),
+        (["circle"], ["two " * 70], "exceeds max_text_length=64"),
+    ],
+)
+def test_text_that_does_not_fit_is_refused_by_name(processor, prompts, targets, words):
+    with pytest.raises(UserError, match=words):
+        processor.encode_text(prompts, targets)
+
+
+def test_numbers_of_clips_and_prompts_must_match(processor, clips):
+    with pytest.raises(UserError, match="3 prompts for 2 clips"):
+        processor(clips[:2], ["circle"] * 3)
+    with pytest.raises(UserError, match="nothing to process"):
+        processor()
+    with pytest.raises(UserError, match="without prompts"):
+        processor(clips[:1], targets=["circle"])
+
+
+def test_paths_are_read(processor, tmp_path):
+    with pytest.raises(BadClip, match="no such file"):
+        processor(tmp_path / "missing.mp4", "circle")
+
+
+def test_round_trip_through_auto_processor(processor, tmp_path, clips):
+    processor.save_pretrained(tmp_path)
+    loaded = AutoProcessor.from_pretrained(tmp_path)
+    assert isinstance(loaded, MirasolProcessor)
+    assert isinstance(AutoFeatureExtractor.from_pretrained(tmp_path), MirasolFeatureExtractor)
+    before, after = (p(clips, [["circle"]] * 3, [["<eos> two"]] * 3) for p in (processor, loaded))
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert loaded.feature_extractor.to_dict() == processor.feature_extractor.to_dict()
+
+
+def test_feature_extractor_saves_by_itself(tmp_path):
+    MirasolFeatureExtractor(image_size=48, chunk_seconds=None, num_chunks=5).save_pretrained(tmp_path)
+    loaded = MirasolFeatureExtractor.from_pretrained(tmp_path)
+    assert (loaded.image_size, loaded.chunk_seconds, loaded.num_chunks) == (48, None, 5)
+
+
+@pytest.mark.parametrize(
+    "settings", [{"image_sise": 32}, {"fit": "squash"}, {"image_size": 0}, {"chunk_seconds": 0.5, "num_chunks": 3}]
+)
+def test_impossible_settings_are_refused(settings):
+    with pytest.raises(UserError):
+        MirasolFeatureExtractor(**settings)

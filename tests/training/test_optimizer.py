@@ -1,0 +1,106 @@
+"""Learning rate as a function of the step, and what decays."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from mirasol.config import MirasolConfig
+from mirasol.model.mirasol import MirasolForConditionalGeneration
+from mirasol.training.optimizer import Optimizer, decay_groups, learning_rate
+from mirasol.training.recipe import OptimizerRecipe, Recipe, Stage
+
+
+def recipe_with(optimizer: OptimizerRecipe, **stages: Stage) -> Recipe:
+    from mirasol.training.recipe import DataRecipe
+
+    stages = stages or {"a": Stage(steps=40), "b": Stage(steps=61)}
+    return Recipe(seed=0, output="x", data=DataRecipe(root="x"), stages=stages, optimizer=optimizer)
+
+
+def test_warm_up_rises_to_the_peak_and_the_schedules_end_where_they_should():
+    for schedule in ("cosine", "linear"):
+        settings = OptimizerRecipe(learning_rate=2.0, warmup_steps=10, schedule=schedule, final_scale=0.1)
+        rates = [learning_rate(recipe_with(settings), step) for step in range(101)]
+        assert rates[0] == pytest.approx(0.2)
+        assert rates[9] == rates[10] == max(rates) == 2.0
+        assert rates[10:] == sorted(rates[10:], reverse=True)
+        assert rates[-1] == pytest.approx(0.2)
+        assert rates[55] == pytest.approx(1.1)
+
+
+def test_constant_schedule_and_no_warm_up():
+    settings = OptimizerRecipe(learning_rate=2.0, warmup_steps=0, schedule="constant")
+    assert {learning_rate(recipe_with(settings), step) for step in (0, 50, 100)} == {2.0}
+
+
+def test_a_stage_scales_the_rate():
+    settings = OptimizerRecipe(learning_rate=2.0, warmup_steps=0, schedule="constant")
+    recipe = recipe_with(settings, a=Stage(steps=5), b=Stage(steps=5, learning_rate_scale=0.5))
+    assert [learning_rate(recipe, step) for step in (4, 5)] == [2.0, 1.0]
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(0)
+    return MirasolForConditionalGeneration(MirasolConfig.preset("tiny", text={"vocab_size": 40}))
+
+
+def test_only_weights_of_linear_and_convolution_layers_decay(model):
+    decay, rest = decay_groups(model)
+    assert decay.keys() | rest.keys() == dict(model.named_parameters()).keys()
+    assert not decay.keys() & rest.keys()
+    assert all(parameter.ndim >= 2 for parameter in decay.values())
+    assert all(name.endswith(".weight") and "norm" not in name for name in decay)
+    for name in ("text.embedding.weight", "combiner.token_position", "reconstruction.queries", "latent.hidden_latent"):
+        assert name in rest
+    assert "text.blocks.0.attention.query.weight" in decay
+    assert "chunk_encoder.tubes.projections.0.weight" in decay
+
+
+def test_the_optimizer_decays_just_these(model):
+    model = MirasolForConditionalGeneration(model.config)
+    optimizer = Optimizer(model, OptimizerRecipe(weight_decay=0.5))
+    optimizer.set_learning_rate(0.1)
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    decay, rest = decay_groups(model)
+    for name, parameter in decay.items():
+        torch.testing.assert_close(parameter, before[name] * 0.95)
+    for name, parameter in rest.items():
+        assert torch.equal(parameter, before[name])
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_state_goes_through_save_and_load(model, name, tmp_path):
+    settings = OptimizerRecipe(name=name)
+    first = MirasolForConditionalGeneration(model.config)
+    second = MirasolForConditionalGeneration(model.config)
+    second.load_state_dict(first.state_dict())
+    optimizers = Optimizer(first, settings), Optimizer(second, settings)
+
+    def step(one_model, optimizer, seed):
+        generator = torch.Generator().manual_seed(seed)
+        for parameter in one_model.parameters():
+            parameter.grad = torch.randn(parameter.shape, generator=generator)
+        optimizer.step()
+
+    step(first, optimizers[0], 0)
+    torch.save(optimizers[0].state_dict(), tmp_path / "state.pt")
+    second.load_state_dict(first.state_dict())
+    optimizers[1].load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
+    step(first, optimizers[0], 1)
+    step(second, optimizers[1], 1)
+    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
+    assert len(optimizers[0].members) == (2 if name == "muon" else 1)
+
+
+def test_gradients_are_clipped_to_the_limit_and_left_alone_without():
+    model = torch.nn.Linear(2, 1, bias=False)
+    for limit, expected in ((1.0, 1.0), (None, 5.0)):
+        model.weight.grad = torch.tensor([[3.0, 4.0]])
+        optimizer = Optimizer(model, dataclasses.replace(OptimizerRecipe(), gradient_clip=limit))
+        assert optimizer.clip_gradients() == pytest.approx(5.0)
+        assert float(model.weight.grad.norm()) == pytest.approx(expected, rel=1e-4)

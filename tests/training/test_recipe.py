@@ -1,0 +1,119 @@
+"""The recipe: reading, typing, naming what is wrong, and what may change on resumption."""
+
+import dataclasses
+
+import pytest
+import yaml
+
+from mirasol.errors import UserError
+from mirasol.training.recipe import Recipe, changed_keys, load_recipe, recipe_from_dict
+
+
+@pytest.fixture
+def file(values, tmp_path):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(values, sort_keys=False))
+    return path
+
+
+def test_load_gives_typed_values_in_the_files_order(file):
+    recipe = load_recipe(file)
+    assert isinstance(recipe, Recipe)
+    assert list(recipe.stages) == ["slots", "questions"]
+    assert recipe.stages["slots"].window == "slot"
+    assert recipe.optimizer.betas == (0.9, 0.95)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        recipe.seed = 4
+
+
+def test_overrides_reach_into_stages_and_numbers_may_be_written_with_an_exponent(file):
+    recipe = load_recipe(file, ["--optimizer.learning_rate=1e-5", "stages.slots.steps=7", "data.cache=null"])
+    assert recipe.optimizer.learning_rate == 1e-5
+    assert recipe.stages["slots"].steps == 7
+    assert recipe.stages["questions"].steps == 5
+    assert recipe.data.cache is None
+
+
+def test_later_files_are_laid_over_earlier_ones(file, tmp_path):
+    extra = tmp_path / "more.yaml"
+    extra.write_text("optimizer: {weight_decay: 0.5}\n")
+    recipe = load_recipe([file, extra])
+    assert recipe.optimizer.weight_decay == 0.5
+    assert recipe.optimizer.warmup_steps == 2
+
+
+@pytest.mark.parametrize(
+    ("override", "named"),
+    [
+        ("optimzer.learning_rate=1", "'optimizer'"),
+        ("optimizer.learning_rte=1", "'optimizer.learning_rate'"),
+        ("stages.slots.step=1", "'stages.slots.steps'"),
+        ("data.on_bad=skip", "'data.on_bad_clip'"),
+        ("stages.slots.loss_weights.txt=1", "'stages.slots.loss_weights.text'"),
+    ],
+)
+def test_unknown_key_names_the_nearest_valid_one(file, override, named):
+    with pytest.raises(UserError, match=f"unknown key.*did you mean {named}") as caught:
+        load_recipe(file, [override])
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("optimizer.learning_rate=fast", "learning_rate.*fast"),
+        ("optimizer.name=sgd", "sgd"),
+        ("stages.slots.steps=1.5", "steps.*1.5"),
+        ("stages.slots.steps=0", "steps=0 must be positive"),
+        ("optimizer=3", "optimizer.*mapping"),
+        ("stages.slots=3", "stages.slots.*mapping"),
+        ("stages=null", "stages.*mapping"),
+    ],
+)
+def test_wrong_values_are_named_on_one_line(file, override, said):
+    with pytest.raises(UserError, match=said) as caught:
+        load_recipe(file, [override])
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_key_and_missing_file(values, tmp_path):
+    del values["seed"]
+    with pytest.raises(UserError, match="missing key 'seed'"):
+        recipe_from_dict(values)
+    with pytest.raises(UserError, match="no such recipe file"):
+        load_recipe(tmp_path / "absent.yaml")
+
+
+def test_a_recipe_survives_yaml(recipe):
+    again = recipe_from_dict(yaml.safe_load(yaml.safe_dump(recipe.to_dict(), sort_keys=False)))
+    assert again == recipe
+    assert again.fingerprint() == recipe.fingerprint()
+
+
+def test_changed_keys_names_what_decides_the_weights_and_nothing_else(recipe):
+    before = recipe.to_dict()
+    assert changed_keys(before, dataclasses.replace(recipe, workers=2, output="elsewhere", keep_last=9).to_dict()) == []
+    after = dataclasses.replace(recipe, seed=4).to_dict()
+    after["optimizer"]["learning_rate"] = 0.5
+    assert changed_keys(before, after) == ["optimizer.learning_rate", "seed"]
+    swapped = {**before, "stages": dict(reversed(before["stages"].items()))}
+    assert changed_keys(before, swapped) == ["stages (their order)"]
+
+
+def test_fingerprint_sees_the_order_of_stages(recipe):
+    swapped = dataclasses.replace(recipe, stages=dict(reversed(recipe.stages.items())))
+    assert swapped.fingerprint() != recipe.fingerprint()
+
+
+def test_stage_at_counts_through_the_stages(recipe):
+    places = [recipe.stage_at(step) for step in range(recipe.total_steps)]
+    assert places == [("slots", k) for k in range(3)] + [("questions", k) for k in range(5)]
+
+
+def test_the_demo_recipe_is_valid(repository_root):
+    assert load_recipe(repository_root / "recipes" / "demo.yaml").model.preset == "tiny"
+
+
+@pytest.fixture
+def repository_root(pytestconfig):
+    return pytestconfig.rootpath

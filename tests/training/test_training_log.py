@@ -1,0 +1,51 @@
+"""metrics.jsonl and progress."""
+
+import io
+import json
+
+from rich.console import Console
+
+from mirasol.training.logging import Progress, RunLog, read_metrics
+
+
+def test_resuming_takes_back_what_lies_beyond_the_checkpoint_and_a_line_cut_short(tmp_path):
+    log = RunLog(tmp_path)
+    for step in range(1, 6):
+        log.train(step, {"loss": float(step), "stage": "a"})
+    log.close()
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"kind": "tr')
+    assert [line["step"] for line in read_metrics(tmp_path / "metrics.jsonl")] == [1, 2, 3, 4, 5]
+    log = RunLog(tmp_path, step=3)
+    log.train(4, {"loss": 0.5, "stage": "a"})
+    log.close()
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [(line["step"], line["loss"]) for line in lines] == [(1, 1.0), (2, 2.0), (3, 3.0), (4, 0.5)]
+
+
+def test_validation_is_logged_by_type(tmp_path):
+    log = RunLog(tmp_path)
+    part = {"accuracy": 0.5, "by_type": {"sight": {"accuracy": 0.5, "text_loss": 1.0, "rows": 2}}}
+    log.validation(7, {"clip": part})
+    log.close()
+    assert read_metrics(tmp_path / "metrics.jsonl") == [{"kind": "validation", "step": 7, "clip": part}]
+
+
+def test_progress_off_a_terminal_tells_rate_and_time_left_on_plain_lines(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr("mirasol.training.logging.time.monotonic", lambda: now[0])
+    out = io.StringIO()
+    with Progress(Console(file=out), "Training", 120, "steps", start=20) as progress:
+        for done in range(21, 71):
+            now[0] += 1.0
+            progress.update(done, "text 0.5")
+    lines = out.getvalue().splitlines()
+    assert lines[0] == "Training: 35/120 steps, 1 steps/s, 1:25 left, text 0.5"
+    assert len(lines) == 4, "one in 15 seconds and one at the end"
+
+
+def test_progress_on_a_terminal_shows_a_bar():
+    out = io.StringIO()
+    with Progress(Console(file=out, force_terminal=True), "Decoding", 2, "clips") as progress:
+        progress.update(2)
+    assert "2/2 clips" in out.getvalue()
