@@ -420,9 +420,10 @@ def tiny_parts() -> dict[str, Any]:
         "video": {
             "image_size": 32,
             "frames_per_chunk": 4,
-            # Tubes see motion; the four coarse patches come last, so that "the last m" summarise the whole frame.
+            # Overlapping tubes see whole shapes in motion; the four 2D patches come last, so that "the last m" hold
+            # the whole frame.
             "tubes": [
-                {"kernel": (4, 8, 8), "stride": (4, 8, 8)},
+                {"kernel": (4, 16, 16), "stride": (4, 8, 8)},
                 {"kernel": (1, 16, 16), "stride": (4, 16, 16)},
             ],
         },

@@ -3,9 +3,10 @@
 import pytest
 import torch
 from media_making import Audio, Video, ramp, steady, tone, write_media
+from transformers import AutoFeatureExtractor, AutoProcessor
+
 from mirasol import BadClip, MirasolConfig, MirasolFeatureExtractor, MirasolProcessor, UserError
 from mirasol.media.tokenizer import train_tokenizer
-from transformers import AutoFeatureExtractor, AutoProcessor
 
 TEXTS = ["what comes after the bell?", "which shape is red?", "circle", "low bell", "two"]
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from media_making import Audio, Video, grey, number_of, ramp, steady, tone, write_media
+
 from mirasol import UserError, read_clip
 from mirasol.media.reader import probe
 from mirasol.media.timeline import ChunkGrid
@@ -217,6 +218,7 @@ def test_rotation_is_applied(tmp_path, rotation, corner, words, shown):
 
 def test_rotation_agrees_with_the_angle_that_pyav_reports(tmp_path):
     import av
+
     from mirasol.media.video_stream import orientation
 
     picture = np.arange(12, dtype=np.uint8).reshape(2, 2, 3)

@@ -3,10 +3,11 @@
 import numpy as np
 import pytest
 import torch
-from mirasol.media import spectrogram
-from mirasol.media.spectrogram import log_mel_chunks
 from transformers.audio_utils import mel_filter_bank
 from transformers.audio_utils import spectrogram as library_spectrogram
+
+from mirasol.media import spectrogram
+from mirasol.media.spectrogram import log_mel_chunks
 
 RATE = 16_000
 
@@ -52,7 +53,9 @@ def test_pooling_keeps_the_power_of_a_short_click_in_a_long_chunk():
     assert long[0].amax(-1).argmax() in (9, 10)
     power = [10 ** (spectrogram.LOG_SPREAD * m.double() + spectrogram.LOG_CENTRE) for m in (short, long)]
     floor = spectrogram.POWER_FLOOR
-    energy = [float((p - floor).clamp_min(0).sum() * seconds / 16) for p, seconds in zip(power, (0.16, 8.0), strict=True)]
+    energy = [
+        float((p - floor).clamp_min(0).sum() * seconds / 16) for p, seconds in zip(power, (0.16, 8.0), strict=True)
+    ]
     assert energy[0] == pytest.approx(energy[1], rel=0.05)
 
 

@@ -3,6 +3,7 @@
 import itertools
 
 import pytest
+
 from mirasol import UserError
 from mirasol.media.timeline import ChunkGrid, cut, cutting_notes
 

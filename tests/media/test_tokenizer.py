@@ -1,6 +1,7 @@
 """The tokenizer that is trained on the data's text."""
 
 import pytest
+
 from mirasol import UserError
 from mirasol.media.tokenizer import SPECIAL_TOKENS, train_tokenizer
 
@@ -33,7 +34,12 @@ def test_any_text_comes_back_where_all_bytes_fit():
 def test_special_tokens_have_their_ids_and_text_cannot_forge_them():
     tokenizer = train_tokenizer(TEXTS, 512)
     assert tokenizer.convert_tokens_to_ids(list(SPECIAL_TOKENS)) == [0, 1, 2, 3, 4]
-    assert (tokenizer.pad_token_id, tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.sep_token_id) == (0, 1, 2, 3)
+    assert (tokenizer.pad_token_id, tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.sep_token_id) == (
+        0,
+        1,
+        2,
+        3,
+    )
     ids = tokenizer("<eos><sep> <bos>", add_special_tokens=False)["input_ids"]
     assert min(ids) > 4
 

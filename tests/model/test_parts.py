@@ -106,7 +106,7 @@ def test_one_pass_equals_step_by_step():
     config = MirasolConfig.preset("tiny")
     model = TransformerCombiner(config).eval()
     torch.nn.init.normal_(model.token_position)
-    video, audio = torch.randn(2, 5, 20, 96), torch.randn(2, 5, 8, 96)
+    video, audio = torch.randn(2, 5, 13, 96), torch.randn(2, 5, 8, 96)
     with torch.no_grad():
         whole = model(video, audio)
         for t in range(1, 6):
@@ -192,7 +192,7 @@ def test_reconstruction_patches_land_where_they_belong():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"combiner": {"m": 64}}, "combiner.m=64 exceeds the 28 tokens"),
+        ({"combiner": {"m": 64}}, "combiner.m=64 exceeds the 21 tokens"),
         ({"combiner": {"m": 7}}, "combiner.m=7 must be even"),
         (
             {"video": {"frames_per_chunk": 2}},
@@ -242,4 +242,4 @@ def test_shapes_are_as_annotated():
     """The suite runs with jaxtyping's import hook (see pyproject.toml): a wrong shape at a boundary is an error."""
     model = TransformerCombiner(MirasolConfig.preset("tiny"))
     with pytest.raises(jaxtyping.TypeCheckError):
-        model(torch.zeros(2, 3, 20, 96), torch.zeros(2, 4, 8, 96))
+        model(torch.zeros(2, 3, 13, 96), torch.zeros(2, 4, 8, 96))

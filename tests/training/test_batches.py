@@ -7,7 +7,7 @@ import pytest
 
 from mirasol.data.example import ClipExamples, Example
 from mirasol.errors import UserError
-from mirasol.training.batches import BatchPlan, draw_questions
+from mirasol.training.batches import BatchPlan, draw_questions, drop_modality
 from mirasol.training.randomness import hash64, permuted, uniform
 from mirasol.training.recipe import Stage, recipe_from_dict
 
@@ -111,3 +111,14 @@ def test_type_weights_are_shares_of_types_whatever_their_numbers():
     plain = Stage(steps=1, questions_per_clip=1)
     counts = Counter(draw_questions(clip, plain, key)[0][0].question_type for key in range(2000))
     assert 0.07 < counts["b"] / 2000 < 0.13
+
+
+def test_dropped_modalities_come_in_their_shares_and_never_both():
+    stage = Stage(steps=1, drop_video=0.2, drop_audio=0.1)
+    drawn = Counter(drop_modality(stage, 0, "stage", position) for position in range(5000))
+    assert abs(drawn["video"] / 5000 - 0.2) < 0.02
+    assert abs(drawn["audio"] / 5000 - 0.1) < 0.02
+    assert drop_modality(stage, 7, "x") == drop_modality(stage, 7, "x")
+    assert {drop_modality(Stage(steps=1), 0, position) for position in range(100)} == {None}
+    with pytest.raises(UserError, match="drop_video"):
+        Stage(steps=1, drop_video=0.6, drop_audio=0.6)

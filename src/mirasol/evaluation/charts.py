@@ -54,7 +54,7 @@ class Frame:
     height: float
     left: float = 44
     right: float = 14
-    top: float = 12
+    top: float = 20
     bottom: float = 28
 
 
@@ -96,7 +96,7 @@ def line_chart(
         x, _ = place(x_mark, low)
         parts.append(
             f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{frame.top}" y2="{frame.top + down}" class="mark"/>'
-            f'<text x="{x + 5:.1f}" y="{frame.top + 9}" class="tick">{escape(label)}</text>'
+            f'<text x="{x:.1f}" y="{frame.top - 5}" class="tick">{escape(label)}</text>'
         )
     for line in lines:
         path = " ".join(f"{x:.1f},{y:.1f}" for x, y in (place(*point) for point in line.points))

@@ -52,7 +52,7 @@ def look_closely(
         media=media,
         edges=clip.timeline.edges,
         frames=_channels_last(tensors["video"]) if clip.has_video else None,
-        reconstruction=_channels_last(((predicted.float() + 1) * 127.5).clamp(0, 255).round().byte().cpu()),
+        reconstruction=_channels_last(processor.feature_extractor.pixels(predicted.float().cpu())),
         spectrogram=tensors["audio"].flatten(0, 1).float().numpy() if clip.has_audio else None,
         answered=tuple(answered),
         attention=attention.numpy(),

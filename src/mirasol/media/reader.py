@@ -140,25 +140,36 @@ def read_clip(
         raise UserError(f"fit={fit!r}: choose pad, crop or stretch")
     if image_size < 1 or sample_rate < 1:
         raise UserError(f"image_size={image_size} and sample_rate={sample_rate} must be positive")
-    with open_media(path, limits) as container:
-        chosen = choose(container, path, limits)
-        span = find_span(container, chosen, path, limits)
-        left, right, notes = _window(path, span, start, end)
-        limits.check_seconds(path, right - left)
-        timeline = cut(left, right, grid)
-        for stream in chosen.streams:
-            if threads != 1:
-                stream.thread_type = "AUTO"
-            stream.codec_context.thread_count = threads
-        reading = Reading(path, container, chosen, span, timeline)
-        if chosen.video is not None:
-            reading.add_video(image_size, fit, limits)
-        if chosen.audio is not None:
-            reading.add_audio(sample_rate)
-        reading.run()
-        reading.check()
-        notes = [*chosen.notes, *_span_notes(span), *notes, *cutting_notes(timeline, grid), *reading.notes()]
-        return reading.clip(image_size, sample_rate, tuple(notes))
+    clip = None
+    for seek in (True, False):
+        with open_media(path, limits) as container:
+            chosen = choose(container, path, limits)
+            span = find_span(container, chosen, path, limits)
+            left, right, notes = _window(path, span, start, end)
+            limits.check_seconds(path, right - left)
+            timeline = cut(left, right, grid)
+            _set_threads(chosen, threads)
+            reading = Reading(path, container, chosen, span, timeline)
+            if chosen.video is not None:
+                reading.add_video(image_size, fit, limits)
+            if chosen.audio is not None:
+                reading.add_audio(sample_rate)
+            if seek and not reading.seek():
+                continue  # nowhere to begin inside the file: open it anew and read from its beginning
+            reading.run()
+            reading.check()
+            notes = [*chosen.notes, *_span_notes(span), *notes, *cutting_notes(timeline, grid), *reading.notes()]
+            clip = reading.clip(image_size, sample_rate, tuple(notes))
+            break
+    assert clip is not None
+    return clip
+
+
+def _set_threads(chosen: Chosen, threads: int) -> None:
+    for stream in chosen.streams:
+        if threads != 1:
+            stream.thread_type = "AUTO"
+        stream.codec_context.thread_count = threads
 
 
 def _window(

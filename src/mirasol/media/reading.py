@@ -54,8 +54,6 @@ class Reading:
 
     def run(self) -> None:
         """Feeds both streams until they have what they need, or the file has passed the window."""
-        if self.timeline.start > 0:
-            self._seek()
         parts = {part.stream.index: part for part in self.parts}
         far = self.end + INTERLEAVING_SECONDS
         for packet in packets(self.container, self.chosen.streams, self.errors):
@@ -66,21 +64,26 @@ class Reading:
         for part in parts.values():
             part.finish()
 
-    def _seek(self) -> None:
-        """Goes to where decoding has to begin, or stays at the beginning of the file if that cannot be found."""
+    def seek(self) -> bool:
+        """Goes to where decoding has to begin; False where that cannot be found and the file has to be opened anew."""
         stream = self.chosen.streams[0]
-        first = self.video.wanted[0] if self.video is not None else self.start
-        for retreat in (*SEEK_RETREATS, math.inf):
-            target = max(min(self.start, first) - retreat, self.span.zero - 1)
+        first = self.start if self.video is None else min(self.start, self.video.wanted[0])
+        if first - SEEK_RETREATS[0] <= self.span.zero:
+            return True  # the beginning of the file, where it stands
+        for retreat in SEEK_RETREATS:
+            if first - retreat <= self.span.zero:
+                return False
+            target = math.floor((first - retreat) / stream.time_base)
             try:
-                self.container.seek(math.floor(target / stream.time_base), stream=stream)
-                if target <= self.span.zero or self._starts_early_enough(first):
-                    self.container.seek(math.floor(target / stream.time_base), stream=stream)
-                    return
+                self.container.seek(target, stream=stream)
+                if self._starts_early_enough():
+                    self.container.seek(target, stream=stream)
+                    return True
             except (av.error.FFmpegError, OSError):
                 continue
+        return False
 
-    def _starts_early_enough(self, first_frame: float) -> bool:
+    def _starts_early_enough(self) -> bool:
         """Whether what comes next in the file has a keyframe before the first frame and sound before the window."""
         waiting = {stream.index: stream for stream in self.chosen.streams}
         for packet in packets(self.container, self.chosen.streams, []):
@@ -89,7 +92,7 @@ class Reading:
                 continue
             time, _ = packet_span(packet, float(stream.time_base))
             begins = float((stream.start_time or 0) * stream.time_base)
-            if time > max(first_frame if stream.type == "video" else self.start, begins):
+            if time > max(self.video.wanted[0] if stream.type == "video" else self.start, begins):
                 return False
             del waiting[packet.stream_index]
             if not waiting:

@@ -44,7 +44,8 @@ class MirasolOutput(ModelOutput):
     """What `forward` gives. The three losses are unweighted; `loss` is their weighted sum.
 
     logits: [row, token, vocabulary]; none while training with labels, when only target positions are computed
-    reconstruction: [clip, chunk, frame, 3, side, side]; entry t is the prediction of chunk t + 1, in [-1, 1]
+    reconstruction: [clip, chunk, frame, 3, side, side]; entry t is the prediction of chunk t + 1, in
+        the video's normalised units (`MirasolFeatureExtractor.pixels` gives pixels)
     cross_attentions: one [row, head, token, chunk · m] per cross-attention layer, when asked for
     """
 

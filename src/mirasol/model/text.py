@@ -139,14 +139,14 @@ def causal_mask_and_positions(
     rows, length = ids.shape
     query = past + torch.arange(length, device=ids.device)
     if attention_mask is not None and attention_mask.ndim == 4:
-        return attention_mask.bool(), query.expand(rows, -1)
-    if attention_mask is None:
-        attention_mask = torch.ones(
-            rows, past + length, dtype=torch.long, device=ids.device
-        )
-    key = torch.arange(past + length, device=ids.device)
-    visible = (key[None, :] <= query[:, None]) & attention_mask.bool()[:, None, :]
+        # Boolean, or additive with zeros where a key may be seen.
+        visible = (attention_mask if attention_mask.dtype == torch.bool else attention_mask == 0)[:, 0]
+    else:
+        if attention_mask is None:
+            attention_mask = torch.ones(rows, past + length, dtype=torch.long, device=ids.device)
+        key = torch.arange(past + length, device=ids.device)
+        visible = (key[None, :] <= query[:, None]) & attention_mask.bool()[:, None, :]
+    positions = (visible.sum(-1) - 1).clamp(min=0)
     # A padding token looks at itself: a row of nothing would be NaN.
-    visible = visible | (key[None, :] == query[:, None])
-    positions = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)[:, -length:]
-    return visible[:, None], positions
+    key = torch.arange(visible.shape[-1], device=ids.device)
+    return (visible | (key[None, :] == query[:, None]))[:, None], positions

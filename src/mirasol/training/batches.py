@@ -16,12 +16,14 @@ class Batch:
     """What one step trains on: clips and, for each of them, the same number of examples.
 
     repeated: how many rows repeat another row of their clip because the clip has too few questions
+    dropped: for each clip the modality it is shown without, "video", "audio" or none
     """
 
     step: int
     clips: tuple[ClipExamples, ...]
     examples: tuple[tuple[Example, ...], ...]
     repeated: int
+    dropped: tuple[str | None, ...] = ()
 
     @property
     def prompts(self) -> list[list[str]]:
@@ -66,6 +68,14 @@ def draw_questions(clip: ClipExamples, stage: Stage, *key: int | str) -> tuple[t
     return drawn, max(0, wanted - len(ordered))
 
 
+def drop_modality(stage: Stage, *key: int | str) -> str | None:
+    """The modality a clip is shown without, by the stage's shares and hash(key)."""
+    draw = uniform(*key, "drop")
+    if draw < stage.drop_video:
+        return "video"
+    return "audio" if draw < stage.drop_video + stage.drop_audio else None
+
+
 class BatchPlan:
     """All batches of a run, none of them computed before it is asked for.
 
@@ -91,7 +101,7 @@ class BatchPlan:
         """The batch of step `step`, counted from 0 over all stages."""
         name, step_in_stage = self.recipe.stage_at(step)
         stage, clips = self.recipe.stages[name], self.clips[name]
-        chosen, rows, repeated = [], [], 0
+        chosen, rows, dropped, repeated = [], [], [], 0
         first = step_in_stage * stage.clips_per_step
         for position in range(first, first + stage.clips_per_step):
             epoch, index = divmod(position, len(clips))
@@ -99,8 +109,9 @@ class BatchPlan:
             drawn, repeats = draw_questions(clip, stage, self.recipe.seed, name, position)
             chosen.append(clip)
             rows.append(drawn)
+            dropped.append(drop_modality(stage, self.recipe.seed, name, position))
             repeated += repeats
-        return Batch(step, tuple(chosen), tuple(rows), repeated)
+        return Batch(step, tuple(chosen), tuple(rows), repeated, tuple(dropped))
 
     def noise_seed(self, step: int) -> int:
         """Seed of PyTorch's random numbers (dropout, masking of x) in step `step`."""

@@ -230,7 +230,11 @@ class StepBatches(Dataset):
 
     def __getitem__(self, step: int) -> tuple[Batch, dict[str, Tensor]]:
         batch = self.plan.batch(step)
-        return batch, load_media(self.cache, self.extractor, [(c.media, c.start, c.end) for c in batch.clips])
+        media = load_media(self.cache, self.extractor, [(c.media, c.start, c.end) for c in batch.clips])
+        for row, modality in enumerate(batch.dropped):
+            if modality is not None:
+                media[f"{modality}_mask"][row] = False
+        return batch, media
 
 
 def load_media(cache: ClipCache, extractor: MirasolFeatureExtractor, windows: Sequence[Window]) -> dict[str, Tensor]:

@@ -59,6 +59,8 @@ class Stage:
     type_weights: relative chance that a drawn question is of this type (1 for a type not named); without it every
         question of the clip is equally likely, so types with more questions come more often
     learning_rate_scale: multiplies the run's learning rate during this stage
+    drop_video, drop_audio: share of clips that are shown without that modality (never without both), so that the
+        model also learns to answer where one is missing
     """
 
     steps: int
@@ -69,8 +71,14 @@ class Stage:
     loss_weights: LossWeights = field(default_factory=LossWeights)
     type_weights: dict[str, float] = field(default_factory=dict)
     learning_rate_scale: float = 1.0
+    drop_video: float = 0.0
+    drop_audio: float = 0.0
 
     def __post_init__(self):
+        if self.drop_video < 0 or self.drop_audio < 0 or self.drop_video + self.drop_audio > 1:
+            raise UserError(
+                f"drop_video={self.drop_video} and drop_audio={self.drop_audio} must be shares that add up to 1 at most"
+            )
         for name in ("steps", "clips_per_step", "questions_per_clip", "learning_rate_scale"):
             _positive(self, name)
         for question_type, weight in self.type_weights.items():

@@ -1,0 +1,116 @@
+"""The reader against real clips of many makers, whose facts a manifest states (MIRASOL_REAL_DATA)."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from mirasol import MirasolFeatureExtractor, read_clip
+from mirasol.media.reader import probe
+from mirasol.media.timeline import ChunkGrid
+
+NAMES = [
+    "nasa_13013.mp4",
+    "stream-of-water.mp4",
+    "friday.mp4",
+    "no_duration.webm",
+    "muted_b.mp4",
+    "fire2.mp4",
+    "rabbit320.webm",
+    "sample_with_vorbis_audio.mkv",
+]
+
+
+@pytest.fixture(params=NAMES)
+def real(request, real_data):
+    """Path, manifest entry, its video and its audio facts (none where absent)."""
+    manifest = json.loads((real_data / "clips" / "manifest.json").read_text())
+    entry = next(clip for clip in manifest["clips"] if clip["file"] == request.param)
+    streams = {stream["index"]: stream for stream in entry["streams"]}
+    video, audio = (streams.get(entry[f"ffmpeg_best_{kind}_stream"]) for kind in ("video", "audio"))
+    return real_data / "clips" / request.param, entry, video, audio
+
+
+def test_probe_agrees_with_the_manifest(real):
+    path, entry, video, audio = real
+    facts = probe(path)
+    assert facts.num_streams == len(entry["streams"])
+    assert (facts.video.index, facts.video.width, facts.video.height) == (
+        video["index"],
+        video["width"],
+        video["height"],
+    )
+    assert facts.video.codec == video["codec"]
+    assert (facts.video.rotation == "180 degrees") == (abs(video["rotation_deg"]) == 180)
+    if audio is None:
+        assert facts.audio is None
+    else:
+        assert (facts.audio.index, facts.audio.sample_rate, facts.audio.channels) == (
+            audio["index"],
+            audio["sample_rate"],
+            audio["channels"],
+        )
+    ends = [stream["end_time_s"] for stream in (audio,) if stream] + [video["last_time_s"]]
+    assert facts.duration == pytest.approx(entry["duration_s"] or max(ends), abs=0.1)
+    assert facts.duration_measured == (entry["duration_s"] is None)
+
+
+def test_every_frame_and_sample_has_its_time(real):
+    path, _, video, audio = real
+    facts = probe(path)
+    # Cells far shorter than a frame: every frame of the file is the answer to some wanted time.
+    clip = read_clip(path, ChunkGrid(round(facts.duration / 0.004), num_chunks=1), image_size=32, threads=1)
+    times = clip.frame_times.unique()
+    assert len(times) == video["decoded_frames"]
+    assert float(times[0]) == pytest.approx(video["first_time_s"], abs=1e-3)
+    assert float(times[-1]) == pytest.approx(video["last_time_s"], abs=2e-3)
+    gaps = np.diff(times.numpy())
+    assert np.median(gaps) == pytest.approx(video["frame_gap_s"]["median"], abs=2e-3)
+    if audio is None:
+        assert len(clip.waveform) == 0
+    else:
+        assert clip.waveform_start == pytest.approx(audio["first_time_s"], abs=2e-3)
+        end = clip.waveform_start + len(clip.waveform) / clip.sample_rate
+        assert end == pytest.approx(min(audio["end_time_s"], facts.duration), abs=5e-3)
+
+
+def test_irregularities_are_noted(real):
+    path, _, _, audio = real
+    notes = " | ".join(MirasolFeatureExtractor().read(path).notes)
+    expected = {
+        "nasa_13013.mp4": "2 video streams: stream 3 is read",
+        "no_duration.webm": "no reliable duration in the header",
+        "muted_b.mp4": "no audio track",
+        "fire2.mp4": "rotation applied: 180 degrees",
+        "sample_with_vorbis_audio.mkv": "audio begins 62 ms late",
+    }
+    assert expected.get(path.name, "") in notes
+    assert ("gaps in the audio" in notes) == (path.name == "fire2.mp4" or "rabbit" in path.name)
+    assert ("no audio track" in notes) == (audio is None)
+
+
+def test_model_ready_tensors_are_finite_and_alive(real):
+    path, *_ = real
+    extractor = MirasolFeatureExtractor()
+    batch = extractor(extractor.read(path))
+    assert torch.isfinite(batch["video"]).all()
+    assert torch.isfinite(batch["audio"]).all()
+    assert batch["video_mask"].any()
+
+
+def test_a_window_equals_the_same_part_of_the_whole(real):
+    path, *_ = real
+    duration = probe(path).duration
+    start, grid = duration * 0.4, ChunkGrid(8, num_chunks=2)
+    part = read_clip(path, grid, image_size=32, start=start, end=start + duration / 4, threads=1)
+    whole = read_clip(path, ChunkGrid(3000, num_chunks=1), image_size=32, threads=1)
+    for time, frame in zip(part.frame_times, part.frames, strict=True):
+        match = (whole.frame_times - time).abs().argmin()
+        assert abs(float(whole.frame_times[match] - time)) < 1e-6
+        assert torch.equal(frame, whole.frames[match])
+    if part.has_audio:
+        first = round((part.waveform_start - whole.waveform_start) * whole.sample_rate)
+        expected = whole.waveform[first : first + len(part.waveform)]
+        error = (part.waveform[400:-400] - expected[400:-400]).square().mean().sqrt()
+        assert error < 0.1 * expected.square().mean().sqrt() + 1e-5
