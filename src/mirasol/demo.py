@@ -1,4 +1,4 @@
-"""The demo: the whole path once, from rendering data to a report. What is done is not done again after an interruption."""
+"""The demo: the whole path once, from rendering data to a report. After an interruption, what is done is kept."""
 
 import json
 import os
@@ -204,6 +204,8 @@ class Demo:
 
     def report(self, results: Any, shipped: Any | None, exhibit: Any) -> None:
         """metrics.json, then report.html, which marks the demo as finished."""
+        from mirasol.data.folder import read_examples
+        from mirasol.evaluation.metrics import blind
         from mirasol.evaluation.report import ReportData, render_report
         from mirasol.training.logging import read_metrics
 
@@ -219,9 +221,11 @@ class Demo:
             metrics["shipped"] = {"test": shipped.test.to_dict(), "controls": controls}
         write_whole(self.folder.metrics, json.dumps(metrics, indent=1) + "\n")
         surroundings = json.loads((self.folder.run / "run.json").read_text(encoding="utf-8"))
+        asked = [item.example for item in results.test.answers]
         page = render_report(
             ReportData(
                 metrics=metrics,
+                blind=blind(read_examples(self.folder.data, "train"), asked),
                 log=read_metrics(self.folder.run / "metrics.jsonl"),
                 answered=results.test.answers,
                 exhibit=exhibit,

@@ -76,7 +76,7 @@ def assert_in_step(path, frame_seconds: float, tolerance: float = 0.005, start: 
     clip = read_clip(path, ChunkGrid(50, chunk_seconds=0.5), image_size=32, start=start, threads=1)
     flashes, heard = flash_times(clip), click_times(clip)
     assert len(flashes) == len(EVENTS)
-    # Up to a packet of encoder delay may stand before the first sample where a container cannot say that it is to be cut.
+    # A packet of encoder delay may stand before the first sample where the container does not say that it is cut.
     zero = flashes[0] - EVENTS[0]
     assert 0 <= zero + 1e-3 <= frame_seconds
     for event, flash, click in zip(EVENTS, flashes, heard, strict=True):

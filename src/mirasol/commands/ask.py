@@ -16,7 +16,9 @@ The answer is streamed to stdout as it is generated; remarks about the file go t
 
 def add_arguments(parser: Any, make: Any) -> None:
     """Declares the arguments."""
-    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="tiny (shipped), a run's folder or a checkpoint folder")
+    parser.add_argument(
+        "checkpoint", metavar="CHECKPOINT", help="tiny (shipped), a run's folder or a checkpoint folder"
+    )
     parser.add_argument("file", metavar="FILE", help="any video or sound file that FFmpeg reads")
     parser.add_argument("question", metavar="QUESTION", help="the question, in quotes")
     parser.add_argument("--start", type=float, help="second of the file where the clip begins")

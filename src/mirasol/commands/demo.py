@@ -12,7 +12,9 @@ An interrupted demo goes on where it stopped when it is started again. A finishe
 def add_arguments(parser: Any, make: Any) -> None:
     """Declares the arguments."""
     parser.add_argument("--output", type=str, default="runs/demo", help="folder for everything the demo makes")
-    parser.add_argument("--recipe", type=str, default="recipes/demo.yaml", help="what to train; output and data.root are set")
+    parser.add_argument(
+        "--recipe", type=str, default="recipes/demo.yaml", help="what to train; output and data.root are set"
+    )
     parser.add_argument("--seed", type=int, default=0, help="seed of the data")
     parser.add_argument("--train", type=int, default=2400, help="number of training clips")
     parser.add_argument("--validation", type=int, default=100, help="number of validation clips")

@@ -17,7 +17,9 @@ and with the audio shifted against the video.
 
 def add_arguments(parser: Any, make: Any) -> None:
     """Declares the arguments."""
-    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="tiny (shipped), a run's folder or a checkpoint folder")
+    parser.add_argument(
+        "checkpoint", metavar="CHECKPOINT", help="tiny (shipped), a run's folder or a checkpoint folder"
+    )
     parser.add_argument("data", metavar="DATA", help="folder with SPLIT.jsonl and its media files")
     parser.add_argument("--split", type=str, default="test", help="which jsonl file of the folder")
     parser.add_argument("--output", type=str, help="new folder for metrics.json and answers.jsonl")

@@ -29,7 +29,7 @@ def png_url(pixels: np.ndarray) -> str:
 
 
 def heat(values: np.ndarray) -> np.ndarray:
-    """Numbers [height, width] as colours, uint8 [height, width, 3], from the smallest (dark) to the largest (bright)."""
+    """Numbers [height, width] as colours, uint8 [height, width, 3]: the smallest dark, the largest bright."""
     low, high = float(values.min()), float(values.max())
     place = (values - low) / max(high - low, 1e-9) * (len(_HEAT) - 1)
     below = np.clip(place.astype(int), 0, len(_HEAT) - 2)

@@ -49,7 +49,9 @@ def find_checkpoint(name: str | Path) -> Path:
         return shipped
     folder = Path(name)
     if not folder.exists():
-        raise UserError(f"{folder}: no such checkpoint: give a folder or one of the shipped ones ({', '.join(SHIPPED)})")
+        raise UserError(
+            f"{folder}: no such checkpoint: give a folder or one of the shipped ones ({', '.join(SHIPPED)})"
+        )
     for candidate in (folder, folder / "checkpoint", folder / "train" / "checkpoint"):
         if (candidate / "config.json").is_file():
             return candidate
@@ -111,7 +113,9 @@ def _check_weights(folder: Path, config: MirasolConfig) -> None:
     except (SafetensorError, OSError) as error:
         raise UserError(f"{file}: damaged or no safetensors file ({error})") from error
     with torch.device("meta"):
-        wanted = {key: tuple(value.shape) for key, value in MirasolForConditionalGeneration(config).state_dict().items()}
+        wanted = {
+            key: tuple(value.shape) for key, value in MirasolForConditionalGeneration(config).state_dict().items()
+        }
     for what, keys in (("lacks", wanted.keys() - found.keys()), ("holds unknown", found.keys() - wanted.keys())):
         if keys:
             raise UserError(f"{file}: {what} {_listed(sorted(keys))}: it does not belong to the config.json beside it")

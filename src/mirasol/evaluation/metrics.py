@@ -2,6 +2,7 @@
 
 import re
 import string
+import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -9,14 +10,18 @@ from typing import Any
 
 from mirasol.data.example import Example
 
-_PUNCTUATION = str.maketrans(dict.fromkeys(string.punctuation, " "))
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 
 
 def normalise(answer: str) -> str:
     """The form in which answers are compared: lower case, punctuation and the articles a, an, the taken out,
     whitespace folded. "The Bell." and "bell" are the same answer."""
-    return " ".join(_ARTICLES.sub(" ", answer.lower().translate(_PUNCTUATION)).split())
+    words = "".join(" " if _is_punctuation(character) else character for character in answer.lower())
+    return " ".join(_ARTICLES.sub(" ", words).split())
+
+
+def _is_punctuation(character: str) -> bool:
+    return character in string.punctuation or unicodedata.category(character).startswith("P")
 
 
 def is_right(answer: str, target: str) -> bool:

@@ -9,7 +9,7 @@ import numpy as np
 
 from mirasol.evaluation.charts import Frame, Line, heat, line_chart, png_url, smoothed
 from mirasol.evaluation.exhibit import Exhibit
-from mirasol.evaluation.metrics import Answered, UnusableClip
+from mirasol.evaluation.metrics import Answered, Score, UnusableClip
 
 LOSSES = (
     ("text_loss", "Text", "cross-entropy of the target tokens, nats"),
@@ -38,11 +38,13 @@ TYPE_MEANING = {
 class ReportData:
     """What the report is made of.
 
-    metrics: what metrics.json holds; log: the lines of the run's metrics.jsonl; answered: the answers on the test
-    clips; clips: numbers of clips by split; surroundings: the run's run.json; recipe: `Recipe.to_dict`.
+    metrics: what metrics.json holds; blind: score of the best guess without any clip (`metrics.blind`); log: the lines
+    of the run's metrics.jsonl; answered: the answers on the test clips; clips: numbers of clips by split;
+    surroundings: the run's run.json; recipe: `Recipe.to_dict`.
     """
 
     metrics: Mapping[str, Any]
+    blind: Score
     log: Sequence[Mapping[str, Any]]
     answered: Sequence[Answered]
     exhibit: Exhibit
@@ -71,7 +73,7 @@ def render_report(data: ReportData) -> str:
         types=types,
         meaning=TYPE_MEANING,
         styles=type_styles(data, types),
-        columns=score_columns(data.metrics),
+        columns=score_columns(data.metrics, data.blind),
         controls=[(key, CONTROL_TITLES.get(key, key)) for key in data.metrics["controls"]],
         losses=loss_charts(data.log),
         learning=learning_chart(data.log, type_styles(data, types)),
@@ -98,9 +100,9 @@ def type_styles(data: ReportData, types: Sequence[str]) -> dict[str, str]:
     return {name: f"c{place % 8}" for place, name in enumerate(names)}
 
 
-def score_columns(metrics: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
+def score_columns(metrics: Mapping[str, Any], blind: Score) -> list[tuple[str, Mapping[str, Any]]]:
     """Columns of the table of scores: (heading, score)."""
-    columns = [("test", metrics["test"]), ("chance", metrics["chance"])]
+    columns = [("test", metrics["test"]), ("chance", metrics["chance"]), ("best blind guess", blind.to_dict())]
     columns += [(CONTROL_TITLES.get(name, name), score) for name, score in metrics["controls"].items()]
     if metrics["shipped"]:
         columns.append(("shipped weights", metrics["shipped"]["test"]))

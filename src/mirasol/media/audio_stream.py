@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import statistics
 from dataclasses import dataclass, field
 
 import av
@@ -22,8 +23,8 @@ from mirasol.media.timeline import Timeline
 # A jump of the time stamps by more than this is a gap or an overlap. Matroska rounds to whole milliseconds, so less
 # must not count; a click may be off by 5 ms at most, so much more must not either.
 JUMP_SECONDS = 0.004
-# Yet stamps may jump and come back (Vorbis does where its block size changes). A jump is believed at once when it is
-# long, otherwise when it has lasted; until then its samples wait.
+# Yet stamps may jump and come back (Vorbis does, by 10 ms, where its block size changes). A jump is believed at once
+# when it is long, otherwise when it has lasted; until then its samples wait. So do a run's first, to agree on its time.
 CLEAR_JUMP_SECONDS = 0.040
 DOUBT_SECONDS = 0.100
 BLOCK_SECONDS = 0.5
@@ -45,7 +46,6 @@ class WaveformBuilder:
     end: float
     sample_rate: int
     counts: AudioCounts = field(default_factory=AudioCounts)
-    first_time: float | None = None
     last_end: float | None = None
     """End of the last sample taken."""
     packets_end: float = -math.inf
@@ -60,7 +60,7 @@ class WaveformBuilder:
         self._kind: tuple | None = None
         self._block: list[np.ndarray] = []  # decoded, not yet resampled
         self._block_samples = 0
-        self._doubtful: list[tuple[float, AudioFrame]] = []
+        self._waiting: list[tuple[float, AudioFrame]] = []
         self._position = 0  # where the next resampled sample goes
         self._expected = 0.0  # container seconds at which the next decoded sample should stand
         self._run_time, self._run_samples = 0.0, 0  # where the run began, decoded samples since
@@ -81,7 +81,7 @@ class WaveformBuilder:
         """End of the stream or of the window."""
         if not self.done:
             self._decode(None)
-        self._settle(jump=True)
+        self._settle()
         self._end_run()
 
     def _decode(self, packet: Packet | None) -> None:
@@ -96,53 +96,57 @@ class WaveformBuilder:
 
     def _take(self, frame: AudioFrame) -> None:
         self.counts.frames_decoded += 1
-        if frame.samples == 0:
-            return
         time = self._expected if frame.pts is None else frame.pts * self._tick
-        if time + frame.samples / frame.sample_rate <= self.start:
-            # Before the window: the decoder only had to warm up.
-            self._expected = time + frame.samples / frame.sample_rate
+        if frame.samples == 0 or time + frame.samples / frame.sample_rate <= self.start - DOUBT_SECONDS:
             return
-        if self.first_time is None:
-            self.first_time = time
         kind = (frame.format.name, frame.layout.name, frame.sample_rate)
-        if self._resampler is None or kind != self._kind:
-            self.counts.changes += self._resampler is not None
+        if kind != self._kind:
+            self.counts.changes += self._kind is not None
+            self._settle()
+            self._end_run()
+            self._kind = kind
+        jump = time - self._next_time() if self._waiting or self._resampler is not None else 0.0
+        if abs(jump) > CLEAR_JUMP_SECONDS:
             self._settle(jump=False)
             self._end_run()
-            self._begin_run(frame, time, kind)
-            self._append(frame)
-            return
-        # Where a run goes on, time is counted from its beginning: a clock that drifts is caught before it matters.
-        waiting = sum(held.samples for _, held in self._doubtful)
-        jump = time - (self._expected + waiting / frame.sample_rate)
-        if abs(jump) <= JUMP_SECONDS:
+            self._count_jump(jump, time)
+        elif self._resampler is not None and abs(jump) <= JUMP_SECONDS:
             self._settle(jump=False)
             self._append(frame)
             return
-        if abs(jump) > CLEAR_JUMP_SECONDS and self._doubtful:
-            self._settle(jump=False)
-        self._doubtful.append((time, frame))
-        if abs(jump) > CLEAR_JUMP_SECONDS or waiting >= DOUBT_SECONDS * frame.sample_rate:
-            self._settle(jump=True)
+        self._waiting.append((time, frame))
+        if sum(held.samples for _, held in self._waiting) >= DOUBT_SECONDS * frame.sample_rate:
+            self._settle()
 
-    def _settle(self, jump: bool) -> None:
-        """Decides about the frames held in doubt: their times are a true jump, or jitter that came to nothing."""
-        if not self._doubtful:
+    def _next_time(self) -> float:
+        """When the next frame should begin if everything so far is one run."""
+        begin = self._expected if self._resampler is not None else self._waiting[0][0]
+        return begin + sum(frame.samples for _, frame in self._waiting) / self._kind[2]
+
+    def _settle(self, jump: bool = True) -> None:
+        """Decides about the frames that wait.
+
+        They begin a run, at the time on which most of them agree; or, where one is under way, their times are a jump
+        that has lasted (they begin a new run), or one that came to nothing (they go on with it).
+        """
+        frames, self._waiting = self._waiting, []
+        if not frames:
             return
-        frames, self._doubtful = self._doubtful, []
-        if jump:
-            time, first = frames[0]
-            distance = time - self._expected
-            self.counts.gaps += distance > 0
-            self.counts.gap_seconds += max(0.0, distance)
-            self.counts.overlaps += distance < 0
+        if self._resampler is not None and jump:
+            self._count_jump(frames[0][0] - self._expected, frames[0][0])
             self._end_run()
-            self._begin_run(first, time, self._kind)
-        else:
+        elif self._resampler is not None:
             self.counts.jitters += 1
+        if self._resampler is None:
+            self._begin_run(frames)
         for _, frame in frames:
             self._append(frame)
+
+    def _count_jump(self, seconds: float, time: float) -> None:
+        if time > self.start:
+            self.counts.gaps += seconds > 0
+            self.counts.gap_seconds += max(0.0, seconds)
+            self.counts.overlaps += seconds < 0
 
     def _append(self, frame: AudioFrame) -> None:
         """Adds a frame to the run."""
@@ -163,13 +167,18 @@ class WaveformBuilder:
         self._block, self._block_samples = [], 0
         self._write(self._resampler.resample(frame))
 
-    def _begin_run(self, frame: AudioFrame, time: float, kind: tuple) -> None:
-        self._kind, self._run_time, self._run_samples = kind, time, 0
+    def _begin_run(self, frames: list[tuple[float, AudioFrame]]) -> None:
         self._resampler = AudioResampler(format="flt", layout="mono", rate=self.sample_rate, options=MIXING)
-        self._position = round((time - self.start) * self.sample_rate)
+        begins, samples = [], 0
+        for time, frame in frames:
+            begins.append(time - samples / frame.sample_rate)
+            samples += frame.samples
+        self._run_time, self._run_samples = statistics.median(begins), 0
+        self._position = round((self._run_time - self.start) * self.sample_rate)
         self._runs.append([max(0, self._position), max(0, self._position)])
-        if frame.layout.nb_channels > 2:
-            self.mixed_from = f"{frame.layout.nb_channels} channels ({frame.layout.name})"
+        layout = frames[0][1].layout
+        if layout.nb_channels > 2:
+            self.mixed_from = f"{layout.nb_channels} channels ({layout.name})"
 
     def _end_run(self) -> None:
         if self._resampler is not None:

@@ -10,7 +10,7 @@ from mirasol.media.timeline import Timeline
 
 @dataclass
 class VideoCounts:
-    """What decoding the video took and met. Skipped packets were never decoded, corrupt frames are kept."""
+    """What decoding the video took and met. Skipped packets were never decoded, corrupt ones are shown."""
 
     packets_skipped: int = 0
     packets_failed: int = 0

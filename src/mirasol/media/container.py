@@ -12,7 +12,7 @@ import av
 import av.error
 from av.container import InputContainer
 from av.packet import Packet
-from av.stream import Disposition
+from av.stream import Discard, Disposition
 from av.stream import Stream as AvStream
 
 from mirasol.errors import BadClip
@@ -81,7 +81,10 @@ def open_media(path: str | os.PathLike, limits: Limits) -> Iterator[InputContain
         raise BadClip(path, f"not a media file that can be read, or cut short ({_words(error)})") from error
     with container:
         limits.check_streams(path, len(container.streams))
-        yield container
+        try:
+            yield container
+        except av.error.FFmpegError as error:
+            raise BadClip(path, f"cannot be decoded ({_words(error)})") from error
 
 
 def choose(container: InputContainer, path: str | os.PathLike, limits: Limits) -> Chosen:
@@ -103,6 +106,9 @@ def choose(container: InputContainer, path: str | os.PathLike, limits: Limits) -
     if audio is None:
         notes.append("no audio track")
     chosen = Chosen(video, audio, tuple(notes))
+    for stream in container.streams:
+        if stream not in chosen.streams:
+            stream.discard = Discard.all
     for stream in chosen.streams:
         if stream.codec_context is None:
             raise BadClip(path, f"{stream.type} stream {stream.index}: no decoder for its codec")

@@ -107,7 +107,9 @@ class MirasolFeatureExtractor(FeatureExtractionMixin):
         """
         chunks, frames = clip.timeline.num_chunks, clip.timeline.frames_per_chunk
         if clip.has_video:
-            video = clip.frames.unflatten(0, (chunks, frames)) * clip.video_present[:, None, None, None, None]
+            video = clip.frames.unflatten(0, (chunks, frames))
+            if not clip.video_present.all():
+                video = video * clip.video_present[:, None, None, None, None]
         else:
             video = torch.zeros(chunks, frames, 3, self.image_size, self.image_size, dtype=torch.uint8)
         audio = log_mel_chunks(
@@ -130,10 +132,13 @@ class MirasolFeatureExtractor(FeatureExtractionMixin):
         longest = max(len(clip["video_mask"]) for clip in clips)
         batch = {name: _padded([clip[name] for clip in clips], longest) for name in clips[0]}
         lengths = torch.tensor([len(clip["video_mask"]) for clip in clips])
-        video = batch["video"].float().div_(255.0).sub_(self.image_mean).div_(self.image_std)
+        # One pass each over what may be hundreds of megabytes: scale, shift, and masking only where something is absent.
+        video = batch["video"].float().mul_(1 / (255 * self.image_std)).add_(-self.image_mean / self.image_std)
+        if not batch["video_mask"].all():
+            video.mul_(batch["video_mask"][:, :, None, None, None, None])
         return BatchFeature(
             {
-                "video": video.mul_(batch["video_mask"][:, :, None, None, None, None]),
+                "video": video,
                 "audio": batch["audio"].float(),
                 "chunk_mask": torch.arange(longest)[None] < lengths[:, None],
                 "video_mask": batch["video_mask"],

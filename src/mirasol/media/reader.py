@@ -1,10 +1,14 @@
 """Media file → `Clip`: one pass over the file, video and audio together. docs/media.md lists every behaviour."""
 
+import itertools
 import math
 import os
 from dataclasses import dataclass
 
+import av.error
 from av.container import InputContainer
+from av.video.frame import VideoFrame
+from av.video.stream import VideoStream
 
 from mirasol.errors import BadClip, UserError
 from mirasol.media.clip import Clip
@@ -59,8 +63,9 @@ class MediaInfo:
 
 
 def probe(path: str | os.PathLike, limits: Limits = DEFAULT_LIMITS) -> MediaInfo:
-    """Facts of a media file. Decodes one frame (only it tells the rotation); without a duration in the header reads all
-    packets.
+    """Facts of a media file.
+
+    Decodes one frame (only it tells the rotation); without a reliable duration in the header reads all packets.
 
     Raises:
         BadClip: the file cannot be used.
@@ -85,15 +90,7 @@ def probe(path: str | os.PathLike, limits: Limits = DEFAULT_LIMITS) -> MediaInfo
 def _video_info(container: InputContainer, chosen: Chosen, path: str | os.PathLike) -> VideoInfo:
     stream = chosen.video
     codec = stream.codec_context
-    frame = None
-    for packet in packets(container, [stream], []):
-        frame = next(iter(codec.decode(packet)), None)
-        if frame is not None:
-            break
-    frame = frame or next(iter(codec.decode(None)), None)
-    if frame is None:
-        raise BadClip(path, "no frame of its video can be decoded")
-    turn, _ = orientation(frame)
+    turn, _ = orientation(_first_frame(container, stream, path))
     aspect = float(stream.sample_aspect_ratio or 1) or 1.0
     shown = (round(codec.width * aspect), codec.height)
     return VideoInfo(
@@ -106,6 +103,17 @@ def _video_info(container: InputContainer, chosen: Chosen, path: str | os.PathLi
         sample_aspect_ratio=aspect,
         average_rate=float(stream.average_rate) if stream.average_rate else None,
     )
+
+
+def _first_frame(container: InputContainer, stream: VideoStream, path: str | os.PathLike) -> VideoFrame:
+    for packet in itertools.chain(packets(container, [stream], []), [None]):
+        try:
+            frames = stream.codec_context.decode(packet)
+        except av.error.FFmpegError:
+            continue  # a later packet may decode
+        if frames:
+            return frames[0]
+    raise BadClip(path, "no frame of its video can be decoded")
 
 
 def _audio_info(chosen: Chosen) -> AudioInfo:
@@ -187,7 +195,7 @@ def _window(
     if right > length + END_TOLERANCE:
         raise BadClip(path, f"window ends at {right:g} s, but the file lasts {length:.3f} s")
     if right > length:
-        return left, length, [f"window end {right:g} s lies past the end: read to {length:.3f} s"] if end else []
+        return left, length, [f"window end {right:g} s lies past the end: read to {length:.3f} s"]
     return left, right, []
 
 

@@ -87,17 +87,19 @@ class Reading:
         """Whether what comes next in the file has a keyframe before the first frame and sound before the window."""
         waiting = {stream.index: stream for stream in self.chosen.streams}
         for packet in packets(self.container, self.chosen.streams, []):
+            time, _ = packet_span(packet, float(packet.time_base))
+            if time > self.start + INTERLEAVING_SECONDS:
+                break
             stream = waiting.get(packet.stream_index)
             if stream is None or (stream.type == "video" and not packet.is_keyframe):
                 continue
-            time, _ = packet_span(packet, float(stream.time_base))
             begins = float((stream.start_time or 0) * stream.time_base)
             if time > max(self.video.wanted[0] if stream.type == "video" else self.start, begins):
                 return False
             del waiting[packet.stream_index]
             if not waiting:
                 return True
-        # At the end of the file: a stream that had ended before is no reason to go further back.
+        # A sound track that had ended before is no reason to go further back.
         return self.video is None or self.chosen.video.index not in waiting
 
     def check(self) -> None:
@@ -171,7 +173,7 @@ class Reading:
             notes.append(f"sample aspect ratio {video.stream.sample_aspect_ratio} applied")
         return notes + _counted(
             (counts.packets_failed, "video packets could not be decoded"),
-            (counts.frames_corrupt, "frames decoded with errors"),
+            (counts.frames_corrupt, "frames decoded with errors, which may spread to those that follow"),
             (counts.frames_out_of_order, "video frames dropped: their time does not follow the one before"),
         )
 

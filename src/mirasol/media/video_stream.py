@@ -178,6 +178,8 @@ class FrameSampler:
         time = self._shown_time + self._usual_seconds if frame.pts is None else frame.pts * self._tick
         if not math.isfinite(time):
             time = 0.0
+        # Also when it is not kept: frames predicted from it carry the damage on.
+        self.counts.frames_corrupt += bool(frame.is_corrupt) and time + seconds > self.wanted[0]
         if time <= self._shown_time:
             self.counts.frames_out_of_order += 1
             return
@@ -197,7 +199,6 @@ class FrameSampler:
             self.frames[first : self._next] = self._picture(self._shown)
             self.times[first : self._next] = self._shown_time
             self.counts.frames_converted += 1
-            self.counts.frames_corrupt += bool(self._shown.is_corrupt)
 
     def _picture(self, frame: VideoFrame) -> UInt8[Tensor, "3 height width"]:
         """Scales, turns and fits one frame to a square RGB picture."""

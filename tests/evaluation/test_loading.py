@@ -1,0 +1,126 @@
+import json
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from mirasol import UserError
+from mirasol.evaluation.loading import find_checkpoint, load_checkpoint
+
+
+@pytest.fixture
+def copy(untrained, tmp_path):
+    folder = tmp_path / "copy"
+    shutil.copytree(untrained, folder)
+    return folder
+
+
+def change_config(folder, **values):
+    file = folder / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **values}))
+
+
+def change_weights(folder, change):
+    weights = load_file(folder / "model.safetensors")
+    change(weights)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def refused(folder) -> str:
+    """The one line that refuses a checkpoint."""
+    with pytest.raises(UserError) as caught:
+        load_checkpoint(folder)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_what_is_loaded_is_what_was_saved(untrained, loaded):
+    saved = load_file(untrained / "model.safetensors")
+    assert saved.keys() == loaded.model.state_dict().keys()
+    assert all(torch.equal(saved[key], value) for key, value in loaded.model.state_dict().items())
+    assert not loaded.model.training
+
+
+def test_a_run_and_a_demo_stand_for_their_checkpoints(untrained, tmp_path):
+    for place in ("checkpoint", "train/checkpoint"):
+        shutil.copytree(untrained, tmp_path / place.replace("/", "-") / place)
+        assert find_checkpoint(tmp_path / place.replace("/", "-")) == tmp_path / place.replace("/", "-") / place
+
+
+def test_no_such_folder_names_it_and_what_is_shipped(tmp_path):
+    assert "nowhere" in refused(tmp_path / "nowhere")
+    assert "tiny" in refused(tmp_path / "nowhere")
+
+
+def test_a_folder_of_something_else(tmp_path):
+    assert "not a checkpoint" in refused(tmp_path)
+
+
+def test_an_unfinished_run_says_how_to_go_on(tmp_path):
+    (tmp_path / "checkpoints" / "step-00000010").mkdir(parents=True)
+    assert "--resume" in refused(tmp_path)
+
+
+def test_another_format_names_both(copy):
+    change_config(copy, checkpoint_format=99)
+    assert "99" in refused(copy)
+
+
+def test_a_checkpoint_without_format_is_not_guessed_at(copy):
+    values = json.loads((copy / "config.json").read_text())
+    del values["checkpoint_format"]
+    (copy / "config.json").write_text(json.dumps(values))
+    assert "checkpoint format None" in refused(copy)
+
+
+def test_another_kind_of_model(copy):
+    change_config(copy, model_type="bert")
+    assert "'bert'" in refused(copy)
+
+
+def test_an_unknown_config_key_is_named(copy):
+    change_config(copy, combinr={})
+    assert "combinr" in refused(copy)
+
+
+def test_a_broken_config(copy):
+    (copy / "config.json").write_text("{")
+    assert "config.json" in refused(copy)
+
+
+def test_missing_weights_are_listed(copy):
+    gone = ["text.embedding.weight", "text.norm.bias"]
+    change_weights(copy, lambda weights: [weights.pop(key) for key in gone])
+    message = refused(copy)
+    assert "lacks 2 weights" in message
+    assert all(key in message for key in gone)
+
+
+def test_unknown_weights_are_listed(copy):
+    change_weights(copy, lambda weights: weights.update({"text.extra": torch.zeros(2)}))
+    assert "holds unknown 1 weight (text.extra)" in refused(copy)
+
+
+def test_misshapen_weights_are_named_with_both_shapes(copy):
+    change_weights(copy, lambda weights: weights.update({"text.norm.bias": torch.zeros(7)}))
+    message = refused(copy)
+    assert "text.norm.bias" in message
+    assert "[7]" in message
+
+
+def test_cut_weights(copy):
+    file = copy / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+    assert "damaged" in refused(copy)
+
+
+def test_pickled_weights_are_not_opened(copy):
+    (copy / "model.safetensors").unlink()
+    (copy / "pytorch_model.bin").write_bytes(b"cos\nsystem\n(S'exit 1'\ntR.")
+    assert "pickle" in refused(copy)
+
+
+def test_no_tokenizer(copy):
+    (copy / "tokenizer.json").unlink()
+    assert "tokenizer.json" in refused(copy)

@@ -1,0 +1,343 @@
+"""The command line as its user meets it: what it prints, how it ends, and what bad input gets."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from untrained import shapes, untrained
+
+from mirasol.cli import COMMANDS, main
+from mirasol.commands.train import split_overrides
+
+__all__ = ["shapes", "untrained"]
+
+RECIPE = """
+seed: 1
+output: {output}
+data: {{root: {root}}}
+stages:
+  questions: {{steps: 2, clips_per_step: 2, questions_per_clip: 2}}
+log_every: 1
+validation_clips: 1
+"""
+
+
+@pytest.fixture
+def recipe(shapes, tmp_path):
+    file = tmp_path / "recipe.yaml"
+    file.write_text(RECIPE.format(output=tmp_path / "run", root=shapes))
+    return file
+
+
+@pytest.fixture
+def clip(shapes):
+    return sorted((shapes / "clips" / "test").iterdir())[0]
+
+
+@pytest.fixture
+def refused(capsys):
+    """Runs the command line, which has to end with code 2 and one line; returns the line."""
+
+    def run(*arguments) -> str:
+        with pytest.raises(SystemExit) as stop:
+            main([str(argument) for argument in arguments])
+        out, err = capsys.readouterr()
+        assert stop.value.code == 2
+        assert out == ""
+        assert err.startswith("mirasol: ")
+        assert err.endswith("\n")
+        assert err.count("\n") == 1, err
+        assert "Traceback" not in err
+        return err.strip()
+
+    return run
+
+
+def run(capsys, *arguments) -> tuple[str, str]:
+    capsys.readouterr()
+    main([str(argument) for argument in arguments])
+    return capsys.readouterr()
+
+
+# Help
+
+
+def test_help_lists_every_command(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["--help"])
+    text = capsys.readouterr().out
+    assert stop.value.code == 0
+    assert all(f"    {command} " in text for command in COMMANDS)
+
+
+@pytest.mark.parametrize("command", [["ask"], ["train"], ["evaluate"], ["data"], ["data", "synthesize"], ["demo"]])
+def test_help_of_each_command_explains_it(command, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main([*command, "--help"])
+    text = capsys.readouterr().out
+    assert stop.value.code == 0
+    assert "usage: mirasol" in text
+    assert len(text) > 300
+
+
+def test_help_of_train_names_the_recipes_keys(capsys):
+    with pytest.raises(SystemExit):
+        main(["train", "--help"])
+    text = capsys.readouterr().out
+    for key in ("--seed", "--optimizer.learning_rate", "--data.on_bad_clip", "--stages.NAME.steps"):
+        assert key in text
+
+
+def test_nothing_at_all_gets_help(capsys):
+    assert "COMMAND" in run(capsys).out
+
+
+def test_help_comes_without_the_heavy_libraries():
+    code = (
+        "import sys\ntry:\n import mirasol.cli; mirasol.cli.main(['ask', '--help'])\nexcept SystemExit: pass\n"
+        "assert not {'torch', 'transformers', 'av', 'rich', 'jinja2'} & set(sys.modules), sorted(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL, timeout=60)
+
+
+def test_importing_mirasol_needs_neither_media_nor_command_line_libraries():
+    code = (
+        "import sys\nfor name in ('av', 'jsonargparse', 'jinja2', 'rich', 'tensorboard', 'gradio'):\n"
+        "    sys.modules[name] = None\n"
+        "import mirasol\n"
+        "from mirasol import MirasolConfig, MirasolForConditionalGeneration, MirasolProcessor\n"
+        "MirasolConfig.preset('tiny')\n"
+        "from mirasol.cli import main\n"
+        "try: main(['ask'])\nexcept SystemExit as stop: assert stop.code == 2"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert result.returncode == 0, result.stderr
+    assert "pip install jsonargparse" in result.stderr
+
+
+# Ask
+
+
+def test_ask_prints_the_answer_alone(capsys, untrained, clip):
+    out, err = run(capsys, "ask", untrained, clip, "what colour is the circle?", "--max-new-tokens", 4)
+    assert out.count("\n") == 1
+    assert err == ""
+
+
+def test_ask_streams_what_json_gives(capsys, untrained, clip):
+    question = ["ask", untrained, clip, "what shape is red?"]
+    streamed = run(capsys, *question).out.strip()
+    result = json.loads(run(capsys, *question, "--json").out)
+    assert result["answer"] == streamed != ""
+    assert result.keys() >= {"answer", "file", "chunks", "notes", "seconds"}
+    assert result["file"] == str(clip)
+
+
+def test_ask_takes_a_window_in_seconds(capsys, untrained, clip):
+    whole = json.loads(run(capsys, "ask", untrained, clip, "what?", "--json").out)
+    part = json.loads(run(capsys, "ask", untrained, clip, "what?", "--json", "--start", 1, "--end", 2.5).out)
+    assert (part["start"], part["end"]) == (1.0, 2.5)
+    assert 0 < part["chunks"] < whole["chunks"]
+
+
+def test_an_audio_only_file_is_answered_with_a_note(capsys, untrained, clip, tmp_path):
+    import av
+
+    sound = tmp_path / "sound.m4a"
+    with av.open(str(clip)) as source, av.open(str(sound), "w", format="mp4") as target:
+        audio = source.streams.audio[0]
+        copy = target.add_stream_from_template(audio)
+        for packet in source.demux(audio):
+            if packet.dts is not None:
+                packet.stream = copy
+                target.mux(packet)
+    out, err = run(capsys, "ask", untrained, sound, "which sound is heard first?")
+    assert out.strip()
+    assert "video" in err
+
+
+def bad_clips(clip, folder):
+    """Bad input by name: (file, further arguments)."""
+    files = {"empty.mp4": b"", "text.mp4": b"This is a letter, not a film.\n" * 50}
+    files["cut.mp4"] = clip.read_bytes()[: clip.stat().st_size // 2]
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
+    cases = {name: (folder / name, []) for name in files}
+    cases["missing.mp4"] = (folder / "missing.mp4", [])
+    cases["zero length"] = (clip, ["--start", 2, "--end", 2])
+    cases["backwards"] = (clip, ["--start", 3, "--end", 1])
+    cases["beyond the end"] = (clip, ["--start", 500])
+    return cases
+
+
+BAD = ["empty.mp4", "text.mp4", "cut.mp4", "missing.mp4", "zero length", "backwards", "beyond the end"]
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_bad_clip_is_named_with_its_reason(name, refused, untrained, clip, tmp_path):
+    file, more = bad_clips(clip, tmp_path)[name]
+    message = refused("ask", untrained, file, "what?", *more)
+    assert file.name in message
+    assert len(message) > len(f"mirasol: {file}: ") + 5
+
+
+@pytest.mark.parametrize(
+    ("arguments", "word"),
+    [
+        (["ask", "CHECKPOINT", "CLIP"], "question"),
+        (["ask", "CHECKPOINT", "CLIP", "what?", "--start", "soon"], "soon"),
+        (["ask", "CHECKPOINT", "CLIP", "what?", "--loud"], "--loud"),
+        (["ask", "CHECKPOINT", "CLIP", "what?", "--max-new-tokens", "0"], "--max-new-tokens"),
+        (["ask", "CHECKPOINT", "CLIP", "what? " * 80], "max_text_length"),
+        (["ask", "CHECKPOINT", "CLIP", "what?", "--device", "abacus"], "abacus"),
+        (["ask", "no/such/checkpoint", "CLIP", "what?"], "no/such/checkpoint"),
+        (["aks"], "aks"),
+        (["data", "syn"], "syn"),
+    ],
+)
+def test_bad_arguments_are_named(arguments, word, refused, untrained, clip):
+    known = {"CHECKPOINT": untrained, "CLIP": clip}
+    assert word in refused(*[known.get(argument, argument) for argument in arguments])
+
+
+# Evaluate
+
+
+def test_evaluate_prints_a_table_and_writes_results(capsys, untrained, shapes, tmp_path):
+    output = tmp_path / "results"
+    out, _ = run(capsys, "evaluate", untrained, shapes, "--output", output)
+    assert "shifted audio" in out
+    assert "all questions" in out
+    metrics = json.loads((output / "metrics.json").read_text())
+    assert metrics["controls"].keys() == {"no_video", "no_audio", "no_media", "shifted_audio"}
+    assert len((output / "answers.jsonl").read_text().splitlines()) == metrics["test"]["n"]
+
+
+def test_evaluate_as_json_and_without_controls(capsys, untrained, shapes):
+    result = json.loads(run(capsys, "evaluate", untrained, shapes, "--json", "--skip-controls").out)
+    assert result["controls"] == {}
+    assert set(result["test"]) == {"accuracy", "by_type", "n"}
+
+
+def test_evaluate_overwrites_nothing(refused, untrained, shapes, tmp_path):
+    (tmp_path / "metrics.json").write_text("precious")
+    assert str(tmp_path) in refused("evaluate", untrained, shapes, "--output", tmp_path)
+    assert (tmp_path / "metrics.json").read_text() == "precious"
+
+
+def test_evaluate_names_the_splits_there_are(refused, untrained, shapes):
+    message = refused("evaluate", untrained, shapes, "--split", "tset")
+    assert "'tset'" in message
+    assert "test" in message
+
+
+def test_evaluate_needs_a_data_folder(refused, untrained, tmp_path):
+    assert "nowhere" in refused("evaluate", untrained, tmp_path / "nowhere")
+
+
+# Data
+
+
+def test_synthesize_renders_and_refuses_to_do_so_twice(capsys, refused, tmp_path):
+    folder = tmp_path / "new"
+    arguments = ["data", "synthesize", folder, "--train", 0, "--validation", 0, "--test", 1, "--workers", 1]
+    run(capsys, *arguments)
+    assert len(list(folder.glob("clips/test/*.mp4"))) == 1
+    before = (folder / "manifest.json").stat().st_mtime_ns
+    assert str(folder) in refused(*arguments)
+    assert (folder / "manifest.json").stat().st_mtime_ns == before
+
+
+# Train
+
+
+def test_train_makes_a_checkpoint_that_answers(capsys, recipe, clip, tmp_path, refused):
+    out, _ = run(capsys, "train", "--config", recipe)
+    assert out.strip() == str(tmp_path / "run" / "checkpoint")
+    assert run(capsys, "ask", tmp_path / "run", clip, "what?", "--max-new-tokens", 2).out.endswith("\n")
+    assert "--resume" in refused("train", "--config", recipe), "an output that holds a run is not written to again"
+    assert run(capsys, "train", "--config", recipe, "--resume").out.strip() == out.strip()
+
+
+def test_keys_of_the_recipe_are_options(capsys, recipe):
+    arguments = ["train", "--config", recipe, "--print-recipe", "--optimizer.learning_rate", "1e-5", "--seed=9"]
+    text = run(capsys, *arguments, "--stages.questions.steps", "7").out
+    assert "learning_rate: 1.0e-05" in text
+    assert "seed: 9" in text
+    assert "steps: 7" in text
+
+
+def test_later_recipes_lie_over_earlier_ones(capsys, recipe, tmp_path):
+    (tmp_path / "more.yaml").write_text("seed: 77\n")
+    text = run(capsys, "train", "--config", recipe, "--config", tmp_path / "more.yaml", "--print-recipe").out
+    assert "seed: 77" in text
+    assert "learning_rate" in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--optimizer.learning_rte", "1e-5"], ["learning_rte", "optimizer.learning_rate"]),
+        (["--optimiser.name", "adamw"], ["optimiser", "optimizer"]),
+        (["--optimizer.learning_rate", "fast"], ["fast"]),
+        (["--seed"], ["--seed"]),
+        (["--data.root", "/no/such/data"], ["/no/such/data"]),
+    ],
+)
+def test_a_wrong_key_or_value_is_named(arguments, words, refused, recipe, tmp_path):
+    message = refused("train", "--config", recipe, *arguments)
+    assert all(word in message for word in words), message
+    assert not (tmp_path / "run" / "checkpoint").exists()
+
+
+def test_train_without_a_recipe_says_how(refused):
+    assert "--config" in refused("train")
+
+
+def test_only_train_has_recipe_options():
+    assert split_overrides(["ask", "--a.b", "3"]) == (["ask", "--a.b", "3"], [])
+    own, overrides = split_overrides(["train", "--config", "a", "--x.y", "3", "--resume", "--z=4", "--config=b"])
+    assert own == ["train", "--config", "a", "--resume", "--config=b"]
+    assert overrides == ["x.y=3", "z=4"]
+
+
+# How it ends
+
+
+def test_ctrl_c_ends_without_a_traceback(monkeypatch, capsys):
+    def interrupted(options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("mirasol.commands.ask.run", interrupted)
+    with pytest.raises(SystemExit) as stop:
+        main(["ask", "a", "b", "c"])
+    assert stop.value.code == 130
+    assert capsys.readouterr().err == "mirasol: interrupted\n"
+
+
+def test_a_folder_that_may_not_be_written_is_named(monkeypatch, refused):
+    def denied(options):
+        raise PermissionError(13, "Permission denied", "/sealed/metrics.json")
+
+    monkeypatch.setattr("mirasol.commands.ask.run", denied)
+    assert "/sealed/metrics.json" in refused("ask", "a", "b", "c")
+
+
+def test_a_bug_keeps_its_traceback(monkeypatch):
+    def broken(options):
+        raise OSError("no errno, no file: this is ours")
+
+    monkeypatch.setattr("mirasol.commands.ask.run", broken)
+    with pytest.raises(OSError, match="ours"):
+        main(["ask", "a", "b", "c"])
+
+
+def test_the_module_is_a_program():
+    result = subprocess.run(
+        [sys.executable, "-m", "mirasol.cli", "ask", "nowhere", "x.mp4", "what?"],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert (result.returncode, result.stdout, result.stderr.count("\n")) == (2, "", 1)

@@ -1,0 +1,112 @@
+"""The demo at a size that takes seconds: all its parts run; what it scores is none of these tests' business."""
+
+import json
+
+import pytest
+from rich.console import Console
+
+from mirasol import UserError
+from mirasol.demo import Demo, DemoSettings, run_demo
+
+RECIPE = """
+seed: 0
+output: replaced
+data: {root: replaced}
+stages:
+  slots: {steps: 2, window: slot, clips_per_step: 4, questions_per_clip: 1}
+  questions: {steps: 2, clips_per_step: 2, questions_per_clip: 2}
+log_every: 1
+validate_every: 2
+checkpoint_every: 2
+validation_clips: 2
+"""
+
+
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("demo")
+    (folder / "recipe.yaml").write_text(RECIPE)
+    return DemoSettings(str(folder / "run"), str(folder / "recipe.yaml"), seed=4, train=6, validation=2, test=2)
+
+
+@pytest.fixture(scope="module")
+def finished(settings, tmp_path_factory):
+    """A demo that was interrupted when it came to evaluate, then started again. Returns its folder and its words."""
+    import pathlib
+
+    folder = pathlib.Path(settings.output)
+    patch = pytest.MonkeyPatch()
+
+    def interrupted(demo, checkpoint):
+        raise KeyboardInterrupt
+
+    console = Console(record=True, width=200, quiet=False, file=(tmp_path_factory.mktemp("words") / "out").open("w"))
+    with patch.context() as patched:
+        patched.setattr(Demo, "evaluate", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            run_demo(settings, console)
+    assert not (folder / "report.html").exists()
+    before = {
+        name: (folder / name).stat().st_mtime_ns for name in ("data/manifest.json", "train/checkpoint/config.json")
+    }
+    run_demo(settings, console)
+    after = {name: (folder / name).stat().st_mtime_ns for name in before}
+    assert before == after, "what was done is not done again"
+    return folder, console.export_text()
+
+
+def test_metrics_have_their_shape(finished):
+    folder, _ = finished
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert metrics.keys() == {"test", "chance", "controls", "shipped", "seconds"}
+    assert metrics["controls"].keys() == {"no_video", "no_audio", "no_media", "shifted_audio"}
+    scores = [metrics["test"], metrics["chance"], *metrics["controls"].values()]
+    if metrics["shipped"]:
+        assert metrics["shipped"].keys() == {"test", "controls"}
+        scores += [metrics["shipped"]["test"], *metrics["shipped"]["controls"].values()]
+    for score in scores:
+        assert score.keys() >= {"accuracy", "by_type"}
+        assert score["by_type"].keys() == metrics["test"]["by_type"].keys()
+    assert metrics["seconds"]["total"] >= metrics["seconds"]["train"] > 0
+
+
+def test_it_says_what_it_does_and_where_the_report_lies(finished):
+    folder, words = finished
+    for part in ("Rendering", "Training", "Evaluating", "Asking", "going on", "(right: ", str(folder / "report.html")):
+        assert part in words
+
+
+def test_the_report_is_there(finished):
+    folder, _ = finished
+    assert (folder / "report.html").read_text().startswith("<!doctype html>")
+
+
+def test_a_finished_demo_is_not_touched_again(finished, settings):
+    folder, _ = finished
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    with pytest.raises(UserError, match="--output"):
+        run_demo(settings, Console(quiet=True))
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
+
+
+def changed(settings, **values):
+    return DemoSettings(**{**vars(settings), **values})
+
+
+def test_an_interrupted_demo_is_not_mixed_with_another(finished, settings, tmp_path):
+    (tmp_path / "demo.json").write_text((finished[0] / "demo.json").read_text())
+    with pytest.raises(UserError, match="seed=4"):
+        run_demo(changed(settings, output=str(tmp_path), seed=5), Console(quiet=True))
+
+
+def test_a_folder_of_something_else_is_left_alone(settings, tmp_path):
+    (tmp_path / "thesis.txt").write_text("precious")
+    with pytest.raises(UserError, match="no demo"):
+        run_demo(changed(settings, output=str(tmp_path)), Console(quiet=True))
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+def test_a_missing_recipe_makes_no_folder(settings, tmp_path):
+    with pytest.raises(UserError, match=r"nowhere\.yaml"):
+        run_demo(changed(settings, output=str(tmp_path / "new"), recipe="nowhere.yaml"), Console(quiet=True))
+    assert not (tmp_path / "new").exists()
