@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from mirasol import MirasolProcessor
 from mirasol.evaluation.answering import AnswerStreamer, answer_clips, attention_by_chunk
 
 
@@ -46,8 +47,11 @@ def test_streamed_pieces_add_up_to_the_answer(loaded, tensors, prompts):
     assert len(pieces) > 1
 
 
-class BytePerToken:
+class BytePerToken(MirasolProcessor):
     """Stands for a processor whose tokens are single bytes."""
+
+    def __init__(self):
+        pass
 
     def decode(self, ids):
         return bytes(ids).decode(errors="replace")

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -15,6 +15,7 @@ from mirasol.media.processor import MirasolFeatureExtractor, MirasolProcessor
 from mirasol.model.mirasol import MirasolForConditionalGeneration
 
 
+@runtime_checkable
 class ClipSource(Protocol):
     """Where decoded clips come from; training's `ClipCache` is one. Raises BadClip for a clip that cannot be used."""
 

@@ -132,7 +132,7 @@ class MirasolFeatureExtractor(FeatureExtractionMixin):
         longest = max(len(clip["video_mask"]) for clip in clips)
         batch = {name: _padded([clip[name] for clip in clips], longest) for name in clips[0]}
         lengths = torch.tensor([len(clip["video_mask"]) for clip in clips])
-        # One pass each over what may be hundreds of megabytes: scale, shift, and masking only where something is absent.
+        # Every pass over what may be hundreds of megabytes counts: masking only where something is absent.
         video = batch["video"].float().mul_(1 / (255 * self.image_std)).add_(-self.image_mean / self.image_std)
         if not batch["video_mask"].all():
             video.mul_(batch["video_mask"][:, :, None, None, None, None])

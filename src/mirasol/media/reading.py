@@ -35,6 +35,7 @@ class Reading:
         self.video: FrameSampler | None = None
         self.audio: WaveformBuilder | None = None
         self.errors: list[str] = []
+        self.at_end_of_file = False
 
     def add_video(self, image_size: int, fit: Fit, limits: Limits) -> None:
         wanted = [self.span.zero + time for times in self.timeline.frame_times for time in times]
@@ -61,6 +62,8 @@ class Reading:
             part.feed(packet)
             if part.latest > far or (part.done and all(part.done for part in parts.values())):
                 break
+        else:
+            self.at_end_of_file = True
         for part in parts.values():
             part.finish()
 
@@ -112,9 +115,9 @@ class Reading:
         lost = self.container.format.name.startswith("mov") and any(
             missing_bytes(stream, size, self.start, self.end) for stream in self.chosen.streams
         )
-        slack = COVER_SECONDS if self.video is None else max(COVER_SECONDS, 2 * self.video.largest_gap)
-        short = self.packets_end < self.end - slack
-        single = self.video is not None and self.video.counts.frames_decoded == 1 and self.audio is None
+        slack = COVER_SECONDS if self.video is None else max(COVER_SECONDS, 2 * self.video.largest_step)
+        short = self.at_end_of_file and self.packets_end < self.end - slack
+        single = self.video is not None and self.video.packets_fed == 1 and self.audio is None
         if lost or (short and (self.errors or not single)):
             raise BadClip(self.path, f"cut short: {self._held()}{self._error_words()}")
         for part, name in ((self.video, "video"), (self.audio, "audio")):

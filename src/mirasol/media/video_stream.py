@@ -1,5 +1,6 @@
 """Video packets in, the wanted frames out: skips what nobody looks at, converts only what is kept."""
 
+import bisect
 import math
 from collections import deque
 from dataclasses import dataclass, field
@@ -26,6 +27,9 @@ Fit = Literal["pad", "crop", "stretch"]
 TIME_TOLERANCE = 1e-6  # seconds: time stamps are rationals, wanted times are floats
 MAX_SIDE = 16_384  # pixels of a scaled side: only a picture thousands of times longer than high gets there
 FALLBACK_FRAME_SECONDS = 0.04
+MANY_STAMPS = 256
+# Decoders that leave out frames which no other frame needs, and can tell which those are beyond doubt.
+SKIPS_UNREFERENCED = ("h264",)
 
 
 @dataclass(frozen=True)
@@ -81,7 +85,8 @@ class FrameSampler:
 
     Feed it the packets of one stream in file order, then `finish`. A frame is on show from its presentation time until
     the next one's; before the first frame the first is used. Packets are held back until it is clear that their group
-    of pictures is needed: a group that ends before the next wanted time is dropped undecoded.
+    of pictures is needed: a group that ends before the next wanted time is dropped undecoded. In a group that is
+    needed, frames that are neither wanted nor referenced by others are left out where the decoder can.
     """
 
     file: object
@@ -105,10 +110,15 @@ class FrameSampler:
         self.orientation: Orientation | None = None
         self.oblique = False
         self.cut_off = True  # reading stops while the video goes on; finish() finds out whether it does
-        self.largest_gap = 0.0
+        self.largest_step = 0.0  # seconds between packets that follow each other
+        self.packets_fed = 0
         self.latest = -math.inf  # presentation time of the last packet fed
         self._tick = float(self.stream.time_base)
-        self._held: deque[Packet] = deque()
+        self._held: deque[tuple[Packet, float]] = deque()  # with their presentation times
+        self._stamps: list[float] = []  # presentation times of packets seen, ascending
+        self._decoding_time = math.inf
+        self._may_skip = self.stream.codec_context.name in SKIPS_UNREFERENCED
+        self._skipping = False
         self._next = 0  # index of the first wanted time without a frame
         self._shown: VideoFrame | None = None
         self._shown_time = -math.inf
@@ -124,21 +134,30 @@ class FrameSampler:
         """Takes the next packet; decodes it now, later or never."""
         self.latest, end = packet_span(packet, self._tick)
         self.packets_end = max(self.packets_end, end)
+        self.packets_fed += 1
         if self.done:
             return
         target = self.wanted[self._next]
         if packet.is_keyframe and packet.pts is not None and self.latest <= target + TIME_TOLERANCE:
             self._drop_group()
-        self._held.append(packet)
+        self._held.append((packet, self.latest))
+        bisect.insort(self._stamps, self.latest)
+        if packet.pts is None or packet.dts is None:
+            self._may_skip = False
+            self._decode_held(math.inf)
+            return
         # Every later packet is shown after this one is decoded, so no later group can hold the wanted frame.
-        if packet.dts is None or packet.dts * self._tick > target:
-            self._decode_held()
+        now = packet.dts * self._tick
+        self.largest_step = max(self.largest_step, now - self._decoding_time)
+        self._decoding_time = now
+        if now > target:
+            self._decode_held(now)
 
     def finish(self) -> None:
         """End of the stream: decodes what is still held and shows the last frame from then on."""
         if self.done:
             return
-        self._decode_held()
+        self._decode_held(math.inf)
         if not self.done:
             self._decode(None)
         if self._shown is not None and not self.done:
@@ -155,12 +174,38 @@ class FrameSampler:
         if self._held:
             self.counts.packets_skipped += len(self._held)
             self._held.clear()
+            self._stamps.clear()
         if self.counts.packets_skipped:
             self.stream.codec_context.flush_buffers()
 
-    def _decode_held(self) -> None:
+    def _decode_held(self, now: float) -> None:
+        """Decodes what is held; `now`: every packet to come is shown at that time or later."""
         while self._held and not self.done:
-            self._decode(self._held.popleft())
+            packet, time = self._held[0]
+            if self._may_skip:
+                place = bisect.bisect_right(self._stamps, time)
+                following = self._stamps[place] if place < len(self._stamps) else math.inf
+                if following > now:
+                    return  # a frame in between may still come: until then nobody knows how long this one is on show
+                self._skip_unreferenced(not self._is_wanted(time, following))
+            self._held.popleft()
+            self._decode(packet)
+        if len(self._stamps) > MANY_STAMPS:
+            oldest = min((time for _, time in self._held), default=now)
+            del self._stamps[: bisect.bisect_left(self._stamps, oldest)]
+
+    def _is_wanted(self, time: float, following: float) -> bool:
+        """Whether the frame on show from `time` to `following` is the answer to any wanted time."""
+        if self._shown is None:
+            return True  # the first frame also answers for the time before it
+        place = bisect.bisect_left(self.wanted, time - TIME_TOLERANCE)
+        return place < len(self.wanted) and self.wanted[place] < following - TIME_TOLERANCE
+
+    def _skip_unreferenced(self, skip: bool) -> None:
+        """Tells the decoder whether to leave out the next frame in case no other frame is predicted from it."""
+        if skip != self._skipping:
+            self.stream.codec_context.skip_frame = "NONREF" if skip else "DEFAULT"
+            self._skipping = skip
 
     def _decode(self, packet: Packet | None) -> None:
         try:
@@ -184,7 +229,6 @@ class FrameSampler:
             self.counts.frames_out_of_order += 1
             return
         if self._shown is not None:
-            self.largest_gap = max(self.largest_gap, time - self._shown_time)
             self._keep_until(time)
         if self.first_time is None:
             self.first_time = time
@@ -196,12 +240,13 @@ class FrameSampler:
         while not self.done and self.wanted[self._next] < time - TIME_TOLERANCE:
             self._next += 1
         if self._next > first:
-            self.frames[first : self._next] = self._picture(self._shown)
+            self._draw(self._shown, self.frames[first])
+            self.frames[first + 1 : self._next] = self.frames[first]
             self.times[first : self._next] = self._shown_time
             self.counts.frames_converted += 1
 
-    def _picture(self, frame: VideoFrame) -> UInt8[Tensor, "3 height width"]:
-        """Scales, turns and fits one frame to a square RGB picture."""
+    def _draw(self, frame: VideoFrame, square: UInt8[Tensor, "3 height width"]) -> None:
+        """Scales, turns and fits one frame into a black square: centred, cut off where it stands out."""
         self.limits.check_pixels(self.file, frame.width, frame.height)
         turn, exact = orientation(frame)
         self.orientation, self.oblique = turn, self.oblique or not exact
@@ -211,16 +256,10 @@ class FrameSampler:
             raise BadClip(self.file, f"pictures of {frame.width}x{frame.height} are too oblong to be cropped")
         way = Interpolation.AREA if width <= frame.width and height <= frame.height else Interpolation.BILINEAR
         small = self._reformatter.reformat(frame, width, height, "rgb24", interpolation=way, threads=1)
-        picture = torch.from_numpy(np.ascontiguousarray(turn.apply(small.to_ndarray()))).permute(2, 0, 1)
-        return squared(picture, self.size)
-
-
-def squared(picture: UInt8[Tensor, "3 h w"], size: int) -> UInt8[Tensor, "3 height width"]:
-    """Centres a picture on a black square of `size` pixels, cutting off what stands out."""
-    square = picture.new_zeros(3, size, size)
-    source, place = zip(*(_centred(length, size) for length in picture.shape[1:]), strict=True)
-    square[:, place[0], place[1]] = picture[:, source[0], source[1]]
-    return square
+        picture = turn.apply(small.to_ndarray())
+        (rows, onto_rows), (columns, onto_columns) = (_centred(length, self.size) for length in picture.shape[:2])
+        # Straight into the result: no picture lies about twice.
+        square.numpy()[:, onto_rows, onto_columns] = picture[rows, columns].transpose(2, 0, 1)
 
 
 def _centred(length: int, size: int) -> tuple[slice, slice]:
