@@ -15,6 +15,8 @@ _HOMES = {
     "MirasolProcessor": "mirasol.media.processor",
     "Clip": "mirasol.media.clip",
     "read_clip": "mirasol.media.reader",
+    "find_checkpoint": "mirasol.evaluation.loading",
+    "load_checkpoint": "mirasol.evaluation.loading",
 }
 _ERRORS = ("UserError", "BadClip")
 
@@ -27,6 +29,8 @@ __all__ = [
     "MirasolOutput",
     "MirasolProcessor",
     "UserError",
+    "find_checkpoint",
+    "load_checkpoint",
     "read_clip",
 ]
 

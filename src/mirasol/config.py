@@ -31,9 +31,7 @@ class StackConfig:
     def __post_init__(self):
         for name in ("depth", "width", "hidden", "heads", "head_width"):
             if getattr(self, name) < 1:
-                raise UserError(
-                    f"stack field {name}={getattr(self, name)} must be at least 1"
-                )
+                raise UserError(f"stack field {name}={getattr(self, name)} must be at least 1")
         if not 0 <= self.dropout < 1:
             raise UserError(f"dropout={self.dropout} must lie in [0, 1)")
 
@@ -58,9 +56,7 @@ class TubeConfig:
         extent = (frames, image_size, image_size)
         return tuple(
             (e - o - k) // s + 1 if e - o >= k else 0
-            for e, o, k, s in zip(
-                extent, self.offset, self.kernel, self.stride, strict=True
-            )
+            for e, o, k, s in zip(extent, self.offset, self.kernel, self.stride, strict=True)
         )
 
 
@@ -73,10 +69,7 @@ class VideoConfig:
     tubes: list[TubeConfig]
 
     def __post_init__(self):
-        self.tubes = [
-            tube if isinstance(tube, TubeConfig) else TubeConfig(**tube)
-            for tube in self.tubes
-        ]
+        self.tubes = [tube if isinstance(tube, TubeConfig) else TubeConfig(**tube) for tube in self.tubes]
         for tube in self.tubes:
             if 0 in tube.grid(self.frames_per_chunk, self.image_size):
                 raise UserError(
@@ -115,9 +108,7 @@ class AudioConfig:
     @property
     def tokens(self) -> int:
         """Audio tokens per chunk."""
-        return (self.spectrogram_frames // self.patch[0]) * (
-            self.num_mel_bins // self.patch[1]
-        )
+        return (self.spectrogram_frames // self.patch[0]) * (self.num_mel_bins // self.patch[1])
 
 
 @dataclass
@@ -131,9 +122,7 @@ class CombinerConfig:
     def __post_init__(self):
         self.stack = _part(StackConfig, self.stack)
         if self.token_order not in ("both_last", "audio_last", "video_last"):
-            raise UserError(
-                f"token_order={self.token_order!r}: choose both_last, audio_last or video_last"
-            )
+            raise UserError(f"token_order={self.token_order!r}: choose both_last, audio_last or video_last")
 
 
 @dataclass
@@ -164,9 +153,7 @@ class ReconstructionConfig:
         self.stack = _part(StackConfig, self.stack)
         self.patch = tuple(self.patch)
         if self.image_size % self.patch[1] or self.image_size % self.patch[2]:
-            raise UserError(
-                f"reconstruction patch {self.patch} must divide image_size={self.image_size}"
-            )
+            raise UserError(f"reconstruction patch {self.patch} must divide image_size={self.image_size}")
 
 
 @dataclass
@@ -231,9 +218,7 @@ def _part(kind: type, value: Any) -> Any:
     known = [f.name for f in dataclasses.fields(kind)]
     for key in value:
         if key not in known:
-            raise UserError(
-                f"unknown key {key!r} in {kind.__name__}{_nearest(key, known)}"
-            )
+            raise UserError(f"unknown key {key!r} in {kind.__name__}{_nearest(key, known)}")
     return kind(**value)
 
 
@@ -293,18 +278,12 @@ class MirasolConfig(PreTrainedConfig):
     def _check_parts_fit(self) -> None:
         tokens = self.video.tokens + self.audio.tokens
         if self.combiner.m > tokens:
-            raise UserError(
-                f"combiner.m={self.combiner.m} exceeds the {tokens} tokens of a chunk"
-            )
+            raise UserError(f"combiner.m={self.combiner.m} exceeds the {tokens} tokens of a chunk")
         if self.combiner.token_order == "both_last" and self.combiner.m % 2:
-            raise UserError(
-                f"combiner.m={self.combiner.m} must be even for token_order=both_last"
-            )
+            raise UserError(f"combiner.m={self.combiner.m} must be even for token_order=both_last")
         frames = self.video.frames_per_chunk
         if frames % self.reconstruction.patch[0]:
-            raise UserError(
-                f"reconstruction.patch {self.reconstruction.patch} must divide {frames} frames per chunk"
-            )
+            raise UserError(f"reconstruction.patch {self.reconstruction.patch} must divide {frames} frames per chunk")
         for name in ("latent", "reconstruction"):
             width = getattr(self, name).stack.width
             if width != self.combiner.stack.width:
@@ -393,14 +372,8 @@ def _refuse_unknown(kwargs: dict[str, Any]) -> None:
         "torch_dtype",
     }
     for key in kwargs:
-        if (
-            key not in base
-            and not key.startswith("_")
-            and not hasattr(PreTrainedConfig, key)
-        ):
-            raise UserError(
-                f"unknown key {key!r} in MirasolConfig{_nearest(key, [*PARTS])}"
-            )
+        if key not in base and not key.startswith("_") and not hasattr(PreTrainedConfig, key):
+            raise UserError(f"unknown key {key!r} in MirasolConfig{_nearest(key, [*PARTS])}")
 
 
 def tiny_parts() -> dict[str, Any]:

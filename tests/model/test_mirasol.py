@@ -16,11 +16,7 @@ def rows(batch, clip):
     """The part of a batch that belongs to one clip, without its padding chunks; two prompts per clip."""
     chunks = int(batch["chunk_mask"][clip].sum())
     media = {name: batch[name][clip : clip + 1, :chunks] for name in MEDIA}
-    text = {
-        name: batch[name][2 * clip : 2 * clip + 2]
-        for name in batch
-        if name not in MEDIA
-    }
+    text = {name: batch[name][2 * clip : 2 * clip + 2] for name in batch if name not in MEDIA}
     return media | text
 
 
@@ -30,9 +26,7 @@ def test_batch_equals_single(model, batch):
         for clip in range(3):
             alone = model(**rows(batch, clip))
             chunks = alone.latents.shape[1]
-            torch.testing.assert_close(
-                together.latents[clip, :chunks], alone.latents[0], **TOLERANCE
-            )
+            torch.testing.assert_close(together.latents[clip, :chunks], alone.latents[0], **TOLERANCE)
             real = rows(batch, clip)["decoder_attention_mask"].bool()
             torch.testing.assert_close(
                 together.logits[2 * clip : 2 * clip + 2][real],
@@ -46,18 +40,12 @@ def test_losses_of_a_batch_are_means_over_what_is_real(model, batch):
     with torch.no_grad():
         together = model(**batch)
         singles = [(model(**rows(batch, clip)), rows(batch, clip)) for clip in range(3)]
-    counts = torch.tensor(
-        [float((part["labels"][:, 1:] != -100).sum()) for _, part in singles]
-    )
+    counts = torch.tensor([float((part["labels"][:, 1:] != -100).sum()) for _, part in singles])
     losses = torch.stack([output.text_loss for output, _ in singles])
-    torch.testing.assert_close(
-        together.text_loss, (losses * counts).sum() / counts.sum(), **TOLERANCE
-    )
+    torch.testing.assert_close(together.text_loss, (losses * counts).sum() / counts.sum(), **TOLERANCE)
     pairs = torch.tensor([3.0, 1.0, 2.0])
     losses = torch.stack([output.latent_loss for output, _ in singles])
-    torch.testing.assert_close(
-        together.latent_loss, (losses * pairs).sum() / pairs.sum(), **TOLERANCE
-    )
+    torch.testing.assert_close(together.latent_loss, (losses * pairs).sum() / pairs.sum(), **TOLERANCE)
 
 
 @pytest.mark.parametrize("changed", [1, 2, 3])
@@ -86,9 +74,7 @@ def test_an_earlier_chunk_reaches_every_later_one(model, batch):
 def test_chunk_padding_changes_nothing(model, batch):
     longer = dict(batch)
     for name in MEDIA:
-        pad = torch.full_like(
-            batch[name][:, :2], float("nan") if batch[name].is_floating_point() else 0
-        )
+        pad = torch.full_like(batch[name][:, :2], float("nan") if batch[name].is_floating_point() else 0)
         longer[name] = torch.cat([batch[name], pad], dim=1)
     with torch.no_grad():
         short, long = model(**batch), model(**longer)
@@ -127,12 +113,8 @@ def test_left_padding_of_the_prompt_changes_nothing(model, batch):
     padded_mask = torch.cat([torch.zeros(3, 3, dtype=torch.long), mask], dim=1)
     media = {name: batch[name] for name in MEDIA}
     with torch.no_grad():
-        plain = model(
-            **media, decoder_input_ids=ids, decoder_attention_mask=mask
-        ).logits
-        left = model(
-            **media, decoder_input_ids=padded, decoder_attention_mask=padded_mask
-        ).logits[:, 3:]
+        plain = model(**media, decoder_input_ids=ids, decoder_attention_mask=mask).logits
+        left = model(**media, decoder_input_ids=padded, decoder_attention_mask=padded_mask).logits[:, 3:]
     torch.testing.assert_close(plain, left, **TOLERANCE)
 
 
@@ -146,14 +128,10 @@ def prompts(batch):
     return {name: batch[name] for name in MEDIA} | text
 
 
-@pytest.mark.parametrize(
-    "how", [{}, {"num_beams": 3}, {"cache_implementation": "static"}]
-)
+@pytest.mark.parametrize("how", [{}, {"num_beams": 3}, {"cache_implementation": "static"}])
 def test_generation_with_a_cache_equals_generation_without(model, batch, how):
     settings = {"max_new_tokens": 6, "do_sample": False, "min_new_tokens": 6}
-    plain = {
-        name: value for name, value in how.items() if name != "cache_implementation"
-    }
+    plain = {name: value for name, value in how.items() if name != "cache_implementation"}
     cached = model.generate(**prompts(batch), **settings, **how)
     uncached = model.generate(**prompts(batch), **settings, use_cache=False, **plain)
     assert torch.equal(cached, uncached)
@@ -163,9 +141,7 @@ def test_generation_with_a_cache_equals_generation_without(model, batch, how):
 def test_one_encoding_serves_many_prompts(model, batch):
     inputs = prompts(batch)
     encoded = model.encode(**{name: inputs[name] for name in MEDIA})
-    text = {
-        name: inputs[name] for name in ("decoder_input_ids", "decoder_attention_mask")
-    }
+    text = {name: inputs[name] for name in ("decoder_input_ids", "decoder_attention_mask")}
     settings = {"max_new_tokens": 5, "do_sample": False, "min_new_tokens": 5}
     assert torch.equal(
         model.generate(**inputs, **settings),
@@ -188,10 +164,7 @@ def test_saved_and_loaded_is_equal(model, batch, tmp_path):
         for kind in (MirasolForConditionalGeneration, AutoModelForSeq2SeqLM):
             loaded = kind.from_pretrained(tmp_path).eval()
             assert torch.equal(loaded(**batch).logits, expected.logits)
-    assert (
-        AutoConfig.from_pretrained(tmp_path).to_dict().keys()
-        == model.config.to_dict().keys()
-    )
+    assert AutoConfig.from_pretrained(tmp_path).to_dict().keys() == model.config.to_dict().keys()
     assert list(tmp_path.glob("*.safetensors")) and not list(tmp_path.glob("*.bin"))
 
 
@@ -208,9 +181,7 @@ def test_a_batch_without_a_modality_still_gives_every_gradient(model, batch):
     model.train()
     for absent in ("video_mask", "audio_mask"):
         model.zero_grad()
-        model(
-            **dict(batch, **{absent: torch.zeros_like(batch[absent])})
-        ).loss.backward()
+        model(**dict(batch, **{absent: torch.zeros_like(batch[absent])})).loss.backward()
         assert all(parameter.grad is not None for parameter in model.parameters())
         assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
 

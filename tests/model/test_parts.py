@@ -17,9 +17,7 @@ PAPER_TUBES = [
 ]
 
 
-@pytest.mark.parametrize(
-    ("size", "counts"), [(224, [256, 49, 98]), (448, [1024, 196, 392])]
-)
+@pytest.mark.parametrize(("size", "counts"), [(224, [256, 49, 98]), (448, [1024, 196, 392])])
 def test_tube_counts_come_from_the_convolution(size, counts):
     video = VideoConfig(size, 8, PAPER_TUBES)
     assert video.tokens == sum(counts)
@@ -41,10 +39,7 @@ def test_tubes_see_exactly_the_pixels_around_their_centre():
     lit[0, 3, :, 11, 4] = 1.0
     changed = (module(lit) - module(dark)).abs().sum(-1)[0] > 0
     centres = tubes.tube_centres(tube, video)
-    inside = (
-        (centres - torch.tensor([3.0, 11.0, 4.0])).abs()
-        <= torch.tensor([0.5, 1.5, 1.5])
-    ).all(-1)
+    inside = ((centres - torch.tensor([3.0, 11.0, 4.0])).abs() <= torch.tensor([0.5, 1.5, 1.5])).all(-1)
     assert changed.sum() == 1 and torch.equal(changed, inside)
 
 
@@ -52,12 +47,7 @@ def test_tubes_see_exactly_the_pixels_around_their_centre():
 def test_position_codes_are_distinct_for_every_token(size):
     """Video tokens by their centres; then every token of sixteen chunks in the Combiner."""
     video = VideoConfig(size, 8, PAPER_TUBES)
-    codes = torch.cat(
-        [
-            tubes.centre_code(tubes.tube_centres(tube, video), 1280)
-            for tube in PAPER_TUBES
-        ]
-    )
+    codes = torch.cat([tubes.centre_code(tubes.tube_centres(tube, video), 1280) for tube in PAPER_TUBES])
     assert len(codes.unique(dim=0)) == video.tokens
 
 
@@ -66,28 +56,16 @@ def test_combiner_and_latent_positions_are_distinct():
     model = MirasolForConditionalGeneration(config)
     codes = model.combiner.positions(64).flatten(0, 1)
     assert (torch.cdist(codes, codes) + torch.eye(len(codes)) * 9).min() > 1e-2
-    assert (
-        len(model.chunk_encoder.patches.position.unique(dim=0)) == config.audio.tokens
-    )
+    assert len(model.chunk_encoder.patches.position.unique(dim=0)) == config.audio.tokens
 
 
 def test_both_last_puts_half_of_each_modality_at_the_end():
     video, audio = torch.zeros(1, 1, 20, 1), torch.ones(1, 1, 8, 1)
-    assert (
-        order_tokens(video, audio, "both_last", 8)[0, 0, -8:, 0].tolist()
-        == [0.0] * 4 + [1.0] * 4
-    )
-    assert (
-        order_tokens(video, audio, "audio_last", 8)[0, 0, -8:, 0].tolist() == [1.0] * 8
-    )
-    assert (
-        order_tokens(video, audio, "video_last", 8)[0, 0, -8:, 0].tolist() == [0.0] * 8
-    )
+    assert order_tokens(video, audio, "both_last", 8)[0, 0, -8:, 0].tolist() == [0.0] * 4 + [1.0] * 4
+    assert order_tokens(video, audio, "audio_last", 8)[0, 0, -8:, 0].tolist() == [1.0] * 8
+    assert order_tokens(video, audio, "video_last", 8)[0, 0, -8:, 0].tolist() == [0.0] * 8
     few = torch.ones(1, 1, 2, 1)
-    assert (
-        order_tokens(video, few, "both_last", 8)[0, 0, -8:, 0].tolist()
-        == [0.0] * 6 + [1.0] * 2
-    )
+    assert order_tokens(video, few, "both_last", 8)[0, 0, -8:, 0].tolist() == [0.0] * 6 + [1.0] * 2
 
 
 def test_no_order_loses_a_token():
@@ -96,9 +74,7 @@ def test_no_order_loses_a_token():
         torch.arange(20.0, 28.0).view(1, 1, 8, 1),
     )
     for order in ("both_last", "audio_last", "video_last"):
-        assert sorted(order_tokens(video, audio, order, 8).flatten().tolist()) == list(
-            map(float, range(28))
-        )
+        assert sorted(order_tokens(video, audio, order, 8).flatten().tolist()) == list(map(float, range(28)))
 
 
 def test_one_pass_equals_step_by_step():
@@ -148,9 +124,7 @@ def test_eager_attention_equals_sdpa():
 def test_gated_feed_forward_has_a_gate():
     """128 x 2^20 weights at the paper's size of a gated stack without biases (facts, section 5)."""
     with torch.device("meta"):
-        stack = transformer.Stack(
-            StackConfig(8, 1024, 4096, 16, 64, gated=True, bias=False)
-        )
+        stack = transformer.Stack(StackConfig(8, 1024, 4096, 16, 64, gated=True, bias=False))
     weights = sum(p.numel() for n, p in stack.named_parameters() if "norm" not in n)
     assert weights == 128 * 2**20
 
@@ -166,27 +140,19 @@ def test_a_perfect_prediction_has_no_latent_loss(distance):
     x = torch.randn(2, 3, 4, 8)
     predicted = torch.cat([x[:, 1:], torch.randn(2, 1, 4, 8)], dim=1)
     mask = torch.ones(2, 3, dtype=torch.bool)
-    assert (
-        losses.latent_loss(predicted, x, mask, distance)
-        < 1e-6
-        < losses.latent_loss(x, x, mask, distance)
-    )
+    assert losses.latent_loss(predicted, x, mask, distance) < 1e-6 < losses.latent_loss(x, x, mask, distance)
 
 
 def test_reconstruction_patches_land_where_they_belong():
     """Each query's pixels fill its own (time, y, x) cell of the chunk and no other."""
-    config = MirasolConfig.preset(
-        "tiny", reconstruction={"image_size": 16, "patch": (2, 8, 8)}
-    )
+    config = MirasolConfig.preset("tiny", reconstruction={"image_size": 16, "patch": (2, 8, 8)})
     model = MirasolForConditionalGeneration(config).reconstruction
     model.pixels = torch.nn.Identity()
     ramp = torch.arange(8.0).view(1, 8, 1).expand(1, 8, 3 * 2 * 8 * 8)
     model.stack.forward = lambda x, queries: ramp
     video = model(torch.zeros(1, 1, 8, 96))
     assert video.shape == (1, 1, 4, 3, 16, 16)
-    assert (video[0, 0, :2, :, :8, 8:] == 1).all() and (
-        video[0, 0, 2:, :, 8:, :8] == 6
-    ).all()
+    assert (video[0, 0, :2, :, :8, 8:] == 1).all() and (video[0, 0, 2:, :, 8:, :8] == 6).all()
 
 
 @pytest.mark.parametrize(
@@ -231,11 +197,7 @@ def test_config_round_trip(tmp_path):
     config = MirasolConfig.preset("tiny", loss_weights={"text": 10.0})
     config.save_pretrained(tmp_path)
     loaded = MirasolConfig.from_pretrained(tmp_path)
-    assert (
-        loaded.loss_weights == config.loss_weights
-        and loaded.video == config.video
-        and loaded.text == config.text
-    )
+    assert loaded.loss_weights == config.loss_weights and loaded.video == config.video and loaded.text == config.text
 
 
 def test_shapes_are_as_annotated():

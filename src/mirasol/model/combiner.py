@@ -36,9 +36,7 @@ class TransformerCombiner(nn.Module):
         self.m, self.order = config.combiner.m, config.combiner.token_order
         self.stack = Stack(config.combiner.stack)
         tokens = config.video.tokens + config.audio.tokens
-        self.token_position = nn.Parameter(
-            torch.empty(tokens, config.combiner.stack.width)
-        )
+        self.token_position = nn.Parameter(torch.empty(tokens, config.combiner.stack.width))
 
     def positions(self, chunks: int) -> Float[Tensor, "chunk token width"]:
         """A learned code of the token within its chunk plus a fixed code of the chunk."""
@@ -55,9 +53,5 @@ class TransformerCombiner(nn.Module):
         _, chunks, tokens, _ = features.shape
         features = (features + self.positions(chunks)).flatten(1, 2)
         mask = block_causal_mask(chunks, tokens, features.device)
-        last = (
-            torch.arange(chunks * tokens, device=features.device)
-            .view(chunks, tokens)[:, -self.m :]
-            .flatten()
-        )
+        last = torch.arange(chunks * tokens, device=features.device).view(chunks, tokens)[:, -self.m :].flatten()
         return self.stack(features, mask, queries=last).unflatten(1, (chunks, self.m))

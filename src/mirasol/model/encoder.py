@@ -22,9 +22,7 @@ class ChunkEncoder(nn.Module):
         self.patches = AudioPatches(config.audio, width)
         self.vit = Stack(config.vit)
         adapter = config.audio.adapter
-        self.adapter_input = (
-            nn.Identity() if adapter.width == width else nn.Linear(width, adapter.width)
-        )
+        self.adapter_input = nn.Identity() if adapter.width == width else nn.Linear(width, adapter.width)
         self.audio_adapter = Stack(adapter)
         self.video_output = nn.Linear(width, combined)
         self.audio_output = nn.Linear(adapter.width, combined)
@@ -43,21 +41,13 @@ class ChunkEncoder(nn.Module):
     ]:
         """Video and audio features of every chunk."""
         # What a missing modality's tensor holds must not matter, not even when it is NaN.
-        video = video.masked_fill(
-            ~video_mask[:, :, None, None, None, None], 0.0
-        ).flatten(0, 1)
+        video = video.masked_fill(~video_mask[:, :, None, None, None, None], 0.0).flatten(0, 1)
         audio = audio.masked_fill(~audio_mask[:, :, None, None], 0.0).flatten(0, 1)
         seen = self.video_output(self.vit(self.tubes(video)))
-        heard = self.audio_output(
-            self.audio_adapter(self.adapter_input(self.vit(self.patches(audio))))
-        )
+        heard = self.audio_output(self.audio_adapter(self.adapter_input(self.vit(self.patches(audio)))))
         seen = seen.unflatten(0, video_mask.shape)
         heard = heard.unflatten(0, audio_mask.shape)
         return (
-            torch.where(
-                video_mask[:, :, None, None], seen, self.missing_video.to(seen)
-            ),
-            torch.where(
-                audio_mask[:, :, None, None], heard, self.missing_audio.to(heard)
-            ),
+            torch.where(video_mask[:, :, None, None], seen, self.missing_video.to(seen)),
+            torch.where(audio_mask[:, :, None, None], heard, self.missing_audio.to(heard)),
         )

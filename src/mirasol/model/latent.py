@@ -20,21 +20,15 @@ class CausalLatentModel(nn.Module):
         self.hidden_latent = nn.Parameter(torch.empty(width))
         self.next_latent = nn.Linear(width, width)
 
-    def forward(
-        self, x: Float[Tensor, "batch chunk m width"]
-    ) -> Float[Tensor, "batch chunk m width"]:
+    def forward(self, x: Float[Tensor, "batch chunk m width"]) -> Float[Tensor, "batch chunk m width"]:
         _, chunks, m, width = x.shape
         if self.training and self.mask_ratio > 0:
             hidden = torch.rand(x.shape[:3], device=x.device) < self.mask_ratio
             x = torch.where(hidden[..., None], self.hidden_latent.to(x), x)
         chunk = sinusoid(torch.arange(chunks, device=x.device), width)
         x = (x + self.token_position + chunk[:, None].to(x)).flatten(1, 2)
-        return self.stack(x, block_causal_mask(chunks, m, x.device)).unflatten(
-            1, (chunks, m)
-        )
+        return self.stack(x, block_causal_mask(chunks, m, x.device)).unflatten(1, (chunks, m))
 
-    def predict_next(
-        self, h: Float[Tensor, "batch chunk m width"]
-    ) -> Float[Tensor, "batch chunk m width"]:
+    def predict_next(self, h: Float[Tensor, "batch chunk m width"]) -> Float[Tensor, "batch chunk m width"]:
         """What h_t says x_{t+1} will be."""
         return self.next_latent(h)

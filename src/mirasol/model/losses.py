@@ -5,9 +5,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 
-def masked_mean(
-    values: Float[Tensor, "*shape"], mask: Bool[Tensor, "*shape"]
-) -> Float[Tensor, ""]:
+def masked_mean(values: Float[Tensor, "*shape"], mask: Bool[Tensor, "*shape"]) -> Float[Tensor, ""]:
     """Mean of the values under the mask; 0 when the mask is empty, so that T = 1 stays finite."""
     return (values * mask).sum() / mask.sum().clamp(min=1)
 
@@ -33,18 +31,10 @@ def video_loss(
     video_mask: Bool[Tensor, "batch chunk"],
 ) -> Float[Tensor, ""]:
     """Mean squared error of the next chunk's pixels, over chunks that have video."""
-    each = (
-        (reconstruction[:, :-1].float() - target[:, 1:].float())
-        .square()
-        .mean(dim=(2, 3, 4, 5))
-    )
+    each = (reconstruction[:, :-1].float() - target[:, 1:].float()).square().mean(dim=(2, 3, 4, 5))
     return masked_mean(each, video_mask[:, 1:])
 
 
-def text_loss(
-    logits: Float[Tensor, "target vocabulary"], labels: Int[Tensor, " target"]
-) -> Float[Tensor, ""]:
+def text_loss(logits: Float[Tensor, "target vocabulary"], labels: Int[Tensor, " target"]) -> Float[Tensor, ""]:
     """Cross-entropy of the target tokens (0 without any)."""
-    return F.cross_entropy(logits.float(), labels, reduction="sum") / max(
-        len(labels), 1
-    )
+    return F.cross_entropy(logits.float(), labels, reduction="sum") / max(len(labels), 1)

@@ -127,9 +127,7 @@ class MirasolForConditionalGeneration(MirasolPreTrainedModel, GenerationMixin):
         audio_mask: Bool[Tensor, "clip chunk"],
     ) -> MirasolEncoderOutput:
         """The time-aligned side: chunks → features → x → h. Padding chunks come last in a clip (`chunk_mask`)."""
-        seen, heard = self.chunk_encoder(
-            video, audio, video_mask & chunk_mask, audio_mask & chunk_mask
-        )
+        seen, heard = self.chunk_encoder(video, audio, video_mask & chunk_mask, audio_mask & chunk_mask)
         x = self.combiner(seen, heard)
         h = self.latent(x)
         latent_mask = chunk_mask[:, :, None].expand(h.shape[:3])
@@ -156,20 +154,12 @@ class MirasolForConditionalGeneration(MirasolPreTrainedModel, GenerationMixin):
         With `labels` (-100 everywhere but on target tokens) the three losses are computed, each for itself.
         """
         if encoder_outputs is None:
-            encoder_outputs = self.encode(
-                video, audio, chunk_mask, video_mask, audio_mask
-            )
+            encoder_outputs = self.encode(video, audio, chunk_mask, video_mask, audio_mask)
         h, x = encoder_outputs.latents, encoder_outputs.combined
         if len(decoder_input_ids) % len(h):
-            raise UserError(
-                f"{len(decoder_input_ids)} text rows for {len(h)} clips: give every clip as many prompts"
-            )
+            raise UserError(f"{len(decoder_input_ids)} text rows for {len(h)} clips: give every clip as many prompts")
 
-        cache = (
-            (past_key_values or EncoderDecoderCache.from_legacy_cache(None))
-            if use_cache
-            else None
-        )
+        cache = (past_key_values or EncoderDecoderCache.from_legacy_cache(None)) if use_cache else None
         hidden, cross_attentions = self.text(
             decoder_input_ids, decoder_attention_mask, encoder_outputs.last_hidden_state,
             encoder_outputs.latent_mask, cache, output_attentions,
@@ -189,12 +179,8 @@ class MirasolForConditionalGeneration(MirasolPreTrainedModel, GenerationMixin):
             output.reconstruction = self.reconstruction(h)
             target_video = self.reconstruction.target(video)
             output.text_loss = text_loss(target_logits, labels[:, 1:][is_target])
-            output.latent_loss = latent_loss(
-                self.latent.predict_next(h), x, chunk_mask, self.config.latent.distance
-            )
-            output.video_loss = video_loss(
-                output.reconstruction, target_video, video_mask & chunk_mask
-            )
+            output.latent_loss = latent_loss(self.latent.predict_next(h), x, chunk_mask, self.config.latent.distance)
+            output.video_loss = video_loss(output.reconstruction, target_video, video_mask & chunk_mask)
             weights = self.config.loss_weights
             output.loss = (
                 weights.text * output.text_loss
@@ -207,19 +193,12 @@ class MirasolForConditionalGeneration(MirasolPreTrainedModel, GenerationMixin):
     def generate(self, inputs: Tensor | None = None, **kwargs) -> Tensor:
         """Answers as token ids, prompt included; takes what `MirasolProcessor` gives, or `encoder_outputs` of
         `encode` in place of the media. Several prompts per clip share its latents."""
-        media = {
-            name: kwargs.pop(name, None)
-            for name in ("video", "audio", "chunk_mask", "video_mask", "audio_mask")
-        }
+        media = {name: kwargs.pop(name, None) for name in ("video", "audio", "chunk_mask", "video_mask", "audio_mask")}
         media["video"] = inputs if inputs is not None else media["video"]
         encoded = kwargs.pop("encoder_outputs", None) or self.encode(**media)
         rows, clips = len(kwargs["decoder_input_ids"]), len(encoded.last_hidden_state)
         if rows % clips:
-            raise UserError(
-                f"{rows} prompts for {clips} clips: give every clip as many prompts"
-            )
+            raise UserError(f"{rows} prompts for {clips} clips: give every clip as many prompts")
         if rows != clips:
-            encoded = MirasolEncoderOutput(
-                **{k: v.repeat_interleave(rows // clips, 0) for k, v in encoded.items()}
-            )
+            encoded = MirasolEncoderOutput(**{k: v.repeat_interleave(rows // clips, 0) for k, v in encoded.items()})
         return super().generate(encoder_outputs=encoded, **kwargs)

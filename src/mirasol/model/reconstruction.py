@@ -25,29 +25,19 @@ class VideoReconstruction(nn.Module):
             side // self.patch[2],
         )
         width = config.reconstruction.stack.width
-        self.queries = nn.Parameter(
-            torch.empty(self.grid[0] * self.grid[1] * self.grid[2], width)
-        )
+        self.queries = nn.Parameter(torch.empty(self.grid[0] * self.grid[1] * self.grid[2], width))
         self.stack = Stack(config.reconstruction.stack)
-        self.pixels = nn.Linear(
-            width, 3 * self.patch[0] * self.patch[1] * self.patch[2]
-        )
+        self.pixels = nn.Linear(width, 3 * self.patch[0] * self.patch[1] * self.patch[2])
 
-    def forward(
-        self, h: Float[Tensor, "batch chunk m width"]
-    ) -> Float[Tensor, "batch chunk frame 3 side side"]:
+    def forward(self, h: Float[Tensor, "batch chunk m width"]) -> Float[Tensor, "batch chunk frame 3 side side"]:
         batch, chunks, m, _ = h.shape
         count = self.queries.shape[0]
         queries = self.queries.to(h).expand(batch * chunks, -1, -1)
         wanted = torch.arange(m, m + count, device=h.device)
-        pixels = self.pixels(
-            self.stack(torch.cat([h.flatten(0, 1), queries], dim=1), queries=wanted)
-        )
+        pixels = self.pixels(self.stack(torch.cat([h.flatten(0, 1), queries], dim=1), queries=wanted))
         t, y, x = self.grid
         pt, py, px = self.patch
-        pixels = pixels.view(batch, chunks, t, y, x, pt, 3, py, px).permute(
-            0, 1, 2, 5, 6, 3, 7, 4, 8
-        )
+        pixels = pixels.view(batch, chunks, t, y, x, pt, 3, py, px).permute(0, 1, 2, 5, 6, 3, 7, 4, 8)
         return pixels.reshape(batch, chunks, t * pt, 3, y * py, x * px)
 
     def target(
@@ -56,7 +46,5 @@ class VideoReconstruction(nn.Module):
         """The video at the reconstruction's size (area-averaged)."""
         if video.shape[-1] == self.size:
             return video
-        small = F.interpolate(
-            video.flatten(0, 2), size=(self.size, self.size), mode="area"
-        )
+        small = F.interpolate(video.flatten(0, 2), size=(self.size, self.size), mode="area")
         return small.unflatten(0, video.shape[:3])

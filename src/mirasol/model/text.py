@@ -37,30 +37,22 @@ class TextBlock(nn.Module):
         latent_mask: Bool[Tensor, "clip latent"],
         cache: EncoderDecoderCache | None,
         with_weights: bool,
-    ) -> tuple[
-        Float[Tensor, "row token width"], Float[Tensor, "row head token latent"] | None
-    ]:
+    ) -> tuple[Float[Tensor, "row token width"], Float[Tensor, "row head token latent"] | None]:
         normed = self.attention_norm(x)
         keys_values = self.attention.keys_values(normed)
         if cache is not None:
             keys_values = cache.self_attention_cache.update(*keys_values, self.index)
             # A static cache has slots that nobody has written yet: they stay out of sight.
-            mask = nn.functional.pad(
-                mask, (0, keys_values[0].shape[2] - mask.shape[-1])
-            )
+            mask = nn.functional.pad(mask, (0, keys_values[0].shape[2] - mask.shape[-1]))
         mixed, _ = self.attention(normed, keys_values, mask)
         x = x + self.dropout(mixed)
         x = x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))
         if self.cross_attention is None:
             return x, None
-        mixed, weights = self._look_at_latents(
-            x, latents, latent_mask, cache, with_weights
-        )
+        mixed, weights = self._look_at_latents(x, latents, latent_mask, cache, with_weights)
         x = x + self.dropout(mixed)
         if self.cross_feed_forward is not None:
-            x = x + self.dropout(
-                self.cross_feed_forward(self.cross_feed_forward_norm(x))
-            )
+            x = x + self.dropout(self.cross_feed_forward(self.cross_feed_forward_norm(x)))
         return x, weights
 
     def _look_at_latents(self, x, latents, latent_mask, cache, with_weights):
@@ -72,19 +64,13 @@ class TextBlock(nn.Module):
         else:
             keys_values = self.cross_attention.keys_values(latents)
             if cache is not None:
-                keys_values = cache.cross_attention_cache.update(
-                    *keys_values, self.index
-                )
+                keys_values = cache.cross_attention_cache.update(*keys_values, self.index)
                 cache.is_updated[self.index] = True
         # [rows, L] → [clips, rows/clips · L]: cross-attention has no order among queries, so rows can be one sequence.
         queries = self.cross_attention_norm(x).reshape(clips, -1, x.shape[-1])
-        mixed, weights = self.cross_attention(
-            queries, keys_values, latent_mask[:, None, None, :], with_weights
-        )
+        mixed, weights = self.cross_attention(queries, keys_values, latent_mask[:, None, None, :], with_weights)
         if weights is not None:
-            weights = (
-                weights.unflatten(2, (rows // clips, -1)).transpose(1, 2).flatten(0, 1)
-            )
+            weights = weights.unflatten(2, (rows // clips, -1)).transpose(1, 2).flatten(0, 1)
         return mixed.reshape(x.shape), weights
 
 
@@ -94,9 +80,7 @@ class TextDecoder(nn.Module):
     def __init__(self, config: MirasolConfig):
         super().__init__()
         self.embedding = nn.Embedding(config.text.vocab_size, config.text.stack.width)
-        self.blocks = nn.ModuleList(
-            TextBlock(config, index) for index in range(config.text.stack.depth)
-        )
+        self.blocks = nn.ModuleList(TextBlock(config, index) for index in range(config.text.stack.depth))
         self.norm = nn.LayerNorm(config.text.stack.width)
 
     def forward(
@@ -123,9 +107,7 @@ class TextDecoder(nn.Module):
                 cross_attentions.append(weights)
         return self.norm(x), tuple(cross_attentions)
 
-    def logits(
-        self, hidden: Float[Tensor, "*row width"]
-    ) -> Float[Tensor, "*row vocabulary"]:
+    def logits(self, hidden: Float[Tensor, "*row width"]) -> Float[Tensor, "*row vocabulary"]:
         return nn.functional.linear(hidden, self.embedding.weight)
 
 

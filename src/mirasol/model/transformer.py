@@ -10,21 +10,14 @@ from torch.nn import functional as F
 from mirasol.config import StackConfig
 
 
-def sinusoid(
-    positions: Real[Tensor, "*shape"], width: int, tau: float = 10_000.0
-) -> Float[Tensor, "*shape width"]:
+def sinusoid(positions: Real[Tensor, "*shape"], width: int, tau: float = 10_000.0) -> Float[Tensor, "*shape width"]:
     """Fixed sin/cos code of scalar positions; `width` is even."""
-    frequencies = tau ** -(
-        torch.arange(width // 2, device=positions.device, dtype=torch.float32)
-        / (width // 2)
-    )
+    frequencies = tau ** -(torch.arange(width // 2, device=positions.device, dtype=torch.float32) / (width // 2))
     angles = positions.float()[..., None] * frequencies
     return torch.cat([angles.sin(), angles.cos()], dim=-1)
 
 
-def block_causal_mask(
-    chunks: int, tokens: int, device: torch.device
-) -> Bool[Tensor, "query key"]:
+def block_causal_mask(chunks: int, tokens: int, device: torch.device) -> Bool[Tensor, "query key"]:
     """True where a query may look: at every token of its own chunk and of earlier chunks."""
     chunk = torch.arange(chunks * tokens, device=device) // tokens
     return chunk[:, None] >= chunk[None, :]
@@ -43,9 +36,7 @@ def attend(
 ]:
     """Scaled dot-product attention; the weights are only materialised when they are asked for."""
     if not with_weights:
-        return F.scaled_dot_product_attention(
-            q, k, v, attn_mask=mask, dropout_p=dropout
-        ), None
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout), None
     scores = q @ k.mT / math.sqrt(q.shape[-1])
     if mask is not None:
         scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
@@ -61,19 +52,13 @@ class Attention(nn.Module):
         self.heads, self.dropout = stack.heads, stack.dropout
         inner = stack.heads * stack.head_width
         self.query = nn.Linear(stack.width, inner, bias=stack.bias)
-        self.key_value = nn.Linear(
-            context_width or stack.width, 2 * inner, bias=stack.bias
-        )
+        self.key_value = nn.Linear(context_width or stack.width, 2 * inner, bias=stack.bias)
         self.output = nn.Linear(inner, stack.width, bias=stack.bias)
 
-    def split(
-        self, x: Float[Tensor, "batch token inner"]
-    ) -> Float[Tensor, "batch head token width"]:
+    def split(self, x: Float[Tensor, "batch token inner"]) -> Float[Tensor, "batch head token width"]:
         return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
 
-    def keys_values(
-        self, context: Float[Tensor, "batch key width"]
-    ) -> tuple[Tensor, Tensor]:
+    def keys_values(self, context: Float[Tensor, "batch key width"]) -> tuple[Tensor, Tensor]:
         """Keys and values of the context, each [batch, head, key, head width]; a cache keeps these."""
         keys, values = self.key_value(context).chunk(2, dim=-1)
         return self.split(keys), self.split(values)
@@ -84,13 +69,9 @@ class Attention(nn.Module):
         keys_values: tuple[Tensor, Tensor],
         mask: Bool[Tensor, "..."] | None = None,
         with_weights: bool = False,
-    ) -> tuple[
-        Float[Tensor, "batch query width"], Float[Tensor, "batch head query key"] | None
-    ]:
+    ) -> tuple[Float[Tensor, "batch query width"], Float[Tensor, "batch head query key"] | None]:
         dropout = self.dropout if self.training else 0.0
-        mixed, weights = attend(
-            self.split(self.query(x)), *keys_values, mask, dropout, with_weights
-        )
+        mixed, weights = attend(self.split(self.query(x)), *keys_values, mask, dropout, with_weights)
         return self.output(mixed.transpose(1, 2).flatten(2)), weights
 
 
@@ -100,14 +81,10 @@ class FeedForward(nn.Module):
     def __init__(self, stack: StackConfig):
         super().__init__()
         self.gated = stack.gated
-        self.hidden = nn.Linear(
-            stack.width, stack.hidden * (2 if stack.gated else 1), bias=stack.bias
-        )
+        self.hidden = nn.Linear(stack.width, stack.hidden * (2 if stack.gated else 1), bias=stack.bias)
         self.output = nn.Linear(stack.hidden, stack.width, bias=stack.bias)
 
-    def forward(
-        self, x: Float[Tensor, "*batch width"]
-    ) -> Float[Tensor, "*batch width"]:
+    def forward(self, x: Float[Tensor, "*batch width"]) -> Float[Tensor, "*batch width"]:
         hidden = self.hidden(x)
         if self.gated:
             hidden, gate = hidden.chunk(2, dim=-1)

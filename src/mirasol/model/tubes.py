@@ -24,9 +24,7 @@ def tube_centres(tube: TubeConfig, video: VideoConfig) -> Float[Tensor, "token 3
     return torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).flatten(0, 2)
 
 
-def centre_code(
-    centres: Float[Tensor, "token 3"], width: int
-) -> Float[Tensor, "token width"]:
+def centre_code(centres: Float[Tensor, "token 3"], width: int) -> Float[Tensor, "token width"]:
     """TubeViT's fixed code: width // 6 frequencies for sin and cos of each of t, y, x; the remainder is zero."""
     code = sinusoid(centres, 2 * (width // 6)).flatten(-2)
     return F.pad(code, (0, width - code.shape[-1]))
@@ -38,9 +36,7 @@ class VideoTubes(nn.Module):
     def __init__(self, video: VideoConfig, width: int):
         super().__init__()
         self.video, self.width = video, width
-        self.projections = nn.ModuleList(
-            nn.Conv3d(3, width, tube.kernel, tube.stride) for tube in video.tubes
-        )
+        self.projections = nn.ModuleList(nn.Conv3d(3, width, tube.kernel, tube.stride) for tube in video.tubes)
 
     def positions(self) -> Float[Tensor, "token width"]:
         """Position codes of all video tokens of a chunk, in their order."""
@@ -49,16 +45,12 @@ class VideoTubes(nn.Module):
             self.width,
         )
 
-    def forward(
-        self, video: Float[Tensor, "batch frame 3 height width_px"]
-    ) -> Float[Tensor, "batch token width"]:
+    def forward(self, video: Float[Tensor, "batch frame 3 height width_px"]) -> Float[Tensor, "batch token width"]:
         volume = video.transpose(1, 2)
         tokens = []
         for tube, projection in zip(self.video.tubes, self.projections, strict=True):
             t, y, x = tube.offset
-            tokens.append(
-                projection(volume[:, :, t:, y:, x:]).flatten(2).transpose(1, 2)
-            )
+            tokens.append(projection(volume[:, :, t:, y:, x:]).flatten(2).transpose(1, 2))
         tokens = torch.cat(tokens, dim=1)
         return tokens + self.positions().to(tokens)
 
@@ -72,15 +64,7 @@ class AudioPatches(nn.Module):
         self.projection = nn.Linear(audio.patch[0] * audio.patch[1], width)
         self.position = nn.Parameter(torch.empty(audio.tokens, width))
 
-    def forward(
-        self, audio: Float[Tensor, "batch mel_frame mel"]
-    ) -> Float[Tensor, "batch token width"]:
+    def forward(self, audio: Float[Tensor, "batch mel_frame mel"]) -> Float[Tensor, "batch token width"]:
         frames, mels = self.patch
-        patches = (
-            audio.unflatten(2, (-1, mels))
-            .unflatten(1, (-1, frames))
-            .transpose(2, 3)
-            .flatten(3)
-            .flatten(1, 2)
-        )
+        patches = audio.unflatten(2, (-1, mels)).unflatten(1, (-1, frames)).transpose(2, 3).flatten(3).flatten(1, 2)
         return self.projection(patches) + self.position
