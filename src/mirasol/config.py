@@ -1,10 +1,12 @@
 """What a Mirasol model is made of: typed parts, one `MirasolConfig`, and the presets.
 
-Every open point of the paper is a field here; the default is the reading this project chose.
+Open points of the paper are fields here; the default is the reading this project chose (docs/model.md).
 """
 
 import dataclasses
 import difflib
+import typing
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -13,6 +15,7 @@ from transformers import PreTrainedConfig
 from mirasol.errors import UserError
 
 CHECKPOINT_FORMAT = 1
+FITS = ("pad", "crop", "stretch")
 
 
 @dataclass
@@ -32,6 +35,8 @@ class StackConfig:
         for name in ("depth", "width", "hidden", "heads", "head_width"):
             if getattr(self, name) < 1:
                 raise UserError(f"stack field {name}={getattr(self, name)} must be at least 1")
+        if self.width % 2:
+            raise UserError(f"stack field width={self.width} must be even: positions are pairs of sine and cosine")
         if not 0 <= self.dropout < 1:
             raise UserError(f"dropout={self.dropout} must lie in [0, 1)")
 
@@ -50,6 +55,9 @@ class TubeConfig:
             tuple(self.stride),
             tuple(self.offset),
         )
+        for name, least in (("kernel", 1), ("stride", 1), ("offset", 0)):
+            if len(getattr(self, name)) != 3 or min(getattr(self, name)) < least:
+                raise UserError(f"tube {name}={list(getattr(self, name))}: give three numbers of {least} or more")
 
     def grid(self, frames: int, image_size: int) -> tuple[int, int, int]:
         """How many tubes fit along (time, height, width)."""
@@ -69,7 +77,7 @@ class VideoConfig:
     tubes: list[TubeConfig]
 
     def __post_init__(self):
-        self.tubes = [tube if isinstance(tube, TubeConfig) else TubeConfig(**tube) for tube in self.tubes]
+        self.tubes = [_part(TubeConfig, tube) for tube in self.tubes]
         for tube in self.tubes:
             if 0 in tube.grid(self.frames_per_chunk, self.image_size):
                 raise UserError(
@@ -97,7 +105,7 @@ class AudioConfig:
     adapter: StackConfig
 
     def __post_init__(self):
-        self.patch = tuple(self.patch)
+        self.patch = _patch(self.patch, 2)
         self.adapter = _part(StackConfig, self.adapter)
         if self.spectrogram_frames % self.patch[0] or self.num_mel_bins % self.patch[1]:
             raise UserError(
@@ -121,6 +129,8 @@ class CombinerConfig:
 
     def __post_init__(self):
         self.stack = _part(StackConfig, self.stack)
+        if self.m < 1:
+            raise UserError(f"combiner.m={self.m} must be at least 1")
         if self.token_order not in ("both_last", "audio_last", "video_last"):
             raise UserError(f"token_order={self.token_order!r}: choose both_last, audio_last or video_last")
 
@@ -151,7 +161,7 @@ class ReconstructionConfig:
 
     def __post_init__(self):
         self.stack = _part(StackConfig, self.stack)
-        self.patch = tuple(self.patch)
+        self.patch = _patch(self.patch, 3)
         if self.image_size % self.patch[1] or self.image_size % self.patch[2]:
             raise UserError(f"reconstruction patch {self.patch} must divide image_size={self.image_size}")
 
@@ -188,6 +198,15 @@ class ChunkingConfig:
     image_mean: float = 0.5
     image_std: float = 0.5
 
+    def __post_init__(self):
+        if (self.chunk_seconds is None) == (self.num_chunks is None):
+            raise UserError("chunking: set exactly one of chunk_seconds and num_chunks")
+        for name in ("chunk_seconds", "num_chunks", "max_chunks", "sample_rate", "image_std"):
+            if getattr(self, name) is not None and getattr(self, name) <= 0:
+                raise UserError(f"chunking.{name}={getattr(self, name)} must be positive")
+        if self.fit not in FITS:
+            raise UserError(f"chunking.fit={self.fit!r}: choose {', '.join(FITS)}")
+
 
 @dataclass
 class LossWeights:
@@ -212,14 +231,40 @@ PARTS: dict[str, type] = {
 
 
 def _part(kind: type, value: Any) -> Any:
-    """Builds a typed part from a mapping, refusing unknown keys by name."""
+    """Builds a typed part from a mapping, refusing unknown and missing keys and wrong types by name."""
     if isinstance(value, kind):
         return value
-    known = [f.name for f in dataclasses.fields(kind)]
-    for key in value:
-        if key not in known:
-            raise UserError(f"unknown key {key!r} in {kind.__name__}{_nearest(key, known)}")
+    if not isinstance(value, Mapping):
+        raise UserError(f"{kind.__name__} takes a mapping of its fields, got {value!r}")
+    fields = {f.name: f for f in dataclasses.fields(kind)}
+    hints = typing.get_type_hints(kind)
+    for key, given in value.items():
+        if key not in fields:
+            raise UserError(f"unknown key {key!r} in {kind.__name__}{_nearest(key, list(fields))}")
+        if not _fits(given, hints[key]):
+            raise UserError(f"{kind.__name__}.{key}={given!r} must be {fields[key].type}")
+    for name, field in fields.items():
+        if name not in value and field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
+            raise UserError(f"{kind.__name__} lacks {name!r}")
     return kind(**value)
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a value may stand in a field of this type; parts and literals check themselves."""
+    options = typing.get_args(hint) if isinstance(hint, typing.types.UnionType) else (hint,)
+    if dataclasses.is_dataclass(hint) or typing.get_origin(hint) is Literal:
+        return True
+    if typing.get_origin(hint) in (tuple, list):
+        return isinstance(value, list | tuple)
+    if float in options and isinstance(value, int) and not isinstance(value, bool):
+        return True
+    return isinstance(value, options) and (bool in options or not isinstance(value, bool))
+
+
+def _patch(sizes: Any, axes: int) -> tuple[int, ...]:
+    if len(sizes) != axes or min(sizes) < 1:
+        raise UserError(f"patch={list(sizes)}: give {axes} numbers of 1 or more")
+    return tuple(sizes)
 
 
 def _nearest(key: str, known: list[str]) -> str:
@@ -228,7 +273,8 @@ def _nearest(key: str, known: list[str]) -> str:
 
 
 class MirasolConfig(PreTrainedConfig):
-    """Configuration of a Mirasol model. Each part is a dataclass of this module or a mapping with its fields.
+    """Configuration of a Mirasol model. Each part is a dataclass of this module or a mapping with its fields, laid
+    over those of the `tiny` preset.
 
     Raises:
         UserError: an unknown key, or parts that do not fit together, with both numbers and the field's name.
@@ -261,11 +307,8 @@ class MirasolConfig(PreTrainedConfig):
         }  # fmt: skip
         defaults = tiny_parts()
         for name, kind in PARTS.items():
-            setattr(
-                self,
-                name,
-                _part(kind, defaults[name] if given[name] is None else given[name]),
-            )
+            part = defaults[name] if given[name] is None else given[name]
+            setattr(self, name, _part(kind, _merged(defaults[name], part) if isinstance(part, Mapping) else part))
         self.checkpoint_format = checkpoint_format
         self.pad_token_id, self.bos_token_id = pad_token_id, bos_token_id
         self.eos_token_id, self.sep_token_id = eos_token_id, sep_token_id
@@ -290,8 +333,6 @@ class MirasolConfig(PreTrainedConfig):
                 raise UserError(
                     f"{name}.stack.width={width} must equal combiner.stack.width={self.combiner.stack.width}"
                 )
-        if (self.chunking.chunk_seconds is None) == (self.chunking.num_chunks is None):
-            raise UserError("chunking: set exactly one of chunk_seconds and num_chunks")
 
     # transformers sizes key/value caches from these names: they describe the text decoder.
     @property
@@ -319,6 +360,7 @@ class MirasolConfig(PreTrainedConfig):
         self.text.vocab_size = size
 
     def to_dict(self) -> dict[str, Any]:
+        """Plain data, parts as mappings."""
         output = super().to_dict()
         for name in PARTS:
             output[name] = dataclasses.asdict(getattr(self, name))
@@ -353,11 +395,11 @@ class MirasolConfig(PreTrainedConfig):
         return cls(**values)
 
 
-def _merged(base: dict, changes: dict) -> dict:
+def _merged(base: Mapping, changes: Mapping) -> dict:
     """`base` with `changes` laid over it, mapping by mapping."""
     merged = dict(base)
     for key, value in changes.items():
-        nested = isinstance(value, dict) and isinstance(base.get(key), dict)
+        nested = isinstance(value, Mapping) and isinstance(base.get(key), Mapping)
         merged[key] = _merged(base[key], value) if nested else value
     return merged
 

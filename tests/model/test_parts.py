@@ -45,18 +45,25 @@ def test_tubes_see_exactly_the_pixels_around_their_centre():
 
 @pytest.mark.parametrize("size", [224, 448])
 def test_position_codes_are_distinct_for_every_token(size):
-    """Video tokens by their centres; then every token of sixteen chunks in the Combiner."""
+    """Video tokens of the paper's tubes, by their centres."""
     video = VideoConfig(size, 8, PAPER_TUBES)
     codes = torch.cat([tubes.centre_code(tubes.tube_centres(tube, video), 1280) for tube in PAPER_TUBES])
     assert len(codes.unique(dim=0)) == video.tokens
 
 
-def test_combiner_and_latent_positions_are_distinct():
+def distance_to_the_nearest_other(codes):
+    return (torch.cdist(codes, codes) + torch.eye(len(codes)) * 1e6).min()
+
+
+def test_position_codes_of_tiny_are_distinct_for_every_token():
+    """Video tokens and audio tokens of a chunk, all tokens of 64 chunks in the Combiner and in the latent model."""
     config = MirasolConfig.preset("tiny")
     model = MirasolForConditionalGeneration(config)
-    codes = model.combiner.positions(64).flatten(0, 1)
-    assert (torch.cdist(codes, codes) + torch.eye(len(codes)) * 9).min() > 1e-2
-    assert len(model.chunk_encoder.patches.position.unique(dim=0)) == config.audio.tokens
+    assert distance_to_the_nearest_other(model.chunk_encoder.tubes.positions()) > 1
+    assert distance_to_the_nearest_other(model.chunk_encoder.patches.position) > 1e-2
+    assert distance_to_the_nearest_other(model.combiner.positions(64).flatten(0, 1)) > 1e-2
+    chunk = transformer.sinusoid(torch.arange(64), config.latent.stack.width)
+    assert distance_to_the_nearest_other((chunk[:, None] + model.latent.token_position).flatten(0, 1)) > 1e-2
 
 
 def test_both_last_puts_half_of_each_modality_at_the_end():
@@ -172,6 +179,15 @@ def test_reconstruction_patches_land_where_they_belong():
         ({"text": {"cross_attention_every": 9}}, "cross_attention_every=9"),
         ({"combinr": {}}, "unknown part 'combinr': did you mean 'combiner'"),
         ({"combiner": {"mm": 3}}, "unknown key 'mm' in CombinerConfig"),
+        ({"combiner": {"m": 0}}, "combiner.m=0 must be at least 1"),
+        ({"video": {"tubes": [{"kernal": (1, 8, 8)}]}}, "unknown key 'kernal' in TubeConfig: did you mean 'kernel'"),
+        ({"video": {"tubes": [{"kernel": (1, 8, 8), "stride": (0, 8, 8)}]}}, "tube stride=.0, 8, 8."),
+        ({"video": {"tubes": [{"kernel": (1, 8, 8)}]}}, "TubeConfig lacks 'stride'"),
+        ({"vit": 3}, "StackConfig takes a mapping of its fields, got 3"),
+        ({"vit": {"depth": "3"}}, "StackConfig.depth='3' must be"),
+        ({"vit": {"width": 95}}, "width=95 must be even"),
+        ({"chunking": {"fit": "squash"}}, "fit='squash'"),
+        ({"chunking": {"image_std": 0}}, "image_std=0 must be positive"),
         (
             {"chunking": {"num_chunks": 4}},
             "exactly one of chunk_seconds and num_chunks",
@@ -191,6 +207,12 @@ def test_unknown_config_keys_are_refused(tmp_path):
     path.write_text(path.read_text().replace('"loss_weights"', '"loss_wieghts"'))
     with pytest.raises(UserError, match="loss_wieghts"):
         MirasolConfig.from_pretrained(tmp_path)
+
+
+def test_a_partial_mapping_lies_over_the_tiny_preset():
+    config = MirasolConfig(chunking={"max_chunks": 32})
+    assert config.chunking.chunk_seconds == MirasolConfig.preset("tiny").chunking.chunk_seconds
+    assert config.chunking.max_chunks == 32
 
 
 def test_config_round_trip(tmp_path):
