@@ -391,7 +391,7 @@ class MirasolConfig(PreTrainedConfig):
         for part, fields in parts.items():
             if part not in values:
                 raise UserError(f"unknown part {part!r}{_nearest(part, list(values))}")
-            values[part] = _merged(values[part], fields)
+            values[part] = _merged(values[part], fields) if isinstance(fields, Mapping) else fields
         return cls(**values)
 
 
