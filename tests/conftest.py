@@ -4,6 +4,9 @@ import os
 from pathlib import Path
 
 import pytest
+from untrained import shapes, untrained
+
+__all__ = ["shapes", "untrained"]
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 

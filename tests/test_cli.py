@@ -5,12 +5,10 @@ import subprocess
 import sys
 
 import pytest
-from untrained import shapes, untrained
+from untrained import only_stream
 
 from mirasol.cli import COMMANDS, main
 from mirasol.commands.train import split_overrides
-
-__all__ = ["shapes", "untrained"]
 
 RECIPE = """
 seed: 1
@@ -142,16 +140,7 @@ def test_ask_takes_a_window_in_seconds(capsys, untrained, clip):
 
 
 def test_an_audio_only_file_is_answered_with_a_note(capsys, untrained, clip, tmp_path):
-    import av
-
-    sound = tmp_path / "sound.m4a"
-    with av.open(str(clip)) as source, av.open(str(sound), "w", format="mp4") as target:
-        audio = source.streams.audio[0]
-        copy = target.add_stream_from_template(audio)
-        for packet in source.demux(audio):
-            if packet.dts is not None:
-                packet.stream = copy
-                target.mux(packet)
+    sound = only_stream("audio", clip, tmp_path / "sound.mp4")
     result, err = run(capsys, "ask", untrained, sound, "which sound is heard first?", "--json")
     assert json.loads(result)["chunks"] > 0
     assert "video" in err
@@ -224,6 +213,31 @@ def test_evaluate_overwrites_nothing(refused, untrained, shapes, tmp_path):
     (tmp_path / "metrics.json").write_text("precious")
     assert str(tmp_path) in refused("evaluate", untrained, shapes, "--output", tmp_path)
     assert (tmp_path / "metrics.json").read_text() == "precious"
+
+
+def test_an_output_that_cannot_be_made_is_found_before_the_answering(refused, untrained, shapes, tmp_path, monkeypatch):
+    monkeypatch.setattr("mirasol.evaluation.protocol.evaluate", None)
+    (tmp_path / "file").write_text("in the way")
+    output = tmp_path / "file" / "results"
+    assert str(output) in refused("evaluate", untrained, shapes, "--output", output)
+    monkeypatch.setattr("mirasol.commands.common.os.access", lambda path, mode: False)
+    assert "sealed" in refused("evaluate", untrained, shapes, "--output", tmp_path / "sealed")
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_evaluate_leaves_no_decoded_clips_behind(capsys, untrained, shapes, tmp_path, monkeypatch, fails):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    if fails:
+        monkeypatch.setattr("mirasol.evaluation.protocol.evaluate", interrupted)
+        with pytest.raises(SystemExit):
+            main(["evaluate", str(untrained), str(shapes)])
+    else:
+        run(capsys, "evaluate", untrained, shapes, "--skip-controls")
+    assert list(tmp_path.iterdir()) == []
+
+
+def interrupted(*arguments, **options):
+    raise KeyboardInterrupt
 
 
 def test_evaluate_names_the_splits_there_are(refused, untrained, shapes):
@@ -306,9 +320,6 @@ def test_only_train_has_recipe_options():
 
 
 def test_ctrl_c_ends_without_a_traceback(monkeypatch, capsys):
-    def interrupted(options):
-        raise KeyboardInterrupt
-
     monkeypatch.setattr("mirasol.commands.ask.run", interrupted)
     with pytest.raises(SystemExit) as stop:
         main(["ask", "a", "b", "c"])

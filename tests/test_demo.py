@@ -1,12 +1,17 @@
 """The demo at a size that takes seconds: all its parts run; what it scores is none of these tests' business."""
 
 import json
+import pathlib
+import re
 
 import pytest
 from rich.console import Console
 
 from mirasol import UserError
-from mirasol.demo import Demo, DemoSettings, run_demo
+from mirasol.checkpoint import load_checkpoint
+from mirasol.data.folder import read_examples
+from mirasol.demo import Demo, DemoSettings, demo_recipe, run_demo
+from mirasol.evaluation.answering import answer_clips
 
 RECIPE = """
 seed: 0
@@ -32,8 +37,6 @@ def settings(tmp_path_factory):
 @pytest.fixture(scope="module")
 def finished(settings, tmp_path_factory):
     """A demo that was interrupted when it came to evaluate, then started again. Returns its folder and its words."""
-    import pathlib
-
     folder = pathlib.Path(settings.output)
     patch = pytest.MonkeyPatch()
 
@@ -110,3 +113,34 @@ def test_a_missing_recipe_makes_no_folder(settings, tmp_path):
     with pytest.raises(UserError, match=r"nowhere\.yaml"):
         run_demo(changed(settings, output=str(tmp_path / "new"), recipe="nowhere.yaml"), Console(quiet=True))
     assert not (tmp_path / "new").exists()
+
+
+def test_the_packages_own_recipe_is_found_from_anywhere(settings, tmp_path, monkeypatch):
+    begun = []
+    monkeypatch.setattr(Demo, "run", lambda demo: begun.append(demo.recipe))
+    monkeypatch.chdir(tmp_path)
+    run_demo(changed(settings, output="here", recipe=None), Console(quiet=True))
+    repository = pathlib.Path(__file__).resolve().parent.parent
+    assert demo_recipe().read_bytes() == (repository / "recipes" / "demo.yaml").read_bytes()
+    assert begun[0].output == str(pathlib.Path("here/train"))
+
+
+def test_an_installation_without_the_recipe_says_which_option_helps(settings, tmp_path, monkeypatch):
+    monkeypatch.setattr("mirasol.demo.importlib.resources.files", lambda package: tmp_path)
+    with pytest.raises(UserError, match="--recipe"):
+        run_demo(changed(settings, output=str(tmp_path / "new"), recipe=None), Console(quiet=True))
+    assert not (tmp_path / "new").exists()
+
+
+def test_it_asks_about_one_clip_and_shows_what_was_answered(finished, settings):
+    folder, words = finished
+    [asked] = re.findall(r'^mirasol ask (\S+) (\S+) "(.*)"\n(.*)$', words, re.MULTILINE)
+    checkpoint, file, prompt, streamed = asked
+    loaded = load_checkpoint(checkpoint)
+    extractor = loaded.processor.feature_extractor
+    media = pathlib.Path(file).relative_to(folder / "data")
+    prompts = [e.prompt for e in read_examples(folder / "data", "test") if e.media == media.as_posix()]
+    [answers] = answer_clips(loaded.model, loaded.processor, [extractor.tensors(extractor.read(file))], [prompts])
+    assert (prompt, streamed.strip()) == (prompts[0], answers[0])
+    for prompt, answer in zip(prompts, answers, strict=True):
+        assert f"  {prompt}  {answer}".rstrip() in words

@@ -6,12 +6,8 @@ import re
 from pathlib import Path
 
 import pytest
-from untrained import shapes
 
 from mirasol.cli import COMMANDS, main
-from mirasol.evaluation.loading import shipped_checkpoint
-
-__all__ = ["shapes"]
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
@@ -23,7 +19,6 @@ def test_the_example_is_about_ten_lines():
     assert len([line for line in EXAMPLE.splitlines() if line.strip()]) <= 10
 
 
-@pytest.mark.skipif(shipped_checkpoint("tiny") is None, reason="the package ships no weights yet")
 def test_the_example_runs(shapes, tmp_path, monkeypatch):
     clip = sorted((shapes / "clips" / "test").iterdir())[0]
     (tmp_path / "clip.mp4").write_bytes(clip.read_bytes())

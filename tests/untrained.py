@@ -1,5 +1,5 @@
 """Fixtures for whatever needs files to ask about and a checkpoint to ask: a few rendered clips, and a `tiny` model
-that has learnt nothing. Test modules import them by name."""
+that has learnt nothing."""
 
 from pathlib import Path
 
@@ -9,12 +9,27 @@ import torch
 
 @pytest.fixture(scope="session")
 def shapes(tmp_path_factory) -> Path:
-    """A small data set of shapes and sounds: 6 training, 2 validation and 3 test clips."""
+    """A small data set of shapes and sounds: 5 training, 2 validation and 3 test clips."""
     from mirasol.data.synthetic import synthesize
 
     root = tmp_path_factory.mktemp("shapes") / "data"
-    synthesize(root, seed=11, train=6, validation=2, test=3)
+    synthesize(root, seed=11, train=5, validation=2, test=3)
     return root
+
+
+def only_stream(kind: str, source: Path, target: Path) -> Path:
+    """Copies the first stream of a kind, "video" or "audio", of a media file to a new one; returns the new file."""
+    import av
+
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with av.open(str(source)) as read, av.open(str(target), "w") as written:
+        stream = read.streams.get(**{kind: 0})[0]
+        copy = written.add_stream_from_template(stream)
+        for packet in read.demux(stream):
+            if packet.dts is not None:
+                packet.stream = copy
+                written.mux(packet)
+    return target
 
 
 @pytest.fixture(scope="session")

@@ -13,16 +13,20 @@ _HOMES = {
     "MirasolOutput": "mirasol.model.mirasol",
     "MirasolFeatureExtractor": "mirasol.media.processor",
     "MirasolProcessor": "mirasol.media.processor",
+    "ChunkGrid": "mirasol.media.timeline",
     "Clip": "mirasol.media.clip",
+    "Limits": "mirasol.media.limits",
     "read_clip": "mirasol.media.reader",
-    "find_checkpoint": "mirasol.evaluation.loading",
-    "load_checkpoint": "mirasol.evaluation.loading",
+    "find_checkpoint": "mirasol.checkpoint",
+    "load_checkpoint": "mirasol.checkpoint",
 }
 _ERRORS = ("UserError", "BadClip")
 
 __all__ = [
     "BadClip",
+    "ChunkGrid",
     "Clip",
+    "Limits",
     "MirasolConfig",
     "MirasolFeatureExtractor",
     "MirasolForConditionalGeneration",

@@ -1,25 +1,27 @@
 """The demo: the whole path once, from rendering data to a report. After an interruption, what is done is kept."""
 
+import importlib.resources
 import json
-import os
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from mirasol.console import cores, progress
 from mirasol.errors import UserError
+from mirasol.files import write_whole
 
 METRICS, REPORT, MARKER = "metrics.json", "report.html", "demo.json"
 
 
 @dataclass(frozen=True)
 class DemoSettings:
-    """output: folder for everything; recipe: its output and data.root are replaced; seed and numbers of clips: the
-    data."""
+    """output: folder for everything; recipe: its output and data.root are replaced, None is the package's own; seed and
+    numbers of clips: the data."""
 
     output: str
-    recipe: str
+    recipe: str | None
     seed: int
     train: int
     validation: int
@@ -80,11 +82,12 @@ class DemoFolder:
         write_whole(self.marker, json.dumps(self.state, indent=1) + "\n")
 
 
-def write_whole(file: Path, text: str) -> None:
-    """Writes a file such that it is there whole or not at all."""
-    unfinished = file.with_name(f".{file.name}.unfinished")
-    unfinished.write_text(text, encoding="utf-8")
-    os.replace(unfinished, file)
+def demo_recipe() -> Path:
+    """The package's own recipe for the demo. Raises UserError where the package was installed without it."""
+    file = Path(str(importlib.resources.files("mirasol"))) / "recipes" / "demo.yaml"
+    if not file.is_file():
+        raise UserError(f"{file}: is not part of this installation: name a recipe with --recipe")
+    return file
 
 
 def run_demo(settings: DemoSettings, console: Any) -> None:
@@ -95,7 +98,7 @@ def run_demo(settings: DemoSettings, console: Any) -> None:
     """
     from mirasol.training.recipe import load_recipe
 
-    recipe = load_recipe(settings.recipe)
+    recipe = load_recipe(settings.recipe or demo_recipe())
     folder = DemoFolder(settings)
     recipe = replace(recipe, output=str(folder.run), data=replace(recipe.data, root=str(folder.data)))
     folder.begin()
@@ -136,7 +139,6 @@ class Demo:
 
     def render(self) -> None:
         """The data set, unless an earlier attempt completed it."""
-        from mirasol.commands.common import cores, progress
         from mirasol.data.synthetic import synthesize
 
         chosen = self.settings
@@ -158,29 +160,23 @@ class Demo:
 
     def evaluate(self, checkpoint: str | Path) -> Any:
         """Results on the test clips, controls included; prints the table."""
-        from mirasol.commands.common import cores, progress
+        from mirasol.checkpoint import load_checkpoint
         from mirasol.data.example import group_by_clip
         from mirasol.data.folder import read_examples
-        from mirasol.evaluation.loading import load_checkpoint
-        from mirasol.evaluation.protocol import evaluate_with_controls
+        from mirasol.evaluation.protocol import decode_and_evaluate
         from mirasol.training.loader import ClipCache
 
         loaded = load_checkpoint(checkpoint)
         clips = group_by_clip(read_examples(self.folder.data, "test"))
         settings = loaded.model.config.media_settings()
         cache = ClipCache(self.folder.run / "cache", self.folder.data, settings)
-        with progress(self.console, "Decoding", "clips") as report:
-            cache.fill([(clip.media, clip.start, clip.end) for clip in clips], cores(), "skip", report)
-        with progress(self.console, "Answering", "clips") as report:
-            results = evaluate_with_controls(
-                loaded.model, loaded.processor, clips, self.folder.data, cache=cache, progress=report
-            )
+        results = decode_and_evaluate(loaded.model, loaded.processor, clips, self.folder.data, cache, self.console)
         self.console.print(results.table(), markup=False)
         return results
 
     def shipped(self) -> Any | None:
         """Results of the shipped weights, None where the package has none."""
-        from mirasol.evaluation.loading import shipped_checkpoint
+        from mirasol.checkpoint import shipped_checkpoint
 
         if shipped_checkpoint("tiny") is None:
             self.console.print("this installation ships no weights")
@@ -188,15 +184,26 @@ class Demo:
         return self.evaluate("tiny")
 
     def ask(self, checkpoint: Path, results: Any) -> Any:
-        """Prints questions about one test clip with the answers and what is right; returns the clip's exhibit."""
+        """Asks about one test clip: a first question as `mirasol ask` does, the answer streamed, then all of them at
+        once; prints answers and what is right, returns the clip's exhibit."""
+        from mirasol.checkpoint import load_checkpoint
+        from mirasol.evaluation.answering import AnswerStreamer, answer_clips
         from mirasol.evaluation.exhibit import look_closely, most_telling
-        from mirasol.evaluation.loading import load_checkpoint
+        from mirasol.evaluation.metrics import Answered
 
         media = most_telling(results.test.answers)
-        answered = [item for item in results.test.answers if item.example.media == media]
+        examples = [item.example for item in results.test.answers if item.example.media == media]
+        file = self.folder.data / media
         loaded = load_checkpoint(checkpoint)
-        clip = loaded.processor.feature_extractor.read(self.folder.data / media, threads=0)
-        self.console.print(f"{self.folder.data / media}")
+        clip = loaded.processor.feature_extractor.read(file, threads=0)
+        tensors = loaded.processor.feature_extractor.tensors(clip)
+        prompts = [example.prompt for example in examples]
+        self.console.print(f'mirasol ask {self.folder.path} {file} "{prompts[0]}"', markup=False)
+        streamer = AnswerStreamer(loaded.processor, lambda text: self.console.print(text, end="", markup=False))
+        answer_clips(loaded.model, loaded.processor, [tensors], [prompts[:1]], streamer=streamer)
+        [answers] = answer_clips(loaded.model, loaded.processor, [tensors], [prompts])
+        answered = [Answered(example, answer) for example, answer in zip(examples, answers, strict=True)]
+        self.console.print(f"\n\nAll {len(answered)} questions about this clip:")
         for item in answered:
             verdict = "" if item.right else f"  (right: {item.example.target})"
             self.console.print(f"  {item.example.prompt}  {item.answer}{verdict}", markup=False)

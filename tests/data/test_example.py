@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 from mirasol.data.example import Example, group_by_clip
 
 
@@ -14,3 +16,9 @@ def test_examples_of_one_window_share_a_group_in_stable_order():
         ("b", 0, 1),
     ]
     assert [[member.id for member in group.examples] for group in groups] == [["1", "3"], ["2", "5"], ["4"]]
+
+
+def test_a_question_without_a_type_has_a_name_for_it():
+    example = Example("a", "a.mp4", None, None, "what?", "red")
+    assert example.type_name == "untyped"
+    assert replace(example, question_type="sight").type_name == "sight"

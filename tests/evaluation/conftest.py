@@ -1,13 +1,10 @@
 """Fixtures of the evaluation's tests."""
 
 import pytest
-from untrained import shapes, untrained
 
+from mirasol.checkpoint import Loaded, load_checkpoint
 from mirasol.data.example import ClipExamples, group_by_clip
 from mirasol.data.folder import read_examples
-from mirasol.evaluation.loading import Loaded, load_checkpoint
-
-__all__ = ["shapes", "untrained"]
 
 
 @pytest.fixture(scope="session")

@@ -74,6 +74,14 @@ def test_attention_is_a_share_for_every_chunk(loaded, tensors, prompts):
     assert torch.allclose(attention.sum(1), torch.ones(len(attention)), atol=1e-5)
 
 
+def test_attention_of_an_answer_cut_within_a_character_is_that_of_its_characters(loaded, tensors, prompts):
+    cut, whole = (
+        attention_by_chunk(loaded.model, loaded.processor, tensors[0], prompts[0][:1], [answer])
+        for answer in ("red" + "\ufffd" * 30, "red")
+    )
+    assert torch.equal(cut, whole)
+
+
 def test_attention_does_not_depend_on_the_other_questions(loaded, tensors, prompts):
     answers = ["red", "a much longer answer than that"]
     together = attention_by_chunk(loaded.model, loaded.processor, tensors[0], prompts[0][:2], answers)

@@ -3,6 +3,7 @@ import shutil
 from collections import Counter
 
 import pytest
+from untrained import only_stream
 
 from mirasol import UserError
 from mirasol.data.example import group_by_clip
@@ -51,18 +52,8 @@ def test_all_controls_are_run_on_the_same_questions(results):
 
 
 def test_a_control_is_what_a_file_without_the_stream_gives(loaded, clips, shapes, tmp_path):
-    import av
-
     clip = clips[0]
-    silent = tmp_path / clip.media
-    silent.parent.mkdir(parents=True)
-    with av.open(str(shapes / clip.media)) as source, av.open(str(silent), "w") as target:
-        video = source.streams.video[0]
-        copy = target.add_stream_from_template(video)
-        for packet in source.demux(video):
-            if packet.dts is not None:
-                packet.stream = copy
-                target.mux(packet)
+    only_stream("video", shapes / clip.media, tmp_path / clip.media)
     controlled = evaluate(loaded.model, loaded.processor, [clip], shapes, control="no_audio")
     assert evaluate(loaded.model, loaded.processor, [clip], tmp_path).answers == controlled.answers
 
@@ -78,6 +69,19 @@ def test_the_model_comes_back_in_the_mode_it_was_in(loaded, clips, shapes):
         loaded.model.train(training)
         evaluate(loaded.model, loaded.processor, clips[:1], shapes)
         assert loaded.model.training is training
+
+
+def test_the_model_comes_back_in_its_mode_from_an_error_too(loaded, clips, shapes):
+    def stop(done, total):
+        raise KeyboardInterrupt
+
+    loaded.model.train()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            evaluate(loaded.model, loaded.processor, clips[:1], shapes, progress=stop)
+        assert loaded.model.training
+    finally:
+        loaded.model.eval()
 
 
 def test_an_unreadable_clip_is_left_out_and_listed(loaded, clips, shapes, tmp_path):

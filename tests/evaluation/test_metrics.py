@@ -19,8 +19,16 @@ def test_everything_else_matters(written):
 
 
 def test_normalising_twice_is_normalising_once():
-    for text in ("A theatre; the THE an anthem", "a", "", "…?!"):
+    for text in ("A theatre; the THE an anthem", "a", "", "…?!", "The. A!"):
         assert normalise(normalise(text)) == normalise(text)
+
+
+@pytest.mark.parametrize("target", ["A", "the", "an A", "?", "+"])
+def test_an_answer_that_is_all_article_or_punctuation_is_not_nothing(target):
+    assert is_right(target, target)
+    assert is_right(target.lower(), target)
+    assert not is_right("", target)
+    assert not is_right("red", target)
 
 
 def test_articles_inside_words_stay():
@@ -32,6 +40,10 @@ def test_score_is_the_share_of_right_answers_over_all_and_by_type():
     answers += [Answered(question("low", "hearing"), "low")]
     result = score(answers)
     assert result.to_dict() == {"accuracy": 3 / 5, "by_type": {"sight": 0.5, "hearing": 1.0}, "n": 5}
+
+
+def test_questions_without_a_type_are_untyped():
+    assert score([Answered(question("red", kind=""), "red")]).by_type == {"untyped": 1.0}
 
 
 def test_chance_is_one_over_the_candidates_and_nothing_where_answers_are_open():

@@ -2,14 +2,15 @@
 
 import pickle
 import random
+from fractions import Fraction
 
+import av
 import pytest
-from media_making import Audio, Video, ramp, steady, tone, write_media
+from media_making import Audio, Video, grey, ramp, steady, tone, write_media
 
-from mirasol import BadClip, UserError, read_clip
-from mirasol.media.limits import Limits
+from mirasol import BadClip, ChunkGrid, Limits, UserError, read_clip
+from mirasol.media import video_stream
 from mirasol.media.reader import probe
-from mirasol.media.timeline import ChunkGrid
 
 GRID = ChunkGrid(4, chunk_seconds=0.5)
 
@@ -137,6 +138,50 @@ def test_damage_to_most_of_the_file_is_refused(good):
 )
 def test_limits(good, limits, words):
     refused(good, words, limits=limits)
+
+
+def growing(path, codec: str):
+    """A video of a second of 64x48 pictures and a second of 640x480 ones; the header knows the first size only."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=25)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        container.start_encoding()
+        for second, (width, height) in enumerate(((64, 48), (640, 480))):
+            encoder = av.CodecContext.create(codec, "w")
+            encoder.width, encoder.height, encoder.pix_fmt = width, height, "yuv420p"
+            encoder.time_base, encoder.max_b_frames = Fraction(1, 25), 0
+            packets = []
+            for number in range(25):
+                frame = av.VideoFrame.from_ndarray(grey(9 * number, width, height), format="rgb24")
+                frame.pts, frame.time_base = number, Fraction(1, 25)
+                packets += encoder.encode(frame)
+            for packet in packets + encoder.encode(None):
+                packet.stream, packet.time_base = stream, Fraction(1, 25)
+                packet.pts = packet.dts = packet.pts + 25 * second
+                container.mux(packet)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("name", "codec", "words"),
+    [
+        ("a.ts", "libx264", "640x480 exceed the limit of 10000 pixels"),
+        ("a.webm", "libvpx", "its video cannot be decoded: only to 1.000 of 2.0"),
+        ("a.webm", "libvpx-vp9", "its video cannot be decoded: only to 1.000 of 2.0"),
+    ],
+)
+def test_pictures_that_grow_over_the_limit_are_never_decoded(tmp_path, monkeypatch, name, codec, words):
+    path, widths = growing(tmp_path / name, codec), set()
+    show = video_stream.FrameSampler._show
+    monkeypatch.setattr(
+        video_stream.FrameSampler, "_show", lambda self, frame: (widths.add(frame.width), show(self, frame))[1]
+    )
+    assert read(path).timeline.num_chunks == 4
+    assert widths == {64, 640}
+    widths.clear()
+    refused(path, words, limits=Limits(max_pixels=10_000))
+    assert widths == {64}
+    assert read(path, limits=Limits(max_pixels=10_000), end=0.9).has_video
 
 
 def test_a_short_window_of_a_file_over_the_length_limit_is_read(good):

@@ -5,7 +5,7 @@ import torch
 from media_making import Audio, Video, ramp, steady, tone, write_media
 from transformers import AutoFeatureExtractor, AutoProcessor
 
-from mirasol import BadClip, MirasolConfig, MirasolFeatureExtractor, MirasolProcessor, UserError
+from mirasol import BadClip, Limits, MirasolConfig, MirasolFeatureExtractor, MirasolProcessor, UserError
 from mirasol.media.tokenizer import train_tokenizer
 
 TEXTS = ["what comes after the bell?", "which shape is red?", "circle", "low bell", "two"]
@@ -52,6 +52,25 @@ def test_normalised_video_comes_back_as_pixels(processor, clips):
     extractor = processor.feature_extractor
     batch = extractor(clips[:1])
     assert torch.equal(extractor.pixels(batch["video"])[0], extractor.tensors(clips[0])["video"])
+
+
+def test_pixels_are_normalised_by_mean_and_deviation(processor):
+    extractor = processor.feature_extractor
+    video = torch.arange(256, dtype=torch.uint8).repeat(2 * 4 * 3 * 32 * 32 // 256).view(2, 4, 3, 32, 32)
+    present = torch.tensor([True, False])
+    compact = {"video": video, "audio": torch.zeros(2, 16, 64).half(), "video_mask": present, "audio_mask": present}
+    batch = extractor.collate([compact])
+    expected = (video[0].double() / 255 - extractor.image_mean) / extractor.image_std
+    torch.testing.assert_close(batch["video"][0, 0].double(), expected, atol=1e-6, rtol=0)
+    assert (batch["video"][0, 1] == 0).all()
+
+
+def test_limits_reach_the_reader(processor, tmp_path):
+    path = write_media(tmp_path / "a.mp4", Video(ramp(25), steady(25, 25)))
+    extractor = processor.feature_extractor
+    assert extractor.read(path).has_video
+    with pytest.raises(BadClip, match=r"scale the video down, or raise it in Python with .*Limits\(max_pixels="):
+        extractor.read(path, limits=Limits(max_pixels=64 * 48 - 1))
 
 
 def test_a_clip_is_the_same_alone_as_in_a_batch(processor, clips):
@@ -135,6 +154,12 @@ def test_round_trip_through_auto_processor(processor, tmp_path, clips):
     before, after = (p(clips, [["circle"]] * 3, [["<eos> two"]] * 3) for p in (processor, loaded))
     assert all(torch.equal(before[name], after[name]) for name in before)
     assert loaded.feature_extractor.to_dict() == processor.feature_extractor.to_dict()
+
+
+def test_the_default_settings_are_those_of_the_tiny_preset():
+    plain, tiny = MirasolFeatureExtractor(), MirasolFeatureExtractor.for_config(MirasolConfig.preset("tiny"))
+    assert plain.to_dict() == tiny.to_dict()
+    assert MirasolConfig.preset("tiny").media_settings().items() <= plain.to_dict().items()
 
 
 def test_feature_extractor_saves_by_itself(tmp_path):

@@ -293,7 +293,7 @@ def test_pad_crop_and_stretch(tmp_path):
     assert bright["stretch"].sum() == 16 * 32
     assert bright["pad"].sum() == 16 * 16
     assert not bright["pad"][:8].any()
-    with pytest.raises(UserError, match="choose pad, crop or stretch"):
+    with pytest.raises(UserError, match="choose pad, crop, stretch"):
         read(path, fit="squash")
 
 

@@ -115,9 +115,10 @@ def test_they_are_in_the_same_chunk_of_the_models_tensors(tmp_path, name, video,
 
 
 @pytest.mark.parametrize(("name", "video", "audio", "rate"), CONTAINERS)
-def test_they_are_in_a_window_into_the_file(tmp_path, name, video, audio, rate):
+@pytest.mark.parametrize("offset", [0.0, 7.4])
+def test_they_are_in_a_window_into_the_file(tmp_path, name, video, audio, rate, offset):
     clip = read_clip(
-        write_events(tmp_path / name, video, audio, rate),
+        write_events(tmp_path / name, video, audio, rate, offset=offset),
         ChunkGrid(50, chunk_seconds=0.5),
         image_size=32,
         start=2.1,

@@ -6,7 +6,6 @@ from typing import Any
 import pytest
 
 from mirasol.data.folder import read_examples
-from mirasol.data.synthetic import synthesize
 from mirasol.training.recipe import Recipe, recipe_from_dict
 
 STACK = {"depth": 1, "width": 32, "hidden": 32, "heads": 1, "head_width": 32, "dropout": 0.1}
@@ -21,10 +20,8 @@ SMALL_MODEL = {
 
 
 @pytest.fixture(scope="session")
-def data_root(tmp_path_factory) -> Path:
-    root = tmp_path_factory.mktemp("training-data") / "data"
-    synthesize(root, seed=11, train=5, validation=2, test=0)
-    return root
+def data_root(shapes) -> Path:
+    return shapes
 
 
 @pytest.fixture(scope="session")

@@ -84,6 +84,20 @@ def clip_of(types: str) -> ClipExamples:
     return ClipExamples("a.mp4", None, None, rows)
 
 
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"type_weights": {"bounds": 2.0}}, r"stages\.questions\.type_weights: .*'bounds': did you mean 'bound'"),
+        ({"question_types": ["hearing", "sigt"]}, r"stages\.questions\.question_types: .*'sigt': did you mean 'sight'"),
+        ({"question_types": ["zzz"]}, "'zzz': they have .*'hearing'"),
+    ],
+)
+def test_a_question_type_that_the_data_lack_is_refused_by_name(values, examples, change, said):
+    values["stages"]["questions"].update(change)
+    with pytest.raises(UserError, match=said):
+        BatchPlan(recipe_from_dict(values), examples)
+
+
 def test_questions_are_drawn_without_replacement_and_repeats_are_counted():
     clip = clip_of("abcde")
     drawn, repeated = draw_questions(clip, Stage(steps=1, questions_per_clip=4), 0)

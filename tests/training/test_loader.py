@@ -11,7 +11,8 @@ from mirasol.config import MirasolConfig
 from mirasol.errors import BadClip, UserError
 from mirasol.media.processor import MirasolFeatureExtractor
 from mirasol.training.batches import BatchPlan
-from mirasol.training.loader import ClipCache, StepBatches, make_loader
+from mirasol.training.loader import ClipCache, StepBatches, UnreadableWindow, make_loader
+from mirasol.training.recipe import recipe_from_dict
 
 SETTINGS = MirasolConfig.preset("tiny").media_settings()
 
@@ -149,6 +150,33 @@ def test_bad_clips_stop_or_are_listed(broken_root, tmp_path):
     assert [(entry.media, entry.start) for entry in bad] == [(media, start) for media, start, _ in windows[1:]]
     assert all(entry.reason and "\n" not in entry.reason for entry in bad)
     assert json.dumps(bad[0].reason)
+
+
+def test_the_window_that_stopped_is_named_whole(broken_root, tmp_path):
+    cache = ClipCache(tmp_path / "cache", broken_root, SETTINGS)
+    with pytest.raises(UnreadableWindow) as caught:
+        cache.fill([("clips/good.mp4", 900.0, 901.0)], on_bad="error")
+    window = caught.value.window
+    assert (window.media, window.start, window.end) == ("clips/good.mp4", 900.0, 901.0)
+    assert window.reason in str(caught.value)
+
+
+def test_dropping_a_modality_never_leaves_a_clip_with_none(values, examples, cache):
+    values["stages"] = {"all": {"steps": 2, "clips_per_step": 5, "drop_video": 1.0}}
+    batches = StepBatches(BatchPlan(recipe_from_dict(values), examples), cache, MirasolFeatureExtractor(**SETTINGS))
+    silent, load = examples[0].media, cache.load
+
+    def without_sound(media, start=None, end=None):
+        tensors = load(media, start, end)
+        return {**tensors, "audio_mask": tensors["audio_mask"] & (media != silent)}
+
+    cache.load = without_sound
+    batch, media = batches[0]
+    assert batch.dropped == ("video",) * 5
+    assert [clip.media for clip in batch.clips].count(silent) == 1
+    for clip, video, audio in zip(batch.clips, media["video_mask"], media["audio_mask"], strict=True):
+        assert video.any() == (clip.media == silent)
+        assert video.any() or audio.any()
 
 
 @pytest.mark.parametrize("workers", [0, 2])

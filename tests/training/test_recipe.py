@@ -1,10 +1,12 @@
 """The recipe: reading, typing, naming what is wrong, and what may change on resumption."""
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 import yaml
 
+from mirasol.config import MirasolConfig
 from mirasol.errors import UserError
 from mirasol.training.recipe import Recipe, changed_keys, load_recipe, recipe_from_dict
 
@@ -68,6 +70,9 @@ def test_unknown_key_names_the_nearest_valid_one(file, override, named):
         ("optimizer=3", "optimizer.*mapping"),
         ("stages.slots=3", "stages.slots.*mapping"),
         ("stages=null", "stages.*mapping"),
+        ("optimizer.weight_decay=-0.1", r"optimizer\.weight_decay=-0\.1 must not be negative"),
+        ("optimizer.final_scale=1.5", r"optimizer\.final_scale=1\.5 must lie in \[0, 1\]"),
+        ("optimizer.final_scale=-0.5", r"optimizer\.final_scale=-0\.5"),
     ],
 )
 def test_wrong_values_are_named_on_one_line(file, override, said):
@@ -110,10 +115,32 @@ def test_stage_at_counts_through_the_stages(recipe):
     assert places == [("slots", k) for k in range(3)] + [("questions", k) for k in range(5)]
 
 
-def test_the_demo_recipe_is_valid(repository_root):
-    assert load_recipe(repository_root / "recipes" / "demo.yaml").model.preset == "tiny"
+REPOSITORY = Path(__file__).resolve().parents[2]
 
 
-@pytest.fixture
-def repository_root(pytestconfig):
-    return pytestconfig.rootpath
+@pytest.mark.parametrize("file", sorted((REPOSITORY / "recipes").glob("*.yaml")), ids=lambda file: file.name)
+def test_every_recipe_of_the_repository_loads(file):
+    recipe = load_recipe(file)
+    assert recipe.total_steps > 0
+    MirasolConfig.preset(recipe.model.preset, **recipe.model.overrides)
+
+
+def test_there_are_recipes():
+    assert (REPOSITORY / "recipes" / "demo.yaml").is_file()
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"model": {"overrides": {"loss_weights": {"text": 2.0}}}}, r"model\.overrides\.loss_weights has no effect"),
+        (
+            {"model": {"overrides": {"text": {"vocab_size": 99}}}},
+            r"overrides\.text\.vocab_size has no effect.*tokenizer",
+        ),
+        ({"model": {"init": "tiny"}}, r"tokenizer\.vocab_size=300 has no effect beside model\.init"),
+    ],
+)
+def test_keys_that_something_else_decides_are_refused(values, change, said):
+    with pytest.raises(UserError, match=said) as caught:
+        recipe_from_dict({**values, **change})
+    assert "\n" not in str(caught.value)

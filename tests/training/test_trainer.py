@@ -10,12 +10,14 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file, save_file
 
 from mirasol import MirasolForConditionalGeneration, MirasolOutput, MirasolProcessor
 from mirasol.errors import BadClip, UserError
 from mirasol.training.checkpoints import Checkpoints
 from mirasol.training.logging import read_metrics
 from mirasol.training.recipe import recipe_from_dict
+from mirasol.training.run_folder import RunFolder
 from mirasol.training.trainer import NonFiniteLoss, spread, train
 
 MEASURED = ("clips_per_second", "data_wait", "seconds")
@@ -54,7 +56,16 @@ def comparable_metrics(folder: Path) -> list[dict]:
     return [{k: v for k, v in line.items() if k not in MEASURED} for line in read_metrics(folder / "metrics.jsonl")]
 
 
-def test_a_run_killed_in_the_middle_of_a_checkpoint_resumes_bit_identically(values, tmp_path, console):
+def with_muon(values) -> None:
+    """What the shipped recipes use beside the defaults."""
+    values["optimizer"]["name"] = "muon"
+    values["stages"]["slots"].update(drop_audio=0.3)
+    values["stages"]["questions"].update(drop_video=0.4, type_weights={"hearing": 3.0, "story": 2.0})
+
+
+@pytest.mark.parametrize("change", [lambda values: None, with_muon], ids=["adamw", "muon"])
+def test_a_run_killed_in_the_middle_of_a_checkpoint_resumes_bit_identically(values, tmp_path, console, change):
+    change(values)
     whole, killed = {**values, "output": str(tmp_path / "whole")}, {**values, "output": str(tmp_path / "killed")}
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(killed, sort_keys=False))
     run(whole, console)
@@ -72,7 +83,10 @@ def test_a_run_killed_in_the_middle_of_a_checkpoint_resumes_bit_identically(valu
     assert weights[0].read_bytes() == weights[1].read_bytes()
     states = [Path(v["output"]) / "checkpoints" / "step-00000008" / "optimizer.pt" for v in (whole, killed)]
     first, second = (torch.load(state, weights_only=True) for state in states)
-    torch.testing.assert_close(first, second, rtol=0, atol=0)
+    assert first.keys() == second.keys()
+    for member in first:
+        assert first[member]["param_groups"] == second[member]["param_groups"]
+        torch.testing.assert_close(first[member]["state"], second[member]["state"], rtol=0, atol=0)
     assert comparable_metrics(output) == comparable_metrics(Path(whole["output"]))
     assert resumed == output / "checkpoint"
 
@@ -228,6 +242,101 @@ def test_a_bad_clip_stops_the_run_or_is_left_out_and_listed(values, console, bro
     assert "left out" in console.file.getvalue()
 
 
+def test_a_clip_that_cannot_be_read_for_a_while_does_not_end_a_run(values, console, data_root, tmp_path):
+    root = shutil.copytree(data_root, tmp_path / "data")
+    clip = root / "clips" / "train" / "train-000001.mp4"
+    values["data"].update(root=str(root), cache=None)
+    first = run(values, console)
+    weights = (first / "model.safetensors").read_bytes()
+    shutil.rmtree(first)
+    clip.rename(tmp_path / "away.mp4")
+    with pytest.raises(BadClip, match="no such file"):
+        run(values, console, resume=True)
+    (tmp_path / "away.mp4").rename(clip)
+    assert (run(values, console, resume=True) / "model.safetensors").read_bytes() == weights
+
+
+def test_a_processor_of_no_known_run_is_not_used(values, console):
+    first = run(values, console)
+    for name in ("recipe.yaml", "run.json", "metrics.jsonl", "tensorboard", "checkpoints", "checkpoint"):
+        path = first.parent / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    for resume in (False, True):
+        with pytest.raises(UserError, match="holds a run"):
+            run(values, console, resume=resume)
+
+
+@pytest.mark.parametrize("name", ["optimizer.pt", "model.safetensors", "state.json"])
+def test_a_damaged_checkpoint_is_passed_over_with_a_warning(values, console, name):
+    first = run(values, console)
+    weights = (first / "model.safetensors").read_bytes()
+    shutil.rmtree(first)
+    damaged = first.parent / "checkpoints" / "step-00000008"
+    content = (damaged / name).read_bytes()
+    (damaged / name).write_bytes(content[: len(content) // 2])
+    assert (run(values, console, resume=True) / "model.safetensors").read_bytes() == weights
+    assert "warning" in console.file.getvalue()
+    assert f"{damaged} is damaged" in console.file.getvalue()
+    assert Checkpoints(first.parent / "checkpoints", 2).steps() == [6, 8]
+
+
+def test_with_all_checkpoints_damaged_nothing_begins_anew(values, console):
+    first = run(values, console)
+    shutil.rmtree(first)
+    for optimizer in (first.parent / "checkpoints").glob("*/optimizer.pt"):
+        optimizer.write_bytes(b"")
+    with pytest.raises(UserError, match="no checkpoint in it can be read"):
+        run(values, console, resume=True)
+
+
+def test_a_second_process_is_kept_out_of_a_run(values, console):
+    first = run(values, console)
+    shutil.rmtree(first)
+    other = RunFolder(recipe_from_dict(values), resume=True)
+    with other, pytest.raises(UserError, match="another process trains into this folder"):
+        run(values, console, resume=True)
+    assert run(values, console, resume=True) == first
+
+
+def test_of_two_processes_that_begin_a_run_one_is_kept_out(values):
+    with RunFolder(recipe_from_dict(values), True) as one, RunFolder(recipe_from_dict(values), True) as other:
+        one.start([])
+        with pytest.raises(UserError, match="another process trains into this folder"):
+            other.start([])
+
+
+def test_the_line_a_run_stopped_with_goes_when_it_goes_on(values, console, monkeypatch):
+    with monkeypatch.context() as patched:
+        patched.setattr("mirasol.training.optimizer.Optimizer.clip_gradients", lambda self: float("inf"))
+        with pytest.raises(NonFiniteLoss):
+            run(values, console)
+    assert (Path(values["output"]) / "error.txt").is_file()
+    run(values, console, resume=True)
+    assert not (Path(values["output"]) / "error.txt").exists()
+
+
+def test_without_a_validation_split_a_run_does_not_validate(values, console):
+    values["data"]["validation_split"] = None
+    checkpoint = run(values, console)
+    assert {line["kind"] for line in read_metrics(checkpoint.parent / "metrics.jsonl")} == {"train"}
+    assert "validation.jsonl" not in json.loads((checkpoint.parent / "run.json").read_text())["data"]
+
+
+def test_tensorboard_shows_what_metrics_jsonl_says(values, console):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    folder = run(values, console).parent
+    board = EventAccumulator(str(folder / "tensorboard"))
+    board.Reload()
+    steps = [line for line in read_metrics(folder / "metrics.jsonl") if line["kind"] == "train"]
+    losses = ("loss", "text_loss", "latent_loss", "video_loss")
+    for name in (*losses, "gradient_norm", "learning_rate", "clips_per_second", "data_wait"):
+        shown = board.Scalars(f"train/{name}")
+        assert [point.step for point in shown] == [line["step"] for line in steps]
+        assert [point.value for point in shown] == pytest.approx([line[name] for line in steps], rel=1e-5)
+    assert [point.step for point in board.Scalars("validation_clip/accuracy")] == [4, 8]
+
+
 def test_a_prompt_that_is_too_long_is_refused_before_anything_is_written(values, console, data_root, tmp_path):
     root = shutil.copytree(data_root, tmp_path / "data")
     row = {"id": "long", "file": "clips/train/train-000000.mp4", "prompt": "why " * 200, "target": "so"}
@@ -242,13 +351,29 @@ def test_a_prompt_that_is_too_long_is_refused_before_anything_is_written(values,
 def test_training_goes_on_from_a_checkpoint(values, console, tmp_path):
     first = run(values, console)
     values["output"] = str(tmp_path / "second")
-    values["model"] = {"init": str(first)}
+    # The run's folder stands for its checkpoint, as everywhere.
+    values["model"] = {"init": str(first.parent)}
+    del values["tokenizer"]
     values["stages"] = {"more": {"steps": 1, "clips_per_step": 2, "questions_per_clip": 2}}
     second = run(values, console)
     one, two = (MirasolForConditionalGeneration.from_pretrained(folder).state_dict() for folder in (first, second))
     assert one.keys() == two.keys()
     assert any(not torch.equal(one[name], two[name]) for name in one)
     torch.testing.assert_close(one, two, rtol=0, atol=0.01)
+
+
+def test_a_checkpoint_that_lacks_weights_is_not_gone_on_from(values, console, tmp_path):
+    first = run(values, console)
+    weights = load_file(first / "model.safetensors")
+    del weights["text.norm.bias"]
+    save_file(weights, first / "model.safetensors", metadata={"format": "pt"})
+    values.update(output=str(tmp_path / "second"), model={"init": str(first)}, tokenizer={})
+    with pytest.raises(UserError, match=r"lacks 1 weight \(text\.norm\.bias\)"):
+        run(values, console)
+    values["model"]["init"] = str(tmp_path)
+    with pytest.raises(UserError, match="not a checkpoint"):
+        run(values, console)
+    assert not (tmp_path / "second").exists()
 
 
 def test_bf16_trains(values, console):

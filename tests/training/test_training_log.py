@@ -1,11 +1,8 @@
-"""metrics.jsonl and progress."""
+"""metrics.jsonl."""
 
-import io
 import json
 
-from rich.console import Console
-
-from mirasol.training.logging import Progress, RunLog, read_metrics
+from mirasol.training.logging import RunLog, read_metrics
 
 
 def test_resuming_takes_back_what_lies_beyond_the_checkpoint_and_a_line_cut_short(tmp_path):
@@ -29,23 +26,3 @@ def test_validation_is_logged_by_type(tmp_path):
     log.validation(7, {"clip": part})
     log.close()
     assert read_metrics(tmp_path / "metrics.jsonl") == [{"kind": "validation", "step": 7, "clip": part}]
-
-
-def test_progress_off_a_terminal_tells_rate_and_time_left_on_plain_lines(monkeypatch):
-    now = [0.0]
-    monkeypatch.setattr("mirasol.training.logging.time.monotonic", lambda: now[0])
-    out = io.StringIO()
-    with Progress(Console(file=out), "Training", 120, "steps", start=20) as progress:
-        for done in range(21, 71):
-            now[0] += 1.0
-            progress.update(done, "text 0.5")
-    lines = out.getvalue().splitlines()
-    assert lines[0] == "Training: 35/120 steps, 1 steps/s, 1:25 left, text 0.5"
-    assert len(lines) == 4, "one in 15 seconds and one at the end"
-
-
-def test_progress_on_a_terminal_shows_a_bar():
-    out = io.StringIO()
-    with Progress(Console(file=out, force_terminal=True), "Decoding", 2, "clips") as progress:
-        progress.update(2)
-    assert "2/2 clips" in out.getvalue()

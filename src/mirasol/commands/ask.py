@@ -19,7 +19,7 @@ def add_arguments(parser: Any, make: Any) -> None:
     parser.add_argument(
         "checkpoint", metavar="CHECKPOINT", help="tiny (shipped), a run's folder or a checkpoint folder"
     )
-    parser.add_argument("file", metavar="FILE", help="any video or sound file that FFmpeg reads")
+    parser.add_argument("file", metavar="FILE", help="a common video or sound file")
     parser.add_argument("question", metavar="QUESTION", help="the question, in quotes")
     parser.add_argument("--start", type=float, help="second of the file where the clip begins")
     parser.add_argument("--end", type=float, help="second of the file where the clip ends")
@@ -30,9 +30,9 @@ def add_arguments(parser: Any, make: Any) -> None:
 
 def run(options: Any) -> None:
     """Reads, answers, prints."""
+    from mirasol.checkpoint import load_checkpoint
     from mirasol.commands.common import check_device, check_positive
     from mirasol.evaluation.answering import AnswerStreamer, answer_clips
-    from mirasol.evaluation.loading import load_checkpoint
 
     check_positive("--max-new-tokens", options.max_new_tokens)
     began = time.perf_counter()

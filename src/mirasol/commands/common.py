@@ -1,38 +1,10 @@
 """What several commands share."""
 
-import contextlib
 import os
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from mirasol.errors import UserError
-
-
-def console() -> Any:
-    """Where progress is shown: stderr, so that stdout holds results alone."""
-    from rich.console import Console
-
-    return Console(stderr=True, highlight=False, soft_wrap=True)
-
-
-@contextlib.contextmanager
-def progress(out: Any, title: str, unit: str) -> Iterator[Callable[[int, int], None]]:
-    """A callback `(done, total)` that shows rate and time left on the console."""
-    from mirasol.training.logging import Progress
-
-    with Progress(out, title, 0, unit) as shown:
-
-        def report(done: int, total: int) -> None:
-            shown.total = total
-            shown.update(done)
-
-        yield report
-
-
-def cores() -> int:
-    """How many processes can work at once."""
-    return os.cpu_count() or 1
 
 
 def check_positive(name: str, value: int) -> int:
@@ -53,9 +25,27 @@ def check_device(name: str) -> str:
     return name
 
 
-def new_folder(path: str | Path) -> Path:
+def check_no_results(path: str | Path) -> Path:
     """The path, if nothing is in the way of a new folder there; UserError otherwise."""
     path = Path(path)
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise UserError(f"{path}: already exists: give another --output, for nothing is overwritten")
     return path
+
+
+def make_folder(path: Path) -> None:
+    """Makes the folder, so that one that cannot be made or written to is found before the work; UserError then."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be made ({error.strerror}): give another --output") from error
+    if not os.access(path, os.W_OK | os.X_OK):
+        raise UserError(f"{path}: may not be written to: give another --output")
+
+
+def add_data_arguments(parser: Any) -> None:
+    """Declares what decides a data set of shapes and sounds: its seed and numbers of clips."""
+    parser.add_argument("--seed", type=int, default=0, help="seed of the data: the same one gives the same files")
+    parser.add_argument("--train", type=int, default=2400, help="number of training clips")
+    parser.add_argument("--validation", type=int, default=100, help="number of validation clips")
+    parser.add_argument("--test", type=int, default=200, help="number of test clips")

@@ -3,6 +3,8 @@
 import time
 from typing import Any
 
+from mirasol.commands.common import add_data_arguments
+
 HELP = "make data sets (data synthesize)"
 DESCRIPTION = "Makes data sets on disk."
 SYNTHESIZE = """Renders shapes and sounds: real mp4 files and questions about them, deterministic in the seed.
@@ -16,16 +18,13 @@ def add_arguments(parser: Any, make: Any) -> None:
     synthesize = make(SYNTHESIZE)
     commands.add_subcommand("synthesize", synthesize, help="render shapes and sounds to mp4 files with questions")
     synthesize.add_argument("directory", metavar="DIR", help="new folder for the data set")
-    synthesize.add_argument("--seed", type=int, default=0, help="the same seed gives the same files")
-    synthesize.add_argument("--train", type=int, default=2400, help="number of training clips")
-    synthesize.add_argument("--validation", type=int, default=100, help="number of validation clips")
-    synthesize.add_argument("--test", type=int, default=200, help="number of test clips")
+    add_data_arguments(synthesize)
     synthesize.add_argument("--workers", type=int, default=0, help="processes that render; 0 is one per core")
 
 
 def run(options: Any) -> None:
     """Renders the data set."""
-    from mirasol.commands.common import console, cores, progress
+    from mirasol.console import console, cores, progress
     from mirasol.data.synthetic import synthesize
 
     chosen, out, began = options.synthesize, console(), time.monotonic()

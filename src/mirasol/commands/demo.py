@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from mirasol.commands.common import add_data_arguments
+
 HELP = "render data, train, evaluate, ask, and write a report"
 DESCRIPTION = """The whole path once, on a CPU: renders shapes and sounds to mp4 files, trains the tiny model on them,
 evaluates it on clips it has never seen, asks it about one of them, and writes a report to look at.
@@ -13,17 +15,14 @@ def add_arguments(parser: Any, make: Any) -> None:
     """Declares the arguments."""
     parser.add_argument("--output", type=str, default="runs/demo", help="folder for everything the demo makes")
     parser.add_argument(
-        "--recipe", type=str, default="recipes/demo.yaml", help="what to train; output and data.root are set"
+        "--recipe", type=str, help="what to train, demo.yaml of this package by default; output and data.root are set"
     )
-    parser.add_argument("--seed", type=int, default=0, help="seed of the data")
-    parser.add_argument("--train", type=int, default=2400, help="number of training clips")
-    parser.add_argument("--validation", type=int, default=100, help="number of validation clips")
-    parser.add_argument("--test", type=int, default=200, help="number of test clips")
+    add_data_arguments(parser)
 
 
 def run(options: Any) -> None:
     """Runs the demo."""
-    from mirasol.commands.common import console
+    from mirasol.console import console
     from mirasol.demo import DemoSettings, run_demo
 
     settings = DemoSettings(

@@ -32,30 +32,29 @@ def add_arguments(parser: Any, make: Any) -> None:
 
 def run(options: Any) -> None:
     """Evaluates, prints, and writes results where asked to."""
-    from mirasol.commands.common import check_device, check_positive, console, cores, new_folder, progress
+    from mirasol.checkpoint import load_checkpoint
+    from mirasol.commands.common import check_device, check_no_results, check_positive, make_folder
+    from mirasol.console import console
     from mirasol.data.example import group_by_clip
     from mirasol.data.folder import read_examples
-    from mirasol.evaluation.loading import load_checkpoint
-    from mirasol.evaluation.protocol import evaluate_with_controls, write_results
+    from mirasol.evaluation.protocol import decode_and_evaluate, write_results
     from mirasol.training.loader import ClipCache
 
     for name in ("clips_per_batch", "max_new_tokens"):
         check_positive(f"--{name.replace('_', '-')}", options[name])
-    output = new_folder(options.output) if options.output else None
+    output = check_no_results(options.output) if options.output else None
     root, out = Path(options.data), console()
     examples = read_examples(root, options.split)
     loaded = load_checkpoint(options.checkpoint, check_device(options.device))
+    if output is not None:
+        make_folder(output)
     with tempfile.TemporaryDirectory(prefix="mirasol-clips-") as folder:
         cache = ClipCache(Path(folder), root, loaded.model.config.media_settings())
-        clips = group_by_clip(examples)
-        with progress(out, "Decoding", "clips") as report:
-            cache.fill([(clip.media, clip.start, clip.end) for clip in clips], cores(), "skip", report)
-        with progress(out, "Answering", "clips") as report:
-            results = evaluate_with_controls(
-                loaded.model, loaded.processor, clips, root,
-                cache=cache, controls=not options.skip_controls, clips_per_batch=options.clips_per_batch,
-                max_new_tokens=options.max_new_tokens, progress=report,
-            )  # fmt: skip
+        results = decode_and_evaluate(
+            loaded.model, loaded.processor, group_by_clip(examples), root, cache, out,
+            controls=not options.skip_controls, clips_per_batch=options.clips_per_batch,
+            max_new_tokens=options.max_new_tokens,
+        )  # fmt: skip
     for clip in results.test.unusable:
         out.print(f"left out, {clip.questions} questions: {clip.media}: {clip.reason}", markup=False)
     if output is not None:

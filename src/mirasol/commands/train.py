@@ -90,7 +90,7 @@ def run(options: Any) -> None:
         sys.stdout.write(yaml.safe_dump(recipe.to_dict(), sort_keys=False))
         return
     import mirasol.auto  # noqa: F401 - a resumed run finds its processor through the Auto classes
-    from mirasol.commands.common import console
+    from mirasol.console import console
     from mirasol.training.trainer import train
 
     sys.stdout.write(f"{train(recipe, resume=options.resume, console=console())}\n")

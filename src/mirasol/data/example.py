@@ -22,6 +22,11 @@ class Example:
     question_type: str = ""
     candidates: tuple[str, ...] = ()
 
+    @property
+    def type_name(self) -> str:
+        """The question type as scores and logs name it; "untyped" where there is none."""
+        return self.question_type or "untyped"
+
 
 @dataclass(frozen=True)
 class ClipExamples:

@@ -4,7 +4,6 @@ import concurrent.futures
 import hashlib
 import importlib.metadata
 import json
-import multiprocessing
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -16,6 +15,7 @@ from mirasol.data.questions import Question, describe, questions, story
 from mirasol.data.render import write_clip
 from mirasol.data.scenes import SPLITS, Scene, split_scene, stable_hash
 from mirasol.errors import UserError
+from mirasol.processes import process_context
 
 # Goes up whenever the same seed gives other scenes, pixels, sounds or questions.
 DATA_VERSION = 1
@@ -111,9 +111,7 @@ def _run(jobs: list[tuple], workers: int) -> Iterator[tuple[str, str, list[str]]
     if workers == 1 or len(jobs) < 2:
         yield from map(_render_job, jobs)
         return
-    # spawn: a fork of a process in which torch has threads may hang.
-    context = multiprocessing.get_context("spawn")
-    with concurrent.futures.ProcessPoolExecutor(min(workers, len(jobs)), mp_context=context) as pool:
+    with concurrent.futures.ProcessPoolExecutor(min(workers, len(jobs)), mp_context=process_context()) as pool:
         try:
             yield from pool.map(_render_job, jobs, chunksize=4)
         finally:

@@ -11,6 +11,7 @@ from mirasol.media.processor import MirasolProcessor
 from mirasol.model.mirasol import MirasolForConditionalGeneration
 
 MAX_NEW_TOKENS = 16
+NO_CHARACTER = "\ufffd"  # what bytes that are no whole character decode to
 
 
 def answer_clips(
@@ -57,8 +58,9 @@ def attention_by_chunk(
     """Where the decoder looked while it wrote the answers: one row per prompt, a share per chunk, summing to 1.
 
     Cross-attention weights averaged over layers, heads and the positions that predict a token of the answer (its end
-    included), summed over the latents of a chunk.
+    included), summed over the latents of a chunk. Bytes of an answer that are no whole character are left out.
     """
+    answers = [answer.replace(NO_CHARACTER, "") for answer in answers]
     media = processor.feature_extractor.collate([clip]).to(model.device)
     text = processor.encode_text(list(prompts), list(answers)).to(model.device)
     predicts = (text.pop("labels")[:, 1:] != -100).float()
@@ -85,7 +87,7 @@ class AnswerStreamer(BaseStreamer):
             return
         self.ids.extend(value.reshape(-1).tolist())
         text = self.processor.decode(self.ids).lstrip()
-        if not text.endswith("\ufffd"):
+        if not text.endswith(NO_CHARACTER):
             self._show(text)
 
     def end(self) -> None:

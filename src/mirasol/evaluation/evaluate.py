@@ -1,5 +1,6 @@
 """Evaluation of a model on the questions of a data set."""
 
+import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -55,29 +56,37 @@ def evaluate(
         UserError: an unknown control.
     """
     source = cache or DecodedClips(processor.feature_extractor, root)
-    was_training = model.training
-    model.eval()
     answered: list[Answered] = []
     unusable: list[UnusableClip] = []
     done = 0
-    for batch in _batches(clips, clips_per_batch):
-        usable, tensors = [], []
-        for clip in batch:
-            try:
-                tensors.append(apply_control(control, source.load(clip.media, clip.start, clip.end)))
-                usable.append(clip)
-            except BadClip as error:
-                unusable.append(UnusableClip(clip.media, clip.start, clip.end, error.reason, len(clip.examples)))
-        if usable:
-            prompts = [[example.prompt for example in clip.examples] for clip in usable]
-            answers = answer_clips(model, processor, tensors, prompts, max_new_tokens=max_new_tokens)
-            for clip, texts in zip(usable, answers, strict=True):
-                answered += [Answered(example, text) for example, text in zip(clip.examples, texts, strict=True)]
-        done += len(batch)
-        if progress is not None:
-            progress(done, len(clips))
-    model.train(was_training)
+    with _eval_mode(model):
+        for batch in _batches(clips, clips_per_batch):
+            usable, tensors = [], []
+            for clip in batch:
+                try:
+                    tensors.append(apply_control(control, source.load(clip.media, clip.start, clip.end)))
+                    usable.append(clip)
+                except BadClip as error:
+                    unusable.append(UnusableClip(clip.media, clip.start, clip.end, error.reason, len(clip.examples)))
+            if usable:
+                prompts = [[example.prompt for example in clip.examples] for clip in usable]
+                answers = answer_clips(model, processor, tensors, prompts, max_new_tokens=max_new_tokens)
+                for clip, texts in zip(usable, answers, strict=True):
+                    answered += [Answered(example, text) for example, text in zip(clip.examples, texts, strict=True)]
+            done += len(batch)
+            if progress is not None:
+                progress(done, len(clips))
     return score(answered, unusable)
+
+
+@contextlib.contextmanager
+def _eval_mode(model: MirasolForConditionalGeneration) -> Iterator[None]:
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
 
 
 def _batches(clips: Sequence[ClipExamples], size: int) -> Iterator[Sequence[ClipExamples]]:

@@ -69,6 +69,6 @@ def most_telling(answered: Sequence[Answered]) -> str:
     types: dict[str, set[str]] = {}
     counts: dict[str, int] = {}
     for item in answered:
-        types.setdefault(item.example.media, set()).add(item.example.question_type)
+        types.setdefault(item.example.media, set()).add(item.example.type_name)
         counts[item.example.media] = counts.get(item.example.media, 0) + 1
     return max(types, key=lambda media: (len(types[media]), counts[media]))

@@ -15,9 +15,13 @@ _ARTICLES = re.compile(r"\b(a|an|the)\b")
 
 def normalise(answer: str) -> str:
     """The form in which answers are compared: lower case, punctuation and the articles a, an, the taken out,
-    whitespace folded. "The Bell." and "bell" are the same answer."""
-    words = "".join(" " if _is_punctuation(character) else character for character in answer.lower())
-    return " ".join(_ARTICLES.sub(" ", words).split())
+    whitespace folded. "The Bell." and "bell" are the same answer.
+
+    What would leave nothing is not taken out: "A" is "a" and "?" is "?", so that an empty answer matches neither."""
+    lower = " ".join(answer.lower().split())
+    words = "".join(" " if _is_punctuation(character) else character for character in lower)
+    bare = _ARTICLES.sub(" ", words)
+    return " ".join(bare.split() or words.split() or lower.split())
 
 
 def _is_punctuation(character: str) -> bool:
@@ -100,7 +104,7 @@ def blind(known: Iterable[Example], asked: Sequence[Example]) -> Score:
 def _mean_by_type(values: Iterable[tuple[Example, float]]) -> Score:
     groups: dict[str, list[float]] = defaultdict(list)
     for example, value in values:
-        groups[example.question_type or "untyped"].append(value)
+        groups[example.type_name].append(value)
     everything = [value for group in groups.values() for value in group]
     by_type = {name: sum(group) / len(group) for name, group in groups.items()}
     return Score(sum(everything) / max(len(everything), 1), by_type, len(everything))

@@ -1,11 +1,12 @@
 """One evaluation in full: the score on the untouched clips, chance, and every control; as a table and as files."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
+from mirasol.console import cores, progress
 from mirasol.data.example import ClipExamples
 from mirasol.evaluation.answering import MAX_NEW_TOKENS
 from mirasol.evaluation.controls import CONTROLS
@@ -80,6 +81,41 @@ def evaluate_with_controls(
         )  # fmt: skip
     test = scores.pop(None)
     return Results(test, chance(answered.example for answered in test.answers), scores)
+
+
+class ClipStore(ClipSource, Protocol):
+    """A ClipSource that can decode many clips ahead; training's `ClipCache` is one."""
+
+    def fill(
+        self,
+        windows: Iterable[tuple[str, float | None, float | None]],
+        workers: int = 1,
+        on_bad: str = "error",
+        on_progress: Callable[[int, int], None] | None = None,
+    ) -> Any: ...
+
+
+def decode_and_evaluate(
+    model: MirasolForConditionalGeneration,
+    processor: MirasolProcessor,
+    clips: Sequence[ClipExamples],
+    root: Path,
+    cache: ClipStore,
+    console: Any,
+    *,
+    controls: bool = True,
+    clips_per_batch: int = 16,
+    max_new_tokens: int = MAX_NEW_TOKENS,
+) -> Results:
+    """Decodes the clips into the cache on all cores, then evaluates; shows the progress of both on a `rich` console."""
+    with progress(console, "Decoding", "clips") as report:
+        cache.fill([(clip.media, clip.start, clip.end) for clip in clips], cores(), "skip", report)
+    with progress(console, "Answering", "clips") as report:
+        return evaluate_with_controls(
+            model, processor, clips, root,
+            cache=cache, controls=controls, clips_per_batch=clips_per_batch, max_new_tokens=max_new_tokens,
+            progress=report,
+        )  # fmt: skip
 
 
 def write_results(folder: Path, results: Results) -> None:

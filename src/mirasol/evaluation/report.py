@@ -168,7 +168,7 @@ def exhibit_view(exhibit: Exhibit) -> dict[str, Any]:
             "prompt": item.example.prompt,
             "answer": item.answer,
             "target": item.example.target,
-            "type": item.example.question_type,
+            "type": item.example.type_name,
             "right": item.right,
             "attention": [(float(share), float(share) / strongest) for share in row],
         }
@@ -196,7 +196,7 @@ def sample_answers(answered: Sequence[Answered], types: Sequence[str], each: int
     """For each type some right and some wrong answers, spread over the clips rather than the first ones alone."""
     groups = []
     for name in types:
-        items = [item for item in answered if (item.example.question_type or "untyped") == name]
+        items = [item for item in answered if item.example.type_name == name]
         right, wrong = ([item for item in items if item.right == verdict] for verdict in (True, False))
         groups.append(
             {

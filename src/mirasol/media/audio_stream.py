@@ -40,10 +40,11 @@ def joined(frames: list[AudioFrame]) -> np.ndarray:
     """
     kind = frames[0].format
     dtype, per_sample = np.dtype(format_dtypes[kind.name]), 1 if kind.is_planar else frames[0].layout.nb_channels
+    counts = [frame.samples * per_sample for frame in frames]
     return np.stack(
         [
-            np.concatenate([np.frombuffer(f.planes[plane], dtype, f.samples * per_sample) for f in frames])
-            for plane in range(len(frames[0].planes))
+            np.concatenate([np.frombuffer(*part) for part in zip(parts, itertools.repeat(dtype), counts)])
+            for parts in zip(*(frame.planes for frame in frames), strict=True)
         ]
     )
 
@@ -84,6 +85,11 @@ class WaveformBuilder:
     @property
     def done(self) -> bool:
         return self.last_end is not None and self.last_end >= self.end
+
+    @property
+    def incomplete(self) -> bool:
+        """After `finish`: whether the sound ends before the window does."""
+        return not self.done
 
     def feed(self, packet: Packet) -> None:
         """Takes the next packet."""
@@ -136,7 +142,8 @@ class WaveformBuilder:
     def _next_time(self) -> float:
         """When the next frame should begin if everything so far is one run."""
         begin = self._expected if self._resampler is not None else self._waiting[0][0]
-        return begin + sum(frame.samples for _, frame in self._waiting) / self._kind[2]
+        held = sum(frame.samples for _, frame in self._waiting) if self._waiting else 0
+        return begin + held / self._kind[2]
 
     def _settle(self, jump: bool = True) -> None:
         """Decides about the frames that wait.

@@ -76,7 +76,12 @@ def open_media(path: str | os.PathLike, limits: Limits) -> Iterator[InputContain
     options = {"format_whitelist": FORMATS, "protocol_whitelist": "file"}
     try:
         # The prefix keeps a name such as "concat:a|b" a name.
-        container = av.open(f"file:{file}", metadata_errors="replace", container_options=options)
+        container = av.open(
+            f"file:{file}",
+            metadata_errors="replace",
+            container_options=options,
+            options={"max_pixels": str(limits.max_pixels)},
+        )
     except (av.error.FFmpegError, OSError, ValueError) as error:
         raise BadClip(path, f"not a media file that can be read, or cut short ({_words(error)})") from error
     with container:
@@ -114,6 +119,8 @@ def choose(container: InputContainer, path: str | os.PathLike, limits: Limits) -
             raise BadClip(path, f"{stream.type} stream {stream.index}: no decoder for its codec")
     if video is not None:
         limits.check_pixels(path, video.codec_context.width, video.codec_context.height)
+        # Pictures may grow on the way: the decoder refuses those before it makes room for them.
+        video.codec_context.options = {"max_pixels": str(limits.max_pixels)}
     return chosen
 
 

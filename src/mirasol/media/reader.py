@@ -10,16 +10,16 @@ from av.container import InputContainer
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
+from mirasol.config import FITS
 from mirasol.errors import BadClip, UserError
 from mirasol.media.clip import Clip
 from mirasol.media.container import Chosen, Span, choose, find_span, open_media, packets
-from mirasol.media.limits import Limits
+from mirasol.media.limits import DEFAULT_LIMITS, Limits
 from mirasol.media.reading import Reading
 from mirasol.media.timeline import ChunkGrid, cut, cutting_notes
-from mirasol.media.video_stream import Fit, orientation
+from mirasol.media.video_stream import orientation
 
 END_TOLERANCE = 0.5  # seconds by which a window may reach past the end: annotations are rounded
-DEFAULT_LIMITS = Limits()
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,7 @@ def read_clip(
     sample_rate: int = 16_000,
     start: float | None = None,
     end: float | None = None,
-    fit: Fit = "pad",
+    fit: str = "pad",
     limits: Limits = DEFAULT_LIMITS,
     threads: int = 0,
 ) -> Clip:
@@ -144,8 +144,8 @@ def read_clip(
         BadClip: the file cannot be used, or does not hold the window.
         UserError: a setting is impossible.
     """
-    if fit not in ("pad", "crop", "stretch"):
-        raise UserError(f"fit={fit!r}: choose pad, crop or stretch")
+    if fit not in FITS:
+        raise UserError(f"fit={fit!r}: choose {', '.join(FITS)}")
     if image_size < 1 or sample_rate < 1:
         raise UserError(f"image_size={image_size} and sample_rate={sample_rate} must be positive")
     clip = None

@@ -13,7 +13,7 @@ from mirasol.media.clip import AudioCounts, Clip, VideoCounts
 from mirasol.media.container import Chosen, Span, missing_bytes, packet_span, packets
 from mirasol.media.limits import Limits
 from mirasol.media.timeline import Timeline
-from mirasol.media.video_stream import Fit, FrameSampler
+from mirasol.media.video_stream import FrameSampler
 
 COVER_SECONDS = 0.25  # may be missing at the end of a window before the file counts as cut short
 NOTED_SECONDS = 0.010  # streams that begin or end by less than this apart are as good as together
@@ -37,7 +37,7 @@ class Reading:
         self.errors: list[str] = []
         self.at_end_of_file = False
 
-    def add_video(self, image_size: int, fit: Fit, limits: Limits) -> None:
+    def add_video(self, image_size: int, fit: str, limits: Limits) -> None:
         wanted = [self.span.zero + time for times in self.timeline.frame_times for time in times]
         self.video = FrameSampler(self.path, self.chosen.video, wanted, image_size, fit, limits)
 
@@ -124,7 +124,7 @@ class Reading:
             if part is None:
                 continue
             decoded = part.last_end if part.last_end is not None else -math.inf
-            if not part.done and decoded < min(part.packets_end, self.end) - slack and part.packets_end > self.start:
+            if part.incomplete and decoded < min(part.packets_end, self.end) - slack and part.packets_end > self.start:
                 raise BadClip(self.path, f"its {name} cannot be decoded: {self._decoded(part)}{self._error_words()}")
 
     def _held(self) -> str:

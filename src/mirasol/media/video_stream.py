@@ -4,7 +4,6 @@ import bisect
 import math
 from collections import deque
 from dataclasses import dataclass, field
-from typing import Literal
 
 import av
 import av.error
@@ -23,7 +22,6 @@ from mirasol.media.clip import VideoCounts
 from mirasol.media.container import packet_span
 from mirasol.media.limits import Limits
 
-Fit = Literal["pad", "crop", "stretch"]
 TIME_TOLERANCE = 1e-6  # seconds: time stamps are rationals, wanted times are floats
 MAX_SIDE = 16_384  # pixels of a scaled side: only a picture thousands of times longer than high gets there
 FALLBACK_FRAME_SECONDS = 0.04
@@ -71,8 +69,11 @@ def orientation(frame: VideoFrame) -> tuple[Orientation, bool]:
     return (Orientation(True, b < 0, c < 0) if turned else Orientation(False, d < 0, a < 0)), exact
 
 
-def fitted_size(width: float, height: float, size: int, fit: Fit) -> tuple[int, int]:
-    """Width and height in pixels to which a picture of the given shape is scaled before it is padded or cropped."""
+def fitted_size(width: float, height: float, size: int, fit: str) -> tuple[int, int]:
+    """Width and height in pixels to which a picture of the given shape is scaled before it is padded or cropped.
+
+    `fit`: one of `mirasol.config.FITS`.
+    """
     if fit == "stretch":
         return size, size
     scale = size / (max(width, height) if fit == "pad" else min(width, height))
@@ -93,7 +94,7 @@ class FrameSampler:
     stream: VideoStream
     wanted: list[float]
     size: int
-    fit: Fit
+    fit: str
     limits: Limits
     frames: UInt8[Tensor, "frame 3 height width"] = field(init=False)
     times: Float64[Tensor, "frame"] = field(init=False)
@@ -103,10 +104,14 @@ class FrameSampler:
     """End of the last frame seen: its presentation time plus its duration."""
     packets_end: float = -math.inf
     """End of the last packet seen, whether it was decoded or not."""
+    failed_end: float = -math.inf
+    """End of the last packet that failed to decode."""
 
     def __post_init__(self):
         self.frames = torch.zeros(len(self.wanted), 3, self.size, self.size, dtype=torch.uint8)
         self.times = torch.full((len(self.wanted),), math.nan, dtype=torch.float64)
+        # The same memory: writing frame by frame through torch costs more than the drawing of a small frame.
+        self._squares, self._seconds = self.frames.numpy(), self.times.numpy()
         self.orientation: Orientation | None = None
         self.oblique = False
         self.cut_off = True  # reading stops while the video goes on; finish() finds out whether it does
@@ -129,6 +134,13 @@ class FrameSampler:
     @property
     def done(self) -> bool:
         return self._next == len(self.wanted)
+
+    @property
+    def incomplete(self) -> bool:
+        """After `finish`: whether nothing was decoded, or what should follow the last frame shown was not."""
+        if self.first_time is None:
+            return not self.done
+        return not self.cut_off and self.failed_end > self.last_end
 
     def feed(self, packet: Packet) -> None:
         """Takes the next packet; decodes it now, later or never."""
@@ -211,8 +223,12 @@ class FrameSampler:
         try:
             frames = self.stream.codec_context.decode(packet)
         except av.error.FFmpegError:
+            codec = self.stream.codec_context
+            self.limits.check_pixels(self.file, codec.width, codec.height)  # perhaps it was refused for its size
             # What fails before the window is a decoder warming up after a seek.
-            self.counts.packets_failed += packet is None or packet_span(packet, self._tick)[1] > self.wanted[0]
+            end = math.inf if packet is None else packet_span(packet, self._tick)[1]
+            self.counts.packets_failed += end > self.wanted[0]
+            self.failed_end = max(self.failed_end, min(end, self.packets_end))
             return
         for frame in frames:
             self._show(frame)
@@ -240,12 +256,12 @@ class FrameSampler:
         while not self.done and self.wanted[self._next] < time - TIME_TOLERANCE:
             self._next += 1
         if self._next > first:
-            self._draw(self._shown, self.frames[first])
-            self.frames[first + 1 : self._next] = self.frames[first]
-            self.times[first : self._next] = self._shown_time
+            self._draw(self._shown, self._squares[first])
+            self._squares[first + 1 : self._next] = self._squares[first]
+            self._seconds[first : self._next] = self._shown_time
             self.counts.frames_converted += 1
 
-    def _draw(self, frame: VideoFrame, square: UInt8[Tensor, "3 height width"]) -> None:
+    def _draw(self, frame: VideoFrame, square: UInt8[np.ndarray, "3 height width"]) -> None:
         """Scales, turns and fits one frame into a black square: centred, cut off where it stands out."""
         self.limits.check_pixels(self.file, frame.width, frame.height)
         turn, exact = orientation(frame)
@@ -261,7 +277,7 @@ class FrameSampler:
             stored = np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)[:height, :width]
             picture = turn.apply(stored)
             (rows, onto_rows), (columns, onto_columns) = (_centred(length, self.size) for length in picture.shape)
-            square.numpy()[channel, onto_rows, onto_columns] = picture[rows, columns]
+            square[channel, onto_rows, onto_columns] = picture[rows, columns]
 
 
 def _centred(length: int, size: int) -> tuple[slice, slice]:

@@ -1,5 +1,6 @@
 """Which clips and which questions a step trains on: a pure function of (recipe, examples, step)."""
 
+import difflib
 import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -16,7 +17,8 @@ class Batch:
     """What one step trains on: clips and, for each of them, the same number of examples.
 
     repeated: how many rows repeat another row of their clip because the clip has too few questions
-    dropped: for each clip the modality it is shown without, "video", "audio" or none
+    dropped: for each clip the modality it is shown without, "video", "audio" or none; a clip that has no other keeps
+        it all the same
     """
 
     step: int
@@ -83,7 +85,7 @@ class BatchPlan:
     batch may span two epochs.
 
     Raises:
-        UserError: a stage that finds no example, naming the stage and what it asks for.
+        UserError: a stage that names a question type the examples do not have, or that finds no example.
     """
 
     def __init__(self, recipe: Recipe, examples: Sequence[Example]):
@@ -91,7 +93,10 @@ class BatchPlan:
         self.clips = {
             name: stage_clips(examples, stage.window, stage.question_types) for name, stage in recipe.stages.items()
         }
+        known = sorted({example.question_type for example in examples})
         for name, stage in recipe.stages.items():
+            for key, types in (("question_types", stage.question_types or ()), ("type_weights", stage.type_weights)):
+                _check_types(types, known, f"stages.{name}.{key}", recipe.data.root)
             if not self.clips[name]:
                 types = "any type" if stage.question_types is None else f"types {', '.join(stage.question_types)}"
                 kind = "that name a start and an end" if stage.window == "slot" else "about whole clips"
@@ -121,3 +126,11 @@ class BatchPlan:
         """Every (media, start, end) that some step may ask for."""
         windows = ((clip.media, clip.start, clip.end) for clips in self.clips.values() for clip in clips)
         return list(dict.fromkeys(windows))
+
+
+def _check_types(types: Iterable[str], known: Sequence[str], key: str, root: str) -> None:
+    for wanted in types:
+        if wanted not in known:
+            close = difflib.get_close_matches(wanted, known, n=1)
+            hint = f"did you mean {close[0]!r}?" if close else f"they have {', '.join(map(repr, known))}"
+            raise UserError(f"{key}: no training example in {root} is of type {wanted!r}: {hint}")

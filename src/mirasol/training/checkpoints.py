@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 import re
 import shutil
 from collections.abc import Callable
@@ -9,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel, ProcessorMixin
 from transformers.utils import logging as transformers_logging
 
@@ -31,10 +33,18 @@ def write_folder(target: Path, fill: Callable[[Path], None]) -> None:
     fill(unfinished)
     for path in [*sorted(unfinished.rglob("*")), unfinished]:
         _sync(path)
-    if target.exists():
-        shutil.rmtree(target)
+    remove_folder(target)
     unfinished.rename(target)
     _sync(target.parent)
+
+
+def remove_folder(target: Path) -> None:
+    """Removes a folder, if it is there: it loses its name first, so that half of it is never taken for the whole."""
+    removed = target.with_name(".removed")
+    shutil.rmtree(removed, ignore_errors=True)
+    if target.exists():
+        target.rename(removed)
+        shutil.rmtree(removed)
 
 
 def save_model(folder: Path, model: PreTrainedModel, processor: ProcessorMixin) -> None:
@@ -55,6 +65,19 @@ def _sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+# What reading a damaged file raises.
+DAMAGE = (SafetensorError, OSError, pickle.UnpicklingError, KeyError, RuntimeError, EOFError, ValueError)
+
+
+def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor], dict[str, Any]]:
+    """State, weights and the optimizer's state. Raises one of DAMAGE."""
+    state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+    if not {"step", "fingerprint"} <= set(state):
+        raise KeyError("state.json lacks step or fingerprint")
+    weights = load_file(folder / "model.safetensors")
+    return state, weights, torch.load(folder / "optimizer.pt", weights_only=True)
 
 
 class Checkpoints:
@@ -89,28 +112,43 @@ class Checkpoints:
 
         target = self._path(step)
         write_folder(target, fill)
-        for old in self.steps()[: -self.keep_last]:
-            shutil.rmtree(self._path(old))
+        # Later ones are damaged: the run went back behind them, or it would be further on.
+        kept = [found for found in self.steps() if found <= step][-self.keep_last :]
+        for other in self.steps():
+            if other not in kept:
+                remove_folder(self._path(other))
         return target
 
-    def load_newest(self, model: nn.Module, optimizer: Optimizer, fingerprint: str) -> dict[str, Any]:
-        """Puts the newest checkpoint into model and optimizer. Returns its state, `{"step": 0}` without any.
+    def load_newest(
+        self, model: nn.Module, optimizer: Optimizer, fingerprint: str, warn: Callable[[str], None]
+    ) -> dict[str, Any]:
+        """Puts the newest checkpoint that is whole into model and optimizer; `warn` is told of each one passed over.
+
+        Returns its state, `{"step": 0}` where there is no checkpoint.
 
         Raises:
-            UserError: the checkpoint belongs to another recipe, or its files do not fit the model.
+            UserError: all of them are damaged, the checkpoint belongs to another recipe, or its weights do not fit.
         """
-        if not self.steps():
-            return {"step": 0}
-        folder = self._path(self.steps()[-1])
-        state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
-        if state["fingerprint"] != fingerprint:
-            raise UserError(f"{folder}: this checkpoint belongs to another recipe")
-        try:
-            model.load_state_dict(load_file(folder / "model.safetensors"))
-        except RuntimeError as error:
-            raise UserError(f"{folder}: weights do not fit the model: {' '.join(str(error).split())}") from error
-        optimizer.load_state_dict(torch.load(folder / "optimizer.pt", weights_only=True))
-        return state
+        steps = self.steps()
+        for step in reversed(steps):
+            folder = self._path(step)
+            try:
+                state, weights, moments = _read(folder)
+            except DAMAGE as error:
+                reason = " ".join(str(error).split())[:200] or type(error).__name__
+                warn(f"{folder} is damaged and passed over for the checkpoint before it ({reason})")
+                continue
+            if state["fingerprint"] != fingerprint:
+                raise UserError(f"{folder}: this checkpoint belongs to another recipe")
+            try:
+                model.load_state_dict(weights)
+                optimizer.load_state_dict(moments)
+            except (RuntimeError, ValueError, KeyError) as error:
+                raise UserError(f"{folder}: does not fit the model: {' '.join(str(error).split())}") from error
+            return state
+        if steps:
+            raise UserError(f"{self.folder}: no checkpoint in it can be read: remove the run's folder and start again")
+        return {"step": 0}
 
     def _path(self, step: int) -> Path:
         return self.folder / f"step-{step:08d}"

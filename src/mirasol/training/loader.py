@@ -3,9 +3,7 @@
 import functools
 import hashlib
 import json
-import multiprocessing
 import os
-import sys
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
@@ -21,6 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 from mirasol.errors import BadClip, UserError
 from mirasol.media.processor import MirasolFeatureExtractor
 from mirasol.media.timeline import cut
+from mirasol.processes import process_context
 from mirasol.training.batches import Batch, BatchPlan
 
 CACHE_FORMAT = 1
@@ -29,6 +28,7 @@ TENSORS = ("video", "audio", "video_mask", "audio_mask")
 # (media relative to the data's root, start in seconds or None, end in seconds or None)
 Window = tuple[str, float | None, float | None]
 WHOLE = (None, None)
+OTHER = {"video": "audio", "audio": "video"}
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,14 @@ class BadWindow:
     start: float | None
     end: float | None
     reason: str
+
+
+class UnreadableWindow(BadClip):
+    """The clip that `ClipCache.fill` stopped at; `window` says which part of the file was wanted."""
+
+    def __init__(self, root: Path, window: BadWindow):
+        super().__init__(root / window.media, window.reason)
+        self.window = window
 
 
 class ClipCache:
@@ -105,7 +113,7 @@ class ClipCache:
         """Decodes what is not decoded yet, in `workers` processes; `on_progress(done, total)` after every clip.
 
         A file whose whole clip is bad is bad in all its windows. Returns the bad ones (`on_bad="skip"`) in the order
-        given, or stops at the first (`on_bad="error"`).
+        given, or stops at the first with UnreadableWindow (`on_bad="error"`).
         """
         windows = list(windows)
         wholes = dict.fromkeys((w[0], *WHOLE) for w in windows if w[1:] == WHOLE or w[0] in self.whole)
@@ -130,12 +138,12 @@ class ClipCache:
             except BadClip as error:
                 bad[window] = error.reason
                 if on_bad == "error":
-                    raise
+                    raise UnreadableWindow(self.root, BadWindow(*window, error.reason)) from error
         for done, (window, reason) in enumerate(_decode_all(jobs, workers), start=1):
             if reason is not None:
                 bad[window] = reason
                 if on_bad == "error":
-                    raise BadClip(self.root / window[0], reason)
+                    raise UnreadableWindow(self.root, BadWindow(*window, reason))
             if on_progress is not None:
                 on_progress(done, len(jobs))
         return bad
@@ -205,18 +213,13 @@ def _decode_all(jobs: Sequence[tuple[Window, tuple]], workers: int):
         for window, job in jobs:
             yield window, _decode(job)
         return
-    pool = ProcessPoolExecutor(workers, mp_context=_process_context(), initializer=torch.set_num_threads, initargs=(1,))
+    pool = ProcessPoolExecutor(workers, mp_context=process_context(), initializer=torch.set_num_threads, initargs=(1,))
     try:
         running = {pool.submit(_decode, job): window for window, job in jobs}
         for future in as_completed(running):
             yield running[future], future.result()
     finally:
         pool.shutdown(cancel_futures=True)
-
-
-def _process_context():
-    """Forked helpers start at once and need no importable main module; elsewhere the platform's own way is safer."""
-    return multiprocessing.get_context("fork" if sys.platform == "linux" else None)
 
 
 class StepBatches(Dataset):
@@ -232,7 +235,8 @@ class StepBatches(Dataset):
         batch = self.plan.batch(step)
         media = load_media(self.cache, self.extractor, [(c.media, c.start, c.end) for c in batch.clips])
         for row, modality in enumerate(batch.dropped):
-            if modality is not None:
+            # A silent clip keeps its video: nothing at all would teach only to guess.
+            if modality is not None and media[f"{OTHER[modality]}_mask"][row].any():
                 media[f"{modality}_mask"][row] = False
         return batch, media
 
@@ -256,7 +260,7 @@ def make_loader(batches: StepBatches, steps: range, workers: int, pin_memory: bo
         collate_fn=_as_is,
         # An iterator draws a seed for its workers: from here, so that the global generator stays untouched.
         generator=torch.Generator().manual_seed(0),
-        multiprocessing_context=_process_context() if workers else None,
+        multiprocessing_context=process_context() if workers else None,
         prefetch_factor=4 if workers else None,
         pin_memory=pin_memory,
     )

@@ -1,4 +1,4 @@
-"""What a run tells: metrics.jsonl, TensorBoard, and progress with rate and time left.
+"""What a run tells: metrics.jsonl and TensorBoard.
 
 `metrics.jsonl` holds one JSON object a line, in the order of the steps:
 
@@ -15,71 +15,9 @@
 
 import json
 import os
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-
-
-class Progress:
-    """Progress of long work: a live bar on a terminal, otherwise a plain line now and then.
-
-    Use as a context manager; `console` is a `rich.console.Console`. Rate and time left count from `start`.
-    """
-
-    def __init__(
-        self, console: Any, title: str, total: int, unit: str, start: int = 0, seconds_between_lines: float = 15
-    ):
-        self.console, self.title, self.total, self.unit = console, title, total, unit
-        self.start, self.done, self.between = start, start, seconds_between_lines
-        self.began = self.last_line = time.monotonic()
-        self.bar = self.task = None
-
-    def __enter__(self) -> "Progress":
-        if self.console.is_terminal:
-            from rich import progress
-
-            self.bar = progress.Progress(
-                progress.TextColumn("{task.description}"),
-                progress.BarColumn(),
-                progress.TextColumn("{task.fields[state]}"),
-                console=self.console,
-                refresh_per_second=4,
-            )
-            self.bar.start()
-            self.task = self.bar.add_task(self.title, total=self.total, completed=self.start, state="")
-        return self
-
-    def __exit__(self, kind, error, traceback) -> None:
-        if self.bar is not None:
-            self.bar.stop()
-        elif error is None and self.done > self.start:
-            self._line("")
-
-    def update(self, done: int, note: str = "") -> None:
-        """`done` of `total` are finished; `note` is shown behind the numbers."""
-        self.done = done
-        if self.bar is not None:
-            self.bar.update(self.task, completed=done, state=self._state(note))
-        elif time.monotonic() - self.last_line >= self.between:
-            self._line(note)
-
-    def _line(self, note: str) -> None:
-        self.last_line = time.monotonic()
-        self.console.print(f"{self.title}: {self._state(note)}", highlight=False, soft_wrap=True)
-
-    def _state(self, note: str) -> str:
-        elapsed = time.monotonic() - self.began
-        rate = (self.done - self.start) / max(elapsed, 1e-9)
-        left = _clock((self.total - self.done) / rate) if rate > 0 else "?"
-        state = f"{self.done}/{self.total} {self.unit}, {rate:.3g} {self.unit}/s, {left} left"
-        return f"{state}, {note}" if note else state
-
-
-def _clock(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
 
 
 class RunLog:
@@ -116,10 +54,9 @@ class RunLog:
             for name, value in values.items():
                 if name != "by_type":
                     self.board.add_scalar(f"validation_{part}/{name}", value, step)
-            for question_type, numbers in values["by_type"].items():
-                label = question_type or "untyped"
-                self.board.add_scalar(f"validation_{part}_accuracy/{label}", numbers["accuracy"], step)
-                self.board.add_scalar(f"validation_{part}_text_loss/{label}", numbers["text_loss"], step)
+            for type_name, numbers in values["by_type"].items():
+                self.board.add_scalar(f"validation_{part}_accuracy/{type_name}", numbers["accuracy"], step)
+                self.board.add_scalar(f"validation_{part}_text_loss/{type_name}", numbers["text_loss"], step)
 
     def _write(self, line: Mapping[str, Any]) -> None:
         self.stream.write(json.dumps(line) + "\n")

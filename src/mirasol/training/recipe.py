@@ -21,6 +21,7 @@ class DataRecipe:
     """Which examples to train and validate on, and where their decoded clips are kept.
 
     root: the data set's folder, as `read_examples` takes it
+    validation_split: null trains without validation
     on_bad_clip: `error` stops at the first clip that cannot be read, `skip` trains without it; both list it in the
         run's `bad_clips.jsonl`
     cache: folder for decoded clips; null is `<output>/cache`. Runs on the same data may share one.
@@ -28,7 +29,7 @@ class DataRecipe:
 
     root: str
     train_split: str = "train"
-    validation_split: str = "validation"
+    validation_split: str | None = "validation"
     on_bad_clip: Literal["error", "skip"] = "error"
     cache: str | None = None
 
@@ -110,6 +111,10 @@ class OptimizerRecipe:
         _positive(self, "learning_rate")
         if self.warmup_steps < 0:
             raise UserError(f"optimizer.warmup_steps={self.warmup_steps} must not be negative")
+        if self.weight_decay < 0:
+            raise UserError(f"optimizer.weight_decay={self.weight_decay} must not be negative")
+        if not 0 <= self.final_scale <= 1:
+            raise UserError(f"optimizer.final_scale={self.final_scale} must lie in [0, 1]")
         if not all(0 <= beta < 1 for beta in self.betas):
             raise UserError(f"optimizer.betas={list(self.betas)} must lie in [0, 1)")
         if self.gradient_clip is not None:
@@ -152,8 +157,7 @@ class Recipe:
             raise UserError("stages: a recipe needs at least one stage")
         for name in ("log_every", "validate_every", "validation_clips", "checkpoint_every", "keep_last"):
             _positive(self, name)
-        if self.model.init is not None and self.model.overrides:
-            raise UserError("model.overrides must be empty when model.init names a checkpoint: its config is kept")
+        _check_no_key_is_idle(self)
 
     @property
     def total_steps(self) -> int:
@@ -193,6 +197,25 @@ UNDECISIVE = frozenset(
         "workers",
     ]
 )
+
+
+def _check_no_key_is_idle(recipe: Recipe) -> None:
+    """Refuses keys that something else in the recipe decides, so that none is ignored in silence."""
+    model = recipe.model
+    if model.init is not None and model.overrides:
+        raise UserError("model.overrides must be empty when model.init names a checkpoint: its config is kept")
+    if model.init is not None and model.preset != ModelRecipe.preset:
+        raise UserError(f"model.preset={model.preset} has no effect beside model.init: leave it out")
+    if model.init is not None and recipe.tokenizer != TokenizerRecipe():
+        raise UserError(
+            f"tokenizer.vocab_size={recipe.tokenizer.vocab_size} has no effect beside model.init: "
+            f"the checkpoint's tokenizer is kept: leave it out"
+        )
+    if "loss_weights" in model.overrides:
+        raise UserError("model.overrides.loss_weights has no effect: set loss_weights of each stage instead")
+    text = model.overrides.get("text")
+    if isinstance(text, Mapping) and "vocab_size" in text:
+        raise UserError("model.overrides.text.vocab_size has no effect: set tokenizer.vocab_size instead")
 
 
 def _positive(part: Any, name: str) -> None:

@@ -4,6 +4,7 @@ recipe.yaml (resolved), run.json (versions, commit, hardware, data), bad_clips.j
 processor/, checkpoints/ (to resume from), checkpoint/ (the result), error.txt (where a run stopped itself).
 """
 
+import fcntl
 import hashlib
 import importlib.metadata
 import json
@@ -17,29 +18,64 @@ import torch
 
 import mirasol
 from mirasol.errors import UserError
+from mirasol.files import write_whole
 from mirasol.training.loader import BadWindow, write_bad_clips
 from mirasol.training.recipe import Recipe, changed_keys
 
-RUN_FILES = ("recipe.yaml", "metrics.jsonl", "checkpoints", "checkpoint")
+# Whatever a run alone leaves. Not bad_clips.jsonl: a start that stopped at a bad clip leaves it, and is no run yet.
+RUN_FILES = (
+    "recipe.yaml",
+    "run.json",
+    "metrics.jsonl",
+    "tensorboard",
+    "processor",
+    "checkpoints",
+    "checkpoint",
+)
 
 
 class RunFolder:
-    """The folder `recipe.output`. Nothing is written to it before `start`.
+    """The folder `recipe.output`, locked against other processes while the context manager is open.
+
+    Nothing is written to it before `start`, save the lock where it holds a run.
 
     Raises:
         UserError: it holds a run and `resume` is off; `resume` is on and the recipe differs from the run's in
-            something that decides the weights.
+            something that decides the weights; another process is training into it.
     """
 
     def __init__(self, recipe: Recipe, resume: bool):
         self.recipe, self.path = recipe, Path(recipe.output)
         if self.path.exists() and not self.path.is_dir():
             raise UserError(f"{self.path}: is a file, output must be a folder")
-        self.holds_run = any((self.path / name).exists() for name in RUN_FILES)
+        self._lock: int | None = None
+        self.holds_run = self._find_run()
         if self.holds_run and not resume:
             raise UserError(f"{self.path}: already holds a run: choose another output, or --resume to go on with it")
         if self.holds_run:
             self._check_same_recipe()
+            if not self.finished:
+                self._take()
+
+    def __enter__(self) -> "RunFolder":
+        return self
+
+    def __exit__(self, kind, error, traceback) -> None:
+        if self._lock is not None:
+            os.close(self._lock)
+
+    def _find_run(self) -> bool:
+        return any((self.path / name).exists() for name in RUN_FILES)
+
+    def _take(self) -> None:
+        """Keeps other processes out until this one ends, however it ends."""
+        lock = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            os.close(lock)
+            raise UserError(f"{self.path}: another process trains into this folder: wait for it or stop it") from error
+        self._lock = lock
 
     @property
     def checkpoint(self) -> Path:
@@ -79,11 +115,14 @@ class RunFolder:
         import yaml
 
         self.path.mkdir(parents=True, exist_ok=True)
+        self._take()
+        if self._find_run():
+            raise UserError(f"{self.path}: another process began a run here: choose another output, or --resume")
         write_bad_clips(self.path / "bad_clips.jsonl", bad)
         surroundings = {**surroundings_now(), "fingerprint": self.recipe.fingerprint(), "data": data}
-        _write_whole(self.path / "run.json", json.dumps(surroundings, indent=1) + "\n")
+        write_whole(self.path / "run.json", json.dumps(surroundings, indent=1) + "\n")
         # Written last: a folder with a recipe can be resumed.
-        _write_whole(self.path / "recipe.yaml", yaml.safe_dump(self.recipe.to_dict(), sort_keys=False))
+        write_whole(self.path / "recipe.yaml", yaml.safe_dump(self.recipe.to_dict(), sort_keys=False))
 
     def _check_same_bad_clips(self, bad: list[BadWindow]) -> None:
         lines = (self.path / "bad_clips.jsonl").read_text(encoding="utf-8").splitlines()
@@ -96,18 +135,17 @@ class RunFolder:
 
     def record_error(self, message: str) -> None:
         """Keeps the line that a run stopped with."""
-        _write_whole(self.path / "error.txt", message + "\n")
+        write_whole(self.path / "error.txt", message + "\n")
 
-
-def _write_whole(file: Path, text: str) -> None:
-    unfinished = file.with_name(f".{file.name}.unfinished")
-    unfinished.write_text(text, encoding="utf-8")
-    os.replace(unfinished, file)
+    def clear_error(self) -> None:
+        """The run goes on: what stopped it before is past."""
+        (self.path / "error.txt").unlink(missing_ok=True)
 
 
 def data_hashes(recipe: Recipe) -> dict[str, str]:
     """SHA-256 of the data set's manifest and of the splits used."""
-    names = ["manifest.json", f"{recipe.data.train_split}.jsonl", f"{recipe.data.validation_split}.jsonl"]
+    splits = [split for split in (recipe.data.train_split, recipe.data.validation_split) if split]
+    names = ["manifest.json", *(f"{split}.jsonl" for split in splits)]
     files = {name: Path(recipe.data.root) / name for name in names}
     return {name: hashlib.sha256(file.read_bytes()).hexdigest() for name, file in files.items() if file.is_file()}
 

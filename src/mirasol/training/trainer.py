@@ -23,14 +23,16 @@ from mirasol import (
     MirasolOutput,
     MirasolProcessor,
 )
+from mirasol.checkpoint import Loaded, load_checkpoint
+from mirasol.console import Progress
 from mirasol.data.example import Example
 from mirasol.data.folder import read_examples
-from mirasol.errors import BadClip, UserError
+from mirasol.errors import UserError
 from mirasol.media.tokenizer import train_tokenizer
 from mirasol.training.batches import Batch, BatchPlan
 from mirasol.training.checkpoints import Checkpoints, save_model, write_folder
-from mirasol.training.loader import BadWindow, ClipCache, StepBatches, make_loader, write_bad_clips
-from mirasol.training.logging import Progress, RunLog
+from mirasol.training.loader import BadWindow, ClipCache, StepBatches, UnreadableWindow, make_loader, write_bad_clips
+from mirasol.training.logging import RunLog
 from mirasol.training.optimizer import Optimizer, learning_rate
 from mirasol.training.randomness import hash64
 from mirasol.training.recipe import Recipe
@@ -50,8 +52,8 @@ def train(recipe: Recipe, *, resume: bool = False, console: Any = None) -> Path:
     run there, one starts. `console` is a `rich.console.Console` for progress, by default one on stderr.
 
     Raises:
-        UserError: output already holds a run (without `resume`), a changed recipe (with it), bad data, and everything
-            the parts of a run refuse.
+        UserError: output already holds a run (without `resume`), a changed recipe (with it), another process that
+            trains into the same output, bad data, and everything the parts of a run refuse.
         BadClip: a clip that cannot be read, with `on_bad_clip: error`.
         NonFiniteLoss: a loss or gradient norm is not finite; nothing of that step reached the weights.
     """
@@ -59,13 +61,13 @@ def train(recipe: Recipe, *, resume: bool = False, console: Any = None) -> Path:
         from rich.console import Console
 
         console = Console(stderr=True)
-    folder = RunFolder(recipe, resume)
-    if folder.finished:
-        console.print(f"{folder.path}: this run is finished", highlight=False, soft_wrap=True)
-        return folder.checkpoint
-    if recipe.threads:
-        torch.set_num_threads(recipe.threads)
-    return Trainer(recipe, folder, console).run()
+    with RunFolder(recipe, resume) as folder:
+        if folder.finished:
+            console.print(f"{folder.path}: this run is finished", highlight=False, soft_wrap=True)
+            return folder.checkpoint
+        if recipe.threads:
+            torch.set_num_threads(recipe.threads)
+        return Trainer(recipe, folder, console).run()
 
 
 class Trainer:
@@ -80,10 +82,13 @@ class Trainer:
             validation_examples = read_examples(Path(recipe.data.root), recipe.data.validation_split)
         self.plan, self.validation = BatchPlan(recipe, examples), Validation(recipe, validation_examples)
 
-        self.processor = make_processor(recipe, examples, folder.path / "processor")
+        initial = load_checkpoint(recipe.model.init) if recipe.model.init is not None else None
+        self.processor = make_processor(
+            recipe, examples, initial, folder.path / "processor" if folder.holds_run else None
+        )
         check_texts(self.processor, [*examples, *validation_examples])
         torch.manual_seed(hash64(recipe.seed, "weights") >> 1)
-        self.model = make_model(recipe, self.processor).to(self.device)
+        self.model = make_model(recipe, self.processor, initial).to(self.device)
         self.optimizer = Optimizer(self.model, recipe.optimizer)
         settings = self.model.config.media_settings()
         cache_folder = Path(recipe.data.cache) if recipe.data.cache else folder.path / "cache"
@@ -117,15 +122,16 @@ class Trainer:
 
             try:
                 return self.cache.fill(windows, workers, policy, report)
-            except BadClip as error:
-                media = os.path.relpath(error.file, self.recipe.data.root)
-                entry = BadWindow(media, None, None, error.reason)
-                write_bad_clips(self.folder.path / "bad_clips.jsonl", [entry])
+            except UnreadableWindow as error:
+                # A run that is there keeps its own list: what cannot be read today may be read tomorrow.
+                if not self.folder.holds_run:
+                    write_bad_clips(self.folder.path / "bad_clips.jsonl", [error.window])
                 raise
 
     def run(self) -> Path:
         """Trains from the newest checkpoint, or from the start, to the end."""
-        state = self.checkpoints.load_newest(self.model, self.optimizer, self.recipe.fingerprint())
+        state = self.checkpoints.load_newest(self.model, self.optimizer, self.recipe.fingerprint(), self._warn)
+        self.folder.clear_error()
         first = state["step"]
         log = RunLog(self.folder.path, first)
         self.clock = Clock(state.get("seconds", 0.0))
@@ -140,6 +146,9 @@ class Trainer:
         finally:
             log.close()
         return self._finish()
+
+    def _warn(self, message: str) -> None:
+        self.console.print(f"warning: {message}", highlight=False, markup=False, soft_wrap=True)
 
     def _batches(self, first: int) -> Iterator[tuple[int, Batch, dict[str, Tensor]]]:
         """(step, batch, its tensors on the device) for every step left; keeps count of the time spent waiting."""
@@ -273,24 +282,25 @@ def pick_device(name: str) -> torch.device:
     return torch.device("cuda" if available and name != "cpu" else "cpu")
 
 
-def make_processor(recipe: Recipe, examples: list[Example], saved: Path) -> MirasolProcessor:
+def make_processor(
+    recipe: Recipe, examples: list[Example], initial: Loaded | None, saved: Path | None
+) -> MirasolProcessor:
     """The run's processor: as saved by an earlier part of the run, of the checkpoint it goes on from, or new with a
     tokenizer trained on the training texts."""
-    for folder in (saved, recipe.model.init):
-        if folder is not None and Path(folder).is_dir():
-            return MirasolProcessor.from_pretrained(folder)
-    if recipe.model.init is not None:
-        raise UserError(f"model.init={recipe.model.init}: no such checkpoint folder")
+    if saved is not None and saved.is_dir():
+        return MirasolProcessor.from_pretrained(saved)
+    if initial is not None:
+        return initial.processor
     config = MirasolConfig.preset(recipe.model.preset, **recipe.model.overrides)
     texts = [text for example in examples for text in (example.prompt, example.target, *example.candidates)]
     tokenizer = train_tokenizer(texts, recipe.tokenizer.vocab_size)
     return MirasolProcessor(MirasolFeatureExtractor.for_config(config), tokenizer, config.text.max_length)
 
 
-def make_model(recipe: Recipe, processor: MirasolProcessor) -> MirasolForConditionalGeneration:
+def make_model(recipe: Recipe, processor: MirasolProcessor, initial: Loaded | None) -> MirasolForConditionalGeneration:
     """A new model from the preset, its vocabulary as large as the tokenizer's, or the checkpoint to go on from."""
-    if recipe.model.init is not None:
-        return MirasolForConditionalGeneration.from_pretrained(recipe.model.init, dtype=torch.float32)
+    if initial is not None:
+        return initial.model
     config = MirasolConfig.preset(recipe.model.preset, **recipe.model.overrides)
     config.vocab_size = len(processor.tokenizer)
     return MirasolForConditionalGeneration(config)

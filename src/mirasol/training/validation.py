@@ -79,7 +79,7 @@ class Validation:
             losses, tokens, right = judge_rows(output.logits, batch["labels"])
             for row, loss, count, exact in zip(rows, losses.tolist(), tokens.tolist(), right.tolist(), strict=True):
                 for total, value in enumerate((loss, count, int(exact), 1)):
-                    sums[row.question_type][total] += value
+                    sums[row.type_name][total] += value
         return _summary(sums, latent / len(part), video / len(part))
 
 

@@ -4,9 +4,12 @@ import shutil
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from untrained import shapes, untrained
 
 from mirasol import UserError
-from mirasol.evaluation.loading import find_checkpoint, load_checkpoint
+from mirasol.checkpoint import find_checkpoint, load_checkpoint
+
+__all__ = ["shapes", "untrained"]
 
 
 @pytest.fixture
@@ -35,7 +38,8 @@ def refused(folder) -> str:
     return str(caught.value)
 
 
-def test_what_is_loaded_is_what_was_saved(untrained, loaded):
+def test_what_is_loaded_is_what_was_saved(untrained):
+    loaded = load_checkpoint(untrained)
     saved = load_file(untrained / "model.safetensors")
     assert saved.keys() == loaded.model.state_dict().keys()
     assert all(torch.equal(saved[key], value) for key, value in loaded.model.state_dict().items())
@@ -124,3 +128,32 @@ def test_pickled_weights_are_not_opened(copy):
 def test_no_tokenizer(copy):
     (copy / "tokenizer.json").unlink()
     assert "tokenizer.json" in refused(copy)
+
+
+def change_extractor(folder, change):
+    file = folder / "processor_config.json"
+    values = json.loads(file.read_text())
+    change(values["feature_extractor"])
+    file.write_text(json.dumps(values))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("image_size", 48), ("image_mean", 0.5), ("chunk_seconds", 0.75), ("fit", "crop")]
+)
+def test_a_processor_that_reads_clips_in_another_way_is_refused_with_both_values(copy, name, value):
+    wanted = load_checkpoint(copy).model.config.media_settings()[name]
+    change_extractor(copy, lambda settings: settings.update({name: value}))
+    assert f"{name}={value!r}, but its config.json says {wanted!r}" in refused(copy)
+
+
+def test_a_tokenizer_larger_than_the_vocabulary_is_refused_with_both_numbers(copy):
+    loaded = load_checkpoint(copy)
+    tokens = len(loaded.processor.tokenizer)
+    loaded.processor.tokenizer.add_tokens(["<one too many>"])
+    loaded.processor.save_pretrained(copy)
+    assert f"{tokens + 1} tokens, but its config.json says vocab_size={tokens}" in refused(copy)
+
+
+def test_a_broken_processor_is_one_line(copy):
+    change_extractor(copy, lambda settings: settings.update(image_size="large"))
+    assert "processor cannot be loaded" in refused(copy)

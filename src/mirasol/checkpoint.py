@@ -67,7 +67,7 @@ def load_checkpoint(name: str | Path, device: str | torch.device = "cpu") -> Loa
 
     Raises:
         UserError: not a Mirasol checkpoint, another checkpoint format, no or pickled weights, missing, unknown or
-            misshapen weights (named), no tokenizer.
+            misshapen weights (named), no tokenizer, a processor that does not fit the model.
     """
     folder = find_checkpoint(name)
     config = _read_config(folder)
@@ -75,7 +75,7 @@ def load_checkpoint(name: str | Path, device: str | torch.device = "cpu") -> Loa
     model = MirasolForConditionalGeneration.from_pretrained(
         folder, config=config, dtype=torch.float32, use_safetensors=True, local_files_only=True
     )
-    return Loaded(model.to(device).eval(), _load_processor(folder), folder)
+    return Loaded(model.to(device).eval(), _load_processor(folder, config), folder)
 
 
 def _read_config(folder: Path) -> MirasolConfig:
@@ -129,11 +129,31 @@ def _listed(keys: list[str], most: int = 5) -> str:
     return f"{len(keys)} weight{'s' * (len(keys) > 1)} ({', '.join(keys[:most])}{more})"
 
 
-def _load_processor(folder: Path) -> MirasolProcessor:
+def _load_processor(folder: Path, config: MirasolConfig) -> MirasolProcessor:
     for name in ("tokenizer.json", "tokenizer_config.json"):
         if not (folder / name).is_file():
             raise UserError(f"{folder}: has no {name}: save the processor beside the model")
     try:
-        return MirasolProcessor.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"{folder}: its processor cannot be loaded: {str(error)[:300]}") from error
+        processor = MirasolProcessor.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(f"{folder}: its processor cannot be loaded: {reason}") from error
+    _check_processor(folder, config, processor)
+    return processor
+
+
+def _check_processor(folder: Path, config: MirasolConfig, processor: MirasolProcessor) -> None:
+    """Refuses a processor that cuts, scales or numbers its input in another way than the model was trained with."""
+    for name, wanted in config.media_settings().items():
+        found = getattr(processor.feature_extractor, name, None)
+        if found != wanted:
+            raise UserError(
+                f"{folder}: its processor has {name}={found!r}, but its config.json says {wanted!r}: "
+                f"take both from one checkpoint"
+            )
+    tokens = len(processor.tokenizer)
+    if tokens > config.vocab_size:
+        raise UserError(
+            f"{folder}: its tokenizer has {tokens} tokens, but its config.json says vocab_size={config.vocab_size}: "
+            f"take both from one checkpoint"
+        )

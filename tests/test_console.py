@@ -1,0 +1,34 @@
+"""Progress as its reader meets it."""
+
+import io
+
+from rich.console import Console
+
+from mirasol.console import Progress, progress
+
+
+def test_progress_off_a_terminal_tells_rate_and_time_left_on_plain_lines(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr("mirasol.console.time.monotonic", lambda: now[0])
+    out = io.StringIO()
+    with Progress(Console(file=out), "Training", 120, "steps", start=20) as progress:
+        for done in range(21, 71):
+            now[0] += 1.0
+            progress.update(done, "text 0.5")
+    lines = out.getvalue().splitlines()
+    assert lines[0] == "Training: 35/120 steps, 1 steps/s, 1:25 left, text 0.5"
+    assert len(lines) == 4, "one in 15 seconds and one at the end"
+
+
+def test_progress_on_a_terminal_shows_a_bar():
+    out = io.StringIO()
+    with Progress(Console(file=out, force_terminal=True), "Decoding", 2, "clips") as progress:
+        progress.update(2)
+    assert "2/2 clips" in out.getvalue()
+
+
+def test_a_total_that_is_only_known_later_reaches_the_bar():
+    out = io.StringIO()
+    with progress(Console(file=out, force_terminal=True), "Decoding", "clips") as report:
+        report(1, 4)
+    assert "1/4 clips" in out.getvalue()
