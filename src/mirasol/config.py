@@ -11,6 +11,7 @@ from typing import Any, Literal
 from transformers import PreTrainedConfig
 
 from mirasol.errors import UserError
+from mirasol.presets import PRESETS, tiny_parts
 
 CHECKPOINT_FORMAT = 1
 
@@ -89,12 +90,17 @@ class VideoConfig:
 
 @dataclass
 class AudioConfig:
-    """The spectrogram of one chunk (`spectrogram_frames` x `num_mel_bins`) and audio's own weights."""
+    """The spectrogram of one chunk (`spectrogram_frames` x `num_mel_bins`) and audio's own weights.
+
+    `shared_projection`: one linear takes both modalities from the ViT's width to the Combiner's, at which the adapter
+    then works; otherwise each modality has its own linear into the Combiner, and audio one more into the adapter.
+    """
 
     num_mel_bins: int
     spectrogram_frames: int
     patch: tuple[int, int]
     adapter: StackConfig
+    shared_projection: bool = False
 
     def __post_init__(self):
         self.patch = tuple(self.patch)
@@ -158,13 +164,18 @@ class ReconstructionConfig:
 
 @dataclass
 class TextConfig:
-    """The text decoder: its stack, and a cross-attention block after every `cross_attention_every` layers."""
+    """The text decoder: its stack, and a cross-attention block after every `cross_attention_every` layers.
+
+    `cross_attention_ffn` gives each of them a feed-forward of its own; `latent_projection` brings the latents to the
+    decoder's width once, ahead of all of them.
+    """
 
     stack: StackConfig
     vocab_size: int
     max_length: int = 64
     cross_attention_every: int = 2
     cross_attention_ffn: bool = False
+    latent_projection: bool = False
 
     def __post_init__(self):
         self.stack = _part(StackConfig, self.stack)
@@ -290,6 +301,11 @@ class MirasolConfig(PreTrainedConfig):
                 raise UserError(
                     f"{name}.stack.width={width} must equal combiner.stack.width={self.combiner.stack.width}"
                 )
+        if self.audio.shared_projection and self.audio.adapter.width != self.combiner.stack.width:
+            raise UserError(
+                f"audio.adapter.width={self.audio.adapter.width} must equal combiner.stack.width="
+                f"{self.combiner.stack.width} with audio.shared_projection"
+            )
         if (self.chunking.chunk_seconds is None) == (self.chunking.num_chunks is None):
             raise UserError("chunking: set exactly one of chunk_seconds and num_chunks")
 
@@ -374,45 +390,3 @@ def _refuse_unknown(kwargs: dict[str, Any]) -> None:
     for key in kwargs:
         if key not in base and not key.startswith("_") and not hasattr(PreTrainedConfig, key):
             raise UserError(f"unknown key {key!r} in MirasolConfig{_nearest(key, [*PARTS])}")
-
-
-def tiny_parts() -> dict[str, Any]:
-    """About 1.5M weights: trains on two CPU cores in minutes. Plain mappings, so that overrides merge."""
-
-    def stack(depth: int) -> dict[str, Any]:
-        return {
-            "depth": depth,
-            "width": 96,
-            "hidden": 384,
-            "heads": 3,
-            "head_width": 32,
-        }
-
-    return {
-        "chunking": {"chunk_seconds": 0.5, "num_chunks": None, "image_mean": 0.125, "image_std": 0.25},
-        "video": {
-            "image_size": 32,
-            "frames_per_chunk": 4,
-            # Overlapping tubes see whole shapes in motion; the four 2D patches come last, so that "the last m" hold
-            # the whole frame.
-            "tubes": [
-                {"kernel": (4, 16, 16), "stride": (4, 8, 8)},
-                {"kernel": (1, 16, 16), "stride": (4, 16, 16)},
-            ],
-        },
-        "audio": {
-            "num_mel_bins": 64,
-            "spectrogram_frames": 16,
-            "patch": (8, 16),
-            "adapter": stack(1),
-        },
-        "vit": stack(3),
-        "combiner": {"stack": stack(2), "m": 8},
-        "latent": {"stack": stack(2)},
-        "reconstruction": {"stack": stack(1), "image_size": 32, "patch": (4, 8, 8)},
-        "text": {"stack": stack(3), "vocab_size": 512, "cross_attention_every": 1},
-        "loss_weights": {},
-    }
-
-
-PRESETS = {"tiny": tiny_parts}

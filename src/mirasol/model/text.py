@@ -14,7 +14,8 @@ class TextBlock(nn.Module):
 
     def __init__(self, config: MirasolConfig, index: int):
         super().__init__()
-        stack, latent_width = config.text.stack, config.latent.stack.width
+        stack = config.text.stack
+        latent_width = stack.width if config.text.latent_projection else config.latent.stack.width
         self.index = index
         self.attention_norm = nn.LayerNorm(stack.width)
         self.attention = Attention(stack)
@@ -33,7 +34,7 @@ class TextBlock(nn.Module):
         self,
         x: Float[Tensor, "row token width"],
         mask: Bool[Tensor, "row 1 token key"],
-        latents: Float[Tensor, "clip latent width"],
+        latents: Float[Tensor, "clip latent latent_width"],
         latent_mask: Bool[Tensor, "clip latent"],
         cache: EncoderDecoderCache | None,
         with_weights: bool,
@@ -82,12 +83,15 @@ class TextDecoder(nn.Module):
         self.embedding = nn.Embedding(config.text.vocab_size, config.text.stack.width)
         self.blocks = nn.ModuleList(TextBlock(config, index) for index in range(config.text.stack.depth))
         self.norm = nn.LayerNorm(config.text.stack.width)
+        self.latent_projection = None
+        if config.text.latent_projection:
+            self.latent_projection = nn.Linear(config.latent.stack.width, config.text.stack.width)
 
     def forward(
         self,
         ids: Int[Tensor, "row token"],
         attention_mask: Tensor | None,
-        latents: Float[Tensor, "clip latent width"],
+        latents: Float[Tensor, "clip latent latent_width"],
         latent_mask: Bool[Tensor, "clip latent"],
         cache: EncoderDecoderCache | None = None,
         with_weights: bool = False,
@@ -98,6 +102,9 @@ class TextDecoder(nn.Module):
         """
         past = int(cache.get_seq_length()) if cache is not None else 0
         mask, positions = causal_mask_and_positions(ids, attention_mask, past)
+        # Once the cross-attention layers hold their keys and values, nobody looks at the latents again.
+        if self.latent_projection is not None and not (cache is not None and any(cache.is_updated.values())):
+            latents = self.latent_projection(latents)
         x = self.embedding(ids)
         x = x + sinusoid(positions, x.shape[-1]).to(x)
         cross_attentions = []

@@ -1,0 +1,63 @@
+"""Every switch of the config trains, generates and counts; with none of them set the model is what it always was."""
+
+import hashlib
+
+import pytest
+import torch
+
+from mirasol import MirasolConfig, MirasolForConditionalGeneration
+
+MEDIA = ("video", "audio", "chunk_mask", "video_mask", "audio_mask")
+SWITCHES = {
+    "shared projection": {"audio": {"shared_projection": True}},
+    "latent projection": {"text": {"latent_projection": True, "stack": {"width": 64}}},
+    "cross-attention feed-forward": {"text": {"cross_attention_ffn": True, "cross_attention_every": 2}},
+    "gated ViT": {"vit": {"gated": True, "bias": False}},
+    "other widths": {"vit": {"width": 48}, "audio": {"adapter": {"width": 64}}},
+    "mse": {"latent": {"distance": "mse", "mask_ratio": 0.0}},
+}
+
+
+def build(parts: dict) -> MirasolForConditionalGeneration:
+    torch.manual_seed(0)
+    text = {"vocab_size": 40} | parts.get("text", {})
+    return MirasolForConditionalGeneration(MirasolConfig.preset("tiny", **(parts | {"text": text})))
+
+
+@pytest.mark.parametrize("parts", SWITCHES.values(), ids=SWITCHES)
+def test_every_switch_trains_a_step(parts, batch):
+    model = build(parts).train()
+    before = model.state_dict()["chunk_encoder.tubes.projections.0.weight"].clone()
+    optimizer = torch.optim.AdamW(model.parameters(), 1e-3)
+    model(**batch).loss.backward()
+    for name, parameter in model.named_parameters():
+        unused = name == "latent.hidden_latent" and model.config.latent.mask_ratio == 0
+        assert unused or (parameter.grad.isfinite().all() and parameter.grad.abs().sum() > 0), name
+    optimizer.step()
+    assert not torch.equal(before, model.chunk_encoder.tubes.projections[0].weight)
+
+
+@pytest.mark.parametrize("parts", SWITCHES.values(), ids=SWITCHES)
+def test_every_switch_generates_the_same_with_and_without_a_cache(parts, batch):
+    model = build(parts).eval()
+    inputs = {name: batch[name] for name in MEDIA} | {"decoder_input_ids": batch["decoder_input_ids"][:, :4]}
+    settings = {"max_new_tokens": 4, "min_new_tokens": 4, "do_sample": False}
+    cached, uncached = (model.generate(**inputs, **settings, use_cache=use) for use in (True, False))
+    assert torch.equal(cached, uncached)
+
+
+def test_tiny_keeps_the_parameters_that_checkpoints_hold():
+    """Names and shapes, in order, as of the first trained checkpoint."""
+    names = "\n".join(f"{name} {tuple(value.shape)}" for name, value in build({}).state_dict().items())
+    expected = "a930bc197e2422e49e5075fd4c76b34b8cddcf784b4edcd437261e2b26e116c5"
+    assert hashlib.sha256(names.encode()).hexdigest() == expected
+
+
+def test_tiny_keeps_its_losses(batch):
+    """Initialisation and arithmetic, masking included, are those of the first trained checkpoint: nothing but the
+    rounding of another machine may move them."""
+    model = build({}).train()
+    torch.manual_seed(7)
+    output = model(**batch)
+    losses = [output[name].item() for name in ("loss", "text_loss", "latent_loss", "video_loss")]
+    assert losses == pytest.approx([6.5818720, 4.0597701, 1.1843053, 1.3377968], abs=2e-5)
