@@ -118,17 +118,59 @@ class AudioConfig:
 
 
 @dataclass
+class TokenTuringConfig:
+    """The Token Turing Machine's sizes, in tokens and features; the defaults are the paper's, at width 1024.
+
+    `depth`, `hidden`, `heads` and `head_width` are those of the Transformer that processes what was read; the heads'
+    inner width is free to differ from the Combiner's. `learner_hidden` belongs to the TokenLearners that pick tokens.
+    """
+
+    read_tokens: int = 512
+    memory_tokens: int = 256
+    learner_hidden: int = 64
+    depth: int = 2
+    hidden: int = 128
+    heads: int = 12
+    head_width: int = 64
+
+    def __post_init__(self):
+        for field in dataclasses.fields(self):
+            if getattr(self, field.name) < 1:
+                raise UserError(f"combiner.ttm.{field.name}={getattr(self, field.name)} must be at least 1")
+
+
+@dataclass
 class CombinerConfig:
-    """The Combiner: its stack, the `m` features it keeps of a chunk, and which tokens come last (facts: last m)."""
+    """The Combiner: its kind, its stack, and the `m` features it gives for a chunk.
+
+    kind: `transformer` keeps the last m outputs of a chunk, `cls` those of m learned tokens, `perceiver` has m learned
+        latents look at the features, `ttm` reads and writes a memory of constant size, `concat` keeps every token as
+        it is (m is then the number of tokens, and there are no weights). `ttm` and `concat` use the stack's width only.
+    scope: the features that x_t may depend on: all chunks up to t, or chunk t alone. `ttm` always has a past, in its
+        memory; `concat` never has.
+    token_order: which tokens come last, of meaning to `transformer` alone.
+    """
 
     stack: StackConfig
     m: int
     token_order: Literal["both_last", "audio_last", "video_last"] = "both_last"
+    kind: Literal["transformer", "cls", "perceiver", "ttm", "concat"] = "transformer"
+    scope: Literal["past", "chunk"] = "past"
+    ttm: TokenTuringConfig = dataclasses.field(default_factory=TokenTuringConfig)
 
     def __post_init__(self):
         self.stack = _part(StackConfig, self.stack)
+        self.ttm = _part(TokenTuringConfig, self.ttm)
+        if self.m < 1:
+            raise UserError(f"combiner.m={self.m} must be at least 1")
         if self.token_order not in ("both_last", "audio_last", "video_last"):
             raise UserError(f"token_order={self.token_order!r}: choose both_last, audio_last or video_last")
+        if self.kind not in ("transformer", "cls", "perceiver", "ttm", "concat"):
+            raise UserError(f"combiner.kind={self.kind!r}: choose transformer, cls, perceiver, ttm or concat")
+        if self.scope not in ("past", "chunk"):
+            raise UserError(f"combiner.scope={self.scope!r}: choose past or chunk")
+        if self.kind == "ttm" and self.scope == "chunk":
+            raise UserError("combiner.scope='chunk' contradicts combiner.kind='ttm', whose memory is the past")
 
 
 @dataclass
@@ -290,7 +332,10 @@ class MirasolConfig(PreTrainedConfig):
         tokens = self.video.tokens + self.audio.tokens
         if self.combiner.m > tokens:
             raise UserError(f"combiner.m={self.combiner.m} exceeds the {tokens} tokens of a chunk")
-        if self.combiner.token_order == "both_last" and self.combiner.m % 2:
+        if self.combiner.kind == "concat" and self.combiner.m != tokens:
+            raise UserError(f"combiner.m={self.combiner.m} must equal the {tokens} tokens of a chunk for kind=concat")
+        halved = self.combiner.kind == "transformer" and self.combiner.token_order == "both_last"
+        if halved and self.combiner.m % 2:
             raise UserError(f"combiner.m={self.combiner.m} must be even for token_order=both_last")
         frames = self.video.frames_per_chunk
         if frames % self.reconstruction.patch[0]:

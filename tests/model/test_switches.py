@@ -1,6 +1,8 @@
 """Every switch of the config trains, generates and counts; with none of them set the model is what it always was."""
 
 import hashlib
+import json
+from unittest.mock import ANY
 
 import pytest
 import torch
@@ -51,6 +53,20 @@ def test_tiny_keeps_the_parameters_that_checkpoints_hold():
     names = "\n".join(f"{name} {tuple(value.shape)}" for name, value in build({}).state_dict().items())
     expected = "a930bc197e2422e49e5075fd4c76b34b8cddcf784b4edcd437261e2b26e116c5"
     assert hashlib.sha256(names.encode()).hexdigest() == expected
+
+
+def test_a_config_saved_before_there_were_switches_still_means_the_same(tmp_path):
+    build({}).config.save_pretrained(tmp_path)
+    file = tmp_path / "config.json"
+    saved = json.loads(file.read_text())
+    later = {"combiner": ("kind", "scope", "ttm"), "audio": ("shared_projection",), "text": ("latent_projection",)}
+    for part, names in later.items():
+        for name in names:
+            del saved[part][name]
+    file.write_text(json.dumps(saved))
+    assert MirasolConfig.from_pretrained(tmp_path).to_dict() == build({}).config.to_dict() | {
+        "transformers_version": ANY
+    }
 
 
 def test_tiny_keeps_its_losses(batch):

@@ -81,7 +81,7 @@ def _settings(config: Any) -> dict[str, str]:
         "vit": stack(config.vit),
         "tubes": f"{len(video.tubes)} kinds, {video.tokens} tokens a chunk",
         "audio": f"{audio.tokens} tokens a chunk, {stack(audio.adapter)}",
-        "combiner": f"m={config.combiner.m}, {stack(config.combiner.stack)}",
+        "combiner": f"{config.combiner.kind}, m={config.combiner.m}, {stack(config.combiner.stack)}",
         "latent": stack(config.latent.stack),
         "reconstruction": f"{config.reconstruction.image_size} px, {stack(config.reconstruction.stack)}",
         "text": stack(text.stack),

@@ -10,7 +10,7 @@ from transformers.utils import ModelOutput
 
 from mirasol.config import MirasolConfig
 from mirasol.errors import UserError
-from mirasol.model.combiner import TransformerCombiner
+from mirasol.model.combiner import make_combiner
 from mirasol.model.encoder import ChunkEncoder
 from mirasol.model.latent import CausalLatentModel
 from mirasol.model.losses import latent_loss, text_loss, video_loss
@@ -104,7 +104,7 @@ class MirasolForConditionalGeneration(MirasolPreTrainedModel, GenerationMixin):
     def __init__(self, config: MirasolConfig):
         super().__init__(config)
         self.chunk_encoder = ChunkEncoder(config)
-        self.combiner = TransformerCombiner(config)
+        self.combiner = make_combiner(config)
         self.latent = CausalLatentModel(config)
         self.reconstruction = VideoReconstruction(config)
         self.text = TextDecoder(config)

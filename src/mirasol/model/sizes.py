@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from torch import Tensor
 
 from mirasol.config import MirasolConfig, StackConfig
+from mirasol.model.token_turing import process_stack
 
 COMPONENTS = (
     "vit", "tubes", "audio", "combiner", "latent", "reconstruction", "text", "cross_attention", "vocabulary",
@@ -107,9 +108,34 @@ def flops(config: MirasolConfig, chunks: int, text_length: int) -> dict[str, int
 
 
 def combiner_flops(config: MirasolConfig, chunks: int) -> int:
-    """The Combiner over the features of all chunks."""
+    """The Combiner over the features of all chunks: linear in the chunks for the scope `chunk` and for the Token
+    Turing Machine, quadratic otherwise."""
     combiner, tokens = config.combiner, config.video.tokens + config.audio.tokens
-    return stack_flops(combiner.stack, chunks * tokens, queries=chunks * combiner.m)
+    m, stack = combiner.m, combiner.stack
+    if combiner.kind == "concat":
+        return 0
+    if combiner.kind == "ttm":
+        return chunks * _token_turing_flops(config, tokens)
+    # One sequence of all chunks, or one sequence a chunk.
+    batch, length = (chunks, 1) if combiner.scope == "chunk" else (1, chunks)
+    if combiner.kind == "perceiver":
+        layer = attention_flops(stack, length * m, length * (tokens + m), batch)
+        return stack.depth * (layer + feed_forward_flops(stack, chunks * m))
+    tokens += m if combiner.kind == "cls" else 0
+    return stack_flops(stack, length * tokens, batch, queries=length * m)
+
+
+def _token_turing_flops(config: MirasolConfig, tokens: int) -> int:
+    ttm, width = config.combiner.ttm, config.combiner.stack.width
+
+    def learner(seen: int, picked: int) -> int:
+        scores = linear_flops(seen, width, ttm.learner_hidden) + linear_flops(seen, ttm.learner_hidden, picked)
+        return scores + linear_flops(picked, seen, width)
+
+    seen = ttm.memory_tokens + tokens
+    read, write = learner(seen, ttm.read_tokens), learner(seen + ttm.read_tokens, ttm.memory_tokens)
+    output = linear_flops(width, ttm.read_tokens, ttm.hidden) + linear_flops(width, ttm.hidden, config.combiner.m)
+    return read + stack_flops(process_stack(config), ttm.read_tokens) + write + output
 
 
 def _reconstruction_flops(config: MirasolConfig, chunks: int) -> int:
