@@ -6,7 +6,8 @@ Every open point of the paper is a field here; the default is the reading this p
 import dataclasses
 import difflib
 from dataclasses import dataclass
-from typing import Any, Literal
+from types import NoneType, UnionType
+from typing import Any, Literal, get_args, get_origin
 
 from transformers import PreTrainedConfig
 
@@ -14,6 +15,33 @@ from mirasol.errors import UserError
 from mirasol.presets import PRESETS, tiny_parts
 
 CHECKPOINT_FORMAT = 1
+
+
+def _check_fields(part: Any, *positive: str) -> None:
+    """Refuses values that are not of their field's type or choices, and numbers below 1 in the `positive` fields."""
+    for field in dataclasses.fields(part):
+        name, value = field.name, getattr(part, field.name)
+        kinds = get_args(field.type) if isinstance(field.type, UnionType) else (field.type,)
+        if get_origin(field.type) is Literal:
+            if value not in get_args(field.type):
+                raise UserError(f"{name}={value!r}: choose one of {', '.join(get_args(field.type))}")
+        elif value is not None or NoneType not in kinds:
+            for kind, accepted in ((bool, bool), (int, int), (float, int | float)):
+                wrong = not isinstance(value, accepted) or (kind is not bool and isinstance(value, bool))
+                if kind in kinds and wrong:
+                    raise UserError(f"{name}={value!r} must be of type {kind.__name__}")
+        if name in positive and value is not None and value < 1:
+            raise UserError(f"{name}={value} must be at least 1")
+
+
+def _sizes(name: str, sizes: Any, count: int, least: int = 1) -> tuple[int, ...]:
+    """`count` whole numbers, none below `least`, as a tuple."""
+    sizes = tuple(sizes) if isinstance(sizes, list | tuple) else sizes
+    if not isinstance(sizes, tuple) or len(sizes) != count or any(type(size) is not int for size in sizes):
+        raise UserError(f"{name}={sizes!r} must be {count} whole numbers")
+    if min(sizes) < least:
+        raise UserError(f"{name}={sizes} must hold no number below {least}")
+    return sizes
 
 
 @dataclass
@@ -30,9 +58,7 @@ class StackConfig:
     dropout: float = 0.0
 
     def __post_init__(self):
-        for name in ("depth", "width", "hidden", "heads", "head_width"):
-            if getattr(self, name) < 1:
-                raise UserError(f"stack field {name}={getattr(self, name)} must be at least 1")
+        _check_fields(self, "depth", "width", "hidden", "heads", "head_width")
         if not 0 <= self.dropout < 1:
             raise UserError(f"dropout={self.dropout} must lie in [0, 1)")
 
@@ -46,11 +72,8 @@ class TubeConfig:
     offset: tuple[int, int, int] = (0, 0, 0)
 
     def __post_init__(self):
-        self.kernel, self.stride, self.offset = (
-            tuple(self.kernel),
-            tuple(self.stride),
-            tuple(self.offset),
-        )
+        self.kernel, self.stride = _sizes("kernel", self.kernel, 3), _sizes("stride", self.stride, 3)
+        self.offset = _sizes("offset", self.offset, 3, least=0)
 
     def grid(self, frames: int, image_size: int) -> tuple[int, int, int]:
         """How many tubes fit along (time, height, width)."""
@@ -70,11 +93,14 @@ class VideoConfig:
     tubes: list[TubeConfig]
 
     def __post_init__(self):
-        self.tubes = [tube if isinstance(tube, TubeConfig) else TubeConfig(**tube) for tube in self.tubes]
+        _check_fields(self, "image_size", "frames_per_chunk")
+        self.tubes = [_part(TubeConfig, tube, f"tubes[{index}]") for index, tube in enumerate(self.tubes)]
+        if not self.tubes:
+            raise UserError("tubes=[] must hold at least one tube")
         for tube in self.tubes:
             if 0 in tube.grid(self.frames_per_chunk, self.image_size):
                 raise UserError(
-                    f"tube kernel {tube.kernel} at offset {tube.offset} does not fit a chunk of "
+                    f"tubes: tube kernel {tube.kernel} at offset {tube.offset} does not fit a chunk of "
                     f"{self.frames_per_chunk} frames x {self.image_size} pixels: make the tube smaller"
                 )
 
@@ -103,11 +129,12 @@ class AudioConfig:
     shared_projection: bool = False
 
     def __post_init__(self):
-        self.patch = tuple(self.patch)
-        self.adapter = _part(StackConfig, self.adapter)
+        _check_fields(self, "num_mel_bins", "spectrogram_frames")
+        self.patch = _sizes("patch", self.patch, 2)
+        self.adapter = _part(StackConfig, self.adapter, "adapter")
         if self.spectrogram_frames % self.patch[0] or self.num_mel_bins % self.patch[1]:
             raise UserError(
-                f"audio patch {self.patch} must divide the spectrogram "
+                f"patch={self.patch} must divide the spectrogram "
                 f"{self.spectrogram_frames} frames x {self.num_mel_bins} mel bins"
             )
 
@@ -134,9 +161,7 @@ class TokenTuringConfig:
     head_width: int = 64
 
     def __post_init__(self):
-        for field in dataclasses.fields(self):
-            if getattr(self, field.name) < 1:
-                raise UserError(f"combiner.ttm.{field.name}={getattr(self, field.name)} must be at least 1")
+        _check_fields(self, *(field.name for field in dataclasses.fields(self)))
 
 
 @dataclass
@@ -159,18 +184,11 @@ class CombinerConfig:
     ttm: TokenTuringConfig = dataclasses.field(default_factory=TokenTuringConfig)
 
     def __post_init__(self):
-        self.stack = _part(StackConfig, self.stack)
-        self.ttm = _part(TokenTuringConfig, self.ttm)
-        if self.m < 1:
-            raise UserError(f"combiner.m={self.m} must be at least 1")
-        if self.token_order not in ("both_last", "audio_last", "video_last"):
-            raise UserError(f"token_order={self.token_order!r}: choose both_last, audio_last or video_last")
-        if self.kind not in ("transformer", "cls", "perceiver", "ttm", "concat"):
-            raise UserError(f"combiner.kind={self.kind!r}: choose transformer, cls, perceiver, ttm or concat")
-        if self.scope not in ("past", "chunk"):
-            raise UserError(f"combiner.scope={self.scope!r}: choose past or chunk")
+        _check_fields(self, "m")
+        self.stack = _part(StackConfig, self.stack, "stack")
+        self.ttm = _part(TokenTuringConfig, self.ttm, "ttm")
         if self.kind == "ttm" and self.scope == "chunk":
-            raise UserError("combiner.scope='chunk' contradicts combiner.kind='ttm', whose memory is the past")
+            raise UserError("scope='chunk' contradicts combiner.kind='ttm', whose memory is the past")
 
 
 @dataclass
@@ -182,9 +200,8 @@ class LatentConfig:
     distance: Literal["cosine", "mse"] = "cosine"
 
     def __post_init__(self):
-        self.stack = _part(StackConfig, self.stack)
-        if self.distance not in ("cosine", "mse"):
-            raise UserError(f"latent distance={self.distance!r}: choose cosine or mse")
+        _check_fields(self)
+        self.stack = _part(StackConfig, self.stack, "stack")
         if not 0 <= self.mask_ratio < 1:
             raise UserError(f"mask_ratio={self.mask_ratio} must lie in [0, 1)")
 
@@ -198,10 +215,11 @@ class ReconstructionConfig:
     patch: tuple[int, int, int]
 
     def __post_init__(self):
-        self.stack = _part(StackConfig, self.stack)
-        self.patch = tuple(self.patch)
+        _check_fields(self, "image_size")
+        self.stack = _part(StackConfig, self.stack, "stack")
+        self.patch = _sizes("patch", self.patch, 3)
         if self.image_size % self.patch[1] or self.image_size % self.patch[2]:
-            raise UserError(f"reconstruction patch {self.patch} must divide image_size={self.image_size}")
+            raise UserError(f"patch={self.patch} must divide reconstruction.image_size={self.image_size}")
 
 
 @dataclass
@@ -220,7 +238,8 @@ class TextConfig:
     latent_projection: bool = False
 
     def __post_init__(self):
-        self.stack = _part(StackConfig, self.stack)
+        _check_fields(self, "vocab_size", "max_length", "cross_attention_every")
+        self.stack = _part(StackConfig, self.stack, "stack")
         if not 1 <= self.cross_attention_every <= self.stack.depth:
             raise UserError(
                 f"cross_attention_every={self.cross_attention_every} must lie between 1 and the decoder's "
@@ -241,6 +260,13 @@ class ChunkingConfig:
     image_mean: float = 0.5
     image_std: float = 0.5
 
+    def __post_init__(self):
+        _check_fields(self, "num_chunks", "max_chunks", "sample_rate")
+        for name in ("chunk_seconds", "image_std"):
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise UserError(f"{name}={value} must be above 0")
+
 
 @dataclass
 class LossWeights:
@@ -249,6 +275,12 @@ class LossWeights:
     text: float = 1.0
     latent: float = 1.0
     video: float = 1.0
+
+    def __post_init__(self):
+        _check_fields(self)
+        for name, value in dataclasses.asdict(self).items():
+            if not 0 <= value < float("inf"):
+                raise UserError(f"{name}={value} must be at least 0 and finite")
 
 
 PARTS: dict[str, type] = {
@@ -264,15 +296,24 @@ PARTS: dict[str, type] = {
 }
 
 
-def _part(kind: type, value: Any) -> Any:
-    """Builds a typed part from a mapping, refusing unknown keys by name."""
+def _part(kind: type, value: Any, path: str) -> Any:
+    """Builds a typed part from a mapping; unknown keys and impossible values are refused with the field's path."""
     if isinstance(value, kind):
         return value
-    known = [f.name for f in dataclasses.fields(kind)]
+    if not isinstance(value, dict):
+        raise UserError(f"{path}={value!r} must be a mapping with the fields of {kind.__name__}")
+    fields = dataclasses.fields(kind)
+    known = [field.name for field in fields]
     for key in value:
         if key not in known:
-            raise UserError(f"unknown key {key!r} in {kind.__name__}{_nearest(key, known)}")
-    return kind(**value)
+            raise UserError(f"{path}: unknown key {key!r} in {kind.__name__}{_nearest(key, known)}")
+    for field in fields:
+        if field.name not in value and field.default is field.default_factory is dataclasses.MISSING:
+            raise UserError(f"{path}.{field.name} is missing: {kind.__name__} needs it")
+    try:
+        return kind(**value)
+    except UserError as error:
+        raise UserError(f"{path}.{error}") from None
 
 
 def _nearest(key: str, known: list[str]) -> str:
@@ -314,11 +355,7 @@ class MirasolConfig(PreTrainedConfig):
         }  # fmt: skip
         defaults = tiny_parts()
         for name, kind in PARTS.items():
-            setattr(
-                self,
-                name,
-                _part(kind, defaults[name] if given[name] is None else given[name]),
-            )
+            setattr(self, name, _part(kind, defaults[name] if given[name] is None else given[name], name))
         self.checkpoint_format = checkpoint_format
         self.pad_token_id, self.bos_token_id = pad_token_id, bos_token_id
         self.eos_token_id, self.sep_token_id = eos_token_id, sep_token_id
@@ -329,30 +366,48 @@ class MirasolConfig(PreTrainedConfig):
         self._check_parts_fit()
 
     def _check_parts_fit(self) -> None:
-        tokens = self.video.tokens + self.audio.tokens
-        if self.combiner.m > tokens:
-            raise UserError(f"combiner.m={self.combiner.m} exceeds the {tokens} tokens of a chunk")
-        if self.combiner.kind == "concat" and self.combiner.m != tokens:
-            raise UserError(f"combiner.m={self.combiner.m} must equal the {tokens} tokens of a chunk for kind=concat")
-        halved = self.combiner.kind == "transformer" and self.combiner.token_order == "both_last"
-        if halved and self.combiner.m % 2:
-            raise UserError(f"combiner.m={self.combiner.m} must be even for token_order=both_last")
+        self._check_widths()
+        self._check_combiner()
         frames = self.video.frames_per_chunk
         if frames % self.reconstruction.patch[0]:
-            raise UserError(f"reconstruction.patch {self.reconstruction.patch} must divide {frames} frames per chunk")
-        for name in ("latent", "reconstruction"):
-            width = getattr(self, name).stack.width
-            if width != self.combiner.stack.width:
-                raise UserError(
-                    f"{name}.stack.width={width} must equal combiner.stack.width={self.combiner.stack.width}"
-                )
-        if self.audio.shared_projection and self.audio.adapter.width != self.combiner.stack.width:
             raise UserError(
-                f"audio.adapter.width={self.audio.adapter.width} must equal combiner.stack.width="
-                f"{self.combiner.stack.width} with audio.shared_projection"
+                f"reconstruction.patch={self.reconstruction.patch} must divide video.frames_per_chunk={frames}"
             )
         if (self.chunking.chunk_seconds is None) == (self.chunking.num_chunks is None):
             raise UserError("chunking: set exactly one of chunk_seconds and num_chunks")
+        highest = max(self.pad_token_id, self.bos_token_id, self.eos_token_id, self.sep_token_id)
+        if self.text.vocab_size <= highest:
+            raise UserError(f"text.vocab_size={self.text.vocab_size} must exceed the special token id {highest}")
+
+    def _check_widths(self) -> None:
+        stacks = {
+            "vit": self.vit, "audio.adapter": self.audio.adapter, "combiner.stack": self.combiner.stack,
+            "latent.stack": self.latent.stack, "reconstruction.stack": self.reconstruction.stack,
+            "text.stack": self.text.stack,
+        }  # fmt: skip
+        width = self.combiner.stack.width
+        matching = ["latent.stack", "reconstruction.stack", *["audio.adapter"] * self.audio.shared_projection]
+        for path in matching:
+            if stacks[path].width != width:
+                why = " with audio.shared_projection" if path == "audio.adapter" else ""
+                raise UserError(f"{path}.width={stacks[path].width} must equal combiner.stack.width={width}{why}")
+        for path, stack in stacks.items():
+            if stack.width % stack.heads:
+                raise UserError(f"{path}.heads={stack.heads} must divide {path}.width={stack.width}")
+        for path in ("combiner.stack", "text.stack"):
+            if stacks[path].width % 2:
+                raise UserError(f"{path}.width={stacks[path].width} must be a multiple of 2: positions are sin and cos")
+        if self.vit.width < 6:
+            raise UserError(f"vit.width={self.vit.width} must be at least 6: positions are sin and cos of t, y, x")
+
+    def _check_combiner(self) -> None:
+        tokens, combiner = self.video.tokens + self.audio.tokens, self.combiner
+        if combiner.m > tokens:
+            raise UserError(f"combiner.m={combiner.m} exceeds the {tokens} tokens of a chunk")
+        if combiner.kind == "concat" and combiner.m != tokens:
+            raise UserError(f"combiner.m={combiner.m} must equal the {tokens} tokens of a chunk for kind=concat")
+        if combiner.kind == "transformer" and combiner.token_order == "both_last" and combiner.m % 2:
+            raise UserError(f"combiner.m={combiner.m} must be even for token_order=both_last")
 
     # transformers sizes key/value caches from these names: they describe the text decoder.
     @property

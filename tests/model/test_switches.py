@@ -12,10 +12,10 @@ from mirasol import MirasolConfig, MirasolForConditionalGeneration
 MEDIA = ("video", "audio", "chunk_mask", "video_mask", "audio_mask")
 SWITCHES = {
     "shared projection": {"audio": {"shared_projection": True}},
-    "latent projection": {"text": {"latent_projection": True, "stack": {"width": 64}}},
+    "latent projection": {"text": {"latent_projection": True, "stack": {"width": 48}}},
     "cross-attention feed-forward": {"text": {"cross_attention_ffn": True, "cross_attention_every": 2}},
     "gated ViT": {"vit": {"gated": True, "bias": False}},
-    "other widths": {"vit": {"width": 48}, "audio": {"adapter": {"width": 64}}},
+    "other widths": {"vit": {"width": 48}, "audio": {"adapter": {"width": 63}}},
     "mse": {"latent": {"distance": "mse", "mask_ratio": 0.0}},
 }
 
@@ -77,3 +77,18 @@ def test_tiny_keeps_its_losses(batch):
     output = model(**batch)
     losses = [output[name].item() for name in ("loss", "text_loss", "latent_loss", "video_loss")]
     assert losses == pytest.approx([6.5818720, 4.0597701, 1.1843053, 1.3377968], abs=2e-5)
+
+
+@pytest.mark.parametrize("preset", ["tiny", "1b"])
+def test_one_chunk_of_all_frames_is_a_config(preset):
+    """The baselines of the paper's Table 1a: no autoregression over time, the rest unchanged."""
+    whole = {"video": {"frames_per_chunk": 32}, "chunking": {"num_chunks": 1, "chunk_seconds": None}}
+    config = MirasolConfig.preset(preset, **whole)
+    assert config.media_settings()["num_chunks"] == 1
+    with torch.device("meta"):
+        model = MirasolForConditionalGeneration(config)
+        video = torch.empty(1, 1, 32, 3, config.video.image_size, config.video.image_size)
+        audio = torch.empty(1, 1, config.audio.spectrogram_frames, config.audio.num_mel_bins)
+        there, ids = torch.ones(1, 1, dtype=torch.bool), torch.ones(1, 4, dtype=torch.long)
+        output = model(video, audio, there, there, there, decoder_input_ids=ids)
+    assert output.latents.shape[:3] == (1, 1, config.combiner.m)
