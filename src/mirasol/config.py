@@ -1,10 +1,11 @@
 """What a Mirasol model is made of: typed parts, one `MirasolConfig`, and the presets.
 
-Every open point of the paper is a field here; the default is the reading this project chose.
+Open points of the paper are fields here; the default is the reading this project chose (docs/model.md).
 """
 
 import dataclasses
 import difflib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from types import NoneType, UnionType
 from typing import Any, Literal, get_args, get_origin
@@ -59,6 +60,8 @@ class StackConfig:
 
     def __post_init__(self):
         _check_fields(self, "depth", "width", "hidden", "heads", "head_width")
+        if self.width % 2:
+            raise UserError(f"width={self.width} must be even: positions are pairs of sine and cosine")
         if not 0 <= self.dropout < 1:
             raise UserError(f"dropout={self.dropout} must lie in [0, 1)")
 
@@ -226,8 +229,7 @@ class ReconstructionConfig:
 class TextConfig:
     """The text decoder: its stack, and a cross-attention block after every `cross_attention_every` layers.
 
-    `cross_attention_ffn` gives each of them a feed-forward of its own; `latent_projection` brings the latents to the
-    decoder's width once, ahead of all of them.
+    `cross_attention_ffn` gives each of them a feed-forward of its own.
     """
 
     stack: StackConfig
@@ -235,7 +237,6 @@ class TextConfig:
     max_length: int = 64
     cross_attention_every: int = 2
     cross_attention_ffn: bool = False
-    latent_projection: bool = False
 
     def __post_init__(self):
         _check_fields(self, "vocab_size", "max_length", "cross_attention_every")
@@ -262,10 +263,13 @@ class ChunkingConfig:
 
     def __post_init__(self):
         _check_fields(self, "num_chunks", "max_chunks", "sample_rate")
+        if (self.chunk_seconds is None) == (self.num_chunks is None):
+            both = f"chunk_seconds={self.chunk_seconds} and num_chunks={self.num_chunks}"
+            raise UserError(f"{both}: set exactly one of chunk_seconds and num_chunks")
         for name in ("chunk_seconds", "image_std"):
             value = getattr(self, name)
             if value is not None and value <= 0:
-                raise UserError(f"{name}={value} must be above 0")
+                raise UserError(f"{name}={value} must be positive")
 
 
 @dataclass
@@ -300,7 +304,7 @@ def _part(kind: type, value: Any, path: str) -> Any:
     """Builds a typed part from a mapping; unknown keys and impossible values are refused with the field's path."""
     if isinstance(value, kind):
         return value
-    if not isinstance(value, dict):
+    if not isinstance(value, Mapping):
         raise UserError(f"{path}={value!r} must be a mapping with the fields of {kind.__name__}")
     fields = dataclasses.fields(kind)
     known = [field.name for field in fields]
@@ -322,7 +326,8 @@ def _nearest(key: str, known: list[str]) -> str:
 
 
 class MirasolConfig(PreTrainedConfig):
-    """Configuration of a Mirasol model. Each part is a dataclass of this module or a mapping with its fields.
+    """Configuration of a Mirasol model. Each part is a dataclass of this module or a mapping with its fields, laid
+    over those of the `tiny` preset.
 
     Raises:
         UserError: an unknown key, or parts that do not fit together, with both numbers and the field's name.
@@ -355,7 +360,9 @@ class MirasolConfig(PreTrainedConfig):
         }  # fmt: skip
         defaults = tiny_parts()
         for name, kind in PARTS.items():
-            setattr(self, name, _part(kind, defaults[name] if given[name] is None else given[name], name))
+            part = defaults[name] if given[name] is None else given[name]
+            part = _merged(defaults[name], part) if isinstance(part, Mapping) else part
+            setattr(self, name, _part(kind, part, name))
         self.checkpoint_format = checkpoint_format
         self.pad_token_id, self.bos_token_id = pad_token_id, bos_token_id
         self.eos_token_id, self.sep_token_id = eos_token_id, sep_token_id
@@ -373,8 +380,6 @@ class MirasolConfig(PreTrainedConfig):
             raise UserError(
                 f"reconstruction.patch={self.reconstruction.patch} must divide video.frames_per_chunk={frames}"
             )
-        if (self.chunking.chunk_seconds is None) == (self.chunking.num_chunks is None):
-            raise UserError("chunking: set exactly one of chunk_seconds and num_chunks")
         highest = max(self.pad_token_id, self.bos_token_id, self.eos_token_id, self.sep_token_id)
         if self.text.vocab_size <= highest:
             raise UserError(f"text.vocab_size={self.text.vocab_size} must exceed the special token id {highest}")
@@ -394,9 +399,6 @@ class MirasolConfig(PreTrainedConfig):
         for path, stack in stacks.items():
             if stack.width % stack.heads:
                 raise UserError(f"{path}.heads={stack.heads} must divide {path}.width={stack.width}")
-        for path in ("combiner.stack", "text.stack"):
-            if stacks[path].width % 2:
-                raise UserError(f"{path}.width={stacks[path].width} must be a multiple of 2: positions are sin and cos")
         if self.vit.width < 6:
             raise UserError(f"vit.width={self.vit.width} must be at least 6: positions are sin and cos of t, y, x")
 
@@ -435,6 +437,7 @@ class MirasolConfig(PreTrainedConfig):
         self.text.vocab_size = size
 
     def to_dict(self) -> dict[str, Any]:
+        """Plain data, parts as mappings."""
         output = super().to_dict()
         for name in PARTS:
             output[name] = dataclasses.asdict(getattr(self, name))
@@ -465,15 +468,15 @@ class MirasolConfig(PreTrainedConfig):
         for part, fields in parts.items():
             if part not in values:
                 raise UserError(f"unknown part {part!r}{_nearest(part, list(values))}")
-            values[part] = _merged(values[part], fields)
+            values[part] = _merged(values[part], fields) if isinstance(fields, Mapping) else fields
         return cls(**values)
 
 
-def _merged(base: dict, changes: dict) -> dict:
+def _merged(base: Mapping, changes: Mapping) -> dict:
     """`base` with `changes` laid over it, mapping by mapping."""
     merged = dict(base)
     for key, value in changes.items():
-        nested = isinstance(value, dict) and isinstance(base.get(key), dict)
+        nested = isinstance(value, Mapping) and isinstance(base.get(key), Mapping)
         merged[key] = _merged(base[key], value) if nested else value
     return merged
 

@@ -64,7 +64,7 @@ def _paper_parts(vit: dict[str, Any], text: dict[str, Any]) -> dict[str, Any]:
 
     adapter = {"depth": 8, "width": 1024, "hidden": 4096, "heads": 16, "head_width": 64}
     return {
-        "chunking": {"chunk_seconds": None, "num_chunks": 16},
+        "chunking": {"chunk_seconds": None, "num_chunks": 16, "image_mean": 0.5, "image_std": 0.5},
         "video": {"image_size": 224, "frames_per_chunk": 8, "tubes": paper_tubes()},
         "audio": {
             "num_mel_bins": 128,
@@ -86,7 +86,7 @@ def large_parts() -> dict[str, Any]:
     """The paper's 3B model: ViT-H and a wide text decoder."""
     vit = {"depth": 32, "width": 1280, "hidden": 5120, "heads": 16, "head_width": 80}
     decoder = {"depth": 18, "width": 1536, "hidden": 12288, "heads": 12, "head_width": 128}
-    return _paper_parts(vit, {"stack": decoder, "cross_attention_ffn": True, "latent_projection": True})
+    return _paper_parts(vit, {"stack": decoder, "cross_attention_ffn": True})
 
 
 def small_parts() -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Writes small media files with PyAV's own encoders, every time stamp under the test's control."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
@@ -25,6 +26,7 @@ class Video:
     b_frames: int = 0
     attached_picture: bool = False
     options: dict[str, str] = field(default_factory=dict)
+    prepare: Callable[[av.VideoStream], None] | None = None  # what else is to be set
 
 
 @dataclass
@@ -98,6 +100,8 @@ def _add(container, track):
         stream.codec_context.sample_aspect_ratio = track.aspect
     if track.rotation is not None:
         stream.set_display_rotation(track.rotation)
+    if track.prepare is not None:
+        track.prepare(stream)
     if track.attached_picture:
         stream.disposition = av.stream.Disposition.attached_pic
     return stream

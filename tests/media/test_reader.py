@@ -73,6 +73,22 @@ def test_sparse_frames_are_the_same_as_dense_ones(tmp_path, codec, b_frames):
     assert sparse.video_counts.frames_converted == 5
 
 
+@pytest.mark.parametrize("wanted", [3, 17, 40, 90])
+def test_leaving_out_frames_that_no_other_needs_changes_nothing(tmp_path, wanted):
+    times = np.cumsum(np.random.default_rng(0).uniform(0.01, 0.2, size=120)).tolist()
+    path = write_media(tmp_path / "a.mp4", Video(ramp(120), times, b_frames=3, group=40))
+    dense = read(path, ChunkGrid(4000, num_chunks=1))
+    # With B-frames at uneven times the header's end may come before the last frames; what lies before it is all there.
+    assert len(dense.frame_times.unique()) == sum(time - times[0] < dense.timeline.end for time in times)
+    sparse = read(path, ChunkGrid(wanted, num_chunks=1))
+    assert sparse.video_counts.frames_decoded < 120
+    shown = [np.searchsorted(dense.frame_times.numpy(), t) for t in sparse.frame_times.numpy()]
+    assert torch.equal(sparse.frames, dense.frames[shown])
+    zero = times[0]
+    expected = [max(k for k, t in enumerate(times) if t - zero <= w) for w in sparse.timeline.frame_times[0]]
+    assert [number_of(frame) for frame in sparse.frames] == expected
+
+
 # Sound
 
 
@@ -167,6 +183,21 @@ def test_any_sample_rate(tmp_path, rate):
     assert (clip.waveform - expected)[800:-800].abs().max() < 0.01, "same phase: not a sample out of place"
 
 
+@pytest.mark.parametrize("kind", ["flt", "fltp", "s16", "s16p", "s32", "u8p"])
+def test_joined_frames_are_the_samples_of_each(kind):
+    import av
+
+    from mirasol.media.audio_stream import joined
+
+    generator, frames = np.random.default_rng(0), []
+    for count in (1024, 7, 333):
+        planar = kind.endswith("p")
+        dtype = np.dtype(av.audio.frame.format_dtypes[kind])
+        data = generator.integers(0, 100, (2, count) if planar else (1, 2 * count)).astype(dtype)
+        frames.append(av.AudioFrame.from_ndarray(data, kind, "stereo"))
+    assert (joined(frames) == np.concatenate([frame.to_ndarray() for frame in frames], axis=1)).all()
+
+
 # Pictures
 
 
@@ -214,6 +245,20 @@ def test_rotation_is_applied(tmp_path, rotation, corner, words, shown):
     assert (facts.video.rotation, facts.video.display_size) == (words, shown)
     assert white_corner(clip.frames[0]) == corner
     assert has_note(clip, f"rotation applied: {words}") == (rotation is not None)
+
+
+def test_a_mirrored_picture_is_mirrored_back(tmp_path):
+    import av
+
+    def mirror(stream):
+        one = 1 << 16
+        stream.set_display_matrix([-one, 0, 0, 0, one, 0, 0, 0, 1 << 30])
+
+    assert hasattr(av.VideoStream, "set_display_matrix")
+    path = write_media(tmp_path / "a.mp4", Video([corner_picture()] * 12, steady(12, 25), prepare=mirror))
+    clip = read(path)
+    assert white_corner(clip.frames[0]) == "top right"
+    assert has_note(clip, "rotation applied: mirrored")
 
 
 def test_rotation_agrees_with_the_angle_that_pyav_reports(tmp_path):

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForSeq2SeqLM
+from transformers import AutoConfig, AutoModelForSeq2SeqLM, DynamicCache, EncoderDecoderCache
 
 from mirasol import MirasolConfig, MirasolForConditionalGeneration, UserError
 
@@ -46,6 +46,9 @@ def test_losses_of_a_batch_are_means_over_what_is_real(model, batch):
     pairs = torch.tensor([3.0, 1.0, 2.0])
     losses = torch.stack([output.latent_loss for output, _ in singles])
     torch.testing.assert_close(together.latent_loss, (losses * pairs).sum() / pairs.sum(), **TOLERANCE)
+    seen = torch.tensor([3.0, 1.0, 0.0])  # the third clip has no video to reconstruct
+    losses = torch.stack([output.video_loss for output, _ in singles])
+    torch.testing.assert_close(together.video_loss, (losses * seen).sum() / seen.sum(), **TOLERANCE)
 
 
 @pytest.mark.parametrize("changed", [1, 2, 3])
@@ -78,7 +81,7 @@ def test_chunk_padding_changes_nothing(model, batch):
         longer[name] = torch.cat([batch[name], pad], dim=1)
     with torch.no_grad():
         short, long = model(**batch), model(**longer)
-    for name in ("text_loss", "latent_loss"):
+    for name in ("text_loss", "latent_loss", "video_loss", "loss"):
         torch.testing.assert_close(short[name], long[name], **TOLERANCE)
     torch.testing.assert_close(short.logits, long.logits, **TOLERANCE)
 
@@ -92,6 +95,13 @@ def test_what_a_missing_modality_holds_does_not_matter(model, batch):
             model.encode(**media).latents,
             model.encode(**{n: other[n] for n in MEDIA}).latents,
         )
+        assert torch.equal(model(**batch).loss, model(**other).loss)
+
+
+def test_a_missing_modality_that_is_nan_spoils_no_gradient(model, batch):
+    batch["audio"][1], batch["video"][2] = float("nan"), float("nan")
+    model(**batch).loss.backward()
+    assert all(parameter.grad.isfinite().all() for parameter in model.parameters() if parameter.grad is not None)
 
 
 def test_a_missing_modality_is_not_silence(model, batch):
@@ -136,6 +146,32 @@ def test_generation_with_a_cache_equals_generation_without(model, batch, how):
     uncached = model.generate(**prompts(batch), **settings, use_cache=False, **plain)
     assert torch.equal(cached, uncached)
     assert cached.shape == (6, 4 + 6)
+
+
+def test_a_cache_of_ones_own_gives_what_no_cache_gives(model, batch):
+    """Token by token, with a cache that forward makes and with one that the caller made."""
+    inputs = prompts(batch)
+    ids, mask = inputs.pop("decoder_input_ids"), inputs.pop("decoder_attention_mask")
+    with torch.no_grad():
+        whole = model(**inputs, decoder_input_ids=ids, decoder_attention_mask=mask).logits
+        for cache in (None, EncoderDecoderCache(DynamicCache(), DynamicCache())):
+            for place in range(ids.shape[1]):
+                step = model(
+                    **inputs, decoder_input_ids=ids[:, place : place + 1],
+                    decoder_attention_mask=mask[:, : place + 1], past_key_values=cache, use_cache=True,
+                )  # fmt: skip
+                cache = step.past_key_values
+                real = mask[:, place].bool()
+                torch.testing.assert_close(step.logits[real, 0], whole[real, place], **TOLERANCE)
+
+
+def test_what_is_left_out_is_named(model, batch):
+    inputs = prompts(batch)
+    encoded = model.encode(**{name: inputs[name] for name in MEDIA})
+    with pytest.raises(UserError, match="decoder_input_ids"):
+        model.generate(encoder_outputs=encoded)
+    with pytest.raises(UserError, match="labels were given without video"):
+        model(encoder_outputs=encoded, decoder_input_ids=batch["decoder_input_ids"], labels=batch["labels"])
 
 
 def test_one_encoding_serves_many_prompts(model, batch):

@@ -45,18 +45,25 @@ def test_tubes_see_exactly_the_pixels_around_their_centre():
 
 @pytest.mark.parametrize("size", [224, 448])
 def test_position_codes_are_distinct_for_every_token(size):
-    """Video tokens by their centres; then every token of sixteen chunks in the Combiner."""
+    """Video tokens of the paper's tubes, by their centres."""
     video = VideoConfig(size, 8, PAPER_TUBES)
     codes = torch.cat([tubes.centre_code(tubes.tube_centres(tube, video), 1280) for tube in PAPER_TUBES])
     assert len(codes.unique(dim=0)) == video.tokens
 
 
-def test_combiner_and_latent_positions_are_distinct():
+def distance_to_the_nearest_other(codes):
+    return (torch.cdist(codes, codes) + torch.eye(len(codes)) * 1e6).min()
+
+
+def test_position_codes_of_tiny_are_distinct_for_every_token():
+    """Video tokens and audio tokens of a chunk, all tokens of 64 chunks in the Combiner and in the latent model."""
     config = MirasolConfig.preset("tiny")
     model = MirasolForConditionalGeneration(config)
-    codes = model.combiner.positions(64).flatten(0, 1)
-    assert (torch.cdist(codes, codes) + torch.eye(len(codes)) * 9).min() > 1e-2
-    assert len(model.chunk_encoder.patches.position.unique(dim=0)) == config.audio.tokens
+    assert distance_to_the_nearest_other(model.chunk_encoder.tubes.positions()) > 1
+    assert distance_to_the_nearest_other(model.chunk_encoder.patches.position) > 1e-2
+    assert distance_to_the_nearest_other(model.combiner.positions(64).flatten(0, 1)) > 1e-2
+    chunk = transformer.sinusoid(torch.arange(64), config.latent.stack.width)
+    assert distance_to_the_nearest_other((chunk[:, None] + model.latent.token_position).flatten(0, 1)) > 1e-2
 
 
 def test_both_last_puts_half_of_each_modality_at_the_end():
@@ -176,8 +183,8 @@ def test_reconstruction_patches_land_where_they_belong():
         ({"vit": {"heads": 5}}, "vit.heads=5 must divide vit.width=96"),
         ({"text": {"stack": {"heads": 7}}}, "text.stack.heads=7 must divide text.stack.width=96"),
         ({"audio": {"adapter": {"heads": 5}}}, "audio.adapter.heads=5 must divide audio.adapter.width=96"),
-        ({"text": {"stack": {"width": 33}}}, "text.stack.width=33 must be a multiple of 2"),
-        ({"vit": {"width": 3}}, "vit.width=3 must be at least 6"),
+        ({"text": {"stack": {"width": 33}}}, "text.stack.width=33 must be even"),
+        ({"vit": {"width": 2, "heads": 1}}, "vit.width=2 must be at least 6"),
         ({"reconstruction": {"stack": {"width": 48}}}, "reconstruction.stack.width=48 must equal combiner.*=96"),
         (
             {"audio": {"shared_projection": True, "adapter": {"width": 48}}},
@@ -194,6 +201,13 @@ def test_reconstruction_patches_land_where_they_belong():
             r"video.tubes\[0\].stride=\(1, 0, 8\) must hold no number below 1",
         ),
         ({"audio": {"patch": (0, 8)}}, r"audio.patch=\(0, 8\) must hold no number below 1"),
+        (
+            {"video": {"tubes": [{"kernal": (1, 8, 8)}]}},
+            r"video.tubes\[0\]: unknown key 'kernal' in TubeConfig: did you mean 'kernel'",
+        ),
+        ({"vit": 3}, "vit=3 must be a mapping with the fields of StackConfig"),
+        ({"vit": {"depth": "3"}}, "vit.depth='3' must be of type int"),
+        ({"chunking": {"image_std": 0}}, "chunking.image_std=0 must be positive"),
         ({"combiner": {"m": 0}}, "combiner.m=0 must be at least 1"),
         ({"combiner": {"m": "8"}}, "combiner.m='8' must be of type int"),
         ({"combiner": {"m": 8.5}}, "combiner.m=8.5 must be of type int"),
@@ -209,7 +223,7 @@ def test_reconstruction_patches_land_where_they_belong():
         ({"vit": {"dropout": -0.1}}, "vit.dropout=-0.1 must lie in"),
         ({"vit": {"depth": 0}}, "vit.depth=0 must be at least 1"),
         ({"text": {"vocab_size": 3}}, "text.vocab_size=3 must exceed the special token id 3"),
-        ({"chunking": {"chunk_seconds": 0.0}}, "chunking.chunk_seconds=0.0 must be above 0"),
+        ({"chunking": {"chunk_seconds": 0.0}}, "chunking.chunk_seconds=0.0 must be positive"),
         ({"chunking": {"fit": "squeeze"}}, "chunking.fit='squeeze': choose one of pad, crop, stretch"),
         ({"loss_weights": {"video": -1.0}}, "loss_weights.video=-1.0 must be at least 0"),
         (
@@ -231,6 +245,12 @@ def test_unknown_config_keys_are_refused(tmp_path):
     path.write_text(path.read_text().replace('"loss_weights"', '"loss_wieghts"'))
     with pytest.raises(UserError, match="loss_wieghts"):
         MirasolConfig.from_pretrained(tmp_path)
+
+
+def test_a_partial_mapping_lies_over_the_tiny_preset():
+    config = MirasolConfig(chunking={"max_chunks": 32})
+    assert config.chunking.chunk_seconds == MirasolConfig.preset("tiny").chunking.chunk_seconds
+    assert config.chunking.max_chunks == 32
 
 
 def test_config_round_trip(tmp_path):

@@ -83,8 +83,8 @@ def test_flops_are_what_pytorch_counts(preset, parts):
     "parts",
     [
         {"audio": {"shared_projection": True}},
-        {"audio": {"adapter": {"width": 63}}},
-        {"text": {"latent_projection": True, "cross_attention_ffn": True, "cross_attention_every": 2}},
+        {"audio": {"adapter": {"width": 66}}},
+        {"text": {"cross_attention_ffn": True, "cross_attention_every": 2}},
         {"text": {"stack": {"width": 66}}, "vit": {"width": 48, "gated": True}},
     ],
 )

@@ -12,10 +12,10 @@ from mirasol import MirasolConfig, MirasolForConditionalGeneration
 MEDIA = ("video", "audio", "chunk_mask", "video_mask", "audio_mask")
 SWITCHES = {
     "shared projection": {"audio": {"shared_projection": True}},
-    "latent projection": {"text": {"latent_projection": True, "stack": {"width": 48}}},
+    "latent projection": {"text": {"stack": {"width": 48}}},
     "cross-attention feed-forward": {"text": {"cross_attention_ffn": True, "cross_attention_every": 2}},
     "gated ViT": {"vit": {"gated": True, "bias": False}},
-    "other widths": {"vit": {"width": 48}, "audio": {"adapter": {"width": 63}}},
+    "other widths": {"vit": {"width": 48}, "audio": {"adapter": {"width": 66}}},
     "mse": {"latent": {"distance": "mse", "mask_ratio": 0.0}},
 }
 
@@ -59,7 +59,7 @@ def test_a_config_saved_before_there_were_switches_still_means_the_same(tmp_path
     build({}).config.save_pretrained(tmp_path)
     file = tmp_path / "config.json"
     saved = json.loads(file.read_text())
-    later = {"combiner": ("kind", "scope", "ttm"), "audio": ("shared_projection",), "text": ("latent_projection",)}
+    later = {"combiner": ("kind", "scope", "ttm"), "audio": ("shared_projection",), "text": ("cross_attention_ffn",)}
     for part, names in later.items():
         for name in names:
             del saved[part][name]

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
-from transformers import EncoderDecoderCache, GenerationMixin, PreTrainedModel
+from transformers import DynamicCache, EncoderDecoderCache, GenerationMixin, PreTrainedModel
 from transformers.utils import ModelOutput
 
 from mirasol.config import MirasolConfig
@@ -76,8 +76,7 @@ class MirasolPreTrainedModel(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        """Fan-in scaled normal weights, zero biases; branch outputs shrink with depth, so that a deep stack starts
-        near the identity."""
+        """Fan-in scaled normal weights, zero biases."""
         init = nn.init
         if isinstance(module, nn.Linear | nn.Conv3d):
             fan_in = module.weight[0].numel()
@@ -162,14 +161,21 @@ class MirasolForConditionalGeneration(MirasolPreTrainedModel, GenerationMixin):
         """One pass. Text rows are the clips' questions in order: Q consecutive rows for each clip.
 
         With `labels` (-100 everywhere but on target tokens) the three losses are computed, each for itself.
+
+        Raises:
+            UserError: text rows that are no multiple of the clips, or labels without the media they are about.
         """
+        if labels is not None and video is None:
+            raise UserError("labels were given without video: the losses need the media, not encoder_outputs alone")
         if encoder_outputs is None:
             encoder_outputs = self.encode(video, audio, chunk_mask, video_mask, audio_mask)
         h, x = encoder_outputs.latents, encoder_outputs.combined
         if len(decoder_input_ids) % len(h):
             raise UserError(f"{len(decoder_input_ids)} text rows for {len(h)} clips: give every clip as many prompts")
 
-        cache = (past_key_values or EncoderDecoderCache.from_legacy_cache(None)) if use_cache else None
+        cache = past_key_values  # an empty cache is falsy: ask for None
+        if use_cache and cache is None:
+            cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
         hidden, cross_attentions = self.text(
             decoder_input_ids, decoder_attention_mask, encoder_outputs.last_hidden_state,
             encoder_outputs.latent_mask, cache, output_attentions,
@@ -187,10 +193,12 @@ class MirasolForConditionalGeneration(MirasolPreTrainedModel, GenerationMixin):
             is_target = labels[:, 1:] != IGNORED_LABEL
             target_logits = self.text.logits(hidden[:, :-1][is_target])
             output.reconstruction = self.reconstruction(h)
-            target_video = self.reconstruction.target(video)
+            has_video = video_mask & chunk_mask
+            # Masked before the loss: a NaN times zero would still be NaN.
+            target_video = self.reconstruction.target(video.masked_fill(~has_video[:, :, None, None, None, None], 0.0))
             output.text_loss = text_loss(target_logits, labels[:, 1:][is_target])
             output.latent_loss = latent_loss(self.latent.predict_next(h), x, chunk_mask, self.config.latent.distance)
-            output.video_loss = video_loss(output.reconstruction, target_video, video_mask & chunk_mask)
+            output.video_loss = video_loss(output.reconstruction, target_video, has_video)
             weights = self.config.loss_weights
             output.loss = (
                 weights.text * output.text_loss
@@ -206,6 +214,8 @@ class MirasolForConditionalGeneration(MirasolPreTrainedModel, GenerationMixin):
         media = {name: kwargs.pop(name, None) for name in ("video", "audio", "chunk_mask", "video_mask", "audio_mask")}
         media["video"] = inputs if inputs is not None else media["video"]
         encoded = kwargs.pop("encoder_outputs", None) or self.encode(**media)
+        if kwargs.get("decoder_input_ids") is None:
+            raise UserError("generate needs decoder_input_ids: prompts as MirasolProcessor gives them")
         rows, clips = len(kwargs["decoder_input_ids"]), len(encoded.last_hidden_state)
         if rows % clips:
             raise UserError(f"{rows} prompts for {clips} clips: give every clip as many prompts")

@@ -25,7 +25,7 @@ _PREFIXES = {
     "latent": "latent",
     "reconstruction": "reconstruction",
     "text.embedding": "vocabulary",
-    "text.latent_projection": "cross_attention",
+    "text.latent_input": "cross_attention",
     "text": "text",
 }
 
@@ -50,13 +50,11 @@ def linear_flops(rows: int, inputs: int, outputs: int) -> int:
     return 2 * rows * inputs * outputs
 
 
-def attention_flops(
-    stack: StackConfig, queries: int, keys: int, batch: int = 1, context_width: int | None = None
-) -> int:
+def attention_flops(stack: StackConfig, queries: int, keys: int, batch: int = 1) -> int:
     """Projections, scores and weighted sums of `batch` sequences. Masked scores count: a dense kernel computes them."""
     inner = stack.heads * stack.head_width
     per_query = linear_flops(queries, stack.width, inner) + linear_flops(queries, inner, stack.width)
-    per_key = linear_flops(keys, context_width or stack.width, 2 * inner)
+    per_key = linear_flops(keys, stack.width, 2 * inner)
     return batch * (per_query + per_key + 2 * linear_flops(queries, keys, inner))
 
 
@@ -149,9 +147,8 @@ def _reconstruction_flops(config: MirasolConfig, chunks: int) -> int:
 
 def _cross_attention_flops(config: MirasolConfig, latents: int, text_length: int) -> int:
     text, latent_width = config.text, config.latent.stack.width
-    context_width = text.stack.width if text.latent_projection else latent_width
-    layer = attention_flops(text.stack, text_length, latents, context_width=context_width)
+    layer = attention_flops(text.stack, text_length, latents)
     if text.cross_attention_ffn:
         layer += feed_forward_flops(text.stack, text_length)
-    projection = linear_flops(latents, latent_width, text.stack.width) if text.latent_projection else 0
+    projection = linear_flops(latents, latent_width, text.stack.width) if latent_width != text.stack.width else 0
     return text.stack.depth // text.cross_attention_every * layer + projection

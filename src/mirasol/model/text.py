@@ -15,7 +15,6 @@ class TextBlock(nn.Module):
     def __init__(self, config: MirasolConfig, index: int):
         super().__init__()
         stack = config.text.stack
-        latent_width = stack.width if config.text.latent_projection else config.latent.stack.width
         self.index = index
         self.attention_norm = nn.LayerNorm(stack.width)
         self.attention = Attention(stack)
@@ -25,7 +24,7 @@ class TextBlock(nn.Module):
         self.cross_attention = self.cross_feed_forward = None
         if (index + 1) % config.text.cross_attention_every == 0:
             self.cross_attention_norm = nn.LayerNorm(stack.width)
-            self.cross_attention = Attention(stack, context_width=latent_width)
+            self.cross_attention = Attention(stack)
             if config.text.cross_attention_ffn:
                 self.cross_feed_forward_norm = nn.LayerNorm(stack.width)
                 self.cross_feed_forward = FeedForward(stack)
@@ -56,7 +55,14 @@ class TextBlock(nn.Module):
             x = x + self.dropout(self.cross_feed_forward(self.cross_feed_forward_norm(x)))
         return x, weights
 
-    def _look_at_latents(self, x, latents, latent_mask, cache, with_weights):
+    def _look_at_latents(
+        self,
+        x: Float[Tensor, "row token width"],
+        latents: Float[Tensor, "clip latent width"],
+        latent_mask: Bool[Tensor, "clip latent"],
+        cache: EncoderDecoderCache | None,
+        with_weights: bool,
+    ) -> tuple[Float[Tensor, "row token width"], Float[Tensor, "row head token latent"] | None]:
         """Cross-attention. The rows of one clip share its keys and values: they are computed once per clip."""
         rows, clips = x.shape[0], latents.shape[0]
         if cache is not None and cache.is_updated.get(self.index):
@@ -80,12 +86,11 @@ class TextDecoder(nn.Module):
 
     def __init__(self, config: MirasolConfig):
         super().__init__()
-        self.embedding = nn.Embedding(config.text.vocab_size, config.text.stack.width)
+        width, latent_width = config.text.stack.width, config.latent.stack.width
+        self.embedding = nn.Embedding(config.text.vocab_size, width)
+        self.latent_input = nn.Identity() if latent_width == width else nn.Linear(latent_width, width)
         self.blocks = nn.ModuleList(TextBlock(config, index) for index in range(config.text.stack.depth))
         self.norm = nn.LayerNorm(config.text.stack.width)
-        self.latent_projection = None
-        if config.text.latent_projection:
-            self.latent_projection = nn.Linear(config.latent.stack.width, config.text.stack.width)
 
     def forward(
         self,
@@ -102,9 +107,7 @@ class TextDecoder(nn.Module):
         """
         past = int(cache.get_seq_length()) if cache is not None else 0
         mask, positions = causal_mask_and_positions(ids, attention_mask, past)
-        # Once the cross-attention layers hold their keys and values, nobody looks at the latents again.
-        if self.latent_projection is not None and not (cache is not None and any(cache.is_updated.values())):
-            latents = self.latent_projection(latents)
+        latents = self.latent_input(latents)
         x = self.embedding(ids)
         x = x + sinusoid(positions, x.shape[-1]).to(x)
         cross_attentions = []

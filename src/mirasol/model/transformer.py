@@ -45,14 +45,14 @@ def attend(
 
 
 class Attention(nn.Module):
-    """Multi-head attention of `x` over `context` (over itself when none is given)."""
+    """Multi-head attention of queries made of `x` over keys and values made of a context of the same width."""
 
-    def __init__(self, stack: StackConfig, context_width: int | None = None):
+    def __init__(self, stack: StackConfig):
         super().__init__()
         self.heads, self.dropout = stack.heads, stack.dropout
         inner = stack.heads * stack.head_width
         self.query = nn.Linear(stack.width, inner, bias=stack.bias)
-        self.key_value = nn.Linear(context_width or stack.width, 2 * inner, bias=stack.bias)
+        self.key_value = nn.Linear(stack.width, 2 * inner, bias=stack.bias)
         self.output = nn.Linear(inner, stack.width, bias=stack.bias)
 
     def split(self, x: Float[Tensor, "batch token inner"]) -> Float[Tensor, "batch head token width"]:

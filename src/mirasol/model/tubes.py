@@ -9,10 +9,10 @@ from mirasol.config import AudioConfig, TubeConfig, VideoConfig
 from mirasol.model.transformer import sinusoid
 
 
-def tube_centres(tube: TubeConfig, video: VideoConfig) -> Float[Tensor, "token 3"]:
+def tube_centres(tube: TubeConfig, video: VideoConfig, device: torch.device | None = None) -> Float[Tensor, "token 3"]:
     """Centre (t, y, x) of every tube of one kind, in frames and pixels, in the order its convolution gives."""
     axes = [
-        offset + stride * torch.arange(count, dtype=torch.float32) + (kernel - 1) / 2
+        offset + stride * torch.arange(count, dtype=torch.float32, device=device) + (kernel - 1) / 2
         for count, kernel, stride, offset in zip(
             tube.grid(video.frames_per_chunk, video.image_size),
             tube.kernel,
