@@ -5,17 +5,44 @@ Open points of the paper are fields here; the default is the reading this projec
 
 import dataclasses
 import difflib
-import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from types import NoneType, UnionType
+from typing import Any, Literal, get_args, get_origin
 
 from transformers import PreTrainedConfig
 
 from mirasol.errors import UserError
+from mirasol.presets import PRESETS, tiny_parts
 
 CHECKPOINT_FORMAT = 1
-FITS = ("pad", "crop", "stretch")
+
+
+def _check_fields(part: Any, *positive: str) -> None:
+    """Refuses values that are not of their field's type or choices, and numbers below 1 in the `positive` fields."""
+    for field in dataclasses.fields(part):
+        name, value = field.name, getattr(part, field.name)
+        kinds = get_args(field.type) if isinstance(field.type, UnionType) else (field.type,)
+        if get_origin(field.type) is Literal:
+            if value not in get_args(field.type):
+                raise UserError(f"{name}={value!r}: choose one of {', '.join(get_args(field.type))}")
+        elif value is not None or NoneType not in kinds:
+            for kind, accepted in ((bool, bool), (int, int), (float, int | float)):
+                wrong = not isinstance(value, accepted) or (kind is not bool and isinstance(value, bool))
+                if kind in kinds and wrong:
+                    raise UserError(f"{name}={value!r} must be of type {kind.__name__}")
+        if name in positive and value is not None and value < 1:
+            raise UserError(f"{name}={value} must be at least 1")
+
+
+def _sizes(name: str, sizes: Any, count: int, least: int = 1) -> tuple[int, ...]:
+    """`count` whole numbers, none below `least`, as a tuple."""
+    sizes = tuple(sizes) if isinstance(sizes, list | tuple) else sizes
+    if not isinstance(sizes, tuple) or len(sizes) != count or any(type(size) is not int for size in sizes):
+        raise UserError(f"{name}={sizes!r} must be {count} whole numbers")
+    if min(sizes) < least:
+        raise UserError(f"{name}={sizes} must hold no number below {least}")
+    return sizes
 
 
 @dataclass
@@ -32,11 +59,9 @@ class StackConfig:
     dropout: float = 0.0
 
     def __post_init__(self):
-        for name in ("depth", "width", "hidden", "heads", "head_width"):
-            if getattr(self, name) < 1:
-                raise UserError(f"stack field {name}={getattr(self, name)} must be at least 1")
+        _check_fields(self, "depth", "width", "hidden", "heads", "head_width")
         if self.width % 2:
-            raise UserError(f"stack field width={self.width} must be even: positions are pairs of sine and cosine")
+            raise UserError(f"width={self.width} must be even: positions are pairs of sine and cosine")
         if not 0 <= self.dropout < 1:
             raise UserError(f"dropout={self.dropout} must lie in [0, 1)")
 
@@ -50,14 +75,8 @@ class TubeConfig:
     offset: tuple[int, int, int] = (0, 0, 0)
 
     def __post_init__(self):
-        self.kernel, self.stride, self.offset = (
-            tuple(self.kernel),
-            tuple(self.stride),
-            tuple(self.offset),
-        )
-        for name, least in (("kernel", 1), ("stride", 1), ("offset", 0)):
-            if len(getattr(self, name)) != 3 or min(getattr(self, name)) < least:
-                raise UserError(f"tube {name}={list(getattr(self, name))}: give three numbers of {least} or more")
+        self.kernel, self.stride = _sizes("kernel", self.kernel, 3), _sizes("stride", self.stride, 3)
+        self.offset = _sizes("offset", self.offset, 3, least=0)
 
     def grid(self, frames: int, image_size: int) -> tuple[int, int, int]:
         """How many tubes fit along (time, height, width)."""
@@ -77,11 +96,14 @@ class VideoConfig:
     tubes: list[TubeConfig]
 
     def __post_init__(self):
-        self.tubes = [_part(TubeConfig, tube) for tube in self.tubes]
+        _check_fields(self, "image_size", "frames_per_chunk")
+        self.tubes = [_part(TubeConfig, tube, f"tubes[{index}]") for index, tube in enumerate(self.tubes)]
+        if not self.tubes:
+            raise UserError("tubes=[] must hold at least one tube")
         for tube in self.tubes:
             if 0 in tube.grid(self.frames_per_chunk, self.image_size):
                 raise UserError(
-                    f"tube kernel {tube.kernel} at offset {tube.offset} does not fit a chunk of "
+                    f"tubes: tube kernel {tube.kernel} at offset {tube.offset} does not fit a chunk of "
                     f"{self.frames_per_chunk} frames x {self.image_size} pixels: make the tube smaller"
                 )
 
@@ -97,19 +119,25 @@ class VideoConfig:
 
 @dataclass
 class AudioConfig:
-    """The spectrogram of one chunk (`spectrogram_frames` x `num_mel_bins`) and audio's own weights."""
+    """The spectrogram of one chunk (`spectrogram_frames` x `num_mel_bins`) and audio's own weights.
+
+    `shared_projection`: one linear takes both modalities from the ViT's width to the Combiner's, at which the adapter
+    then works; otherwise each modality has its own linear into the Combiner, and audio one more into the adapter.
+    """
 
     num_mel_bins: int
     spectrogram_frames: int
     patch: tuple[int, int]
     adapter: StackConfig
+    shared_projection: bool = False
 
     def __post_init__(self):
-        self.patch = _patch(self.patch, 2)
-        self.adapter = _part(StackConfig, self.adapter)
+        _check_fields(self, "num_mel_bins", "spectrogram_frames")
+        self.patch = _sizes("patch", self.patch, 2)
+        self.adapter = _part(StackConfig, self.adapter, "adapter")
         if self.spectrogram_frames % self.patch[0] or self.num_mel_bins % self.patch[1]:
             raise UserError(
-                f"audio patch {self.patch} must divide the spectrogram "
+                f"patch={self.patch} must divide the spectrogram "
                 f"{self.spectrogram_frames} frames x {self.num_mel_bins} mel bins"
             )
 
@@ -120,19 +148,50 @@ class AudioConfig:
 
 
 @dataclass
+class TokenTuringConfig:
+    """The Token Turing Machine's sizes, in tokens and features; the defaults are the paper's, at width 1024.
+
+    `depth`, `hidden`, `heads` and `head_width` are those of the Transformer that processes what was read; the heads'
+    inner width is free to differ from the Combiner's. `learner_hidden` belongs to the TokenLearners that pick tokens.
+    """
+
+    read_tokens: int = 512
+    memory_tokens: int = 256
+    learner_hidden: int = 64
+    depth: int = 2
+    hidden: int = 128
+    heads: int = 12
+    head_width: int = 64
+
+    def __post_init__(self):
+        _check_fields(self, *(field.name for field in dataclasses.fields(self)))
+
+
+@dataclass
 class CombinerConfig:
-    """The Combiner: its stack, the `m` features it keeps of a chunk, and which tokens come last (facts: last m)."""
+    """The Combiner: its kind, its stack, and the `m` features it gives for a chunk.
+
+    kind: `transformer` keeps the last m outputs of a chunk, `cls` those of m learned tokens, `perceiver` has m learned
+        latents look at the features, `ttm` reads and writes a memory of constant size, `concat` keeps every token as
+        it is (m is then the number of tokens, and there are no weights). `ttm` and `concat` use the stack's width only.
+    scope: the features that x_t may depend on: all chunks up to t, or chunk t alone. `ttm` always has a past, in its
+        memory; `concat` never has.
+    token_order: which tokens come last, of meaning to `transformer` alone.
+    """
 
     stack: StackConfig
     m: int
     token_order: Literal["both_last", "audio_last", "video_last"] = "both_last"
+    kind: Literal["transformer", "cls", "perceiver", "ttm", "concat"] = "transformer"
+    scope: Literal["past", "chunk"] = "past"
+    ttm: TokenTuringConfig = dataclasses.field(default_factory=TokenTuringConfig)
 
     def __post_init__(self):
-        self.stack = _part(StackConfig, self.stack)
-        if self.m < 1:
-            raise UserError(f"combiner.m={self.m} must be at least 1")
-        if self.token_order not in ("both_last", "audio_last", "video_last"):
-            raise UserError(f"token_order={self.token_order!r}: choose both_last, audio_last or video_last")
+        _check_fields(self, "m")
+        self.stack = _part(StackConfig, self.stack, "stack")
+        self.ttm = _part(TokenTuringConfig, self.ttm, "ttm")
+        if self.kind == "ttm" and self.scope == "chunk":
+            raise UserError("scope='chunk' contradicts combiner.kind='ttm', whose memory is the past")
 
 
 @dataclass
@@ -144,9 +203,8 @@ class LatentConfig:
     distance: Literal["cosine", "mse"] = "cosine"
 
     def __post_init__(self):
-        self.stack = _part(StackConfig, self.stack)
-        if self.distance not in ("cosine", "mse"):
-            raise UserError(f"latent distance={self.distance!r}: choose cosine or mse")
+        _check_fields(self)
+        self.stack = _part(StackConfig, self.stack, "stack")
         if not 0 <= self.mask_ratio < 1:
             raise UserError(f"mask_ratio={self.mask_ratio} must lie in [0, 1)")
 
@@ -160,15 +218,19 @@ class ReconstructionConfig:
     patch: tuple[int, int, int]
 
     def __post_init__(self):
-        self.stack = _part(StackConfig, self.stack)
-        self.patch = _patch(self.patch, 3)
+        _check_fields(self, "image_size")
+        self.stack = _part(StackConfig, self.stack, "stack")
+        self.patch = _sizes("patch", self.patch, 3)
         if self.image_size % self.patch[1] or self.image_size % self.patch[2]:
-            raise UserError(f"reconstruction patch {self.patch} must divide image_size={self.image_size}")
+            raise UserError(f"patch={self.patch} must divide reconstruction.image_size={self.image_size}")
 
 
 @dataclass
 class TextConfig:
-    """The text decoder: its stack, and a cross-attention block after every `cross_attention_every` layers."""
+    """The text decoder: its stack, and a cross-attention block after every `cross_attention_every` layers.
+
+    `cross_attention_ffn` gives each of them a feed-forward of its own.
+    """
 
     stack: StackConfig
     vocab_size: int
@@ -177,7 +239,8 @@ class TextConfig:
     cross_attention_ffn: bool = False
 
     def __post_init__(self):
-        self.stack = _part(StackConfig, self.stack)
+        _check_fields(self, "vocab_size", "max_length", "cross_attention_every")
+        self.stack = _part(StackConfig, self.stack, "stack")
         if not 1 <= self.cross_attention_every <= self.stack.depth:
             raise UserError(
                 f"cross_attention_every={self.cross_attention_every} must lie between 1 and the decoder's "
@@ -199,13 +262,14 @@ class ChunkingConfig:
     image_std: float = 0.5
 
     def __post_init__(self):
+        _check_fields(self, "num_chunks", "max_chunks", "sample_rate")
         if (self.chunk_seconds is None) == (self.num_chunks is None):
-            raise UserError("chunking: set exactly one of chunk_seconds and num_chunks")
-        for name in ("chunk_seconds", "num_chunks", "max_chunks", "sample_rate", "image_std"):
-            if getattr(self, name) is not None and getattr(self, name) <= 0:
-                raise UserError(f"chunking.{name}={getattr(self, name)} must be positive")
-        if self.fit not in FITS:
-            raise UserError(f"chunking.fit={self.fit!r}: choose {', '.join(FITS)}")
+            both = f"chunk_seconds={self.chunk_seconds} and num_chunks={self.num_chunks}"
+            raise UserError(f"{both}: set exactly one of chunk_seconds and num_chunks")
+        for name in ("chunk_seconds", "image_std"):
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise UserError(f"{name}={value} must be positive")
 
 
 @dataclass
@@ -215,6 +279,12 @@ class LossWeights:
     text: float = 1.0
     latent: float = 1.0
     video: float = 1.0
+
+    def __post_init__(self):
+        _check_fields(self)
+        for name, value in dataclasses.asdict(self).items():
+            if not 0 <= value < float("inf"):
+                raise UserError(f"{name}={value} must be at least 0 and finite")
 
 
 PARTS: dict[str, type] = {
@@ -230,41 +300,24 @@ PARTS: dict[str, type] = {
 }
 
 
-def _part(kind: type, value: Any) -> Any:
-    """Builds a typed part from a mapping, refusing unknown and missing keys and wrong types by name."""
+def _part(kind: type, value: Any, path: str) -> Any:
+    """Builds a typed part from a mapping; unknown keys and impossible values are refused with the field's path."""
     if isinstance(value, kind):
         return value
     if not isinstance(value, Mapping):
-        raise UserError(f"{kind.__name__} takes a mapping of its fields, got {value!r}")
-    fields = {f.name: f for f in dataclasses.fields(kind)}
-    hints = typing.get_type_hints(kind)
-    for key, given in value.items():
-        if key not in fields:
-            raise UserError(f"unknown key {key!r} in {kind.__name__}{_nearest(key, list(fields))}")
-        if not _fits(given, hints[key]):
-            raise UserError(f"{kind.__name__}.{key}={given!r} must be {fields[key].type}")
-    for name, field in fields.items():
-        if name not in value and field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
-            raise UserError(f"{kind.__name__} lacks {name!r}")
-    return kind(**value)
-
-
-def _fits(value: Any, hint: Any) -> bool:
-    """Whether a value may stand in a field of this type; parts and literals check themselves."""
-    options = typing.get_args(hint) if isinstance(hint, typing.types.UnionType) else (hint,)
-    if dataclasses.is_dataclass(hint) or typing.get_origin(hint) is Literal:
-        return True
-    if typing.get_origin(hint) in (tuple, list):
-        return isinstance(value, list | tuple)
-    if float in options and isinstance(value, int) and not isinstance(value, bool):
-        return True
-    return isinstance(value, options) and (bool in options or not isinstance(value, bool))
-
-
-def _patch(sizes: Any, axes: int) -> tuple[int, ...]:
-    if len(sizes) != axes or min(sizes) < 1:
-        raise UserError(f"patch={list(sizes)}: give {axes} numbers of 1 or more")
-    return tuple(sizes)
+        raise UserError(f"{path}={value!r} must be a mapping with the fields of {kind.__name__}")
+    fields = dataclasses.fields(kind)
+    known = [field.name for field in fields]
+    for key in value:
+        if key not in known:
+            raise UserError(f"{path}: unknown key {key!r} in {kind.__name__}{_nearest(key, known)}")
+    for field in fields:
+        if field.name not in value and field.default is field.default_factory is dataclasses.MISSING:
+            raise UserError(f"{path}.{field.name} is missing: {kind.__name__} needs it")
+    try:
+        return kind(**value)
+    except UserError as error:
+        raise UserError(f"{path}.{error}") from None
 
 
 def _nearest(key: str, known: list[str]) -> str:
@@ -308,7 +361,8 @@ class MirasolConfig(PreTrainedConfig):
         defaults = tiny_parts()
         for name, kind in PARTS.items():
             part = defaults[name] if given[name] is None else given[name]
-            setattr(self, name, _part(kind, _merged(defaults[name], part) if isinstance(part, Mapping) else part))
+            part = _merged(defaults[name], part) if isinstance(part, Mapping) else part
+            setattr(self, name, _part(kind, part, name))
         self.checkpoint_format = checkpoint_format
         self.pad_token_id, self.bos_token_id = pad_token_id, bos_token_id
         self.eos_token_id, self.sep_token_id = eos_token_id, sep_token_id
@@ -319,20 +373,43 @@ class MirasolConfig(PreTrainedConfig):
         self._check_parts_fit()
 
     def _check_parts_fit(self) -> None:
-        tokens = self.video.tokens + self.audio.tokens
-        if self.combiner.m > tokens:
-            raise UserError(f"combiner.m={self.combiner.m} exceeds the {tokens} tokens of a chunk")
-        if self.combiner.token_order == "both_last" and self.combiner.m % 2:
-            raise UserError(f"combiner.m={self.combiner.m} must be even for token_order=both_last")
+        self._check_widths()
+        self._check_combiner()
         frames = self.video.frames_per_chunk
         if frames % self.reconstruction.patch[0]:
-            raise UserError(f"reconstruction.patch {self.reconstruction.patch} must divide {frames} frames per chunk")
-        for name in ("latent", "reconstruction"):
-            width = getattr(self, name).stack.width
-            if width != self.combiner.stack.width:
-                raise UserError(
-                    f"{name}.stack.width={width} must equal combiner.stack.width={self.combiner.stack.width}"
-                )
+            raise UserError(
+                f"reconstruction.patch={self.reconstruction.patch} must divide video.frames_per_chunk={frames}"
+            )
+        highest = max(self.pad_token_id, self.bos_token_id, self.eos_token_id, self.sep_token_id)
+        if self.text.vocab_size <= highest:
+            raise UserError(f"text.vocab_size={self.text.vocab_size} must exceed the special token id {highest}")
+
+    def _check_widths(self) -> None:
+        stacks = {
+            "vit": self.vit, "audio.adapter": self.audio.adapter, "combiner.stack": self.combiner.stack,
+            "latent.stack": self.latent.stack, "reconstruction.stack": self.reconstruction.stack,
+            "text.stack": self.text.stack,
+        }  # fmt: skip
+        width = self.combiner.stack.width
+        matching = ["latent.stack", "reconstruction.stack", *["audio.adapter"] * self.audio.shared_projection]
+        for path in matching:
+            if stacks[path].width != width:
+                why = " with audio.shared_projection" if path == "audio.adapter" else ""
+                raise UserError(f"{path}.width={stacks[path].width} must equal combiner.stack.width={width}{why}")
+        for path, stack in stacks.items():
+            if stack.width % stack.heads:
+                raise UserError(f"{path}.heads={stack.heads} must divide {path}.width={stack.width}")
+        if self.vit.width < 6:
+            raise UserError(f"vit.width={self.vit.width} must be at least 6: positions are sin and cos of t, y, x")
+
+    def _check_combiner(self) -> None:
+        tokens, combiner = self.video.tokens + self.audio.tokens, self.combiner
+        if combiner.m > tokens:
+            raise UserError(f"combiner.m={combiner.m} exceeds the {tokens} tokens of a chunk")
+        if combiner.kind == "concat" and combiner.m != tokens:
+            raise UserError(f"combiner.m={combiner.m} must equal the {tokens} tokens of a chunk for kind=concat")
+        if combiner.kind == "transformer" and combiner.token_order == "both_last" and combiner.m % 2:
+            raise UserError(f"combiner.m={combiner.m} must be even for token_order=both_last")
 
     # transformers sizes key/value caches from these names: they describe the text decoder.
     @property
@@ -416,45 +493,3 @@ def _refuse_unknown(kwargs: dict[str, Any]) -> None:
     for key in kwargs:
         if key not in base and not key.startswith("_") and not hasattr(PreTrainedConfig, key):
             raise UserError(f"unknown key {key!r} in MirasolConfig{_nearest(key, [*PARTS])}")
-
-
-def tiny_parts() -> dict[str, Any]:
-    """About 1.5M weights: trains on two CPU cores in minutes. Plain mappings, so that overrides merge."""
-
-    def stack(depth: int) -> dict[str, Any]:
-        return {
-            "depth": depth,
-            "width": 96,
-            "hidden": 384,
-            "heads": 3,
-            "head_width": 32,
-        }
-
-    return {
-        "chunking": {"chunk_seconds": 0.5, "num_chunks": None, "image_mean": 0.125, "image_std": 0.25},
-        "video": {
-            "image_size": 32,
-            "frames_per_chunk": 4,
-            # Overlapping tubes see whole shapes in motion; the four 2D patches come last, so that "the last m" hold
-            # the whole frame.
-            "tubes": [
-                {"kernel": (4, 16, 16), "stride": (4, 8, 8)},
-                {"kernel": (1, 16, 16), "stride": (4, 16, 16)},
-            ],
-        },
-        "audio": {
-            "num_mel_bins": 64,
-            "spectrogram_frames": 16,
-            "patch": (8, 16),
-            "adapter": stack(1),
-        },
-        "vit": stack(3),
-        "combiner": {"stack": stack(2), "m": 8},
-        "latent": {"stack": stack(2)},
-        "reconstruction": {"stack": stack(1), "image_size": 32, "patch": (4, 8, 8)},
-        "text": {"stack": stack(3), "vocab_size": 512, "cross_attention_every": 1},
-        "loss_weights": {},
-    }
-
-
-PRESETS = {"tiny": tiny_parts}

@@ -1,11 +1,12 @@
-"""The Combiner: features of all chunks up to t become m features of chunk t."""
+"""The Combiners: features of all chunks up to t become m features of chunk t. All have one signature."""
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from mirasol.config import MirasolConfig
-from mirasol.model.transformer import Stack, block_causal_mask, sinusoid
+from mirasol.config import MirasolConfig, StackConfig
+from mirasol.model.token_turing import TokenTuringCombiner
+from mirasol.model.transformer import Attention, FeedForward, Stack, block_causal_mask, sinusoid
 
 
 def order_tokens(
@@ -27,22 +28,46 @@ def order_tokens(
     return torch.cat([video_rest, audio_rest, video_last, audio_last], dim=2)
 
 
-class TransformerCombiner(nn.Module):
+class AttentionCombiner(nn.Module):
+    """What the Combiners made of attention share: their sizes and the codes of their tokens."""
+
+    def __init__(self, config: MirasolConfig):
+        super().__init__()
+        self.m, self.scope = config.combiner.m, config.combiner.scope
+        tokens = config.video.tokens + config.audio.tokens
+        self.token_position = nn.Parameter(torch.empty(tokens, config.combiner.stack.width))
+
+    def chunk_code(self, chunks: int) -> Float[Tensor, "chunk 1 width"]:
+        """A fixed code of the chunk."""
+        code = sinusoid(torch.arange(chunks, device=self.token_position.device), self.token_position.shape[-1])
+        return code[:, None].to(self.token_position)
+
+    def positions(self, chunks: int) -> Float[Tensor, "chunk token width"]:
+        """A learned code of the token within its chunk plus a fixed code of the chunk."""
+        return self.token_position + self.chunk_code(chunks)
+
+
+def last_outputs(
+    stack: Stack, tokens: Float[Tensor, "batch chunk token width"], m: int, scope: str
+) -> Float[Tensor, "batch chunk m width"]:
+    """The last m outputs of each chunk; its tokens see each other and, in the scope `past`, all earlier chunks."""
+    _, chunks, count, _ = tokens.shape
+    if scope == "chunk":
+        last = torch.arange(count - m, count, device=tokens.device)
+        return stack(tokens.flatten(0, 1), queries=last).unflatten(0, tokens.shape[:2])
+    mask = block_causal_mask(chunks, count, tokens.device)
+    last = torch.arange(chunks * count, device=tokens.device).view(chunks, count)[:, -m:].flatten()
+    return stack(tokens.flatten(1, 2), mask, queries=last).unflatten(1, (chunks, m))
+
+
+class TransformerCombiner(AttentionCombiner):
     """The paper's main Combiner: a block-causal Transformer over the features of all chunks; x_t is the last m
     outputs of chunk t (SUPP, section 3)."""
 
     def __init__(self, config: MirasolConfig):
-        super().__init__()
-        self.m, self.order = config.combiner.m, config.combiner.token_order
+        super().__init__(config)
+        self.order = config.combiner.token_order
         self.stack = Stack(config.combiner.stack)
-        tokens = config.video.tokens + config.audio.tokens
-        self.token_position = nn.Parameter(torch.empty(tokens, config.combiner.stack.width))
-
-    def positions(self, chunks: int) -> Float[Tensor, "chunk token width"]:
-        """A learned code of the token within its chunk plus a fixed code of the chunk."""
-        width = self.token_position.shape[-1]
-        chunk = sinusoid(torch.arange(chunks, device=self.token_position.device), width)
-        return self.token_position + chunk[:, None].to(self.token_position)
 
     def forward(
         self,
@@ -50,8 +75,111 @@ class TransformerCombiner(nn.Module):
         audio: Float[Tensor, "batch chunk audio_token width"],
     ) -> Float[Tensor, "batch chunk m width"]:
         features = order_tokens(video, audio, self.order, self.m)
-        _, chunks, tokens, _ = features.shape
-        features = (features + self.positions(chunks)).flatten(1, 2)
-        mask = block_causal_mask(chunks, tokens, features.device)
-        last = torch.arange(chunks * tokens, device=features.device).view(chunks, tokens)[:, -self.m :].flatten()
-        return self.stack(features, mask, queries=last).unflatten(1, (chunks, self.m))
+        return last_outputs(self.stack, features + self.positions(features.shape[1]), self.m, self.scope)
+
+
+class ClsCombiner(AttentionCombiner):
+    """The same Transformer with m learned tokens after each chunk's features; x_t is the outputs of these."""
+
+    def __init__(self, config: MirasolConfig):
+        super().__init__(config)
+        self.cls = nn.Parameter(torch.empty(self.m, config.combiner.stack.width))
+        self.stack = Stack(config.combiner.stack)
+
+    def forward(
+        self,
+        video: Float[Tensor, "batch chunk video_token width"],
+        audio: Float[Tensor, "batch chunk audio_token width"],
+    ) -> Float[Tensor, "batch chunk m width"]:
+        batch, chunks = video.shape[:2]
+        features = torch.cat([video, audio], dim=2) + self.positions(chunks)
+        cls = (self.cls + self.chunk_code(chunks)).to(features).expand(batch, -1, -1, -1)
+        return last_outputs(self.stack, torch.cat([features, cls], dim=2), self.m, self.scope)
+
+
+class PerceiverBlock(nn.Module):
+    """Latents look at features and at themselves, each normed for itself; then a feed-forward."""
+
+    def __init__(self, stack: StackConfig):
+        super().__init__()
+        self.feature_norm = nn.LayerNorm(stack.width)
+        self.latent_norm = nn.LayerNorm(stack.width)
+        self.attention = Attention(stack)
+        self.feed_forward_norm = nn.LayerNorm(stack.width)
+        self.feed_forward = FeedForward(stack)
+        self.dropout = nn.Dropout(stack.dropout)
+
+    def forward(
+        self,
+        latents: Float[Tensor, "batch latent width"],
+        features: Float[Tensor, "batch feature width"],
+        mask: Bool[Tensor, "latent key"] | None,
+    ) -> Float[Tensor, "batch latent width"]:
+        normed = self.latent_norm(latents)
+        context = torch.cat([self.feature_norm(features), normed], dim=1)
+        mixed, _ = self.attention(normed, self.attention.keys_values(context), mask)
+        latents = latents + self.dropout(mixed)
+        return latents + self.dropout(self.feed_forward(self.feed_forward_norm(latents)))
+
+
+class PerceiverCombiner(AttentionCombiner):
+    """Perceiver resampling: m learned latents of chunk t look at the features of the chunks up to t and at each other;
+    the features stay what they are, layer after layer."""
+
+    def __init__(self, config: MirasolConfig):
+        super().__init__(config)
+        stack = config.combiner.stack
+        self.latents = nn.Parameter(torch.empty(self.m, stack.width))
+        self.blocks = nn.ModuleList(PerceiverBlock(stack) for _ in range(stack.depth))
+        self.norm = nn.LayerNorm(stack.width)
+
+    def mask(self, chunks: int, tokens: int) -> Bool[Tensor, "latent key"]:
+        """Features of the same and of earlier chunks, then latents of the same chunk."""
+        device = self.latents.device
+        chunk = torch.arange(chunks, device=device)
+        latent, feature = chunk.repeat_interleave(self.m)[:, None], chunk.repeat_interleave(tokens)[None]
+        return torch.cat([latent >= feature, latent == latent.mT], dim=1)
+
+    def forward(
+        self,
+        video: Float[Tensor, "batch chunk video_token width"],
+        audio: Float[Tensor, "batch chunk audio_token width"],
+    ) -> Float[Tensor, "batch chunk m width"]:
+        batch, chunks = video.shape[:2]
+        features = torch.cat([video, audio], dim=2) + self.positions(chunks)
+        latents = (self.latents + self.chunk_code(chunks)).to(features).expand(batch, -1, -1, -1)
+        if self.scope == "chunk":
+            mask, features, x = None, features.flatten(0, 1), latents.flatten(0, 1)
+        else:
+            mask, features, x = self.mask(chunks, features.shape[2]), features.flatten(1, 2), latents.flatten(1, 2)
+        for block in self.blocks:
+            x = block(x, features, mask)
+        return self.norm(x).view(latents.shape)
+
+
+class ConcatCombiner(nn.Module):
+    """No Combiner at all (the baseline of the paper's Table 5a): every feature of chunk t is kept as it is."""
+
+    def __init__(self, config: MirasolConfig):
+        super().__init__()
+
+    def forward(
+        self,
+        video: Float[Tensor, "batch chunk video_token width"],
+        audio: Float[Tensor, "batch chunk audio_token width"],
+    ) -> Float[Tensor, "batch chunk m width"]:
+        return torch.cat([video, audio], dim=2)
+
+
+COMBINERS: dict[str, type[nn.Module]] = {
+    "transformer": TransformerCombiner,
+    "cls": ClsCombiner,
+    "perceiver": PerceiverCombiner,
+    "ttm": TokenTuringCombiner,
+    "concat": ConcatCombiner,
+}
+
+
+def make_combiner(config: MirasolConfig) -> nn.Module:
+    """The Combiner of `config.combiner.kind`: (video features, audio features) → x [batch, chunk, m, width]."""
+    return COMBINERS[config.combiner.kind](config)

@@ -21,11 +21,13 @@ class ChunkEncoder(nn.Module):
         self.tubes = VideoTubes(config.video, width)
         self.patches = AudioPatches(config.audio, width)
         self.vit = Stack(config.vit)
-        adapter = config.audio.adapter
-        self.adapter_input = nn.Identity() if adapter.width == width else nn.Linear(width, adapter.width)
+        shared, adapter = config.audio.shared_projection, config.audio.adapter
+        self.shared_output = nn.Linear(width, combined) if shared else nn.Identity()
+        separate_input = adapter.width != width and not shared
+        self.adapter_input = nn.Linear(width, adapter.width) if separate_input else nn.Identity()
         self.audio_adapter = Stack(adapter)
-        self.video_output = nn.Linear(width, combined)
-        self.audio_output = nn.Linear(adapter.width, combined)
+        self.video_output = nn.Identity() if shared else nn.Linear(width, combined)
+        self.audio_output = nn.Identity() if shared else nn.Linear(adapter.width, combined)
         self.missing_video = nn.Parameter(torch.empty(combined))
         self.missing_audio = nn.Parameter(torch.empty(combined))
 
@@ -43,8 +45,10 @@ class ChunkEncoder(nn.Module):
         # What a missing modality's tensor holds must not matter, not even when it is NaN.
         video = video.masked_fill(~video_mask[:, :, None, None, None, None], 0.0).flatten(0, 1)
         audio = audio.masked_fill(~audio_mask[:, :, None, None], 0.0).flatten(0, 1)
-        seen = self.video_output(self.vit(self.tubes(video)))
-        heard = self.audio_output(self.audio_adapter(self.adapter_input(self.vit(self.patches(audio)))))
+        seen = self.shared_output(self.vit(self.tubes(video)))
+        heard = self.shared_output(self.vit(self.patches(audio)))
+        seen = self.video_output(seen)
+        heard = self.audio_output(self.audio_adapter(self.adapter_input(heard)))
         seen = seen.unflatten(0, video_mask.shape)
         heard = heard.unflatten(0, audio_mask.shape)
         return (

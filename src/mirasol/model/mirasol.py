@@ -10,11 +10,12 @@ from transformers.utils import ModelOutput
 
 from mirasol.config import MirasolConfig
 from mirasol.errors import UserError
-from mirasol.model.combiner import TransformerCombiner
+from mirasol.model.combiner import make_combiner
 from mirasol.model.encoder import ChunkEncoder
 from mirasol.model.latent import CausalLatentModel
 from mirasol.model.losses import latent_loss, text_loss, video_loss
 from mirasol.model.reconstruction import VideoReconstruction
+from mirasol.model.sizes import count_parameters, flops
 from mirasol.model.text import TextDecoder
 
 IGNORED_LABEL = -100
@@ -102,7 +103,7 @@ class MirasolForConditionalGeneration(MirasolPreTrainedModel, GenerationMixin):
     def __init__(self, config: MirasolConfig):
         super().__init__(config)
         self.chunk_encoder = ChunkEncoder(config)
-        self.combiner = TransformerCombiner(config)
+        self.combiner = make_combiner(config)
         self.latent = CausalLatentModel(config)
         self.reconstruction = VideoReconstruction(config)
         self.text = TextDecoder(config)
@@ -116,6 +117,15 @@ class MirasolForConditionalGeneration(MirasolPreTrainedModel, GenerationMixin):
 
     def get_encoder(self, modality: str | None = None) -> nn.Module:
         return self.chunk_encoder
+
+    def num_params(self) -> dict[str, int]:
+        """Parameters by component (vit, tubes, audio, ..., vocabulary); tied weights count once."""
+        return count_parameters(self.named_parameters())
+
+    def flops(self, chunks: int, text_length: int) -> dict[str, int]:
+        """FLOPs of one forward pass by component, for one clip of `chunks` chunks and one row of `text_length`
+        tokens, with the predictions that the losses need."""
+        return flops(self.config, chunks, text_length)
 
     def encode(
         self,

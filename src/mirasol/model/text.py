@@ -33,7 +33,7 @@ class TextBlock(nn.Module):
         self,
         x: Float[Tensor, "row token width"],
         mask: Bool[Tensor, "row 1 token key"],
-        latents: Float[Tensor, "clip latent width"],
+        latents: Float[Tensor, "clip latent latent_width"],
         latent_mask: Bool[Tensor, "clip latent"],
         cache: EncoderDecoderCache | None,
         with_weights: bool,

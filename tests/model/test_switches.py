@@ -1,0 +1,94 @@
+"""Every switch of the config trains, generates and counts; with none of them set the model is what it always was."""
+
+import hashlib
+import json
+from unittest.mock import ANY
+
+import pytest
+import torch
+
+from mirasol import MirasolConfig, MirasolForConditionalGeneration
+
+MEDIA = ("video", "audio", "chunk_mask", "video_mask", "audio_mask")
+SWITCHES = {
+    "shared projection": {"audio": {"shared_projection": True}},
+    "latent projection": {"text": {"stack": {"width": 48}}},
+    "cross-attention feed-forward": {"text": {"cross_attention_ffn": True, "cross_attention_every": 2}},
+    "gated ViT": {"vit": {"gated": True, "bias": False}},
+    "other widths": {"vit": {"width": 48}, "audio": {"adapter": {"width": 66}}},
+    "mse": {"latent": {"distance": "mse", "mask_ratio": 0.0}},
+}
+
+
+def build(parts: dict) -> MirasolForConditionalGeneration:
+    torch.manual_seed(0)
+    text = {"vocab_size": 40} | parts.get("text", {})
+    return MirasolForConditionalGeneration(MirasolConfig.preset("tiny", **(parts | {"text": text})))
+
+
+@pytest.mark.parametrize("parts", SWITCHES.values(), ids=SWITCHES)
+def test_every_switch_trains_a_step(parts, batch):
+    model = build(parts).train()
+    before = model.state_dict()["chunk_encoder.tubes.projections.0.weight"].clone()
+    optimizer = torch.optim.AdamW(model.parameters(), 1e-3)
+    model(**batch).loss.backward()
+    for name, parameter in model.named_parameters():
+        unused = name == "latent.hidden_latent" and model.config.latent.mask_ratio == 0
+        assert unused or (parameter.grad.isfinite().all() and parameter.grad.abs().sum() > 0), name
+    optimizer.step()
+    assert not torch.equal(before, model.chunk_encoder.tubes.projections[0].weight)
+
+
+@pytest.mark.parametrize("parts", SWITCHES.values(), ids=SWITCHES)
+def test_every_switch_generates_the_same_with_and_without_a_cache(parts, batch):
+    model = build(parts).eval()
+    inputs = {name: batch[name] for name in MEDIA} | {"decoder_input_ids": batch["decoder_input_ids"][:, :4]}
+    settings = {"max_new_tokens": 4, "min_new_tokens": 4, "do_sample": False}
+    cached, uncached = (model.generate(**inputs, **settings, use_cache=use) for use in (True, False))
+    assert torch.equal(cached, uncached)
+
+
+def test_tiny_keeps_the_parameters_that_checkpoints_hold():
+    """Names and shapes, in order, as of the first trained checkpoint."""
+    names = "\n".join(f"{name} {tuple(value.shape)}" for name, value in build({}).state_dict().items())
+    expected = "a930bc197e2422e49e5075fd4c76b34b8cddcf784b4edcd437261e2b26e116c5"
+    assert hashlib.sha256(names.encode()).hexdigest() == expected
+
+
+def test_a_config_saved_before_there_were_switches_still_means_the_same(tmp_path):
+    build({}).config.save_pretrained(tmp_path)
+    file = tmp_path / "config.json"
+    saved = json.loads(file.read_text())
+    later = {"combiner": ("kind", "scope", "ttm"), "audio": ("shared_projection",), "text": ("cross_attention_ffn",)}
+    for part, names in later.items():
+        for name in names:
+            del saved[part][name]
+    file.write_text(json.dumps(saved))
+    assert MirasolConfig.from_pretrained(tmp_path).to_dict() == build({}).config.to_dict() | {
+        "transformers_version": ANY
+    }
+
+
+def test_tiny_keeps_its_losses(batch):
+    """Initialisation and arithmetic, masking included, are those of the first trained checkpoint: nothing but the
+    rounding of another machine may move them."""
+    model = build({}).train()
+    torch.manual_seed(7)
+    output = model(**batch)
+    losses = [output[name].item() for name in ("loss", "text_loss", "latent_loss", "video_loss")]
+    assert losses == pytest.approx([6.5818720, 4.0597701, 1.1843053, 1.3377968], abs=2e-5)
+
+
+@pytest.mark.parametrize("preset", ["tiny", "1b"])
+def test_one_chunk_of_all_frames_is_a_config(preset):
+    """The baselines of the paper's Table 1a: no autoregression over time, the rest unchanged."""
+    whole = {"video": {"frames_per_chunk": 32}, "chunking": {"num_chunks": 1, "chunk_seconds": None}}
+    config = MirasolConfig.preset(preset, **whole)
+    assert config.media_settings()["num_chunks"] == 1
+    with torch.device("meta"):
+        model = MirasolForConditionalGeneration(config)
+        video = torch.empty(1, 1, 32, 3, config.video.image_size, config.video.image_size)
+        audio = torch.empty(1, 1, config.audio.spectrogram_frames, config.audio.num_mel_bins)
+        there, ids = torch.ones(1, 1, dtype=torch.bool), torch.ones(1, 4, dtype=torch.long)
+        output = model(video, audio, there, there, there, decoder_input_ids=ids)
+    assert output.latents.shape[:3] == (1, 1, config.combiner.m)

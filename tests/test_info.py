@@ -1,0 +1,63 @@
+"""`mirasol info`: sizes as a table and as JSON, fast and without memory."""
+
+import json
+import resource
+import subprocess
+import sys
+import time
+
+import pytest
+
+from mirasol import UserError
+from mirasol.cli import main
+from mirasol.commands.info import describe
+from mirasol.model.sizes import COMPONENTS
+from mirasol.presets import PRESETS
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_json_holds_what_the_table_shows(preset, capsys):
+    main(["info", preset, "--json"])
+    info = json.loads(capsys.readouterr().out)
+    assert info.keys() == {"components", "total", "flops"}
+    assert tuple(info["components"]) == COMPONENTS
+    for sizes in [*info["components"].values(), info["total"]]:
+        assert sizes.keys() == {"parameters", "paper"}
+        assert isinstance(sizes["parameters"], int)
+        assert sizes["paper"] is None or isinstance(sizes["paper"], int)
+    assert sum(sizes["parameters"] for sizes in info["components"].values()) == info["total"]["parameters"]
+    assert sum(info["flops"][name] for name in COMPONENTS) == info["flops"]["total"]
+    main(["info", preset])
+    table = capsys.readouterr().out
+    for name, sizes in info["components"].items():
+        [line] = [line for line in table.splitlines() if line.startswith(f"{name} ")]
+        assert f"{sizes['parameters']:,}" in line
+
+
+def test_the_largest_preset_takes_little_time_and_memory():
+    began = time.monotonic()
+    code = "import sys; from mirasol.cli import main; main(['info', '3b', '--json'])"
+    subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL, timeout=60)
+    assert time.monotonic() - began < 60
+    kibibytes = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+    assert kibibytes < 2 * 2**20
+
+
+def test_frames_resolution_and_text_length_change_the_work():
+    base, _ = describe("3b", 128, 224, 64)
+    assert base["flops"] == describe("3b", None, None, 64)[0]["flops"]
+    for arguments, component in (((256, 224, 64), "vit"), ((128, 448, 64), "tubes"), ((128, 224, 128), "vocabulary")):
+        assert describe("3b", *arguments)[0]["flops"][component] > base["flops"][component]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("3c", None, None, 64), "unknown preset '3c' .*3b, 1b, tiny"),
+        (("3b", 12, None, 64), "--frames 12: must be a multiple of video.frames_per_chunk=8"),
+        (("3b", None, 10, 64), "does not fit a chunk of 8 frames x 10 pixels"),
+    ],
+)
+def test_what_cannot_be_is_refused_by_name(arguments, message):
+    with pytest.raises(UserError, match=message):
+        describe(*arguments)
