@@ -16,6 +16,8 @@ from mirasol.errors import UserError
 from mirasol.presets import PRESETS, tiny_parts
 
 CHECKPOINT_FORMAT = 1
+Fit = Literal["pad", "crop", "stretch"]
+FITS = get_args(Fit)
 
 
 def _check_fields(part: Any, *positive: str) -> None:
@@ -257,7 +259,7 @@ class ChunkingConfig:
     num_chunks: int | None = 16
     max_chunks: int = 64
     sample_rate: int = 16_000
-    fit: Literal["pad", "crop", "stretch"] = "pad"
+    fit: Fit = "pad"
     image_mean: float = 0.5
     image_std: float = 0.5
 
