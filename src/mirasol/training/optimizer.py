@@ -8,6 +8,9 @@ from torch import nn
 
 from mirasol.training.recipe import OptimizerRecipe, Recipe
 
+# Share of the run over which the schedule "plateau" comes down.
+COOLDOWN_SHARE = 0.2
+
 
 def learning_rate(recipe: Recipe, step: int) -> float:
     """The learning rate of step `step` (from 0): linear warm-up, then the schedule over all stages together."""
@@ -19,7 +22,10 @@ def learning_rate(recipe: Recipe, step: int) -> float:
     if settings.schedule == "constant":
         return peak
     done = (step - settings.warmup_steps) / max(1, total - 1 - settings.warmup_steps)
-    remaining = 1 - done if settings.schedule == "linear" else (1 + math.cos(math.pi * done)) / 2
+    if settings.schedule == "cosine":
+        remaining = (1 + math.cos(math.pi * done)) / 2
+    else:
+        remaining = min(1.0, (1 - done) / (COOLDOWN_SHARE if settings.schedule == "plateau" else 1.0))
     return peak * (settings.final_scale + (1 - settings.final_scale) * remaining)
 
 

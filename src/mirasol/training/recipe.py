@@ -94,7 +94,8 @@ class OptimizerRecipe:
     """AdamW, or Muon for the matrices of hidden layers with AdamW for all else; and the learning rate over the run.
 
     weight_decay: on the weights of linear and convolution layers only
-    warmup_steps: the rate grows linearly over these; then `schedule` leads to `final_scale` times learning_rate
+    warmup_steps: the rate grows linearly over these; then `schedule` leads to `final_scale` times learning_rate;
+        `plateau` stays at the peak and comes down linearly over the last fifth of the run
     gradient_clip: largest gradient norm; null leaves gradients as they are
     """
 
@@ -103,7 +104,7 @@ class OptimizerRecipe:
     betas: tuple[float, float] = (0.9, 0.95)
     weight_decay: float = 0.05
     warmup_steps: int = 100
-    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    schedule: Literal["cosine", "linear", "plateau", "constant"] = "cosine"
     final_scale: float = 0.05
     gradient_clip: float | None = 1.0
 
