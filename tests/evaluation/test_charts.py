@@ -58,7 +58,8 @@ def test_labels_at_the_ends_do_not_overlap():
 
 
 def test_a_chart_of_nothing_is_a_chart():
-    ElementTree.fromstring(line_chart([Line("none", [], "c0")], Frame(300, 200), direct_labels=True))
+    svg = ElementTree.fromstring(line_chart([Line("none", [], "c0")], Frame(300, 200), direct_labels=True))
+    assert svg.tag.endswith("svg")
 
 
 def test_smoothing_keeps_length_and_mean_of_a_straight_line():
