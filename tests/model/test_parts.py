@@ -5,10 +5,10 @@ import pytest
 import torch
 
 from mirasol import MirasolConfig, UserError
-from mirasol.config import StackConfig, TubeConfig, VideoConfig
 from mirasol.model import losses, transformer, tubes
 from mirasol.model.combiner import TransformerCombiner, order_tokens
 from mirasol.model.mirasol import MirasolForConditionalGeneration
+from mirasol.parts import StackConfig, TubeConfig, VideoConfig
 
 PAPER_TUBES = [
     TubeConfig((1, 14, 14), (8, 14, 14)),

@@ -13,12 +13,13 @@ from jaxtyping import Bool, Float32, UInt8
 from torch import Tensor
 from transformers import BatchFeature, FeatureExtractionMixin, PreTrainedTokenizerBase, ProcessorMixin
 
-from mirasol.config import FITS, MirasolConfig
+from mirasol.config import MirasolConfig
 from mirasol.errors import UserError
 from mirasol.media.clip import Clip
 from mirasol.media.limits import DEFAULT_LIMITS, Limits
 from mirasol.media.spectrogram import log_mel_chunks
 from mirasol.media.timeline import ChunkGrid
+from mirasol.parts import FITS
 
 IGNORED_LABEL = -100
 _CACHED_VALUES = 2**18  # floats: a megabyte

@@ -72,7 +72,7 @@ def orientation(frame: VideoFrame) -> tuple[Orientation, bool]:
 def fitted_size(width: float, height: float, size: int, fit: str) -> tuple[int, int]:
     """Width and height in pixels to which a picture of the given shape is scaled before it is padded or cropped.
 
-    `fit`: one of `mirasol.config.FITS`.
+    `fit`: one of `mirasol.parts.FITS`.
     """
     if fit == "stretch":
         return size, size

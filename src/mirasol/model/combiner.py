@@ -4,9 +4,10 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from mirasol.config import MirasolConfig, StackConfig
+from mirasol.config import MirasolConfig
 from mirasol.model.token_turing import TokenTuringCombiner
 from mirasol.model.transformer import Attention, FeedForward, Stack, block_causal_mask, sinusoid
+from mirasol.parts import StackConfig
 
 
 def order_tokens(

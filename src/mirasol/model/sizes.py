@@ -6,8 +6,9 @@ from collections.abc import Iterable
 
 from torch import Tensor
 
-from mirasol.config import MirasolConfig, StackConfig
+from mirasol.config import MirasolConfig
 from mirasol.model.token_turing import process_stack
+from mirasol.parts import StackConfig
 
 COMPONENTS = (
     "vit", "tubes", "audio", "combiner", "latent", "reconstruction", "text", "cross_attention", "vocabulary",

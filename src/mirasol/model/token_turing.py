@@ -5,8 +5,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mirasol.config import MirasolConfig, StackConfig
+from mirasol.config import MirasolConfig
 from mirasol.model.transformer import Stack
+from mirasol.parts import StackConfig
 
 
 class TokenLearner(nn.Module):

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from mirasol.config import LossWeights
 from mirasol.errors import UserError
+from mirasol.parts import LossWeights
 
 
 @dataclass(frozen=True)
