@@ -76,6 +76,11 @@ class TubeConfig:
         self.kernel, self.stride = _sizes("kernel", self.kernel, 3), _sizes("stride", self.stride, 3)
         self.offset = _sizes("offset", self.offset, 3, least=0)
 
+    @property
+    def flat(self) -> bool:
+        """Whether this tube is a 2D patch: it reads one frame, so it can read an image too."""
+        return self.kernel[0] == 1
+
     def grid(self, frames: int, image_size: int) -> tuple[int, int, int]:
         """How many tubes fit along (time, height, width)."""
         extent = (frames, image_size, image_size)

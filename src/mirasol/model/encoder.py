@@ -55,3 +55,16 @@ class ChunkEncoder(nn.Module):
             torch.where(video_mask[:, :, None, None], seen, self.missing_video.to(seen)),
             torch.where(audio_mask[:, :, None, None], heard, self.missing_audio.to(heard)),
         )
+
+    def image(
+        self, images: Float[Tensor, "image 3 height width_px"], project: bool = False
+    ) -> Float[Tensor, "image patch width"]:
+        """Features of single images, each a clip of one frame: its 2D patches → shared ViT (MaMMUT's image side).
+
+        They are what the ViT gives, at its width; `project` takes them on to the Combiner's width as video is taken.
+
+        Raises:
+            UserError: the config has no 2D patches, or images of another size than `video.image_size`.
+        """
+        seen = self.vit(self.tubes.image(images))
+        return self.video_output(self.shared_output(seen)) if project else seen

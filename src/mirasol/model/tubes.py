@@ -5,6 +5,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mirasol.errors import UserError
 from mirasol.model.transformer import sinusoid
 from mirasol.parts import AudioConfig, TubeConfig, VideoConfig
 
@@ -53,6 +54,29 @@ class VideoTubes(nn.Module):
             tokens.append(projection(volume[:, :, t:, y:, x:]).flatten(2).transpose(1, 2))
         tokens = torch.cat(tokens, dim=1)
         return tokens + self.positions().to(tokens)
+
+    def image(self, images: Float[Tensor, "image 3 height width_px"]) -> Float[Tensor, "image patch width"]:
+        """Tokens of single frames, which only the 2D patches (tubes of one frame) can read.
+
+        A patch has the position code that the first such patch has in a video, so an image is a clip of one frame.
+
+        Raises:
+            UserError: no tube of one frame, or images of another size than `image_size`.
+        """
+        flat = [(tube, layer) for tube, layer in zip(self.video.tubes, self.projections, strict=True) if tube.flat]
+        if not flat:
+            kernels = ", ".join(str(tube.kernel) for tube in self.video.tubes)
+            raise UserError(f"video.tubes={kernels}: images need a tube whose kernel is 1 frame long, add one")
+        side = self.video.image_size
+        if images.shape[2:] != (side, side):
+            raise UserError(f"images of {images.shape[2]} x {images.shape[3]} pixels: video.image_size={side} is read")
+        tokens = []
+        for tube, projection in flat:
+            _, y, x = tube.offset
+            patches = projection(images[:, :, None, y:, x:]).flatten(2).transpose(1, 2)
+            centres = tube_centres(tube, self.video)[: patches.shape[1]]
+            tokens.append(patches + centre_code(centres, self.width).to(patches))
+        return torch.cat(tokens, dim=1)
 
 
 class AudioPatches(nn.Module):
