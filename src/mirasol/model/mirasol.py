@@ -190,22 +190,38 @@ class MirasolForConditionalGeneration(MirasolPreTrainedModel, GenerationMixin):
         if labels is None or not self.training:
             output.logits = self.text.logits(hidden)
         if labels is not None:
-            is_target = labels[:, 1:] != IGNORED_LABEL
-            target_logits = self.text.logits(hidden[:, :-1][is_target])
-            output.reconstruction = self.reconstruction(h)
-            has_video = video_mask & chunk_mask
-            # Masked before the loss: a NaN times zero would still be NaN.
-            target_video = self.reconstruction.target(video.masked_fill(~has_video[:, :, None, None, None, None], 0.0))
-            output.text_loss = text_loss(target_logits, labels[:, 1:][is_target])
-            output.latent_loss = latent_loss(self.latent.predict_next(h), x, chunk_mask, self.config.latent.distance)
-            output.video_loss = video_loss(output.reconstruction, target_video, has_video)
-            weights = self.config.loss_weights
-            output.loss = (
-                weights.text * output.text_loss
-                + weights.latent * output.latent_loss
-                + weights.video * output.video_loss
-            )
+            self._add_losses(output, hidden, labels, video, audio, chunk_mask, video_mask, audio_mask)
         return output
+
+    def _add_losses(
+        self,
+        output: MirasolOutput,
+        hidden: Float[Tensor, "row token width"],
+        labels: Int[Tensor, "row token"],
+        video: Float[Tensor, "clip chunk frame 3 height width_px"],
+        audio: Float[Tensor, "clip chunk mel_frame mel"],
+        chunk_mask: Bool[Tensor, "clip chunk"],
+        video_mask: Bool[Tensor, "clip chunk"],
+        audio_mask: Bool[Tensor, "clip chunk"],
+    ) -> None:
+        """Writes each loss, the predictions it needed and the weighted sum into the output.
+
+        `hidden` is the text decoder's output; what it looked at, x and h, stands in `output` already.
+        """
+        h, x = output.latents, output.combined
+        is_target = labels[:, 1:] != IGNORED_LABEL
+        target_logits = self.text.logits(hidden[:, :-1][is_target])
+        output.text_loss = text_loss(target_logits, labels[:, 1:][is_target])
+        output.latent_loss = latent_loss(self.latent.predict_next(h), x, chunk_mask, self.config.latent.distance)
+        has_video = video_mask & chunk_mask
+        # Masked before the loss: a NaN times zero would still be NaN.
+        video = video.masked_fill(~has_video[:, :, None, None, None, None], 0.0)
+        output.reconstruction = self.reconstruction(h)
+        output.video_loss = video_loss(output.reconstruction, self.reconstruction.target(video), has_video)
+        weights = self.config.loss_weights
+        output.loss = (
+            weights.text * output.text_loss + weights.latent * output.latent_loss + weights.video * output.video_loss
+        )
 
     @torch.no_grad()
     def generate(self, inputs: Tensor | None = None, **kwargs) -> Tensor:
