@@ -24,6 +24,8 @@ def _check_fields(part: Any, *positive: str) -> None:
         if get_origin(field.type) is Literal:
             if value not in get_args(field.type):
                 raise UserError(f"{name}={value!r}: choose one of {', '.join(get_args(field.type))}")
+        elif isinstance(value, tuple) and any(get_origin(kind) is tuple for kind in kinds):
+            continue  # sizes and channels are checked where they are made
         elif value is not None or NoneType not in kinds:
             for kind, accepted in ((bool, bool), (int, int), (float, int | float)):
                 wrong = not isinstance(value, accepted) or (kind is not bool and isinstance(value, bool))
@@ -43,9 +45,24 @@ def _sizes(name: str, sizes: Any, count: int, least: int = 1) -> tuple[int, ...]
     return sizes
 
 
+def channel_values(name: str, values: Any) -> float | tuple[float, float, float]:
+    """One number for all three colour channels, or one each; UserError for anything else."""
+    several = tuple(values) if isinstance(values, list | tuple) else (values,)
+    if len(several) not in (1, 3) or any(isinstance(v, bool) or not isinstance(v, int | float) for v in several):
+        raise UserError(f"{name}={values!r} must be a number, or three for red, green and blue")
+    return tuple(float(value) for value in several) if len(several) == 3 else several[0]
+
+
+def check_deviation(image_std: float | tuple[float, float, float]) -> None:
+    """Refuses what pixels cannot be divided by."""
+    if min(image_std if isinstance(image_std, tuple) else (image_std,)) <= 0:
+        raise UserError(f"image_std={image_std} must be positive")
+
+
 @dataclass
 class StackConfig:
-    """One pre-LN Transformer stack. `gated` picks a GEGLU feed-forward, `bias` puts biases on every linear."""
+    """One pre-LN Transformer stack. `gated` picks a gated feed-forward (GEGLU with the default `activation`), `bias`
+    puts biases on every linear, `norm_eps` keeps the norms from dividing by zero."""
 
     depth: int
     width: int
@@ -55,6 +72,8 @@ class StackConfig:
     gated: bool = False
     bias: bool = True
     dropout: float = 0.0
+    activation: Literal["gelu", "gelu_tanh", "quick_gelu"] = "gelu"
+    norm_eps: float = 1e-5
 
     def __post_init__(self):
         _check_fields(self, "depth", "width", "hidden", "heads", "head_width")
@@ -62,6 +81,21 @@ class StackConfig:
             raise UserError(f"width={self.width} must be even: positions are pairs of sine and cosine")
         if not 0 <= self.dropout < 1:
             raise UserError(f"dropout={self.dropout} must lie in [0, 1)")
+        if not 0 < self.norm_eps < 1:
+            raise UserError(f"norm_eps={self.norm_eps} must lie in (0, 1)")
+
+
+@dataclass
+class ViTConfig(StackConfig):
+    """The shared ViT: a stack, and what image models trained by others have beside it.
+
+    class_token: a learned token before the others, dropped from the features.
+    input_norm: a norm between the embeddings and the first layer (CLIP). final_norm: the one after the last.
+    """
+
+    class_token: bool = False
+    input_norm: bool = False
+    final_norm: bool = True
 
 
 @dataclass
@@ -92,11 +126,16 @@ class TubeConfig:
 
 @dataclass
 class VideoConfig:
-    """The video of one chunk: `frames_per_chunk` square frames of `image_size` pixels, read by `tubes`."""
+    """The video of one chunk: `frames_per_chunk` square frames of `image_size` pixels, read by `tubes`.
+
+    learned_positions: the 2D patches have learned positions, to which the fixed code is added through a learned gate
+        that starts at 0 (MaMMUT); the other tubes keep the fixed code alone.
+    """
 
     image_size: int
     frames_per_chunk: int
     tubes: list[TubeConfig]
+    learned_positions: bool = False
 
     def __post_init__(self):
         _check_fields(self, "image_size", "frames_per_chunk")
@@ -109,6 +148,9 @@ class VideoConfig:
                     f"tubes: tube kernel {tube.kernel} at offset {tube.offset} does not fit a chunk of "
                     f"{self.frames_per_chunk} frames x {self.image_size} pixels: make the tube smaller"
                 )
+        flat = sum(tube.flat for tube in self.tubes)
+        if self.learned_positions and flat != 1:
+            raise UserError(f"learned_positions needs one tube whose kernel is 1 frame long, tubes has {flat}")
 
     @property
     def tokens(self) -> int:
@@ -126,6 +168,8 @@ class AudioConfig:
 
     `shared_projection`: one linear takes both modalities from the ViT's width to the Combiner's, at which the adapter
     then works; otherwise each modality has its own linear into the Combiner, and audio one more into the adapter.
+    `backbone`: with `shared` the video's ViT reads the patches and the adapter goes on from there; with `separate` the
+    adapter's stack reads them itself, as audio's own backbone, and the ViT sees no audio.
     """
 
     num_mel_bins: int
@@ -133,6 +177,7 @@ class AudioConfig:
     patch: tuple[int, int]
     adapter: StackConfig
     shared_projection: bool = False
+    backbone: Literal["shared", "separate"] = "shared"
 
     def __post_init__(self):
         _check_fields(self, "num_mel_bins", "spectrogram_frames")
@@ -232,7 +277,11 @@ class ReconstructionConfig:
 class TextConfig:
     """The text decoder: its stack, and a cross-attention block after every `cross_attention_every` layers.
 
-    `cross_attention_ffn` gives each of them a feed-forward of its own.
+    cross_attention_ffn: each of them has a feed-forward of its own.
+    cross_attention_first: the layer, counted from 1, after which the first one stands; `cross_attention_every` if None.
+    cross_attention_latent_norm: each of them norms the latents before it makes keys and values of them.
+    learned_positions: a learned table of `max_length` positions in place of the fixed code.
+    tied: input and output embeddings are the same weights.
     """
 
     stack: StackConfig
@@ -240,39 +289,55 @@ class TextConfig:
     max_length: int = 64
     cross_attention_every: int = 2
     cross_attention_ffn: bool = False
+    cross_attention_first: int | None = None
+    cross_attention_latent_norm: bool = False
+    learned_positions: bool = False
+    tied: bool = True
 
     def __post_init__(self):
-        _check_fields(self, "vocab_size", "max_length", "cross_attention_every")
+        _check_fields(self, "vocab_size", "max_length", "cross_attention_every", "cross_attention_first")
         self.stack = make_part(StackConfig, self.stack, "stack")
         if not 1 <= self.cross_attention_every <= self.stack.depth:
             raise UserError(
                 f"cross_attention_every={self.cross_attention_every} must lie between 1 and the decoder's "
                 f"depth {self.stack.depth}"
             )
+        if not 1 <= (self.cross_attention_first or 1) <= self.cross_attention_every:
+            raise UserError(
+                f"cross_attention_first={self.cross_attention_first} must lie between 1 and "
+                f"cross_attention_every={self.cross_attention_every}"
+            )
+
+    @property
+    def cross_attention_layers(self) -> range:
+        """Indices, from 0, of the layers with a cross-attention block."""
+        first = self.cross_attention_first or self.cross_attention_every
+        return range(first - 1, self.stack.depth, self.cross_attention_every)
 
 
 @dataclass
 class ChunkingConfig:
     """How media becomes tensors: chunks of `chunk_seconds`, or `num_chunks` uniform chunks (exactly one is set); and
-    the mean and standard deviation that pixel values (0 to 1) are normalised with."""
+    the mean and standard deviation that pixel values (0 to 1) are normalised with, one for all or one per channel."""
 
     chunk_seconds: float | None = None
     num_chunks: int | None = 16
     max_chunks: int = 64
     sample_rate: int = 16_000
     fit: Fit = "pad"
-    image_mean: float = 0.5
-    image_std: float = 0.5
+    image_mean: float | tuple[float, float, float] = 0.5
+    image_std: float | tuple[float, float, float] = 0.5
 
     def __post_init__(self):
+        self.image_mean = channel_values("image_mean", self.image_mean)
+        self.image_std = channel_values("image_std", self.image_std)
         _check_fields(self, "num_chunks", "max_chunks", "sample_rate")
         if (self.chunk_seconds is None) == (self.num_chunks is None):
             both = f"chunk_seconds={self.chunk_seconds} and num_chunks={self.num_chunks}"
             raise UserError(f"{both}: set exactly one of chunk_seconds and num_chunks")
-        for name in ("chunk_seconds", "image_std"):
-            value = getattr(self, name)
-            if value is not None and value <= 0:
-                raise UserError(f"{name}={value} must be positive")
+        if self.chunk_seconds is not None and self.chunk_seconds <= 0:
+            raise UserError(f"chunk_seconds={self.chunk_seconds} must be positive")
+        check_deviation(self.image_std)
 
 
 @dataclass

@@ -65,6 +65,18 @@ def test_pixels_are_normalised_by_mean_and_deviation(processor):
     assert (batch["video"][0, 1] == 0).all()
 
 
+def test_each_channel_may_have_a_mean_and_deviation_of_its_own(processor, clips, tmp_path):
+    settings = processor.feature_extractor.to_dict() | {"image_mean": [0.5, 0.4, 0.3], "image_std": [0.25, 0.5, 0.125]}
+    extractor = MirasolFeatureExtractor(**{name: settings[name] for name in MirasolConfig().media_settings()})
+    pixels, batch = extractor.tensors(clips[0])["video"], extractor(clips[:1])
+    for channel, (mean, deviation) in enumerate(zip((0.5, 0.4, 0.3), (0.25, 0.5, 0.125), strict=True)):
+        expected = (pixels[:, :, channel].double() / 255 - mean) / deviation
+        torch.testing.assert_close(batch["video"][0, :, :, channel].double(), expected, atol=2e-6, rtol=0)
+    assert torch.equal(extractor.pixels(batch["video"])[0], pixels)
+    extractor.save_pretrained(tmp_path)
+    assert MirasolFeatureExtractor.from_pretrained(tmp_path).image_mean == (0.5, 0.4, 0.3)
+
+
 def test_limits_reach_the_reader(processor, tmp_path):
     path = write_media(tmp_path / "a.mp4", Video(ramp(25), steady(25, 25)))
     extractor = processor.feature_extractor

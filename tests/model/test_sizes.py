@@ -85,6 +85,10 @@ def test_flops_are_what_pytorch_counts(preset, parts):
         {"audio": {"shared_projection": True}},
         {"audio": {"adapter": {"width": 66}}},
         {"text": {"cross_attention_ffn": True, "cross_attention_every": 2}},
+        {"vit": {"class_token": True, "input_norm": True}, "video": {"learned_positions": True}},
+        {"audio": {"backbone": "separate", "adapter": {"width": 66}}},
+        {"audio": {"backbone": "separate", "shared_projection": True}},
+        {"text": {"cross_attention_every": 2, "cross_attention_first": 1, "tied": False}},
         {"text": {"stack": {"width": 66}}, "vit": {"width": 48, "gated": True}},
     ],
 )

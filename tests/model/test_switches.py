@@ -16,6 +16,17 @@ SWITCHES = {
     "cross-attention feed-forward": {"text": {"cross_attention_ffn": True, "cross_attention_every": 2}},
     "gated ViT": {"vit": {"gated": True, "bias": False}},
     "other widths": {"vit": {"width": 48}, "audio": {"adapter": {"width": 66}}},
+    "another's ViT": {
+        "vit": {"class_token": True, "input_norm": True, "final_norm": False, "activation": "quick_gelu"}
+    },
+    "tanh": {"vit": {"activation": "gelu_tanh", "norm_eps": 1e-6}, "text": {"stack": {"activation": "gelu_tanh"}}},
+    "learned positions": {"video": {"learned_positions": True}, "text": {"learned_positions": True}},
+    "separate audio": {"audio": {"backbone": "separate", "adapter": {"width": 66}}},
+    "separate audio, shared projection": {"audio": {"backbone": "separate", "shared_projection": True}},
+    "parted vocabulary": {"text": {"tied": False}},
+    "first cross-attention": {
+        "text": {"cross_attention_every": 2, "cross_attention_first": 1, "cross_attention_latent_norm": True}
+    },
     "mse": {"latent": {"distance": "mse", "mask_ratio": 0.0}},
 }
 
@@ -59,7 +70,13 @@ def test_a_config_saved_before_there_were_switches_still_means_the_same(tmp_path
     build({}).config.save_pretrained(tmp_path)
     file = tmp_path / "config.json"
     saved = json.loads(file.read_text())
-    later = {"combiner": ("kind", "scope", "ttm"), "audio": ("shared_projection",), "text": ("cross_attention_ffn",)}
+    later = {
+        "combiner": ("kind", "scope", "ttm"),
+        "audio": ("shared_projection", "backbone"),
+        "video": ("learned_positions",),
+        "vit": ("activation", "norm_eps", "class_token", "input_norm", "final_norm"),
+        "text": ("cross_attention_ffn", "cross_attention_first", "cross_attention_latent_norm", "tied"),
+    }
     for part, names in later.items():
         for name in names:
             del saved[part][name]

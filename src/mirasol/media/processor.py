@@ -19,7 +19,7 @@ from mirasol.media.clip import Clip
 from mirasol.media.limits import DEFAULT_LIMITS, Limits
 from mirasol.media.spectrogram import log_mel_chunks
 from mirasol.media.timeline import ChunkGrid
-from mirasol.parts import FITS
+from mirasol.parts import FITS, channel_values, check_deviation
 
 IGNORED_LABEL = -100
 _CACHED_VALUES = 2**18  # floats: a megabyte
@@ -32,8 +32,8 @@ class MirasolFeatureExtractor(FeatureExtractionMixin):
     image_size: side of the square frames, pixels. frames_per_chunk: frames of a chunk (F). chunk_seconds or
     num_chunks, max_chunks: see `ChunkGrid`. sample_rate: Hz. num_mel_bins: mel bands (M). spectrogram_frames: time
     bands per chunk (S). fit: how a picture becomes square: "pad" (black borders), "crop" (centre) or "stretch".
-    image_mean, image_std: what pixel values (0 to 1) are normalised with; 0.5 and 0.5 give [-1, 1]. The defaults are
-    the settings of the tiny preset.
+    image_mean, image_std: what pixel values (0 to 1) are normalised with, a number or three for red, green and blue;
+    0.5 and 0.5 give [-1, 1]. The defaults are the settings of the tiny preset.
 
     Raises:
         UserError: an unknown setting or an impossible value.
@@ -52,8 +52,8 @@ class MirasolFeatureExtractor(FeatureExtractionMixin):
         num_mel_bins: int = 64,
         spectrogram_frames: int = 16,
         fit: str = "pad",
-        image_mean: float = 0.125,
-        image_std: float = 0.25,
+        image_mean: float | tuple[float, float, float] = 0.125,
+        image_std: float | tuple[float, float, float] = 0.25,
         **kwargs: Any,
     ):
         for name in kwargs:
@@ -69,8 +69,10 @@ class MirasolFeatureExtractor(FeatureExtractionMixin):
         self.num_mel_bins = num_mel_bins
         self.spectrogram_frames = spectrogram_frames
         self.fit = fit
-        self.image_mean, self.image_std = image_mean, image_std
-        for name in ("image_size", "sample_rate", "num_mel_bins", "spectrogram_frames", "image_std"):
+        self.image_mean = channel_values("image_mean", image_mean)
+        self.image_std = channel_values("image_std", image_std)
+        check_deviation(self.image_std)
+        for name in ("image_size", "sample_rate", "num_mel_bins", "spectrogram_frames"):
             if getattr(self, name) <= 0:
                 raise UserError(f"{name}={getattr(self, name)} must be positive")
         if fit not in FITS:
@@ -166,7 +168,10 @@ class MirasolFeatureExtractor(FeatureExtractionMixin):
         is soon converted, scaled and shifted. (One operation on mixed types, uint8 * float, takes twice as long.)
         """
         batch = torch.empty(*present.shape, *videos[0].shape[1:])
-        scale, shift = 1 / (255 * self.image_std), -self.image_mean / self.image_std
+        mean, deviation = self._statistics()
+        scale, shift = 1 / (255 * deviation), -mean / deviation
+        if isinstance(scale, Tensor):
+            scale, shift = scale.float(), shift.float()
         at_once = max(1, _CACHED_VALUES // videos[0][0].numel())
         for row, video in zip(batch, videos, strict=True):
             for values, pixels in zip(row[: len(video)].split(at_once), video.split(at_once), strict=True):
@@ -177,7 +182,17 @@ class MirasolFeatureExtractor(FeatureExtractionMixin):
 
     def pixels(self, video: Tensor) -> Tensor:
         """Normalised video (or a reconstruction of it) back to uint8 pixels of the same shape."""
-        return (video * self.image_std + self.image_mean).clamp(0, 1).mul(255).round().to(torch.uint8)
+        mean, deviation = self._statistics()
+        if isinstance(mean, Tensor):
+            mean, deviation = mean.to(video), deviation.to(video)
+        return (video * deviation + mean).clamp(0, 1).mul(255).round().to(torch.uint8)
+
+    def _statistics(self) -> tuple[float, float] | tuple[Tensor, Tensor]:
+        """Mean and standard deviation: numbers (much the fastest), or [3, 1, 1] in float64 where channels differ."""
+        if not isinstance(self.image_mean, tuple) and not isinstance(self.image_std, tuple):
+            return self.image_mean, self.image_std
+        both = (torch.tensor(values, dtype=torch.float64) for values in (self.image_mean, self.image_std))
+        return tuple(values.expand(3).reshape(3, 1, 1) for values in both)
 
     def __call__(self, clips: Clip | Sequence[Clip], return_tensors: str = "pt") -> BatchFeature:
         """Clips to one batch of tensors (see `collate`)."""

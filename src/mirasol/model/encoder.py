@@ -7,10 +7,30 @@ from torch import Tensor, nn
 from mirasol.config import MirasolConfig
 from mirasol.model.transformer import Stack
 from mirasol.model.tubes import AudioPatches, VideoTubes
+from mirasol.parts import ViTConfig
+
+
+class ViT(Stack):
+    """The shared ViT: a stack with, if asked for, a class token (dropped from the features) and a norm of its input."""
+
+    def __init__(self, vit: ViTConfig):
+        super().__init__(vit)
+        self.input_norm = nn.LayerNorm(vit.width, vit.norm_eps) if vit.input_norm else nn.Identity()
+        self.class_token = nn.Parameter(torch.empty(vit.width)) if vit.class_token else None
+        if not vit.final_norm:
+            self.norm = nn.Identity()
+
+    def forward(self, tokens: Float[Tensor, "batch token width"]) -> Float[Tensor, "batch token width"]:
+        if self.class_token is None:
+            return super().forward(self.input_norm(tokens))
+        first = self.class_token.to(tokens).expand(tokens.shape[0], 1, -1)
+        return super().forward(self.input_norm(torch.cat([first, tokens], dim=1)))[:, 1:]
 
 
 class ChunkEncoder(nn.Module):
     """Tubes and patches → shared ViT (per chunk and modality) → audio adapter → features at the Combiner's width.
+
+    With audio's own backbone (`audio.backbone`) the adapter reads the audio patches in place of the ViT.
 
     A chunk that lacks a modality gets learned "missing" features in its place, whatever the tensor holds there.
     """
@@ -19,11 +39,12 @@ class ChunkEncoder(nn.Module):
         super().__init__()
         width, combined = config.vit.width, config.combiner.stack.width
         self.tubes = VideoTubes(config.video, width)
-        self.patches = AudioPatches(config.audio, width)
-        self.vit = Stack(config.vit)
         shared, adapter = config.audio.shared_projection, config.audio.adapter
+        self.separate = config.audio.backbone == "separate"
+        self.patches = AudioPatches(config.audio, adapter.width if self.separate else width)
+        self.vit = ViT(config.vit)
         self.shared_output = nn.Linear(width, combined) if shared else nn.Identity()
-        separate_input = adapter.width != width and not shared
+        separate_input = adapter.width != width and not shared and not self.separate
         self.adapter_input = nn.Linear(width, adapter.width) if separate_input else nn.Identity()
         self.audio_adapter = Stack(adapter)
         self.video_output = nn.Identity() if shared else nn.Linear(width, combined)
@@ -46,7 +67,9 @@ class ChunkEncoder(nn.Module):
         video = video.masked_fill(~video_mask[:, :, None, None, None, None], 0.0).flatten(0, 1)
         audio = audio.masked_fill(~audio_mask[:, :, None, None], 0.0).flatten(0, 1)
         seen = self.shared_output(self.vit(self.tubes(video)))
-        heard = self.shared_output(self.vit(self.patches(audio)))
+        heard = self.patches(audio)
+        if not self.separate:
+            heard = self.shared_output(self.vit(heard))
         seen = self.video_output(seen)
         heard = self.audio_output(self.audio_adapter(self.adapter_input(heard)))
         seen = seen.unflatten(0, video_mask.shape)

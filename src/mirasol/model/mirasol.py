@@ -91,6 +91,8 @@ class MirasolPreTrainedModel(PreTrainedModel):
         for parameter in module.parameters(recurse=False):
             if type(module).__module__.startswith("mirasol."):
                 init.normal_(parameter, std=0.02)
+        if getattr(module, "position_gate", None) is not None:
+            init.zeros_(module.position_gate)
 
 
 class MirasolForConditionalGeneration(MirasolPreTrainedModel, GenerationMixin):

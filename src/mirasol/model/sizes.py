@@ -26,6 +26,7 @@ _PREFIXES = {
     "latent": "latent",
     "reconstruction": "reconstruction",
     "text.embedding": "vocabulary",
+    "text.output": "vocabulary",
     "text.latent_input": "cross_attention",
     "text": "text",
 }
@@ -79,15 +80,17 @@ def flops(config: MirasolConfig, chunks: int, text_length: int) -> dict[str, int
     video, audio, text = config.video, config.audio, config.text
     width, vit_width, adapter = config.combiner.stack.width, config.vit.width, audio.adapter
     seen, heard = chunks * video.tokens, chunks * audio.tokens
-    vit = stack_flops(config.vit, video.tokens, chunks) + stack_flops(config.vit, audio.tokens, chunks)
-    heard_flops = linear_flops(heard, audio.patch[0] * audio.patch[1], vit_width)
+    more, separate = int(config.vit.class_token), audio.backbone == "separate"
+    vit = stack_flops(config.vit, video.tokens + more, chunks) + linear_flops(seen, vit_width, width)
+    heard_width = adapter.width if separate else vit_width
+    heard_flops = linear_flops(heard, audio.patch[0] * audio.patch[1], heard_width)
     heard_flops += stack_flops(adapter, audio.tokens, chunks)
-    if audio.shared_projection:
-        vit += linear_flops(seen + heard, vit_width, width)
-    else:
-        vit += linear_flops(seen, vit_width, width)
+    if not separate:
+        vit += stack_flops(config.vit, audio.tokens + more, chunks)
+        vit += linear_flops(heard, vit_width, width) if audio.shared_projection else 0
+    if not audio.shared_projection:
         heard_flops += linear_flops(heard, adapter.width, width)
-        heard_flops += linear_flops(heard, vit_width, adapter.width) if adapter.width != vit_width else 0
+        heard_flops += linear_flops(heard, heard_width, adapter.width) if adapter.width != heard_width else 0
     latents = chunks * config.combiner.m
     return {
         "vit": vit,
@@ -152,4 +155,4 @@ def _cross_attention_flops(config: MirasolConfig, latents: int, text_length: int
     if text.cross_attention_ffn:
         layer += feed_forward_flops(text.stack, text_length)
     projection = linear_flops(latents, latent_width, text.stack.width) if latent_width != text.stack.width else 0
-    return text.stack.depth // text.cross_attention_every * layer + projection
+    return len(text.cross_attention_layers) * layer + projection

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from transformers import EncoderDecoderCache
 
 from mirasol.config import MirasolConfig
+from mirasol.errors import UserError
 from mirasol.model.transformer import Attention, FeedForward, sinusoid
 
 
@@ -16,17 +17,19 @@ class TextBlock(nn.Module):
         super().__init__()
         stack = config.text.stack
         self.index = index
-        self.attention_norm = nn.LayerNorm(stack.width)
+        self.attention_norm = nn.LayerNorm(stack.width, stack.norm_eps)
         self.attention = Attention(stack)
-        self.feed_forward_norm = nn.LayerNorm(stack.width)
+        self.feed_forward_norm = nn.LayerNorm(stack.width, stack.norm_eps)
         self.feed_forward = FeedForward(stack)
         self.dropout = nn.Dropout(stack.dropout)
-        self.cross_attention = self.cross_feed_forward = None
-        if (index + 1) % config.text.cross_attention_every == 0:
-            self.cross_attention_norm = nn.LayerNorm(stack.width)
+        self.cross_attention = self.cross_feed_forward = self.cross_latent_norm = None
+        if index in config.text.cross_attention_layers:
+            self.cross_attention_norm = nn.LayerNorm(stack.width, stack.norm_eps)
+            if config.text.cross_attention_latent_norm:
+                self.cross_latent_norm = nn.LayerNorm(stack.width, stack.norm_eps)
             self.cross_attention = Attention(stack)
             if config.text.cross_attention_ffn:
-                self.cross_feed_forward_norm = nn.LayerNorm(stack.width)
+                self.cross_feed_forward_norm = nn.LayerNorm(stack.width, stack.norm_eps)
                 self.cross_feed_forward = FeedForward(stack)
 
     def forward(
@@ -69,7 +72,8 @@ class TextBlock(nn.Module):
             layer = cache.cross_attention_cache.layers[self.index]
             keys_values = layer.keys, layer.values
         else:
-            keys_values = self.cross_attention.keys_values(latents)
+            normed = latents if self.cross_latent_norm is None else self.cross_latent_norm(latents)
+            keys_values = self.cross_attention.keys_values(normed)
             if cache is not None:
                 keys_values = cache.cross_attention_cache.update(*keys_values, self.index)
                 cache.is_updated[self.index] = True
@@ -82,7 +86,7 @@ class TextBlock(nn.Module):
 
 
 class TextDecoder(nn.Module):
-    """Embeds tokens, runs the blocks; input and output embeddings are tied."""
+    """Embeds tokens, runs the blocks; input and output embeddings are tied unless the config parts them."""
 
     def __init__(self, config: MirasolConfig):
         super().__init__()
@@ -90,7 +94,10 @@ class TextDecoder(nn.Module):
         self.embedding = nn.Embedding(config.text.vocab_size, width)
         self.latent_input = nn.Identity() if latent_width == width else nn.Linear(latent_width, width)
         self.blocks = nn.ModuleList(TextBlock(config, index) for index in range(config.text.stack.depth))
-        self.norm = nn.LayerNorm(config.text.stack.width)
+        self.norm = nn.LayerNorm(width, config.text.stack.norm_eps)
+        learned = config.text.learned_positions
+        self.position = nn.Parameter(torch.empty(config.text.max_length, width)) if learned else None
+        self.output = None if config.text.tied else nn.Linear(width, config.text.vocab_size, bias=False)
 
     def forward(
         self,
@@ -109,7 +116,7 @@ class TextDecoder(nn.Module):
         mask, positions = causal_mask_and_positions(ids, attention_mask, past)
         latents = self.latent_input(latents)
         x = self.embedding(ids)
-        x = x + sinusoid(positions, x.shape[-1]).to(x)
+        x = x + self.position_codes(positions, past + ids.shape[1]).to(x)
         cross_attentions = []
         for block in self.blocks:
             x, weights = block(x, mask, latents, latent_mask, cache, with_weights)
@@ -117,8 +124,25 @@ class TextDecoder(nn.Module):
                 cross_attentions.append(weights)
         return self.norm(x), tuple(cross_attentions)
 
+    def position_codes(self, positions: Int[Tensor, "row token"], length: int) -> Float[Tensor, "row token width"]:
+        """What is added to the tokens for their places in rows of `length`: a fixed code, or rows of the learned table.
+
+        Raises:
+            UserError: more tokens than the learned table has rows.
+        """
+        if self.position is None:
+            return sinusoid(positions, self.embedding.embedding_dim)
+        if length > len(self.position):
+            raise UserError(f"text of {length} tokens: text.max_length={len(self.position)} learned positions are all")
+        return self.position[positions]
+
+    @property
+    def output_weight(self) -> Float[Tensor, "vocabulary width"]:
+        """The output embedding: the input's own, unless they are parted."""
+        return self.embedding.weight if self.output is None else self.output.weight
+
     def logits(self, hidden: Float[Tensor, "*row width"]) -> Float[Tensor, "*row vocabulary"]:
-        return nn.functional.linear(hidden, self.embedding.weight)
+        return nn.functional.linear(hidden, self.output_weight)
 
 
 def causal_mask_and_positions(

@@ -1,6 +1,7 @@
 """The one Transformer everything is made of: attention, feed-forward, block, stack, and block-causal masks."""
 
 import math
+from functools import partial
 
 import torch
 from jaxtyping import Bool, Float, Real
@@ -75,12 +76,20 @@ class Attention(nn.Module):
         return self.output(mixed.transpose(1, 2).flatten(2)), weights
 
 
+ACTIVATIONS = {
+    "gelu": F.gelu,
+    "gelu_tanh": partial(F.gelu, approximate="tanh"),
+    "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),
+}
+
+
 class FeedForward(nn.Module):
-    """Two linears with a GELU between them; `gated` multiplies the hidden layer by a linear gate (GEGLU)."""
+    """Two linears, a GELU (or the stack's own activation) between them; `gated` multiplies the hidden layer by a linear
+    gate (GEGLU)."""
 
     def __init__(self, stack: StackConfig):
         super().__init__()
-        self.gated = stack.gated
+        self.gated, self.activation = stack.gated, ACTIVATIONS[stack.activation]
         self.hidden = nn.Linear(stack.width, stack.hidden * (2 if stack.gated else 1), bias=stack.bias)
         self.output = nn.Linear(stack.hidden, stack.width, bias=stack.bias)
 
@@ -88,8 +97,8 @@ class FeedForward(nn.Module):
         hidden = self.hidden(x)
         if self.gated:
             hidden, gate = hidden.chunk(2, dim=-1)
-            return self.output(F.gelu(hidden) * gate)
-        return self.output(F.gelu(hidden))
+            return self.output(self.activation(hidden) * gate)
+        return self.output(self.activation(hidden))
 
 
 class Block(nn.Module):
@@ -97,9 +106,9 @@ class Block(nn.Module):
 
     def __init__(self, stack: StackConfig):
         super().__init__()
-        self.attention_norm = nn.LayerNorm(stack.width)
+        self.attention_norm = nn.LayerNorm(stack.width, stack.norm_eps)
         self.attention = Attention(stack)
-        self.feed_forward_norm = nn.LayerNorm(stack.width)
+        self.feed_forward_norm = nn.LayerNorm(stack.width, stack.norm_eps)
         self.feed_forward = FeedForward(stack)
         self.dropout = nn.Dropout(stack.dropout)
 
@@ -126,7 +135,7 @@ class Stack(nn.Module):
     def __init__(self, stack: StackConfig):
         super().__init__()
         self.blocks = nn.ModuleList(Block(stack) for _ in range(stack.depth))
-        self.norm = nn.LayerNorm(stack.width)
+        self.norm = nn.LayerNorm(stack.width, stack.norm_eps)
 
     def forward(
         self,

@@ -32,19 +32,35 @@ def centre_code(centres: Float[Tensor, "token 3"], width: int) -> Float[Tensor, 
 
 
 class VideoTubes(nn.Module):
-    """Sparse video tubes (TubeViT): every kind of tube is a 3D convolution; tokens carry their centre's code."""
+    """Sparse video tubes (TubeViT): every kind of tube is a 3D convolution; tokens carry their centre's code.
+
+    With learned positions the 2D patches carry those, and the fixed code through a gate (MaMMUT).
+    """
 
     def __init__(self, video: VideoConfig, width: int):
         super().__init__()
         self.video, self.width = video, width
         self.projections = nn.ModuleList(nn.Conv3d(3, width, tube.kernel, tube.stride) for tube in video.tubes)
+        self.learned_position = self.position_gate = None
+        if video.learned_positions:
+            tube = next(tube for tube in video.tubes if tube.flat)
+            _, rows, columns = tube.grid(video.frames_per_chunk, video.image_size)
+            self.learned_position = nn.Parameter(torch.empty(rows * columns, width))
+            self.position_gate = nn.Parameter(torch.empty(1))
 
     def positions(self) -> Float[Tensor, "token width"]:
-        """Position codes of all video tokens of a chunk, in their order."""
-        return centre_code(
-            torch.cat([tube_centres(tube, self.video) for tube in self.video.tubes]),
-            self.width,
-        )
+        """Positions of all video tokens of a chunk, in their order."""
+        return torch.cat([self.tube_positions(tube) for tube in self.video.tubes])
+
+    def tube_positions(self, tube: TubeConfig) -> Float[Tensor, "token width"]:
+        """Positions of one kind of tube: the fixed code, or learned ones, the same for every frame, and gate · code."""
+        code = centre_code(tube_centres(tube, self.video), self.width)
+        if self.learned_position is None:
+            return code
+        code = code.to(self.learned_position)
+        if not tube.flat:
+            return code
+        return self.learned_position.repeat(len(code) // len(self.learned_position), 1) + self.position_gate * code
 
     def forward(self, video: Float[Tensor, "batch frame 3 height width_px"]) -> Float[Tensor, "batch token width"]:
         volume = video.transpose(1, 2)
@@ -74,8 +90,7 @@ class VideoTubes(nn.Module):
         for tube, projection in flat:
             _, y, x = tube.offset
             patches = projection(images[:, :, None, y:, x:]).flatten(2).transpose(1, 2)
-            centres = tube_centres(tube, self.video)[: patches.shape[1]]
-            tokens.append(patches + centre_code(centres, self.width).to(patches))
+            tokens.append(patches + self.tube_positions(tube)[: patches.shape[1]].to(patches))
         return torch.cat(tokens, dim=1)
 
 
