@@ -4,13 +4,23 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Example:
     """One prompt about one clip and the target text the model should give.
 
     `media` is a path relative to the data set's root. `start` and `end` are seconds on the media's own timeline; None
-    means the clip's own start or end. `candidates` holds every answer that a blind guesser has to consider (empty where
+    means the clip's own start or end. A path that goes through a tar, `00000.tar/00000003.mp4`, names its member
+    (`media_files.open_media_file`). `candidates` holds every answer that a blind guesser has to consider (empty where
     answers are open), so chance is 1 / len(candidates).
+
+    id: the data set's own id of the question or clip, unique within the split
+    media: "" where the annotation is there and the media is not
+    target: "" where the data set publishes no answers for the split
+    video: the data set's name of the video; questions of one video are not independent of each other
+    references: all texts that are right, `target` among them, where there are several: second reference answers, the
+        labels of a clip that has more than one
+    answer_index: place of the right one among `candidates`, which may hold equal texts
+    random_target: training draws its target among `references`, anew every time the example comes up
     """
 
     id: str
@@ -21,6 +31,15 @@ class Example:
     target: str
     question_type: str = ""
     candidates: tuple[str, ...] = ()
+    video: str = ""
+    references: tuple[str, ...] = ()
+    answer_index: int | None = None
+    random_target: bool = False
+
+    @property
+    def video_name(self) -> str:
+        """What intervals and plots group by: the video's name, or its file where the data set has no names."""
+        return self.video or self.media
 
     @property
     def type_name(self) -> str:

@@ -1,0 +1,251 @@
+"""Reading annotation files: json, jsonl, csv, lists of names. Whatever is wrong has a file, a line and a column."""
+
+import csv
+import io
+import itertools
+import json
+import re
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from mirasol.data.sources.contract import AnnotationError, Problem, Rows
+
+# Bytes that are not UTF-8 are kept as these, so that one bad caption costs one row and not the file.
+_NOT_UTF8 = re.compile("[\udc80-\udcff]")
+# Python's csv module refuses fields over 128 KiB unless told otherwise; captions of the web may be longer.
+csv.field_size_limit(16 * 2**20)
+
+
+def read_text(path: Path) -> str:
+    """A text file as UTF-8, without a byte order mark. Bytes that are not UTF-8 stay, as lone surrogates."""
+    return path.read_bytes().decode("utf-8-sig", errors="surrogateescape")
+
+
+def is_utf8(text: str) -> bool:
+    """Whether the bytes that `read_text` took this from were UTF-8."""
+    return text.isascii() or _NOT_UTF8.search(text) is None
+
+
+def malformed(message: str, file: str, line: int | None = None, column: int | None = None) -> AnnotationError:
+    """The error for a file that cannot be read on."""
+    return AnnotationError(Problem("malformed", message, file, line, column))
+
+
+class JsonItems:
+    """The objects of a json array: iterate, and ask `place` where one stands.
+
+    Raises AnnotationError where the text is not json, or not an array.
+    """
+
+    def __init__(self, path: Path, file: str):
+        self.file, self.text = file, read_text(path)
+        self.items = parse_json(self.text, file)
+        if not isinstance(self.items, list):
+            raise malformed(f"must hold an array of objects, not {kind_of(self.items)}", file, 1, 1)
+
+    def place(self, index: int) -> tuple[int, int]:
+        """Line and column, from 1, of item `index`, from 0."""
+        begin = self._begins[index]
+        return self.text.count("\n", 0, begin) + 1, begin - self.text.rfind("\n", 0, begin)
+
+    @cached_property
+    def _begins(self) -> list[int]:
+        decoder, blank = json.JSONDecoder(), re.compile(r"[\s,]*")
+        begins, position = [], self.text.index("[") + 1
+        for _ in self.items:
+            position = blank.match(self.text, position).end()
+            begins.append(position)
+            _, position = decoder.raw_decode(self.text, position)
+        return begins
+
+    def checked(self, rows: Rows, fields: dict[str, type | tuple[type, ...]]) -> Iterator[tuple[int, dict[str, Any]]]:
+        """(index, object) of the objects that have all `fields` in their types; the others are skipped in `rows`."""
+        for index, item in enumerate(self.items):
+            wrong = wrong_fields(item, fields)
+            if wrong is None:
+                yield index, item
+            else:
+                rows.skip(*wrong, self.file, *self.place(index))
+
+
+def parse_json(text: str, file: str) -> Any:
+    """The value of a json text. Raises AnnotationError with line and column."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise malformed(f"is not JSON ({error.msg})", file, error.lineno, error.colno) from error
+    except RecursionError as error:
+        raise malformed("is not JSON (nested too deeply)", file) from error
+
+
+def read_json_object(path: Path, file: str) -> dict[str, Any]:
+    """The object of a json file. Raises AnnotationError where it holds none."""
+    text = read_text(path)
+    value = parse_json(text, file)
+    if not isinstance(value, dict):
+        raise malformed(f"must hold one object, not {kind_of(value)}", file, 1, 1)
+    if not is_utf8(text):
+        line, column = _place(text, _NOT_UTF8.search(text).start())
+        raise AnnotationError(Problem("not UTF-8", "is not UTF-8 text", file, line, column))
+    return value
+
+
+def _place(text: str, position: int) -> tuple[int, int]:
+    return text.count("\n", 0, position) + 1, position - text.rfind("\n", 0, position)
+
+
+def json_lines(
+    path: Path, file: str, rows: Rows, fields: dict[str, type | tuple[type, ...]]
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(line number, object) of a jsonl file. Lines that are no such object are skipped in `rows`; blank ones are none."""
+    for number, line in enumerate(read_text(path).split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            item = json.loads(line)
+        except json.JSONDecodeError as error:
+            rows.skip("malformed", f"is not JSON ({error.msg})", file, number, error.colno)
+            continue
+        wrong = wrong_fields(item, fields)
+        if wrong is None:
+            yield number, item
+        else:
+            rows.skip(*wrong, file, number)
+
+
+def wrong_fields(item: Any, fields: dict[str, type | tuple[type, ...]]) -> tuple[str, str] | None:
+    """(kind, message) of what keeps `item` from being an object with these fields; None where nothing does."""
+    if not isinstance(item, dict):
+        return "malformed", f"must be an object with {', '.join(fields)}, not {kind_of(item)}"
+    for name, kind in fields.items():
+        if name not in item:
+            return "malformed", f"field {name!r} is missing; found {', '.join(map(repr, item)) or 'none'}"
+        value = item[name]
+        if not isinstance(value, kind) or isinstance(value, bool):
+            wanted = " or ".join(kind_of(k()) for k in (kind if isinstance(kind, tuple) else (kind,)))
+            return "malformed", f"field {name!r} must be {wanted}, not {kind_of(value)}"
+        if isinstance(value, str) and not is_utf8(value):
+            return "not UTF-8", f"field {name!r} is not UTF-8 text"
+    return None
+
+
+def kind_of(value: Any) -> str:
+    """A json value's type in words."""
+    names = {bool: "true or false", int: "a number", float: "a number", str: "text", list: "a list", dict: "an object"}
+    return names.get(type(value), "null")
+
+
+def csv_rows(
+    path: Path,
+    file: str,
+    rows: Rows,
+    columns: Sequence[str],
+    *,
+    optional: Sequence[str] = (),
+    header: bool = True,
+    delimiter: str = ",",
+    skip_initial_space: bool = False,
+    comment: str | None = None,
+) -> Iterator[tuple[int, dict[str, str]]]:
+    """(line number, {column: field}) of a csv file, all fields as text; nothing is guessed to be a missing value.
+
+    With a `header`, columns are found by name, in any order, and others (`optional` ones that are there are given) are
+    ignored; without one, `columns` are all columns in their order. Lines that begin with `comment` are left out.
+    Rows with too few or too many fields, or with bytes that are not UTF-8, are skipped in `rows`.
+
+    Raises AnnotationError for another header, and where quotes do not close.
+    """
+    table = csv_table(path, file, delimiter=delimiter, skip_initial_space=skip_initial_space, comment=comment)
+    width = len(columns)
+    if header:
+        _, names = next(table, (1, []))
+        names = [name.strip() for name in names]
+        check_header(names, columns, file)
+        width = len(names)
+        columns = [*columns, *(name for name in optional if name in names)]
+        places = [names.index(name) for name in columns]
+    else:
+        places = list(range(width))
+    for line, fields in table:
+        if len(fields) != width:
+            message = f"{len(fields)} fields, {width} expected"
+            rows.skip("malformed", message, file, line, _end_of_field(fields, min(len(fields), width), delimiter))
+            continue
+        row = {name: fields[place] for name, place in zip(columns, places, strict=True)}
+        bad = next((name for name, field in row.items() if not is_utf8(field)), None)
+        if bad is None:
+            yield line, row
+        else:
+            rows.skip("not UTF-8", f"field {bad!r} is not UTF-8 text", file, line)
+
+
+def check_header(found: Sequence[str], expected: Sequence[str], file: str) -> None:
+    """Raises AnnotationError, naming both, where a header lacks a column."""
+    missing = [name for name in expected if name not in found]
+    if missing:
+        message = f"wrong header: expected {','.join(expected)}; found {','.join(found) or 'nothing'}"
+        raise AnnotationError(Problem("wrong header", message, file, 1, 1))
+
+
+def csv_header(path: Path, delimiter: str = ",") -> list[str]:
+    """The first row of a csv file; empty where there is none. Reads no more than it needs."""
+    with path.open("rb") as stream:
+        first = stream.readline(2**20).decode("utf-8-sig", errors="surrogateescape")
+    try:
+        return [name.strip() for name in next(csv.reader([first], delimiter=delimiter), [])]
+    except csv.Error:
+        return []
+
+
+def csv_table(
+    path: Path, file: str, *, delimiter: str = ",", skip_initial_space: bool = False, comment: str | None = None
+) -> Iterator[tuple[int, list[str]]]:
+    """(line number, fields) of every row that is not empty. Raises AnnotationError where quotes do not close."""
+    lines = io.StringIO(read_text(path), newline="").readlines()
+    skipped = 0
+    if comment is not None:
+        skipped = sum(1 for _ in itertools.takewhile(lambda line: line.startswith(comment), lines))
+        lines = lines[skipped:]
+    reader = csv.reader(lines, delimiter=delimiter, skipinitialspace=skip_initial_space, strict=True)
+    line = skipped + 1
+    while True:
+        try:
+            fields = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            raise malformed(f"is not csv ({error})", file, line, _open_quote(path, line)) from error
+        if fields:
+            yield line, fields
+        line = skipped + reader.line_num + 1
+
+
+def _open_quote(path: Path, line: int) -> int:
+    """Column, from 1, of the last quote of a line: where the field began that does not end."""
+    return read_text(path).split("\n")[line - 1].rfind('"') + 1 or 1
+
+
+def _end_of_field(fields: Sequence[str], count: int, delimiter: str) -> int:
+    """Column, from 1, just behind the first `count` fields of a row, as a csv writer would have written them."""
+    written = io.StringIO()
+    csv.writer(written, delimiter=delimiter, lineterminator="").writerow(fields[:count])
+    return len(written.getvalue()) + 1
+
+
+def name_list(path: Path, file: str) -> tuple[str, ...]:
+    """The names of a text file with one on each line, in its order. Raises AnnotationError for one named twice."""
+    names: dict[str, int] = {}
+    for number, line in enumerate(read_text(path).split("\n"), start=1):
+        name = line.strip()
+        if not name:
+            continue
+        if not is_utf8(name):
+            raise AnnotationError(Problem("not UTF-8", "is not UTF-8 text", file, number, 1))
+        if name in names:
+            raise malformed(f"{name!r} was already named on line {names[name]}", file, number, 1)
+        names[name] = number
+    if not names:
+        raise malformed("names nothing", file)
+    return tuple(names)
