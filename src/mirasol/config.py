@@ -87,8 +87,10 @@ class MirasolConfig(PreTrainedConfig):
     def _check_parts_fit(self) -> None:
         self._check_widths()
         self._check_combiner()
-        frames = self.video.frames_per_chunk
-        if frames % self.reconstruction.patch[0]:
+        frames, target = self.video.frames_per_chunk, self.reconstruction.frames
+        if target is not None and frames % target:
+            raise UserError(f"reconstruction.frames={target} must divide video.frames_per_chunk={frames}")
+        if target is None and frames % self.reconstruction.patch[0]:
             raise UserError(
                 f"reconstruction.patch={self.reconstruction.patch} must divide video.frames_per_chunk={frames}"
             )

@@ -259,18 +259,35 @@ class LatentConfig:
 
 @dataclass
 class ReconstructionConfig:
-    """Reconstruction of the next chunk's video at `image_size` pixels in patches of (frames, pixels, pixels)."""
+    """Reconstruction of a chunk's video, in patches of (frames, pixels, pixels), from the latents h.
+
+    image_size, frames: what the video is averaged to before it is the target; no `frames` keeps all of a chunk's.
+    distance: mean squared error, or cosine distance patch by patch.
+    step: h_t gives the next chunk, t + 1, or the same chunk, t.
+    audio: whether the chunk's log-mel spectrogram is reconstructed too, in the patches that the encoder reads.
+    """
 
     stack: StackConfig
     image_size: int
     patch: tuple[int, int, int]
+    frames: int | None = None
+    distance: Literal["mse", "cosine"] = "mse"
+    step: Literal["next", "same"] = "next"
+    audio: bool = False
 
     def __post_init__(self):
-        _check_fields(self, "image_size")
+        _check_fields(self, "image_size", "frames")
         self.stack = make_part(StackConfig, self.stack, "stack")
         self.patch = _sizes("patch", self.patch, 3)
         if self.image_size % self.patch[1] or self.image_size % self.patch[2]:
             raise UserError(f"patch={self.patch} must divide reconstruction.image_size={self.image_size}")
+        if self.frames is not None and self.frames % self.patch[0]:
+            raise UserError(f"patch={self.patch} must divide reconstruction.frames={self.frames}")
+
+    def grid(self, frames_per_chunk: int) -> tuple[int, int, int]:
+        """Patches along (time, height, width) of a chunk of `frames_per_chunk` frames."""
+        frames = frames_per_chunk if self.frames is None else self.frames
+        return frames // self.patch[0], self.image_size // self.patch[1], self.image_size // self.patch[2]
 
 
 @dataclass
@@ -342,11 +359,15 @@ class ChunkingConfig:
 
 @dataclass
 class LossWeights:
-    """Weights of the three losses (paper, Table 1b; pretraining 1/1/1, fine-tuning text 10)."""
+    """Weights of the losses (paper, Table 1b, for text, latent and video; pretraining 1/1/1, fine-tuning text 10).
+
+    `audio` counts where `reconstruction.audio` is on.
+    """
 
     text: float = 1.0
     latent: float = 1.0
     video: float = 1.0
+    audio: float = 1.0
 
     def __post_init__(self):
         _check_fields(self)

@@ -1,3 +1,4 @@
+import copy
 import dataclasses
 import re
 from html.parser import HTMLParser
@@ -126,6 +127,24 @@ def test_a_clip_of_one_chunk_without_video_or_audio_can_be_shown(data):
     text = Page(render_report(dataclasses.replace(data, exhibit=exhibit))).text
     assert "no video" in text
     assert "no audio" in text
+
+
+def test_a_reconstruction_of_the_chunk_itself_is_shown_for_every_chunk(data, loaded, shapes):
+    """With a target of fewer frames, each picture stands for several."""
+    config = copy.deepcopy(loaded.model.config)
+    config.reconstruction = dataclasses.replace(config.reconstruction, step="same", frames=1, patch=(1, 8, 8))
+    model = type(loaded.model)(config).eval()
+    clip = loaded.processor.feature_extractor.read(shapes / data.exhibit.media)
+    exhibit = look_closely(model, loaded.processor, clip, data.exhibit.media, data.exhibit.answered)
+    assert exhibit.reconstruction.shape[:2] == exhibit.frames.shape[:2]
+    assert (exhibit.reconstruction == exhibit.reconstruction[:, :1]).all()
+    log = [{**line, "audio_loss": 0.5} if line["kind"] == "train" else line for line in data.log]
+    log = [{**line, "clip": {**line["clip"], "audio_loss": 0.5}} if "clip" in line else line for line in log]
+    page = Page(render_report(dataclasses.replace(data, exhibit=exhibit, log=log)))
+    classes = [attributes.get("class", "").split() for _, attributes in page.found]
+    assert sum("film" in names for names in classes) == 2 * len(exhibit.frames)
+    assert sum("chart" in names for names in classes) == 5
+    assert "reconstructed" in page.text and "expected" not in page.text and "Audio" in page.text
 
 
 def test_the_exhibit_is_the_clip(exhibit, shapes, loaded):

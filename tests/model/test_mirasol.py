@@ -259,6 +259,54 @@ def test_loss_is_the_weighted_sum(config, batch):
     torch.testing.assert_close(output.loss, expected)
 
 
+@pytest.fixture
+def listener(config):
+    """A model that reconstructs the same chunk's video and audio."""
+    torch.manual_seed(0)
+    settings = {"audio": True, "step": "same"}
+    return MirasolForConditionalGeneration(
+        MirasolConfig.preset("tiny", text={"vocab_size": 40}, reconstruction=settings, loss_weights={"audio": 3.0})
+    ).eval()
+
+
+def test_audio_reconstruction_has_a_loss_and_a_weight(listener, batch):
+    with torch.no_grad():
+        output = listener(**batch)
+    assert output.audio_reconstruction.shape == batch["audio"].shape
+    heard = batch["audio_mask"] & batch["chunk_mask"]
+    each = (output.audio_reconstruction - batch["audio"]).square().mean((2, 3))
+    torch.testing.assert_close(output.audio_loss, each[heard].mean())
+    parts = output.text_loss + output.latent_loss + output.video_loss + 3 * output.audio_loss
+    torch.testing.assert_close(output.loss, parts)
+
+
+def test_reconstruction_of_the_same_chunk_counts_the_first(listener, batch):
+    with torch.no_grad():
+        output = listener(**batch)
+        one = {name: batch[name][:1, :1] for name in MEDIA}
+        alone = listener(**one, decoder_input_ids=batch["decoder_input_ids"][:2], labels=batch["labels"][:2])
+    seen = batch["video_mask"] & batch["chunk_mask"]
+    each = (output.reconstruction - batch["video"]).square().mean((2, 3, 4, 5))
+    torch.testing.assert_close(output.video_loss, each[seen].mean())
+    torch.testing.assert_close(alone.video_loss, each[0, 0])
+
+
+def test_missing_audio_is_not_reconstructed(listener, batch):
+    """NaN where there is no audio spoils neither the loss nor a gradient; without any audio the loss is zero."""
+    with torch.no_grad():
+        expected = listener(**batch).audio_loss
+    batch["audio"][1] = float("nan")
+    listener.train()
+    for mask in (batch["audio_mask"], torch.zeros_like(batch["audio_mask"])):
+        listener.zero_grad()
+        output = listener(**dict(batch, audio_mask=mask))
+        output.loss.backward()
+        assert all(parameter.grad.isfinite().all() for parameter in listener.parameters())
+    assert output.audio_loss == 0
+    with torch.no_grad():
+        assert torch.equal(listener.eval()(**batch).audio_loss, expected)
+
+
 def test_the_latent_target_is_detached(model, batch):
     """The next-latent loss moves the prediction, never the target: x of the last chunk gets no gradient from it."""
     model.train()

@@ -154,12 +154,57 @@ def test_reconstruction_patches_land_where_they_belong():
     """Each query's pixels fill its own (time, y, x) cell of the chunk and no other."""
     config = MirasolConfig.preset("tiny", reconstruction={"image_size": 16, "patch": (2, 8, 8)})
     model = MirasolForConditionalGeneration(config).reconstruction
-    model.pixels = torch.nn.Identity()
-    ramp = torch.arange(8.0).view(1, 8, 1).expand(1, 8, 3 * 2 * 8 * 8)
-    model.stack.forward = lambda x, queries: ramp
-    video = model(torch.zeros(1, 1, 8, 96))
+    ramp = torch.arange(8.0).view(1, 1, 8, 1).expand(1, 1, 8, 3 * 2 * 8 * 8)
+    video = model.video(ramp)
     assert video.shape == (1, 1, 4, 3, 16, 16)
     assert (video[0, 0, :2, :, :8, 8:] == 1).all() and (video[0, 0, 2:, :, 8:, :8] == 6).all()
+
+
+def test_patches_of_a_target_make_up_the_target_again():
+    """Folding and unfolding are inverse, so a predicted patch is compared with its own place of the target."""
+    config = MirasolConfig.preset("tiny", reconstruction={"patch": (2, 8, 4), "audio": True})
+    model = MirasolForConditionalGeneration(config).reconstruction
+    video, audio = torch.randn(2, 3, 4, 3, 32, 32), torch.randn(2, 3, 16, 64)
+    assert torch.equal(model.video(model.video_target(video)), video)
+    assert torch.equal(model.audio(model.audio_target(audio)), audio)
+    # The encoder's own patches, in its order.
+    patches = tubes.AudioPatches(config.audio, 96)
+    patches.projection, patches.position = torch.nn.Identity(), torch.nn.Parameter(torch.zeros(()))
+    assert torch.equal(model.audio_target(audio)[1], patches(audio[1]))
+
+
+def test_a_smaller_target_is_the_average_of_frames_and_pixels():
+    config = MirasolConfig.preset("tiny", reconstruction={"image_size": 16, "frames": 2, "patch": (1, 8, 8)})
+    model = MirasolForConditionalGeneration(config).reconstruction
+    video = torch.randn(1, 2, 4, 3, 32, 32)
+    small = model.video(model.video_target(video))
+    assert small.shape == (1, 2, 2, 3, 16, 16)
+    torch.testing.assert_close(small[0, 1, 1, 2, 3, 5], video[0, 1, 2:, 2, 6:8, 10:12].mean())
+
+
+@pytest.mark.parametrize("distance", ["mse", "cosine"])
+@pytest.mark.parametrize("step", ["next", "same"])
+def test_a_perfect_reconstruction_has_no_loss(distance, step):
+    """And what a chunk without the modality holds, or the last chunk predicts of the next, does not count."""
+    target, mask = torch.randn(2, 3, 5, 8), torch.ones(2, 3, dtype=torch.bool)
+    predicted = target.roll(-1, dims=1) if step == "next" else target.clone()
+    other = "same" if step == "next" else "next"
+    if step == "next":
+        predicted[:, -1] = 100.0
+    assert losses.reconstruction_loss(predicted, target, mask, distance, step).abs() < 1e-6
+    assert losses.reconstruction_loss(predicted, target, mask, distance, other) > 0.1
+    mask[1, 2], target[1, 2] = False, 100.0
+    assert losses.reconstruction_loss(predicted, target, mask, distance, step).abs() < 1e-6
+    assert losses.reconstruction_loss(predicted, target, torch.zeros_like(mask), distance, step) == 0
+
+
+def test_cosine_is_taken_patch_by_patch():
+    """A patch's contrast is free, patch for patch; one common scale for all patches would not do."""
+    target, mask = torch.randn(1, 1, 4, 8), torch.ones(1, 1, dtype=torch.bool)
+    scaled = target * torch.tensor([0.1, 1.0, 3.0, 10.0])[:, None]
+    assert losses.reconstruction_loss(scaled, target, mask, "cosine", "same").abs() < 1e-6
+    scaled[0, 0, 0] *= -1
+    torch.testing.assert_close(losses.reconstruction_loss(scaled, target, mask, "cosine", "same"), torch.tensor(0.5))
 
 
 @pytest.mark.parametrize(
@@ -192,6 +237,11 @@ def test_reconstruction_patches_land_where_they_belong():
         ),
         ({"reconstruction": {"patch": (3, 8, 8)}}, r"reconstruction.patch=\(3, 8, 8\) must .*frames_per_chunk=4"),
         ({"reconstruction": {"patch": (4, 7, 8)}}, r"reconstruction.patch=\(4, 7, 8\) must .*image_size=32"),
+        ({"reconstruction": {"frames": 3, "patch": (1, 8, 8)}}, "reconstruction.frames=3 must divide video.*chunk=4"),
+        ({"reconstruction": {"frames": 2}}, r"reconstruction.patch=\(4, 8, 8\) must divide reconstruction.frames=2"),
+        ({"reconstruction": {"frames": 0}}, "reconstruction.frames=0 must be at least 1"),
+        ({"reconstruction": {"step": "last"}}, "reconstruction.step='last': choose one of next, same"),
+        ({"reconstruction": {"distance": "l1"}}, "reconstruction.distance='l1': choose one of mse, cosine"),
         ({"reconstruction": {"patch": (4, 8)}}, r"reconstruction.patch=\(4, 8\) must be 3 whole numbers"),
         ({"video": {"image_size": 0}}, "video.image_size=0 must be at least 1"),
         ({"video": {"tubes": []}}, r"video.tubes=\[\] must hold at least one tube"),

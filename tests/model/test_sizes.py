@@ -84,6 +84,8 @@ def test_flops_are_what_pytorch_counts(preset, parts):
     [
         {"audio": {"shared_projection": True}},
         {"audio": {"adapter": {"width": 66}}},
+        {"reconstruction": {"audio": True}},
+        {"reconstruction": {"image_size": 16, "frames": 2, "patch": (2, 8, 8)}},
         {"text": {"cross_attention_ffn": True, "cross_attention_every": 2}},
         {"vit": {"class_token": True, "input_norm": True}, "video": {"learned_positions": True}},
         {"audio": {"backbone": "separate", "adapter": {"width": 66}}},

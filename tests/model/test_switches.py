@@ -27,7 +27,24 @@ SWITCHES = {
     "first cross-attention": {
         "text": {"cross_attention_every": 2, "cross_attention_first": 1, "cross_attention_latent_norm": True}
     },
+    "gated text": {"text": {"stack": {"gated": True, "bias": False}}},
+    "gated middle": {
+        part: {"stack": {"gated": True, "bias": False}} for part in ("combiner", "latent", "reconstruction")
+    },
+    "gated adapter": {"audio": {"adapter": {"gated": True}}},
     "mse": {"latent": {"distance": "mse", "mask_ratio": 0.0}},
+    "cosine reconstruction": {"reconstruction": {"distance": "cosine"}},
+    "small target": {"reconstruction": {"image_size": 16, "frames": 2, "patch": (2, 8, 8)}},
+    "same chunk": {"reconstruction": {"step": "same"}},
+    "audio reconstruction": {"reconstruction": {"audio": True}},
+    "all of the reconstruction": {"reconstruction": {"audio": True, "distance": "cosine", "step": "same"}},
+    "audio last": {"combiner": {"token_order": "audio_last"}},
+    "video last": {"combiner": {"token_order": "video_last"}},
+    "one chunk in sight": {"combiner": {"scope": "chunk"}},
+    "cls": {"combiner": {"kind": "cls"}},
+    "perceiver": {"combiner": {"kind": "perceiver"}},
+    "ttm": {"combiner": {"kind": "ttm", "ttm": {"read_tokens": 12, "memory_tokens": 10, "heads": 3, "head_width": 8}}},
+    "concat": {"combiner": {"kind": "concat", "m": 21}},
 }
 
 
@@ -77,6 +94,7 @@ def test_a_config_saved_before_there_were_switches_still_means_the_same(tmp_path
         "vit": ("activation", "norm_eps", "class_token", "input_norm", "final_norm"),
         "text": ("cross_attention_ffn", "cross_attention_first", "cross_attention_latent_norm", "tied"),
     }
+    later |= {"reconstruction": ("frames", "distance", "step", "audio"), "loss_weights": ("audio",)}
     for part, names in later.items():
         for name in names:
             del saved[part][name]

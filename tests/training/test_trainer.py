@@ -107,6 +107,16 @@ def test_the_callers_random_state_does_not_change_the_weights(values, tmp_path, 
     assert (one / "model.safetensors").read_bytes() != (other / "model.safetensors").read_bytes()
 
 
+def test_a_run_that_reconstructs_audio_logs_its_loss(values, console):
+    overrides = values["model"]["overrides"]
+    reconstruction = {**overrides.get("reconstruction", {}), "audio": True, "step": "same"}
+    values["model"]["overrides"] = {**overrides, "reconstruction": reconstruction}
+    run(values, console)
+    lines = read_metrics(Path(values["output"]) / "metrics.jsonl")
+    assert all(line["audio_loss"] > 0 for line in lines if line["kind"] == "train")
+    assert all(line["clip"]["audio_loss"] > 0 for line in lines if line["kind"] == "validation")
+
+
 def test_a_finished_run_leaves_what_it_should(values, console, data_root, examples):
     checkpoint = run(values, console)
     folder = Path(values["output"])

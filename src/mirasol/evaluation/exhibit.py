@@ -20,7 +20,8 @@ class Exhibit:
 
     edges: T + 1 chunk edges, seconds
     frames: uint8 [T, F, height, width, 3]; None without video
-    reconstruction: uint8 [T - 1, F, height, width, 3], entry t is what chunks 0..t let expect of chunk t + 1
+    reconstruction: uint8 [chunk, F, height, width, 3], the model's pictures of the clip's last chunks: of all but the
+        first, each expected from the chunks before it, or of all T where it reconstructs the chunk itself
     spectrogram: float [T * S, mel]; None without audio
     attention: float [question, T], the share of cross-attention on each chunk while the answer was written
     """
@@ -45,7 +46,14 @@ def look_closely(
     """Runs the clip through the model once more and keeps what there is to see. `answered` are questions about it."""
     tensors = processor.feature_extractor.tensors(clip)
     batch = processor.feature_extractor.collate([tensors]).to(model.device)
-    predicted = model.reconstruction(model.encode(**batch).latents)[0, :-1]
+    patches, _ = model.reconstruction(model.encode(**batch).latents)
+    settings, frames = model.config.reconstruction, model.config.video.frames_per_chunk
+    predicted = model.reconstruction.video(patches)[0]
+    if settings.step == "next":
+        predicted = predicted[:-1]
+    if settings.frames is not None:
+        # Each predicted frame stands for several of the chunk's.
+        predicted = predicted.repeat_interleave(frames // settings.frames, dim=1)
     prompts = [item.example.prompt for item in answered]
     attention = attention_by_chunk(model, processor, tensors, prompts, [item.answer for item in answered])
     return Exhibit(

@@ -13,8 +13,9 @@ from mirasol.evaluation.metrics import Answered, Score, UnusableClip
 
 LOSSES = (
     ("text_loss", "Text", "cross-entropy of the target tokens, nats"),
-    ("latent_loss", "Latent", "cosine distance to the next chunk's features"),
-    ("video_loss", "Video", "mean squared error of the next chunk's pixels"),
+    ("latent_loss", "Latent", "distance to the next chunk's features"),
+    ("video_loss", "Video", "distance to the pixels of a chunk"),
+    ("audio_loss", "Audio", "distance to the spectrogram of a chunk"),
 )
 CONTROL_TITLES = {
     "no_video": "no video",
@@ -126,6 +127,8 @@ def loss_charts(log: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
     train = [row for row in log if row["kind"] == "train"]
     charts = []
     for key, title, unit in LOSSES:
+        if key == "audio_loss" and not any(key in row for row in train):
+            continue
         points = [(row["step"], row[key]) for row in train]
         validation = [(row["step"], row["clip"][key]) for row in log if row["kind"] == "validation" and "clip" in row]
         # The first steps are far above the rest: the axis is made for what comes after them.
@@ -158,7 +161,8 @@ def exhibit_view(exhibit: Exhibit) -> dict[str, Any]:
     """Pictures and strips of the clip looked at closely, one column per chunk."""
     chunks = len(exhibit.edges) - 1
     seen = [_filmstrip(exhibit.frames[t]) for t in range(chunks)] if exhibit.frames is not None else None
-    expected = [None, *[_filmstrip(chunk) for chunk in exhibit.reconstruction]]
+    expected = [_filmstrip(chunk) for chunk in exhibit.reconstruction]
+    foreseen = len(expected) < chunks  # of the first chunk nothing could be expected
     spectrogram = None
     if exhibit.spectrogram is not None:
         spectrogram = png_url(heat(exhibit.spectrogram.T[::-1]))  # low tones at the bottom
@@ -179,7 +183,8 @@ def exhibit_view(exhibit: Exhibit) -> dict[str, Any]:
         "chunks": chunks,
         "edges": exhibit.edges,
         "seen": seen,
-        "expected": expected,
+        "expected": [None, *expected] if foreseen else expected,
+        "foreseen": foreseen,
         "frames_per_chunk": exhibit.reconstruction.shape[1] if len(exhibit.reconstruction) else 1,
         "spectrogram": spectrogram,
         "questions": questions,

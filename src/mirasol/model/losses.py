@@ -1,4 +1,4 @@
-"""The three losses, each a mean over what it applies to and exactly zero where it applies to nothing."""
+"""The losses, each a mean over what it applies to and exactly zero where it applies to nothing."""
 
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -25,14 +25,26 @@ def latent_loss(
     return masked_mean(each.mean(dim=-1), chunk_mask[:, 1:])
 
 
-def video_loss(
-    reconstruction: Float[Tensor, "batch chunk frame 3 side side"],
-    target: Float[Tensor, "batch chunk frame 3 side side"],
-    video_mask: Bool[Tensor, "batch chunk"],
+def reconstruction_loss(
+    predicted: Float[Tensor, "batch chunk patch value"],
+    target: Float[Tensor, "batch chunk patch value"],
+    mask: Bool[Tensor, "batch chunk"],
+    distance: str,
+    step: str,
 ) -> Float[Tensor, ""]:
-    """Mean squared error of the next chunk's pixels, over chunks that have video."""
-    each = (reconstruction[:, :-1].float() - target[:, 1:].float()).square().mean(dim=(2, 3, 4, 5))
-    return masked_mean(each, video_mask[:, 1:])
+    """Distance of predicted patches, of video or of the spectrogram, to those of the next or the same chunk.
+
+    `mask` says which chunks have what is reconstructed; their targets alone count. `cosine` is taken patch by patch
+    and so leaves each patch's contrast open; a patch of zeros is at distance 1 from everything.
+    """
+    if step == "next":
+        predicted, target, mask = predicted[:, :-1], target[:, 1:], mask[:, 1:]
+    predicted, target = predicted.float(), target.float()
+    if distance == "cosine":
+        each = 1 - F.cosine_similarity(predicted, target, dim=-1)
+    else:
+        each = (predicted - target).square().mean(dim=-1)
+    return masked_mean(each.mean(dim=-1), mask)
 
 
 def text_loss(logits: Float[Tensor, "target vocabulary"], labels: Int[Tensor, " target"]) -> Float[Tensor, ""]:

@@ -13,8 +13,8 @@ from mirasol.errors import UserError
 from mirasol.model.combiner import make_combiner
 from mirasol.model.encoder import ChunkEncoder
 from mirasol.model.latent import CausalLatentModel
-from mirasol.model.losses import latent_loss, text_loss, video_loss
-from mirasol.model.reconstruction import VideoReconstruction
+from mirasol.model.losses import latent_loss, reconstruction_loss, text_loss
+from mirasol.model.reconstruction import Reconstruction
 from mirasol.model.sizes import count_parameters, flops
 from mirasol.model.text import TextDecoder
 
@@ -42,11 +42,12 @@ class MirasolEncoderOutput(ModelOutput):
 
 @dataclass
 class MirasolOutput(ModelOutput):
-    """What `forward` gives. The three losses are unweighted; `loss` is their weighted sum.
+    """What `forward` gives. The several losses are unweighted; `loss` is their weighted sum.
 
     logits: [row, token, vocabulary]; none while training with labels, when only target positions are computed
-    reconstruction: [clip, chunk, frame, 3, side, side]; entry t is the prediction of chunk t + 1, in
-        the video's normalised units (`MirasolFeatureExtractor.pixels` gives pixels)
+    reconstruction: [clip, chunk, frame, 3, side, side]; entry t is the prediction of chunk t + 1 (of chunk t with
+        `reconstruction.step: same`), in the video's normalised units (`MirasolFeatureExtractor.pixels` gives pixels)
+    audio_reconstruction: [clip, chunk, mel frame, mel], the same of the log-mel spectrogram where the config asks
     cross_attentions: one [row, head, token, chunk · m] per cross-attention layer, when asked for
     """
 
@@ -54,10 +55,12 @@ class MirasolOutput(ModelOutput):
     text_loss: Tensor | None = None
     latent_loss: Tensor | None = None
     video_loss: Tensor | None = None
+    audio_loss: Tensor | None = None
     logits: Tensor | None = None
     latents: Tensor | None = None
     combined: Tensor | None = None
     reconstruction: Tensor | None = None
+    audio_reconstruction: Tensor | None = None
     cross_attentions: tuple[Tensor, ...] | None = None
     past_key_values: EncoderDecoderCache | None = None
     encoder_last_hidden_state: Tensor | None = None
@@ -107,7 +110,7 @@ class MirasolForConditionalGeneration(MirasolPreTrainedModel, GenerationMixin):
         self.chunk_encoder = ChunkEncoder(config)
         self.combiner = make_combiner(config)
         self.latent = CausalLatentModel(config)
-        self.reconstruction = VideoReconstruction(config)
+        self.reconstruction = Reconstruction(config)
         self.text = TextDecoder(config)
         self.post_init()
 
@@ -215,15 +218,30 @@ class MirasolForConditionalGeneration(MirasolPreTrainedModel, GenerationMixin):
         target_logits = self.text.logits(hidden[:, :-1][is_target])
         output.text_loss = text_loss(target_logits, labels[:, 1:][is_target])
         output.latent_loss = latent_loss(self.latent.predict_next(h), x, chunk_mask, self.config.latent.distance)
-        has_video = video_mask & chunk_mask
-        # Masked before the loss: a NaN times zero would still be NaN.
-        video = video.masked_fill(~has_video[:, :, None, None, None, None], 0.0)
-        output.reconstruction = self.reconstruction(h)
-        output.video_loss = video_loss(output.reconstruction, self.reconstruction.target(video), has_video)
         weights = self.config.loss_weights
-        output.loss = (
-            weights.text * output.text_loss + weights.latent * output.latent_loss + weights.video * output.video_loss
-        )
+        output.loss = weights.text * output.text_loss + weights.latent * output.latent_loss
+        self._add_reconstruction_losses(output, video, audio, video_mask & chunk_mask, audio_mask & chunk_mask)
+
+    def _add_reconstruction_losses(
+        self,
+        output: MirasolOutput,
+        video: Float[Tensor, "clip chunk frame 3 height width_px"],
+        audio: Float[Tensor, "clip chunk mel_frame mel"],
+        has_video: Bool[Tensor, "clip chunk"],
+        has_audio: Bool[Tensor, "clip chunk"],
+    ) -> None:
+        settings, weights, model = self.config.reconstruction, self.config.loss_weights, self.reconstruction
+        patches, mel_patches = model(output.latents)
+        # Masked before the loss: a NaN times zero would still be NaN.
+        target = model.video_target(video.masked_fill(~has_video[:, :, None, None, None, None], 0.0))
+        output.reconstruction = model.video(patches)
+        output.video_loss = reconstruction_loss(patches, target, has_video, settings.distance, settings.step)
+        output.loss = output.loss + weights.video * output.video_loss
+        if mel_patches is not None:
+            target = model.audio_target(audio.masked_fill(~has_audio[:, :, None, None], 0.0))
+            output.audio_reconstruction = model.audio(mel_patches)
+            output.audio_loss = reconstruction_loss(mel_patches, target, has_audio, settings.distance, settings.step)
+            output.loss = output.loss + weights.audio * output.audio_loss
 
     @torch.no_grad()
     def generate(self, inputs: Tensor | None = None, **kwargs) -> Tensor:

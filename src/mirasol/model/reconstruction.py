@@ -1,4 +1,4 @@
-"""Reconstruction of the next chunk's video from the latents of the chunks so far."""
+"""Reconstruction of a chunk's video, and as an option of its sound, from the latents of the chunks so far."""
 
 import torch
 from jaxtyping import Float
@@ -9,42 +9,71 @@ from mirasol.config import MirasolConfig
 from mirasol.model.transformer import Stack
 
 
-class VideoReconstruction(nn.Module):
-    """h_t and one learned query per patch go through a Transformer; the queries' outputs are chunk t+1's pixels."""
+class Reconstruction(nn.Module):
+    """h_t and one learned query per patch go through a Transformer; the queries' outputs are the patches of chunk t+1,
+    or of chunk t with `step: same`.
+
+    The paper reconstructs video alone; with `reconstruction.audio` the log-mel spectrogram's patches have queries of
+    their own beside the video's in the same Transformer.
+    """
 
     def __init__(self, config: MirasolConfig):
         super().__init__()
-        self.size, self.patch = (
-            config.reconstruction.image_size,
-            config.reconstruction.patch,
-        )
-        frames, side = config.video.frames_per_chunk, self.size
-        self.grid = (
-            frames // self.patch[0],
-            side // self.patch[1],
-            side // self.patch[2],
-        )
-        width = config.reconstruction.stack.width
+        settings, audio = config.reconstruction, config.audio
+        width = settings.stack.width
+        self.patch, self.grid = settings.patch, settings.grid(config.video.frames_per_chunk)
         self.queries = nn.Parameter(torch.empty(self.grid[0] * self.grid[1] * self.grid[2], width))
-        self.stack = Stack(config.reconstruction.stack)
+        self.stack = Stack(settings.stack)
         self.pixels = nn.Linear(width, 3 * self.patch[0] * self.patch[1] * self.patch[2])
+        self.mel_patch = audio.patch
+        self.mel_grid = audio.spectrogram_frames // audio.patch[0], audio.num_mel_bins // audio.patch[1]
+        self.audio_queries = self.mels = None
+        if settings.audio:
+            self.audio_queries = nn.Parameter(torch.empty(audio.tokens, width))
+            self.mels = nn.Linear(width, audio.patch[0] * audio.patch[1])
 
-    def forward(self, h: Float[Tensor, "batch chunk m width"]) -> Float[Tensor, "batch chunk frame 3 side side"]:
-        batch, chunks, m, _ = h.shape
-        count = self.queries.shape[0]
-        queries = self.queries.to(h).expand(batch * chunks, -1, -1)
-        wanted = torch.arange(m, m + count, device=h.device)
-        pixels = self.pixels(self.stack(torch.cat([h.flatten(0, 1), queries], dim=1), queries=wanted))
-        t, y, x = self.grid
-        pt, py, px = self.patch
-        pixels = pixels.view(batch, chunks, t, y, x, pt, 3, py, px).permute(0, 1, 2, 5, 6, 3, 7, 4, 8)
-        return pixels.reshape(batch, chunks, t * pt, 3, y * py, x * px)
+    def forward(
+        self, h: Float[Tensor, "batch chunk m width"]
+    ) -> tuple[Float[Tensor, "batch chunk patch value"], Float[Tensor, "batch chunk mel_patch mel_value"] | None]:
+        """Patches of the video and, where the config asks for them, of the spectrogram."""
+        seen = len(self.queries)
+        queries = self.queries if self.audio_queries is None else torch.cat([self.queries, self.audio_queries])
+        m, count = h.shape[2], len(queries)
+        tokens = torch.cat([h.flatten(0, 1), queries.to(h).expand(len(h) * h.shape[1], -1, -1)], dim=1)
+        outputs = self.stack(tokens, queries=torch.arange(m, m + count, device=h.device)).unflatten(0, h.shape[:2])
+        if self.mels is None:
+            return self.pixels(outputs), None
+        return self.pixels(outputs[:, :, :seen]), self.mels(outputs[:, :, seen:])
 
-    def target(
+    def video(
+        self, patches: Float[Tensor, "batch chunk patch value"]
+    ) -> Float[Tensor, "batch chunk frame 3 height width_px"]:
+        """The frames that video patches make up."""
+        (t, y, x), (pt, py, px) = self.grid, self.patch
+        pixels = patches.unflatten(-1, (pt, 3, py, px)).unflatten(2, (t, y, x)).permute(0, 1, 2, 5, 6, 3, 7, 4, 8)
+        return pixels.reshape(*patches.shape[:2], t * pt, 3, y * py, x * px)
+
+    def audio(self, patches: Float[Tensor, "batch chunk patch value"]) -> Float[Tensor, "batch chunk mel_frame mel"]:
+        """The log-mel spectrogram that audio patches make up."""
+        mel = patches.unflatten(-1, self.mel_patch).unflatten(2, self.mel_grid).transpose(3, 4)
+        return mel.flatten(4, 5).flatten(2, 3)
+
+    def video_target(
         self, video: Float[Tensor, "batch chunk frame 3 height width_px"]
-    ) -> Float[Tensor, "batch chunk frame 3 side side"]:
-        """The video at the reconstruction's size (area-averaged)."""
-        if video.shape[-1] == self.size:
-            return video
-        small = F.interpolate(video.flatten(0, 2), size=(self.size, self.size), mode="area")
-        return small.unflatten(0, video.shape[:3])
+    ) -> Float[Tensor, "batch chunk patch value"]:
+        """Patches of the video at the reconstruction's frames and size, both averaged."""
+        (t, y, x), (pt, py, px) = self.grid, self.patch
+        if video.shape[2] != t * pt:
+            video = video.unflatten(2, (t * pt, -1)).mean(dim=3)
+        if video.shape[-2:] != (y * py, x * px):
+            small = F.interpolate(video.flatten(0, 2), size=(y * py, x * px), mode="area")
+            video = small.unflatten(0, video.shape[:3])
+        cells = video.unflatten(5, (x, px)).unflatten(4, (y, py)).unflatten(2, (t, pt))
+        return cells.permute(0, 1, 2, 5, 7, 3, 4, 6, 8).flatten(5).flatten(2, 4)
+
+    def audio_target(
+        self, audio: Float[Tensor, "batch chunk mel_frame mel"]
+    ) -> Float[Tensor, "batch chunk patch value"]:
+        """Patches of the log-mel spectrogram, in the order of the chunk encoder's."""
+        (t, f), (pt, pf) = self.mel_grid, self.mel_patch
+        return audio.unflatten(3, (f, pf)).unflatten(2, (t, pt)).transpose(3, 4).flatten(4).flatten(2, 3)

@@ -141,12 +141,11 @@ def _token_turing_flops(config: MirasolConfig, tokens: int) -> int:
 
 
 def _reconstruction_flops(config: MirasolConfig, chunks: int) -> int:
-    settings = config.reconstruction
-    frames, height, width = settings.patch
-    queries = (config.video.frames_per_chunk // frames) * (settings.image_size // height)
-    queries *= settings.image_size // width
-    stack = stack_flops(settings.stack, config.combiner.m + queries, chunks, queries)
-    return stack + linear_flops(chunks * queries, settings.stack.width, 3 * frames * height * width)
+    settings, audio = config.reconstruction, config.audio
+    queries, heard = math.prod(settings.grid(config.video.frames_per_chunk)), audio.tokens if settings.audio else 0
+    stack = stack_flops(settings.stack, config.combiner.m + queries + heard, chunks, queries + heard)
+    pixels = linear_flops(chunks * queries, settings.stack.width, 3 * math.prod(settings.patch))
+    return stack + pixels + linear_flops(chunks * heard, settings.stack.width, math.prod(audio.patch))
 
 
 def _cross_attention_flops(config: MirasolConfig, latents: int, text_length: int) -> int:

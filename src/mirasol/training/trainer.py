@@ -175,13 +175,8 @@ class Trainer:
         torch.manual_seed(self.plan.noise_seed(step))
         with self._precision():
             output = self.model(**tensors)
-        values = {
-            "stage": stage_name,
-            "loss": output.loss.item(),
-            "text_loss": output.text_loss.item(),
-            "latent_loss": output.latent_loss.item(),
-            "video_loss": output.video_loss.item(),
-        }
+        values = {"stage": stage_name, "loss": output.loss.item()}
+        values |= {name: loss.item() for name, loss in output.items() if name.endswith("_loss")}
         check_finite(step, batch, values)
         self.optimizer.zero_grad()
         output.loss.backward()
@@ -206,7 +201,7 @@ class Trainer:
         recipe, last = self.recipe, done == self.recipe.total_steps
         if self._logs(done):
             log.train(done, {**values, **self.clock.lap()})
-        losses = " ".join(f"{name} {values[name + '_loss']:.3f}" for name in ("text", "latent", "video"))
+        losses = " ".join(f"{name[:-5]} {loss:.3f}" for name, loss in values.items() if name.endswith("_loss"))
         progress.update(done, f"{values['stage']}: {losses}")
         if self.validation.parts and (done % recipe.validate_every == 0 or last):
             with self.clock.paused(), self._precision():

@@ -66,7 +66,7 @@ class Validation:
     def _part(self, part, model, processor, cache, device) -> dict[str, Any]:
         size = max(stage.clips_per_step for stage in self.recipe.stages.values())
         sums: dict[str, list[float]] = defaultdict(lambda: [0.0, 0, 0, 0])
-        latent = video = 0.0
+        dense: dict[str, float] = defaultdict(float)
         for first in range(0, len(part), size):
             some = part[first : first + size]
             media = load_media(cache, processor.feature_extractor, [(c.media, c.start, c.end) for c, _ in some])
@@ -74,13 +74,14 @@ class Validation:
             text = processor.encode_text([row.prompt for row in rows], [row.target for row in rows])
             batch = {name: value.to(device) for name, value in {**media, **text}.items()}
             output = model(**batch)
-            latent += float(output.latent_loss) * len(some)
-            video += float(output.video_loss) * len(some)
+            for name, loss in output.items():
+                if name.endswith("_loss") and name != "text_loss":
+                    dense[name] += float(loss) * len(some) / len(part)
             losses, tokens, right = judge_rows(output.logits, batch["labels"])
             for row, loss, count, exact in zip(rows, losses.tolist(), tokens.tolist(), right.tolist(), strict=True):
                 for total, value in enumerate((loss, count, int(exact), 1)):
                     sums[row.type_name][total] += value
-        return _summary(sums, latent / len(part), video / len(part))
+        return _summary(sums, dense)
 
 
 def judge_rows(
@@ -96,12 +97,11 @@ def judge_rows(
     return losses.sum(1), is_target.sum(1), right.all(1)
 
 
-def _summary(sums: dict[str, list[float]], latent: float, video: float) -> dict[str, Any]:
+def _summary(sums: dict[str, list[float]], dense: dict[str, float]) -> dict[str, Any]:
     loss, tokens, exact, rows = (sum(entry[place] for entry in sums.values()) for place in range(4))
     return {
         "text_loss": loss / tokens,
-        "latent_loss": latent,
-        "video_loss": video,
+        **dense,
         "accuracy": exact / rows,
         "by_type": {
             name: {"text_loss": sums[name][0] / sums[name][1], "accuracy": sums[name][2] / sums[name][3],
