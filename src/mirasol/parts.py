@@ -62,7 +62,8 @@ def check_deviation(image_std: float | tuple[float, float, float]) -> None:
 @dataclass
 class StackConfig:
     """One pre-LN Transformer stack. `gated` picks a gated feed-forward (GEGLU with the default `activation`), `bias`
-    puts biases on every linear, `norm_eps` keeps the norms from dividing by zero."""
+    puts biases on every linear, `norm_eps` keeps the norms from dividing by zero; `attention_dropout` is that of the
+    attention weights, the same as `dropout` when None."""
 
     depth: int
     width: int
@@ -74,13 +75,16 @@ class StackConfig:
     dropout: float = 0.0
     activation: Literal["gelu", "gelu_tanh", "quick_gelu"] = "gelu"
     norm_eps: float = 1e-5
+    attention_dropout: float | None = None
 
     def __post_init__(self):
         _check_fields(self, "depth", "width", "hidden", "heads", "head_width")
         if self.width % 2:
             raise UserError(f"width={self.width} must be even: positions are pairs of sine and cosine")
-        if not 0 <= self.dropout < 1:
-            raise UserError(f"dropout={self.dropout} must lie in [0, 1)")
+        for name in ("dropout", "attention_dropout"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value < 1:
+                raise UserError(f"{name}={value} must lie in [0, 1)")
         if not 0 < self.norm_eps < 1:
             raise UserError(f"norm_eps={self.norm_eps} must lie in (0, 1)")
 

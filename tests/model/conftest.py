@@ -1,5 +1,7 @@
 """Fixtures for the model's tests: a small config, a model, and a batch that mixes everything a batch may mix."""
 
+import copy
+
 import pytest
 import torch
 
@@ -14,7 +16,7 @@ def config() -> MirasolConfig:
 @pytest.fixture
 def model(config) -> MirasolForConditionalGeneration:
     torch.manual_seed(0)
-    return MirasolForConditionalGeneration(config).eval()
+    return MirasolForConditionalGeneration(copy.deepcopy(config)).eval()
 
 
 @pytest.fixture

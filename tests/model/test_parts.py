@@ -7,6 +7,7 @@ import torch
 from mirasol import MirasolConfig, UserError
 from mirasol.model import losses, transformer, tubes
 from mirasol.model.combiner import TransformerCombiner, order_tokens
+from mirasol.model.masks import BlockCausal
 from mirasol.model.mirasol import MirasolForConditionalGeneration
 from mirasol.parts import StackConfig, TubeConfig, VideoConfig
 
@@ -101,31 +102,14 @@ def test_one_pass_equals_step_by_step():
             )
 
 
-def test_restricted_queries_equal_all_outputs_cut():
+def test_the_last_outputs_alone_equal_all_outputs_cut():
     """The last block computes only what is read; the result is that of computing everything."""
     stack = transformer.Stack(StackConfig(2, 16, 32, 2, 8)).eval()
-    x, mask = (
-        torch.randn(2, 12, 16),
-        transformer.block_causal_mask(3, 4, torch.device("cpu")),
-    )
-    queries = torch.tensor([2, 3, 6, 7, 10, 11])
+    x, mask = torch.randn(2, 12, 16), BlockCausal(3, 4, 4)
     with torch.no_grad():
-        torch.testing.assert_close(stack(x, mask, queries), stack(x, mask)[:, queries])
-
-
-def test_block_causal_mask():
-    mask = transformer.block_causal_mask(2, 2, torch.device("cpu"))
-    assert mask.tolist() == [[True, True, False, False]] * 2 + [[True] * 4] * 2
-
-
-def test_eager_attention_equals_sdpa():
-    q, k, v = (torch.randn(2, 3, 5, 8) for _ in range(3))
-    mask = torch.rand(2, 1, 5, 5) > 0.4
-    mask |= torch.eye(5, dtype=torch.bool)
-    fast, _ = transformer.attend(q, k, v, mask, 0.0, False)
-    slow, weights = transformer.attend(q, k, v, mask, 0.0, True)
-    torch.testing.assert_close(fast, slow)
-    assert (weights[~mask.expand_as(weights)] == 0).all()
+        every = stack(x, mask)
+        torch.testing.assert_close(stack(x, mask, last=2), every[:, torch.tensor([2, 3, 6, 7, 10, 11])])
+        torch.testing.assert_close(stack(x, last=5), stack(x)[:, -5:])
 
 
 def test_gated_feed_forward_has_a_gate():

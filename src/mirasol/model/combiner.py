@@ -3,10 +3,12 @@
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
+from torch.nn.attention.flex_attention import BlockMask
 
 from mirasol.config import MirasolConfig
+from mirasol.model.masks import BlockCausal, ResamplerMask
 from mirasol.model.token_turing import TokenTuringCombiner
-from mirasol.model.transformer import Attention, FeedForward, Stack, block_causal_mask, sinusoid
+from mirasol.model.transformer import Attention, FeedForward, Stack, form_of_mask, sinusoid
 from mirasol.parts import StackConfig
 
 
@@ -54,11 +56,8 @@ def last_outputs(
     """The last m outputs of each chunk; its tokens see each other and, in the scope `past`, all earlier chunks."""
     _, chunks, count, _ = tokens.shape
     if scope == "chunk":
-        last = torch.arange(count - m, count, device=tokens.device)
-        return stack(tokens.flatten(0, 1), queries=last).unflatten(0, tokens.shape[:2])
-    mask = block_causal_mask(chunks, count, tokens.device)
-    last = torch.arange(chunks * count, device=tokens.device).view(chunks, count)[:, -m:].flatten()
-    return stack(tokens.flatten(1, 2), mask, queries=last).unflatten(1, (chunks, m))
+        return stack(tokens.flatten(0, 1), last=m).unflatten(0, tokens.shape[:2])
+    return stack(tokens.flatten(1, 2), BlockCausal(chunks, count, count), last=m).unflatten(1, (chunks, m))
 
 
 class TransformerCombiner(AttentionCombiner):
@@ -114,7 +113,7 @@ class PerceiverBlock(nn.Module):
         self,
         latents: Float[Tensor, "batch latent width"],
         features: Float[Tensor, "batch feature width"],
-        mask: Bool[Tensor, "latent key"] | None,
+        mask: Bool[Tensor, "latent key"] | BlockMask | None,
     ) -> Float[Tensor, "batch latent width"]:
         normed = self.latent_norm(latents)
         context = torch.cat([self.feature_norm(features), normed], dim=1)
@@ -134,13 +133,6 @@ class PerceiverCombiner(AttentionCombiner):
         self.blocks = nn.ModuleList(PerceiverBlock(stack) for _ in range(stack.depth))
         self.norm = nn.LayerNorm(stack.width)
 
-    def mask(self, chunks: int, tokens: int) -> Bool[Tensor, "latent key"]:
-        """Features of the same and of earlier chunks, then latents of the same chunk."""
-        device = self.latents.device
-        chunk = torch.arange(chunks, device=device)
-        latent, feature = chunk.repeat_interleave(self.m)[:, None], chunk.repeat_interleave(tokens)[None]
-        return torch.cat([latent >= feature, latent == latent.mT], dim=1)
-
     def forward(
         self,
         video: Float[Tensor, "batch chunk video_token width"],
@@ -149,12 +141,13 @@ class PerceiverCombiner(AttentionCombiner):
         batch, chunks = video.shape[:2]
         features = torch.cat([video, audio], dim=2) + self.positions(chunks)
         latents = (self.latents + self.chunk_code(chunks)).to(features).expand(batch, -1, -1, -1)
-        if self.scope == "chunk":
-            mask, features, x = None, features.flatten(0, 1), latents.flatten(0, 1)
-        else:
-            mask, features, x = self.mask(chunks, features.shape[2]), features.flatten(1, 2), latents.flatten(1, 2)
+        mask, axes = (
+            (None, (0, 1)) if self.scope == "chunk" else (ResamplerMask(chunks, self.m, features.shape[2]), (1, 2))
+        )
+        features, x = features.flatten(*axes), latents.flatten(*axes)
+        visible = form_of_mask(mask, self.blocks[0].attention.implementation, x.device)
         for block in self.blocks:
-            x = block(x, features, mask)
+            x = block(x, features, visible)
         return self.norm(x).view(latents.shape)
 
 

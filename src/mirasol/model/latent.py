@@ -5,7 +5,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from mirasol.config import MirasolConfig
-from mirasol.model.transformer import Stack, block_causal_mask, sinusoid
+from mirasol.model.masks import BlockCausal
+from mirasol.model.transformer import Stack, sinusoid
 
 
 class CausalLatentModel(nn.Module):
@@ -27,7 +28,7 @@ class CausalLatentModel(nn.Module):
             x = torch.where(hidden[..., None], self.hidden_latent.to(x), x)
         chunk = sinusoid(torch.arange(chunks, device=x.device), width)
         x = (x + self.token_position + chunk[:, None].to(x)).flatten(1, 2)
-        return self.stack(x, block_causal_mask(chunks, m, x.device)).unflatten(1, (chunks, m))
+        return self.stack(x, BlockCausal(chunks, m, m)).unflatten(1, (chunks, m))
 
     def predict_next(self, h: Float[Tensor, "batch chunk m width"]) -> Float[Tensor, "batch chunk m width"]:
         """What h_t says x_{t+1} will be."""

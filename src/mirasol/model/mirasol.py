@@ -17,6 +17,7 @@ from mirasol.model.losses import latent_loss, reconstruction_loss, text_loss
 from mirasol.model.reconstruction import Reconstruction
 from mirasol.model.sizes import count_parameters, flops
 from mirasol.model.text import TextDecoder
+from mirasol.model.transformer import ATTENTION, Attention
 
 IGNORED_LABEL = -100
 
@@ -66,6 +67,14 @@ class MirasolOutput(ModelOutput):
     encoder_last_hidden_state: Tensor | None = None
 
 
+def _check_attention(implementation: str | None) -> None:
+    if implementation not in (None, *ATTENTION):
+        raise UserError(
+            f"attn_implementation={implementation!r}: choose one of {', '.join(ATTENTION)} "
+            "(masks here are block causal, and flex_attention is what skips their hidden blocks on a GPU)"
+        )
+
+
 class MirasolPreTrainedModel(PreTrainedModel):
     """Loading, saving and initialisation shared by Mirasol models."""
 
@@ -74,8 +83,32 @@ class MirasolPreTrainedModel(PreTrainedModel):
     main_input_name = "video"
     input_modalities = ("video", "audio", "text")
     _supports_sdpa = True
+    _supports_flex_attn = True
     # The Trainer would otherwise divide the loss by a number of tokens this model does not take.
     accepts_loss_kwargs = False
+
+    def __init__(self, config: MirasolConfig):
+        _check_attention(config._attn_implementation)
+        super().__init__(config)
+
+    def post_init(self) -> None:
+        super().post_init()
+        self.set_attn_implementation(self.config._attn_implementation)
+
+    def set_attn_implementation(
+        self, attn_implementation: str | dict[str, str], allow_all_kernels: bool = False
+    ) -> None:
+        """Has every attention of the model computed by `eager`, `sdpa` or `flex_attention`.
+
+        Raises:
+            UserError: another implementation.
+        """
+        given = attn_implementation.get("") if isinstance(attn_implementation, dict) else attn_implementation
+        _check_attention(given)
+        super().set_attn_implementation(attn_implementation, allow_all_kernels)
+        for module in self.modules():
+            if isinstance(module, Attention):
+                module.implementation = self.config._attn_implementation
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:

@@ -38,9 +38,8 @@ class Reconstruction(nn.Module):
         """Patches of the video and, where the config asks for them, of the spectrogram."""
         seen = len(self.queries)
         queries = self.queries if self.audio_queries is None else torch.cat([self.queries, self.audio_queries])
-        m, count = h.shape[2], len(queries)
         tokens = torch.cat([h.flatten(0, 1), queries.to(h).expand(len(h) * h.shape[1], -1, -1)], dim=1)
-        outputs = self.stack(tokens, queries=torch.arange(m, m + count, device=h.device)).unflatten(0, h.shape[:2])
+        outputs = self.stack(tokens, last=len(queries)).unflatten(0, h.shape[:2])
         if self.mels is None:
             return self.pixels(outputs), None
         return self.pixels(outputs[:, :, :seen]), self.mels(outputs[:, :, seen:])

@@ -1,14 +1,22 @@
-"""The one Transformer everything is made of: attention, feed-forward, block, stack, and block-causal masks."""
+"""The one Transformer everything is made of: attention, feed-forward, block and stack."""
 
+import functools
 import math
+from collections.abc import Callable
 from functools import partial
 
 import torch
 from jaxtyping import Bool, Float, Real
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
+from mirasol.errors import UserError
+from mirasol.model.masks import BlockCausal
 from mirasol.parts import StackConfig
+
+# What `attn_implementation` may be.
+ATTENTION = ("eager", "sdpa", "flex_attention")
 
 
 def sinusoid(positions: Real[Tensor, "*shape"], width: int, tau: float = 10_000.0) -> Float[Tensor, "*shape width"]:
@@ -18,39 +26,65 @@ def sinusoid(positions: Real[Tensor, "*shape"], width: int, tau: float = 10_000.
     return torch.cat([angles.sin(), angles.cos()], dim=-1)
 
 
-def block_causal_mask(chunks: int, tokens: int, device: torch.device) -> Bool[Tensor, "query key"]:
-    """True where a query may look: at every token of its own chunk and of earlier chunks."""
-    chunk = torch.arange(chunks * tokens, device=device) // tokens
-    return chunk[:, None] >= chunk[None, :]
+@functools.cache
+def _fused_flex_attention() -> Callable:
+    return torch.compile(flex_attention)
+
+
+def _flex(q: Tensor, k: Tensor, v: Tensor, mask: BlockMask) -> Tensor:
+    # On its own flex attention makes the whole score matrix, unless it is compiled; in a compiled block it is already.
+    if q.is_cuda and not torch.compiler.is_compiling():
+        return _fused_flex_attention()(q, k, v, block_mask=mask)
+    return flex_attention(q, k, v, block_mask=mask)
 
 
 def attend(
     q: Float[Tensor, "batch head query width"],
     k: Float[Tensor, "batch head key width"],
     v: Float[Tensor, "batch head key width"],
-    mask: Bool[Tensor, "..."] | None,
+    mask: Bool[Tensor, "..."] | BlockMask | None,
     dropout: float,
-    with_weights: bool,
+    implementation: str = "sdpa",
+    with_weights: bool = False,
 ) -> tuple[
     Float[Tensor, "batch head query width"],
     Float[Tensor, "batch head query key"] | None,
 ]:
-    """Scaled dot-product attention; the weights are only materialised when they are asked for."""
-    if not with_weights:
+    """Scaled dot-product attention by one of `ATTENTION`. The weights are only there when they are asked for, and
+    then they are computed eagerly whatever the implementation.
+
+    Raises:
+        UserError: dropout of the weights under flex attention, which has none.
+    """
+    if isinstance(mask, BlockMask) and not with_weights:
+        if dropout:
+            raise UserError(
+                f"attention_dropout={dropout}: flex_attention cannot drop attention weights; "
+                "set the stack's attention_dropout to 0.0 or attn_implementation to 'sdpa'"
+            )
+        return _flex(q, k, v, mask), None
+    # Without a mask, or with one that differs from row to row as the text's, flex attention has nothing to skip.
+    if implementation != "eager" and not with_weights:
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout), None
     scores = q @ k.mT / math.sqrt(q.shape[-1])
     if mask is not None:
         scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
     weights = scores.softmax(dim=-1)
-    return F.dropout(weights, dropout) @ v, weights
+    return F.dropout(weights, dropout) @ v, weights if with_weights else None
 
 
 class Attention(nn.Module):
-    """Multi-head attention of queries made of `x` over keys and values made of a context of the same width."""
+    """Multi-head attention of queries made of `x` over keys and values made of a context of the same width.
+
+    implementation: one of `ATTENTION`; the whole model sets it in all its parts (`set_attn_implementation`)
+    """
+
+    implementation = "sdpa"
 
     def __init__(self, stack: StackConfig):
         super().__init__()
-        self.heads, self.dropout = stack.heads, stack.dropout
+        self.heads = stack.heads
+        self.dropout = stack.dropout if stack.attention_dropout is None else stack.attention_dropout
         inner = stack.heads * stack.head_width
         self.query = nn.Linear(stack.width, inner, bias=stack.bias)
         self.key_value = nn.Linear(stack.width, 2 * inner, bias=stack.bias)
@@ -68,19 +102,21 @@ class Attention(nn.Module):
         self,
         x: Float[Tensor, "batch query width"],
         keys_values: tuple[Tensor, Tensor],
-        mask: Bool[Tensor, "..."] | None = None,
+        mask: Bool[Tensor, "..."] | BlockMask | None = None,
         with_weights: bool = False,
     ) -> tuple[Float[Tensor, "batch query width"], Float[Tensor, "batch head query key"] | None]:
         dropout = self.dropout if self.training else 0.0
-        mixed, weights = attend(self.split(self.query(x)), *keys_values, mask, dropout, with_weights)
+        queries = self.split(self.query(x))
+        mixed, weights = attend(queries, *keys_values, mask, dropout, self.implementation, with_weights)
         return self.output(mixed.transpose(1, 2).flatten(2)), weights
 
 
-ACTIVATIONS = {
-    "gelu": F.gelu,
-    "gelu_tanh": partial(F.gelu, approximate="tanh"),
-    "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),
-}
+def quick_gelu(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    """CLIP's approximation of the GELU."""
+    return x * torch.sigmoid(1.702 * x)
+
+
+ACTIVATIONS = {"gelu": F.gelu, "gelu_tanh": partial(F.gelu, approximate="tanh"), "quick_gelu": quick_gelu}
 
 
 class FeedForward(nn.Module):
@@ -114,16 +150,13 @@ class Block(nn.Module):
 
     def forward(
         self,
-        x: Float[Tensor, "batch token width"],
-        mask: Bool[Tensor, "..."] | None = None,
-        queries: Tensor | None = None,
+        x: Float[Tensor, "batch query width"],
+        mask: Bool[Tensor, "..."] | BlockMask | None = None,
+        context: Float[Tensor, "batch key width"] | None = None,
     ) -> Float[Tensor, "batch query width"]:
-        """`queries` names the positions whose outputs are wanted; the others are only looked at."""
+        """The tokens whose outputs are wanted look at the context: at themselves unless it is given."""
         normed = self.attention_norm(x)
-        keys_values = self.attention.keys_values(normed)
-        if queries is not None:
-            x, normed = x[:, queries], normed[:, queries]
-            mask = mask[..., queries, :] if mask is not None else None
+        keys_values = self.attention.keys_values(normed if context is None else self.attention_norm(context))
         mixed, _ = self.attention(normed, keys_values, mask)
         x = x + self.dropout(mixed)
         return x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))
@@ -140,11 +173,26 @@ class Stack(nn.Module):
     def forward(
         self,
         x: Float[Tensor, "batch token width"],
-        mask: Bool[Tensor, "..."] | None = None,
-        queries: Tensor | None = None,
+        mask: BlockCausal | None = None,
+        last: int | None = None,
     ) -> Float[Tensor, "batch query width"]:
-        """The last block only computes the outputs at `queries`, since nothing reads the others."""
-        *first, last = self.blocks
+        """Every token's output, or those of the `last` tokens of each chunk (without a mask the sequence is one
+        chunk). The last block then computes no others, since nothing reads them."""
+        *first, final = self.blocks
+        visible = form_of_mask(mask, final.attention.implementation, x.device)
         for block in first:
-            x = block(x, mask)
-        return self.norm(last(x, mask, queries))
+            x = block(x, visible)
+        if last is None:
+            return self.norm(final(x, visible))
+        wanted = x.unflatten(1, (1 if mask is None else mask.chunks, -1))[:, :, -last:].flatten(1, 2)
+        visible = form_of_mask(mask and mask.for_last(last), final.attention.implementation, x.device)
+        return self.norm(final(wanted, visible, context=x))
+
+
+def form_of_mask(
+    mask: BlockCausal | None, implementation: str, device: torch.device
+) -> Bool[Tensor, "query key"] | BlockMask | None:
+    """The mask as the implementation of attention takes it."""
+    if mask is None:
+        return None
+    return mask.sparse(device) if implementation == "flex_attention" else mask.dense(device)

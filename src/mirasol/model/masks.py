@@ -1,0 +1,124 @@
+"""Which chunk may look at which: descriptions that become a dense mask, or one that flex attention skips tiles by."""
+
+import functools
+from dataclasses import dataclass, replace
+from typing import no_type_check
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask
+
+# Flex attention's kernels work in tiles of 128 queries by 128 keys.
+TILE = 128
+
+
+@dataclass(frozen=True)
+class BlockCausal:
+    """Queries see the keys of their own chunk and of earlier chunks.
+
+    chunks: chunks in the sequence
+    query_tokens, key_tokens: tokens of a chunk among the queries and among the keys
+    window: how many chunks back a query sees, its own included; None for all
+    """
+
+    chunks: int
+    query_tokens: int
+    key_tokens: int
+    window: int | None = None
+
+    @property
+    def lengths(self) -> tuple[int, int]:
+        """How many queries and how many keys there are."""
+        return self.chunks * self.query_tokens, self.chunks * self.key_tokens
+
+    def for_last(self, count: int) -> "BlockCausal":
+        """The same mask for the last `count` queries of each chunk."""
+        return replace(self, query_tokens=count)
+
+    @no_type_check  # flex attention's compiler traces it, and cannot trace a check
+    def visible(self, query: Int[Tensor, "..."], key: Int[Tensor, "..."]) -> Bool[Tensor, "..."]:
+        """Whether the query at a place sees the key at a place; works element by element."""
+        back = query // self.query_tokens - key // self.key_tokens
+        return back >= 0 if self.window is None else (back >= 0) & (back < self.window)
+
+    def tiles(self, device: torch.device) -> tuple[Bool[Tensor, "row column"], Bool[Tensor, "row column"]]:
+        """For every tile of queries by keys: whether anything in it is visible, and whether everything is."""
+        queries, keys = self.lengths
+        first_query, last_query = tile_chunks(queries, self.query_tokens, device)
+        first_key, last_key = tile_chunks(keys, self.key_tokens, device)
+        # A tile holds every distance in chunks between the least and the greatest.
+        least, greatest = first_query[:, None] - last_key, last_query[:, None] - first_key
+        some, every = greatest >= 0, least >= 0
+        if self.window is not None:
+            some, every = some & (least < self.window), every & (greatest < self.window)
+        return some, every & whole_tiles(queries, device)[:, None] & whole_tiles(keys, device)
+
+    def dense(self, device: torch.device) -> Bool[Tensor, "query key"]:
+        """True where a query sees a key."""
+        queries, keys = (torch.arange(length, device=device) for length in self.lengths)
+        return self.visible(queries[:, None], keys)
+
+    def sparse(self, device: torch.device) -> BlockMask:
+        """For flex attention: memory and time go with the tiles, no mask of queries x keys is ever made."""
+        return _sparse(self, device)
+
+
+@dataclass(frozen=True)
+class ResamplerMask(BlockCausal):
+    """Keys are the tokens of all chunks as in `BlockCausal`, then the queries themselves, each chunk's seen by
+    itself alone."""
+
+    @property
+    def lengths(self) -> tuple[int, int]:
+        queries, features = super().lengths
+        return queries, features + queries
+
+    @no_type_check
+    def visible(self, query: Int[Tensor, "..."], key: Int[Tensor, "..."]) -> Bool[Tensor, "..."]:
+        features = self.chunks * self.key_tokens
+        same = query // self.query_tokens == (key - features) // self.query_tokens
+        return torch.where(key < features, super().visible(query, key), same)
+
+    def tiles(self, device: torch.device) -> tuple[Bool[Tensor, "row column"], Bool[Tensor, "row column"]]:
+        queries, keys = self.lengths
+        # The queries' own tiles are few beside the features': looking closer at them would gain nothing.
+        some = torch.ones(-(-queries // TILE), -(-keys // TILE), dtype=torch.bool, device=device)
+        every = torch.zeros_like(some)
+        features = BlockCausal(self.chunks, self.query_tokens, self.key_tokens, self.window)
+        until = features.lengths[1] // TILE
+        for whole, part in zip((some, every), features.tiles(device), strict=True):
+            whole[:, :until] = part[:, :until]
+        return some, every
+
+
+def tile_chunks(length: int, tokens: int, device: torch.device) -> tuple[Int[Tensor, " tile"], Int[Tensor, " tile"]]:
+    """The first and the last chunk that each tile of a sequence touches."""
+    start = torch.arange(0, length, TILE, device=device)
+    return start // tokens, ((start + TILE).clamp(max=length) - 1) // tokens
+
+
+def whole_tiles(length: int, device: torch.device) -> Bool[Tensor, " tile"]:
+    """False for the tile that sticks out over the end of the sequence."""
+    return torch.arange(0, length, TILE, device=device) + TILE <= length
+
+
+@functools.lru_cache(maxsize=32)
+def _sparse(mask: BlockCausal, device: torch.device) -> BlockMask:
+    """Kept from one forward pass to the next: layers, steps and backward passes share it."""
+
+    @no_type_check
+    def visible(_batch: Tensor, _head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        return mask.visible(query, key)
+
+    some, every = mask.tiles(device)
+    partial, whole = some & ~every, every
+    return BlockMask.from_kv_blocks(
+        *_listed(partial), *_listed(whole), BLOCK_SIZE=TILE, mask_mod=visible, seq_lengths=mask.lengths
+    )
+
+
+def _listed(tiles: Bool[Tensor, "row column"]) -> tuple[Int[Tensor, "1 1 row"], Int[Tensor, "1 1 row column"]]:
+    """How many tiles of each row are marked, and their columns ahead of the others'."""
+    columns = tiles.int().argsort(dim=-1, descending=True, stable=True)
+    return tiles.sum(-1, dtype=torch.int32)[None, None], columns.int()[None, None]
