@@ -49,3 +49,28 @@ def add_data_arguments(parser: Any) -> None:
     parser.add_argument("--train", type=int, default=2400, help="number of training clips")
     parser.add_argument("--validation", type=int, default=100, help="number of validation clips")
     parser.add_argument("--test", type=int, default=200, help="number of test clips")
+
+
+def add_source_arguments(parser: Any) -> None:
+    """Declares SOURCE, ROOT and the options of data sets; `source_options` collects them."""
+    parser.add_argument("source", metavar="SOURCE", help="folder (your own data) or a data set of docs/datasets.md")
+    parser.add_argument("root", metavar="ROOT", help="folder with its annotations and media")
+    add_source_options(parser)
+
+
+def add_source_options(parser: Any) -> None:
+    """Declares the options of data sets, those of `mirasol.data.sources.Options`."""
+    parser.add_argument("--annotations", type=str, help="folder of the annotation files, where it is not ROOT")
+    parser.add_argument("--classes", type=str, help="text file with one class name per line")
+    parser.add_argument("--prompt", type=str, help="prompt of examples without a question of their own")
+    parser.add_argument("--targets", type=str, default="all", help="all labels of a clip, or one at random")
+    parser.add_argument("--pattern", type=str, help='name of media files without extension, e.g. "{id}_{start:06d}"')
+
+
+def source_options(chosen: Any) -> Any:
+    """The data set's `Options` among parsed arguments. Raises UserError for an unknown choice."""
+    from mirasol.data.sources import Options
+
+    if chosen.targets not in ("all", "one"):
+        raise UserError(f"--targets {chosen.targets}: choose all or one")
+    return Options(chosen.annotations, chosen.classes, chosen.prompt, chosen.targets, chosen.pattern)

@@ -115,6 +115,7 @@ class Rows:
         self.annotation_files: list[str] = []
         self.classes: tuple[str, ...] = ()
         self.facts: dict[str, str | int] = {}
+        self.published: Published | None = None  # where the counts depend on the options
         self._ids: dict[str, int | None] = {}
 
     def add(self, example: Example, file: str, line: int | None = None, column: int | None = None) -> None:
@@ -136,7 +137,8 @@ class Rows:
     ) -> None:
         """Counts `rows` annotation rows that give no example, and says why."""
         self.problems.append(Problem(kind, message, file, line, column, rows))
-        self.reasons[kind] += rows
+        if rows:
+            self.reasons[kind] += rows
 
     def warn(self, kind: str, message: str, file: str = "") -> None:
         """Notes something that costs no example."""
@@ -151,6 +153,7 @@ class Adapter:
     splits: names of the splits that the files offer, in the order they are told
     read: the rows of one split
     published: counts by split
+    overlapping: splits made of the clips of other splits, which a check of all splits leaves aside
     options: names of the `Options` that `read` looks at
     protocol: how its answers are scored: "open", "multiple choice", "classes", "labels", "captions"
     """
@@ -159,6 +162,7 @@ class Adapter:
     splits: Callable[[Files], list[str]]
     read: Callable[[Files, str, Options], Rows]
     published: Mapping[str, Published] = field(default_factory=dict)
+    overlapping: tuple[str, ...] = ()
     options: tuple[str, ...] = ()
     protocol: str = "open"
 

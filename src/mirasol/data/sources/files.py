@@ -40,6 +40,11 @@ class Files:
         return _walk(self.root)
 
     @cached_property
+    def known(self) -> frozenset[str]:
+        """`paths`, to ask whether a file is there."""
+        return frozenset(self.paths)
+
+    @cached_property
     def annotation_paths(self) -> list[Path]:
         """Every file that may be an annotation file, those nearest to the root first."""
         if self.annotations is None:

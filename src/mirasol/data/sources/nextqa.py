@@ -14,11 +14,11 @@ TYPES = ("CW", "CH", "TN", "TP", "TC", "DB", "DC", "DL", "DO")
 def annotation(files: Files, split: str, multiple_choice: bool) -> Path | None:
     """The split's csv of the task: both tasks call theirs alike, the header tells which it is."""
     wanted = FILES[split]
-    for path in files.annotation_paths:
-        if path.name.lower().endswith(wanted):
-            header = set(csv_header(path))
-            if "qid" in header and (set(CHOICES) <= header) == multiple_choice and {"question", "answer"} <= header:
-                return path
+    named = [path for path in files.annotation_paths if path.name.lower().endswith(wanted)]
+    for path in sorted(named, key=lambda path: path.name.lower() != wanted):
+        header = set(csv_header(path))
+        if "qid" in header and (set(CHOICES) <= header) == multiple_choice and {"question", "answer"} <= header:
+            return path
     return None
 
 

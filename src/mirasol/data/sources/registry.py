@@ -4,7 +4,21 @@ from collections import Counter
 from pathlib import Path
 
 from mirasol.data.example import Example
-from mirasol.data.sources import activitynet_qa, folder, msrvtt_qa, nextqa_mc, nextqa_oe
+from mirasol.data.sources import (
+    activitynet_qa,
+    audioset,
+    epic_sounds,
+    folder,
+    image_text,
+    img2dataset,
+    kinetics_sound,
+    msrvtt_qa,
+    nextqa_mc,
+    nextqa_oe,
+    vggsound,
+    video2dataset,
+    webvid,
+)
 from mirasol.data.sources.contract import Adapter, Options, Published, Rows, Source
 from mirasol.data.sources.files import Files
 from mirasol.errors import UserError
@@ -15,14 +29,24 @@ SOURCES: dict[str, Adapter] = {
     "activitynet_qa": activitynet_qa.ADAPTER,
     "nextqa_mc": nextqa_mc.ADAPTER,
     "nextqa_oe": nextqa_oe.ADAPTER,
+    "vggsound": vggsound.ADAPTER,
+    "epic_sounds": epic_sounds.ADAPTER,
+    "kinetics_sound": kinetics_sound.ADAPTER,
+    "audioset": audioset.ADAPTER,
+    "webvid": webvid.WEBVID,
+    "videocc": webvid.VIDEO_CC_ADAPTER,
+    "video2dataset": video2dataset.ADAPTER,
+    "image_text": image_text.ADAPTER,
+    "img2dataset": img2dataset.ADAPTER,
 }
-SPLIT_NAMES = {"val": "validation", "valid": "validation", "dev": "validation"}
+SPLIT_NAMES = {"val": "validation", "valid": "validation", "dev": "validation", "test": "eval"}
 ANY = Options()
 
 
 def source_splits(name: str, root: Path, options: Options = ANY) -> list[str]:
     """The splits that a data set's files below `root` offer. Raises UserError where there are none."""
-    return _splits(name, _adapter(name, options), Files(root, options.annotations))
+    adapter_of(name, options)
+    return splits_of(name, Files(root, options.annotations))
 
 
 def read_source(name: str, root: Path, split: str, options: Options = ANY) -> Source:
@@ -34,20 +58,20 @@ def read_source(name: str, root: Path, split: str, options: Options = ANY) -> So
     Raises:
         UserError: an unknown data set, split or option; AnnotationError, one of them, where a file cannot be read on.
     """
-    _adapter(name, options)  # a mistyped name is told before a large folder is walked
+    adapter_of(name, options)  # a mistyped name is told before a large folder is walked
     return read_split(name, Files(root, options.annotations), split, options)
 
 
 def read_split(name: str, files: Files, split: str, options: Options = ANY) -> Source:
     """As `read_source`, of files that were listed already."""
-    adapter = _adapter(name, options)
-    known = _splits(name, adapter, files)
+    adapter = adapter_of(name, options)
+    known = splits_of(name, files)
     if split not in known:
         split = SPLIT_NAMES.get(split, split)
     if split not in known:
         raise UserError(f"{files.root} has no split {split!r} of {name}; there are: {', '.join(known)}")
     rows = adapter.read(files, split, options)
-    published = adapter.published.get(split, Published())
+    published = rows.published or adapter.published.get(split, Published())
     _list_missing(rows)
     _compare(rows, published)
     return Source(
@@ -84,7 +108,8 @@ def usable_examples(source: Source, on_problem: str = "error") -> list[Example]:
     return list(source.examples)
 
 
-def _adapter(name: str, options: Options) -> Adapter:
+def adapter_of(name: str, options: Options) -> Adapter:
+    """The adapter of a data set. Raises UserError for an unknown name, and for an option that it does not have."""
     if name not in SOURCES:
         raise UserError(f"data set {name!r} is not known: choose {', '.join(SOURCES)}")
     adapter = SOURCES[name]
@@ -95,8 +120,9 @@ def _adapter(name: str, options: Options) -> Adapter:
     return adapter
 
 
-def _splits(name: str, adapter: Adapter, files: Files) -> list[str]:
-    known = adapter.splits(files)
+def splits_of(name: str, files: Files) -> list[str]:
+    """As `source_splits`, of files that were listed already."""
+    known = SOURCES[name].splits(files)
     if not known:
         raise UserError(f"{files.annotation_root}: no annotation file of {name}: see its section in docs/datasets.md")
     return known
@@ -112,13 +138,11 @@ def _list_missing(rows: Rows) -> None:
 
 def _compare(rows: Rows, published: Published) -> None:
     """Warns where a split's counts are not the published ones."""
-    count = len(rows.examples)
+    count, files = len(rows.examples), ", ".join(rows.annotation_files)
     if published.examples is not None and count != published.examples:
-        rows.warn(
-            "other counts", f"{count} examples, {published.examples} are published", ", ".join(rows.annotation_files)
-        )
+        rows.warn("other counts", f"{count} examples, {published.examples} are published", files)
     elif published.types:
         found = Counter(example.question_type for example in rows.examples)
         other = [f"{kind} {found[kind]} (published {n})" for kind, n in published.types.items() if found[kind] != n]
         if other:
-            rows.warn("other counts", f"counts by type: {', '.join(other)}", ", ".join(rows.annotation_files))
+            rows.warn("other counts", f"counts by type: {', '.join(other)}", files)

@@ -99,7 +99,7 @@ def _place(text: str, position: int) -> tuple[int, int]:
 def json_lines(
     path: Path, file: str, rows: Rows, fields: dict[str, type | tuple[type, ...]]
 ) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(line number, object) of a jsonl file. Lines that are no such object are skipped in `rows`; blank ones are none."""
+    """(line number, object) of a jsonl file without its blank lines; other lines are skipped in `rows`."""
     for number, line in enumerate(read_text(path).split("\n"), start=1):
         if not line.strip():
             continue

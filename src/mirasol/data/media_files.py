@@ -1,0 +1,133 @@
+"""The bytes behind an example's `media`: a file below the root, or a member of a tar, `00000.tar/00000003.mp4`."""
+
+import contextlib
+import functools
+import os
+import re
+import tarfile
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from mirasol.errors import BadClip
+
+_MEMBER = re.compile(r"(.+?\.tar)/(.+)", re.IGNORECASE)
+_BLOCK = 512
+# What a file begins with, by the name its kind goes by. Downloads that failed are pages; extensions lie.
+_BEGINNINGS = {
+    "matroska": re.compile(rb"\x1a\x45\xdf\xa3"),
+    "mp4": re.compile(rb".{4}(ftyp|moov|mdat|free|skip|wide)", re.DOTALL),
+    "avi": re.compile(rb"RIFF.{4}AVI ", re.DOTALL),
+    "wav": re.compile(rb"RIFF.{4}WAVE", re.DOTALL),
+    "webp": re.compile(rb"RIFF.{4}WEBP", re.DOTALL),
+    "jpeg": re.compile(rb"\xff\xd8\xff"),
+    "png": re.compile(rb"\x89PNG\r\n\x1a\n"),
+    "gif": re.compile(rb"GIF8"),
+    "flac": re.compile(rb"fLaC"),
+    "ogg": re.compile(rb"OggS"),
+    "html": re.compile(rb"\s*(?:<!--.*?-->\s*)*<(!doctype\s+html|html|head|\?xml)", re.IGNORECASE | re.DOTALL),
+}
+_EXTENSIONS = {
+    "matroska": (".mkv", ".webm"),
+    "mp4": (".mp4", ".mov", ".m4v", ".m4a", ".3gp"),
+    "avi": (".avi",),
+    "jpeg": (".jpg", ".jpeg"),
+    "png": (".png",),
+    "webp": (".webp",),
+}
+
+
+def content_kind(beginning: bytes) -> str:
+    """What the first 512 bytes of a file show it to be ("html", "mp4", "matroska", "jpeg", …); "" for none known."""
+    return next((kind for kind, pattern in _BEGINNINGS.items() if pattern.match(beginning)), "")
+
+
+def named_otherwise(name: str, kind: str) -> bool:
+    """Whether a file's extension says another kind than its content."""
+    extensions = _EXTENSIONS.get(kind)
+    return extensions is not None and not name.lower().endswith(extensions)
+
+
+@dataclass(frozen=True)
+class TarIndex:
+    """Where each member's bytes lie, in the tar's order: name → (offset, size). `cut`: why it ends early, or ""."""
+
+    members: dict[str, tuple[int, int]]
+    cut: str
+
+
+def tar_index(path: Path) -> TarIndex:
+    """The index of a tar. One that was cut short gives the members that are whole.
+
+    Raises BadClip where there is no tar.
+    """
+    try:
+        facts = path.stat()
+    except OSError as error:
+        raise BadClip(path, "no such file") from error
+    return _tar_index(path, facts.st_size, facts.st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=64)
+def _tar_index(path: Path, size: int, changed: int) -> TarIndex:
+    members: dict[str, tuple[int, int]] = {}
+    end = 0
+    try:
+        with tarfile.open(path, "r:") as tar:
+            for member in tar:
+                end = member.offset_data + -(-member.size // _BLOCK) * _BLOCK
+                if member.offset_data + member.size > size:
+                    return TarIndex(members, f"member {member.name} ends behind the end of the file")
+                if member.isreg():
+                    members[member.name] = (member.offset_data, member.size)
+    except (tarfile.TarError, EOFError, OSError) as error:
+        if not members:
+            raise BadClip(path, f"not a tar file that can be read ({error})") from error
+        return TarIndex(members, str(error))
+    return TarIndex(members, "" if size >= end + _BLOCK else "it ends without the mark that ends a tar")
+
+
+def split_member(media: str) -> tuple[str, str] | None:
+    """(tar, member) of a media path that goes through a tar, else None."""
+    match = _MEMBER.fullmatch(media)
+    return (match[1], match[2]) if match else None
+
+
+def stored_file(root: Path, media: str) -> Path:
+    """The file on disk that holds the media: itself, or its tar."""
+    path = root / media
+    parts = split_member(media)
+    return root / parts[0] if parts is not None and not path.exists() else path
+
+
+def read_member(path: Path, name: str, limit: int = -1) -> bytes:
+    """The bytes of a tar's member, the first `limit` of them where that is not negative. Raises BadClip."""
+    try:
+        offset, size = tar_index(path).members[name]
+    except KeyError as error:
+        raise BadClip(path, f"has no member {name}") from error
+    with path.open("rb") as stream:
+        stream.seek(offset)
+        return stream.read(size if limit < 0 else min(limit, size))
+
+
+@contextlib.contextmanager
+def open_media_file(root: Path, media: str) -> Iterator[Path]:
+    """A path under which the media can be read; a tar's member is copied out for as long as the context lasts.
+
+    Raises BadClip where it is not there.
+    """
+    stored = stored_file(root, media)
+    parts = split_member(media)
+    if parts is None or stored == root / media:
+        yield stored
+        return
+    content = read_member(stored, parts[1])
+    handle, name = tempfile.mkstemp(prefix="mirasol-", suffix=os.path.splitext(parts[1])[1])
+    try:
+        with os.fdopen(handle, "wb") as stream:
+            stream.write(content)
+        yield Path(name)
+    finally:
+        os.unlink(name)
