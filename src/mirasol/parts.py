@@ -228,6 +228,7 @@ class CombinerConfig:
         it is (m is then the number of tokens, and there are no weights). `ttm` and `concat` use the stack's width only.
     scope: the features that x_t may depend on: all chunks up to t, or chunk t alone. `ttm` always has a past, in its
         memory; `concat` never has.
+    window: of the chunks up to t, only the last `window` are seen, at each layer, chunk t included; None is all.
     token_order: which tokens come last, of meaning to `transformer` alone.
     """
 
@@ -237,25 +238,33 @@ class CombinerConfig:
     kind: Literal["transformer", "cls", "perceiver", "ttm", "concat"] = "transformer"
     scope: Literal["past", "chunk"] = "past"
     ttm: TokenTuringConfig = dataclasses.field(default_factory=TokenTuringConfig)
+    window: int | None = None
 
     def __post_init__(self):
-        _check_fields(self, "m")
+        _check_fields(self, "m", "window")
         self.stack = make_part(StackConfig, self.stack, "stack")
         self.ttm = make_part(TokenTuringConfig, self.ttm, "ttm")
         if self.kind == "ttm" and self.scope == "chunk":
             raise UserError("scope='chunk' contradicts combiner.kind='ttm', whose memory is the past")
+        if self.window is not None and (self.kind in ("ttm", "concat") or self.scope == "chunk"):
+            raise UserError(
+                f"window={self.window} needs a Combiner that looks at earlier chunks, not kind={self.kind!r} with "
+                f"scope={self.scope!r}: leave it out"
+            )
 
 
 @dataclass
 class LatentConfig:
-    """The causal latent model. `mask_ratio` of x is hidden while training; `distance` is the next-latent loss."""
+    """The causal latent model. `mask_ratio` of x is hidden while training; `distance` is the next-latent loss; each
+    layer looks at the last `window` chunks, its own included (None: at all so far)."""
 
     stack: StackConfig
     mask_ratio: float = 0.15
     distance: Literal["cosine", "mse"] = "cosine"
+    window: int | None = None
 
     def __post_init__(self):
-        _check_fields(self)
+        _check_fields(self, "window")
         self.stack = make_part(StackConfig, self.stack, "stack")
         if not 0 <= self.mask_ratio < 1:
             raise UserError(f"mask_ratio={self.mask_ratio} must lie in [0, 1)")

@@ -5,6 +5,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from mirasol.config import MirasolConfig
+from mirasol.model.cache import KeyValueCache, StreamState, narrower
 from mirasol.model.masks import BlockCausal
 from mirasol.model.transformer import Stack, sinusoid
 
@@ -15,20 +16,35 @@ class CausalLatentModel(nn.Module):
     def __init__(self, config: MirasolConfig):
         super().__init__()
         width = config.latent.stack.width
-        self.mask_ratio = config.latent.mask_ratio
+        self.mask_ratio, self.window = config.latent.mask_ratio, config.latent.window
         self.stack = Stack(config.latent.stack)
         self.token_position = nn.Parameter(torch.empty(config.combiner.m, width))
         self.hidden_latent = nn.Parameter(torch.empty(width))
         self.next_latent = nn.Linear(width, width)
 
     def forward(self, x: Float[Tensor, "batch chunk m width"]) -> Float[Tensor, "batch chunk m width"]:
-        _, chunks, m, width = x.shape
+        _, chunks, m, _ = x.shape
         if self.training and self.mask_ratio > 0:
             hidden = torch.rand(x.shape[:3], device=x.device) < self.mask_ratio
             x = torch.where(hidden[..., None], self.hidden_latent.to(x), x)
-        chunk = sinusoid(torch.arange(chunks, device=x.device), width)
-        x = (x + self.token_position + chunk[:, None].to(x)).flatten(1, 2)
-        return self.stack(x, BlockCausal(chunks, m, m)).unflatten(1, (chunks, m))
+        mask = BlockCausal(chunks, m, m, self.window)
+        return self.stack(self.placed(x), mask).unflatten(1, (chunks, m))
+
+    def placed(self, x: Float[Tensor, "batch chunk m width"], first: int = 0) -> Float[Tensor, "batch token width"]:
+        """x with the codes of its places, in one row; `first` is the number of its first chunk."""
+        chunk = sinusoid(torch.arange(first, first + x.shape[1], device=x.device), x.shape[-1])
+        return (x + self.token_position + chunk[:, None].to(x)).flatten(1, 2)
+
+    def begin(self, window: int | None = None) -> StreamState:
+        """The state before the first chunk of a stream."""
+        window = narrower(self.window, window)
+        return StreamState(caches=[KeyValueCache(window) for _ in self.stack.blocks])
+
+    def step(self, x: Float[Tensor, "batch 1 m width"], state: StreamState) -> Float[Tensor, "batch 1 m width"]:
+        """h of one more chunk of a stream; nothing is hidden."""
+        h = self.stack.step(self.placed(x, first=state.chunks), state.caches, last=x.shape[2])
+        state.chunks += 1
+        return h[:, None]
 
     def predict_next(self, h: Float[Tensor, "batch chunk m width"]) -> Float[Tensor, "batch chunk m width"]:
         """What h_t says x_{t+1} will be."""

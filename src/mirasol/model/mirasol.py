@@ -14,31 +14,15 @@ from mirasol.model.combiner import make_combiner
 from mirasol.model.encoder import ChunkEncoder
 from mirasol.model.latent import CausalLatentModel
 from mirasol.model.losses import latent_loss, reconstruction_loss, text_loss
+from mirasol.model.outputs import MirasolCandidateScores, MirasolEncoderOutput
 from mirasol.model.reconstruction import Reconstruction
+from mirasol.model.scoring import score_candidates
 from mirasol.model.sizes import count_parameters, flops
+from mirasol.model.streaming import MirasolStream
 from mirasol.model.text import TextDecoder
 from mirasol.model.transformer import ATTENTION, Attention
 
 IGNORED_LABEL = -100
-
-
-@dataclass
-class MirasolEncoderOutput(ModelOutput):
-    """The time-aligned side of a batch of clips. Only batched tensors live here: generation expands them all.
-
-    last_hidden_state: latents h of all chunks in one row, [clip, chunk · m, width]
-    latent_mask: which of them belong to real chunks, [clip, chunk · m]
-    combined: the Combiner's x, [clip, chunk, m, width]
-    """
-
-    last_hidden_state: Tensor | None = None
-    latent_mask: Tensor | None = None
-    combined: Tensor | None = None
-
-    @property
-    def latents(self) -> Float[Tensor, "clip chunk m width"]:
-        """h by chunk."""
-        return self.last_hidden_state.view(self.combined.shape)
 
 
 @dataclass
@@ -291,3 +275,33 @@ class MirasolForConditionalGeneration(MirasolPreTrainedModel, GenerationMixin):
         if rows != clips:
             encoded = MirasolEncoderOutput(**{k: v.repeat_interleave(rows // clips, 0) for k, v in encoded.items()})
         return super().generate(encoder_outputs=encoded, **kwargs)
+
+    def stream(self, batch: int = 1, window: int | None = None) -> MirasolStream:
+        """Clips that come in chunk by chunk: see `MirasolStream`.
+
+        Raises:
+            UserError: the model is in training mode, or `batch` or `window` is below 1.
+        """
+        return MirasolStream(self, batch, window)
+
+    @torch.no_grad()
+    def score(
+        self,
+        encoder_outputs: MirasolEncoderOutput,
+        decoder_input_ids: Int[Tensor, "row token"],
+        decoder_attention_mask: Int[Tensor, "row token"] | None,
+        candidate_ids: Int[Tensor, "row candidate target"],
+        candidate_mask: Bool[Tensor, "row candidate target"],
+    ) -> MirasolCandidateScores:
+        """Log-likelihood of every candidate answer to a prompt, its <eos> included: the likeliest need not be written
+        out by `generate`. Takes `encode`'s or a stream's output and what `MirasolProcessor.candidates` gives: Q prompts
+        for each clip, candidates padded at the right.
+
+        Raises:
+            UserError: rows that are no multiple of the clips, shapes that do not fit, a row without any candidate or
+                candidate without a token before its <eos>.
+        """
+        return score_candidates(
+            self.text, encoder_outputs, decoder_input_ids, decoder_attention_mask, candidate_ids, candidate_mask,
+            self.config.eos_token_id,
+        )  # fmt: skip

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mirasol.config import MirasolConfig
+from mirasol.model.cache import StreamState
 from mirasol.model.transformer import Stack
 from mirasol.parts import StackConfig
 
@@ -49,7 +50,7 @@ class TokenTuringCombiner(nn.Module):
         """The memory before the first chunk."""
         return self.token_position.new_zeros(batch, *self.memory_shape)
 
-    def step(
+    def turn(
         self, features: Float[Tensor, "batch token width"], memory: Float[Tensor, "batch memory width"]
     ) -> tuple[Float[Tensor, "batch m width"], Float[Tensor, "batch memory width"]]:
         """x of one chunk, and the memory after it."""
@@ -66,9 +67,24 @@ class TokenTuringCombiner(nn.Module):
     ) -> Float[Tensor, "batch chunk m width"]:
         memory, outputs = self.empty_memory(len(video)), []
         for features in torch.cat([video, audio], dim=2).unbind(dim=1):
-            x, memory = self.step(features, memory)
+            x, memory = self.turn(features, memory)
             outputs.append(x)
         return torch.stack(outputs, dim=1)
+
+    def begin(self, batch: int, window: int | None = None) -> StreamState:
+        """The state before the first chunk of a stream; it never grows, so that a window has nothing to cut off."""
+        return StreamState(memory=self.empty_memory(batch))
+
+    def step(
+        self,
+        video: Float[Tensor, "batch 1 video_token width"],
+        audio: Float[Tensor, "batch 1 audio_token width"],
+        state: StreamState,
+    ) -> Float[Tensor, "batch 1 m width"]:
+        """x of one more chunk of a stream."""
+        x, state.memory = self.turn(torch.cat([video, audio], dim=2)[:, 0], state.memory)
+        state.chunks += 1
+        return x[:, None]
 
 
 def process_stack(config: MirasolConfig) -> StackConfig:

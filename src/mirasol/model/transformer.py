@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 from mirasol.errors import UserError
+from mirasol.model.cache import KeyValueCache
 from mirasol.model.masks import BlockCausal
 from mirasol.parts import StackConfig
 
@@ -161,6 +162,16 @@ class Block(nn.Module):
         x = x + self.dropout(mixed)
         return x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))
 
+    def step(
+        self, x: Float[Tensor, "batch token width"], cache: KeyValueCache, last: int
+    ) -> Float[Tensor, "batch query width"]:
+        """The same of one more chunk, which sees those in the cache: the outputs of its `last` tokens."""
+        normed = self.attention_norm(x)
+        keys_values = cache.append(self.attention.keys_values(normed))
+        mixed, _ = self.attention(normed[:, -last:], keys_values)
+        x = x[:, -last:] + mixed
+        return x + self.feed_forward(self.feed_forward_norm(x))
+
 
 class Stack(nn.Module):
     """Blocks and a final norm."""
@@ -187,6 +198,14 @@ class Stack(nn.Module):
         wanted = x.unflatten(1, (1 if mask is None else mask.chunks, -1))[:, :, -last:].flatten(1, 2)
         visible = form_of_mask(mask and mask.for_last(last), final.attention.implementation, x.device)
         return self.norm(final(wanted, visible, context=x))
+
+    def step(
+        self, x: Float[Tensor, "batch token width"], caches: list[KeyValueCache], last: int
+    ) -> Float[Tensor, "batch query width"]:
+        """One more chunk of a stream, not in training: the outputs of its `last` tokens."""
+        for block, cache in zip(self.blocks[:-1], caches[:-1], strict=True):
+            x = block.step(x, cache, x.shape[1])
+        return self.norm(self.blocks[-1].step(x, caches[-1], last))
 
 
 def form_of_mask(
