@@ -61,7 +61,7 @@ def add_source_arguments(parser: Any) -> None:
 def add_source_options(parser: Any) -> None:
     """Declares the options of data sets, those of `mirasol.data.sources.Options`."""
     parser.add_argument("--annotations", type=str, help="folder of the annotation files, where it is not ROOT")
-    parser.add_argument("--classes", type=str, help="text file with one class name per line")
+    parser.add_argument("--class-list", type=str, help="text file with one class name per line")
     parser.add_argument("--prompt", type=str, help="prompt of examples without a question of their own")
     parser.add_argument("--targets", type=str, default="all", help="all labels of a clip, or one at random")
     parser.add_argument("--pattern", type=str, help='name of media files without extension, e.g. "{id}_{start:06d}"')
@@ -73,4 +73,4 @@ def source_options(chosen: Any) -> Any:
 
     if chosen.targets not in ("all", "one"):
         raise UserError(f"--targets {chosen.targets}: choose all or one")
-    return Options(chosen.annotations, chosen.classes, chosen.prompt, chosen.targets, chosen.pattern)
+    return Options(chosen.annotations, chosen.class_list, chosen.prompt, chosen.targets, chosen.pattern)

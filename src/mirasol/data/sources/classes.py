@@ -29,12 +29,12 @@ class ClassList:
 
 def given_classes(files: Files, options: Options, *names: str) -> tuple[str, ...] | None:
     """The class list the user names, or one that lies among the annotations under one of `names`; None without one."""
-    if options.classes is not None:
-        path = Path(options.classes)
+    if options.class_list is not None:
+        path = Path(options.class_list)
         path = path if path.is_file() else files.root / path
         if not path.is_file():
-            raise UserError(f"classes={options.classes}: no such file: give a text file with one class name per line")
-        return name_list(path, str(options.classes))
+            raise UserError(f"class_list={options.class_list}: no such file: give a text file with one class name per line")
+        return name_list(path, str(options.class_list))
     found = files.annotation(*names) if names else None
     return name_list(found, files.shown(found)) if found is not None else None
 

@@ -28,7 +28,7 @@ class Options:
     """What a user may choose about a data set. Each adapter names the ones it reads; others are refused.
 
     annotations: folder of the annotation files, or one such file, where they do not lie below ROOT
-    classes: text file with one class name per line
+    class_list: text file with one class name per line
     prompt: the prompt of examples that have no question of their own
     targets: of a clip with several labels, `all` of their names joined with "; ", or `one` at random each time
     pattern: how media files are called, without extension, e.g. "{id}_{start:06d}"; see the data set's section in
@@ -36,7 +36,7 @@ class Options:
     """
 
     annotations: str | None = None
-    classes: str | None = None
+    class_list: str | None = None
     prompt: str | None = None
     targets: Literal["all", "one"] = "all"
     pattern: str | None = None

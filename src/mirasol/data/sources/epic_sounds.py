@@ -117,7 +117,7 @@ def _classes(files: Files, labelled: list[dict[str, str]], rows: Rows) -> tuple[
     found = sorted({(row["class_id"], row["class"]) for row in labelled if row["class_id"].isdigit()})
     if not found:
         return ()
-    rows.facts["class list"] = "the classes that occur: classes.csv is not there"
+    rows.facts["class_list"] = "the classes that occur: classes.csv is not there"
     names = dict.fromkeys(range(max(int(id) for id, _ in found) + 1), "")
     for id, name in found:
         names[int(id)] = names[int(id)] or name

@@ -53,7 +53,7 @@ def read(files: Files, split: str, options: Options) -> Rows:
     default = CLASSES_OF_OGM_GE if split.startswith("ogm_ge") else CLASSES
     given = given_classes(files, options)
     rows.classes = given or default
-    rows.facts["class list"] = options.classes or f"the default {len(default)}"
+    rows.facts["class_list"] = options.class_list or f"the default {len(default)}"
     replaced = {path.rpartition("/")[2][:11]: path for path in files.media_in(REPLACEMENTS)}
     if split.startswith("ogm_ge"):
         _read_ogm_ge(path, shown, files, options, rows)
@@ -113,6 +113,6 @@ ADAPTER = Adapter(
     read,
     PUBLISHED,
     overlapping=("ogm_ge_train", "ogm_ge_test"),
-    options=("classes", "prompt", "pattern"),
+    options=("class_list", "prompt", "pattern"),
     protocol="classes",
 )

@@ -34,7 +34,7 @@ def read(files: Files, split: str, options: Options) -> Rows:
     assert path is not None
     rows, shown = Rows(), files.shown(path)
     rows.annotation_files.append(shown)
-    rows.facts["annotation format"] = path.suffix.removeprefix(".")
+    rows.facts["annotation_format"] = path.suffix.removeprefix(".")
     reader = {".json": _original, ".jsonl": _lines, ".csv": _table}[path.suffix.lower()]
     for line, column, id, video, question, answer in reader(path, shown, rows):
         question = question.strip()

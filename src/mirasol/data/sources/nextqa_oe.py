@@ -59,7 +59,7 @@ def _references(files: Files, rows: Rows) -> dict[str, dict[str, Any]]:
     """The second reference answers of the test split by video and qid."""
     path = files.annotation(REFERENCES)
     if path is None:
-        rows.facts["second references"] = f"none: {REFERENCES} is not there"
+        rows.facts["second_references"] = f"none: {REFERENCES} is not there"
         return {}
     shown = files.shown(path)
     rows.annotation_files.append(shown)

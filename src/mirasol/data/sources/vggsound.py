@@ -84,17 +84,17 @@ def _list(files: Files, split: str) -> Path | None:
 
 def _classes(files: Files, options: Options, labels: list[str], rows: Rows) -> tuple[str, ...]:
     """The authors' class index is the place in the sorted list of stat.csv."""
-    stat = files.annotation("stat.csv") if options.classes is None else None
+    stat = files.annotation("stat.csv") if options.class_list is None else None
     if stat is not None:
         shown = files.shown(stat)
         table = csv_rows(stat, shown, rows, ("class", "count", "group"), header=False)
         return tuple(sorted(row["class"] for _, row in table))
     given = given_classes(files, options, "classes_sorted.txt")
     if given is None:
-        rows.facts["class list"] = "the labels that occur: stat.csv is not there"
+        rows.facts["class_list"] = "the labels that occur: stat.csv is not there"
     return given or tuple(sorted(set(labels)))
 
 
 ADAPTER = Adapter(
-    "VGG-Sound", splits, read, PUBLISHED, options=("classes", "prompt", "pattern"), protocol="classes"
+    "VGG-Sound", splits, read, PUBLISHED, options=("class_list", "prompt", "pattern"), protocol="classes"
 )  # fmt: skip
