@@ -11,6 +11,7 @@ from mirasol.parts import (
     AudioConfig,
     ChunkingConfig,
     CombinerConfig,
+    ContrastiveConfig,
     LatentConfig,
     LossWeights,
     ReconstructionConfig,
@@ -33,13 +34,14 @@ PARTS: dict[str, type] = {
     "latent": LatentConfig,
     "reconstruction": ReconstructionConfig,
     "text": TextConfig,
+    "contrastive": ContrastiveConfig,
     "loss_weights": LossWeights,
 }
 
 
 class MirasolConfig(PreTrainedConfig):
     """Configuration of a Mirasol model. Each part is a dataclass of this module or a mapping with its fields, laid
-    over those of the `tiny` preset.
+    over those of the `tiny` preset. The part `contrastive` may be missing (None): so is then the contrastive pass.
 
     Raises:
         UserError: an unknown key, or parts that do not fit together, with both numbers and the field's name.
@@ -58,6 +60,7 @@ class MirasolConfig(PreTrainedConfig):
         latent: dict | LatentConfig | None = None,
         reconstruction: dict | ReconstructionConfig | None = None,
         text: dict | TextConfig | None = None,
+        contrastive: dict | ContrastiveConfig | None = None,
         loss_weights: dict | LossWeights | None = None,
         checkpoint_format: int = CHECKPOINT_FORMAT,
         pad_token_id: int = 0,
@@ -68,13 +71,13 @@ class MirasolConfig(PreTrainedConfig):
     ):
         given = {
             "chunking": chunking, "video": video, "audio": audio, "vit": vit, "combiner": combiner, "latent": latent,
-            "reconstruction": reconstruction, "text": text, "loss_weights": loss_weights,
+            "reconstruction": reconstruction, "text": text, "contrastive": contrastive, "loss_weights": loss_weights,
         }  # fmt: skip
         defaults = tiny_parts()
         for name, kind in PARTS.items():
             part = defaults[name] if given[name] is None else given[name]
             part = _merged(defaults[name], part) if isinstance(part, Mapping) else part
-            setattr(self, name, make_part(kind, part, name))
+            setattr(self, name, part if part is None else make_part(kind, part, name))
         self.checkpoint_format = checkpoint_format
         self.pad_token_id, self.bos_token_id = pad_token_id, bos_token_id
         self.eos_token_id, self.sep_token_id = eos_token_id, sep_token_id
@@ -154,7 +157,8 @@ class MirasolConfig(PreTrainedConfig):
         """Plain data, parts as mappings."""
         output = super().to_dict()
         for name in PARTS:
-            output[name] = dataclasses.asdict(getattr(self, name))
+            part = getattr(self, name)
+            output[name] = part if part is None else dataclasses.asdict(part)
         return output
 
     def media_settings(self) -> dict[str, Any]:
@@ -186,8 +190,9 @@ class MirasolConfig(PreTrainedConfig):
         return cls(**values)
 
 
-def _merged(base: Mapping, changes: Mapping) -> dict:
+def _merged(base: Mapping | None, changes: Mapping) -> dict:
     """`base` with `changes` laid over it, mapping by mapping."""
+    base = base or {}
     merged = dict(base)
     for key, value in changes.items():
         nested = isinstance(value, Mapping) and isinstance(base.get(key), Mapping)

@@ -346,6 +346,29 @@ class TextConfig:
 
 
 @dataclass
+class ContrastiveConfig:
+    """MaMMUT's contrastive pass: images and texts meet as vectors of `width` in a sigmoid focal loss.
+
+    gamma: how much the loss turns from pairs that are told apart already; 0 is plain sigmoid cross-entropy (SigLIP).
+    temperature: what cosines are divided by at the start; it is learned.
+    bias: what is added then, at the start, and learned too (SigLIP: -10); None: nothing (MaMMUT, whose focal weight
+        does the bias's work against the many pairs that do not belong together).
+    """
+
+    width: int
+    gamma: float = 2.0
+    temperature: float = 0.07
+    bias: float | None = None
+
+    def __post_init__(self):
+        _check_fields(self, "width")
+        if not 0 <= self.gamma < float("inf"):
+            raise UserError(f"gamma={self.gamma} must be at least 0 and finite")
+        if not 0 < self.temperature < float("inf"):
+            raise UserError(f"temperature={self.temperature} must be above 0 and finite")
+
+
+@dataclass
 class ChunkingConfig:
     """How media becomes tensors: chunks of `chunk_seconds`, or `num_chunks` uniform chunks (exactly one is set); and
     the mean and standard deviation that pixel values (0 to 1) are normalised with, one for all or one per channel."""
@@ -374,13 +397,14 @@ class ChunkingConfig:
 class LossWeights:
     """Weights of the losses (paper, Table 1b, for text, latent and video; pretraining 1/1/1, fine-tuning text 10).
 
-    `audio` counts where `reconstruction.audio` is on.
+    `audio` counts where `reconstruction.audio` is on, `contrastive` in `image_text` (beside `text`: MaMMUT, 1/1).
     """
 
     text: float = 1.0
     latent: float = 1.0
     video: float = 1.0
     audio: float = 1.0
+    contrastive: float = 1.0
 
     def __post_init__(self):
         _check_fields(self)

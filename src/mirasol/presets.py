@@ -38,6 +38,7 @@ def tiny_parts() -> dict[str, Any]:
         "latent": {"stack": stack(2)},
         "reconstruction": {"stack": stack(1), "image_size": 32, "patch": (4, 8, 8)},
         "text": {"stack": stack(3), "vocab_size": 512, "cross_attention_every": 1},
+        "contrastive": None,
         "loss_weights": {},
     }
 
@@ -78,6 +79,7 @@ def _paper_parts(vit: dict[str, Any], text: dict[str, Any]) -> dict[str, Any]:
         "latent": {"stack": gated_stack()},
         "reconstruction": {"stack": gated_stack(), "image_size": 64, "patch": (4, 8, 8)},
         "text": {"vocab_size": 256_000, "max_length": 64, "cross_attention_every": 2, **text},
+        "contrastive": {"width": 512},
         "loss_weights": {},
     }
 

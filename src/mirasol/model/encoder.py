@@ -90,4 +90,8 @@ class ChunkEncoder(nn.Module):
             UserError: the config has no 2D patches, or images of another size than `video.image_size`.
         """
         seen = self.vit(self.tubes.image(images))
-        return self.video_output(self.shared_output(seen)) if project else seen
+        return self.project_image(seen) if project else seen
+
+    def project_image(self, seen: Float[Tensor, "image patch vit_width"]) -> Float[Tensor, "image patch width"]:
+        """Features that `image` gave, at the Combiner's width."""
+        return self.video_output(self.shared_output(seen))

@@ -1,5 +1,6 @@
 """The losses, each a mean over what it applies to and exactly zero where it applies to nothing."""
 
+import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional as F
@@ -45,6 +46,33 @@ def reconstruction_loss(
     else:
         each = (predicted - target).square().mean(dim=-1)
     return masked_mean(each.mean(dim=-1), mask)
+
+
+def contrastive_loss(
+    images: Float[Tensor, "image width"],
+    texts: Float[Tensor, "text width"],
+    temperature: Float[Tensor, ""],
+    bias: Float[Tensor, "1"] | None,
+    gamma: float,
+    first: int = 0,
+) -> Float[Tensor, ""]:
+    """Sigmoid focal loss over all pairs of normalised features, summed over the texts and averaged over the images.
+
+    A pair's probability is p = sigmoid(image · text / temperature + bias), or one minus that for a pair that does not
+    belong together, and its loss -(1 - p)^gamma log p (MaMMUT; focal loss without alpha). Image i belongs to text
+    `first` + i: so each process of a run can hold its own images against the texts gathered from all of them, and the
+    mean of their losses is the loss of the whole batch. The sum over pairs is the same from image to text and from
+    text to image, so it is taken once.
+    """
+    logits = images.float() @ texts.float().T / temperature
+    if bias is not None:
+        logits = logits + bias
+    text = torch.arange(texts.shape[0], device=texts.device)
+    belongs = text[None, :] == first + torch.arange(images.shape[0], device=images.device)[:, None]
+    signed = torch.where(belongs, logits, -logits)
+    # 1 - p as the exponential of its logarithm: a power of zero would have no finite gradient.
+    focus = (gamma * F.logsigmoid(-signed)).exp()
+    return -(focus * F.logsigmoid(signed)).sum() / images.shape[0]
 
 
 def text_loss(logits: Float[Tensor, "target vocabulary"], labels: Int[Tensor, " target"]) -> Float[Tensor, ""]:

@@ -11,6 +11,7 @@ from transformers.utils import ModelOutput
 from mirasol.config import MirasolConfig
 from mirasol.errors import UserError
 from mirasol.model.combiner import make_combiner
+from mirasol.model.contrastive import ContrastiveSpace
 from mirasol.model.encoder import ChunkEncoder
 from mirasol.model.latent import CausalLatentModel
 from mirasol.model.losses import latent_loss, reconstruction_loss, text_loss
@@ -49,6 +50,24 @@ class MirasolOutput(ModelOutput):
     cross_attentions: tuple[Tensor, ...] | None = None
     past_key_values: EncoderDecoderCache | None = None
     encoder_last_hidden_state: Tensor | None = None
+
+
+@dataclass
+class MirasolImageTextOutput(ModelOutput):
+    """What `image_text` gives. Both losses are unweighted; `loss` is their weighted sum.
+
+    image_features, text_features: normalised, [image, width]
+    temperature: what their cosines are divided by
+    logits: [image, token, vocabulary]; none while training with labels
+    """
+
+    loss: Tensor | None = None
+    contrastive_loss: Tensor | None = None
+    text_loss: Tensor | None = None
+    image_features: Tensor | None = None
+    text_features: Tensor | None = None
+    temperature: Tensor | None = None
+    logits: Tensor | None = None
 
 
 def _check_attention(implementation: str | None) -> None:
@@ -113,6 +132,8 @@ class MirasolPreTrainedModel(PreTrainedModel):
                 init.normal_(parameter, std=0.02)
         if getattr(module, "position_gate", None) is not None:
             init.zeros_(module.position_gate)
+        if isinstance(module, ContrastiveSpace):
+            module.reset()
 
 
 class MirasolForConditionalGeneration(MirasolPreTrainedModel, GenerationMixin):
@@ -129,6 +150,7 @@ class MirasolForConditionalGeneration(MirasolPreTrainedModel, GenerationMixin):
         self.latent = CausalLatentModel(config)
         self.reconstruction = Reconstruction(config)
         self.text = TextDecoder(config)
+        self.contrastive = ContrastiveSpace(config) if config.contrastive else None
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Embedding:
@@ -213,6 +235,48 @@ class MirasolForConditionalGeneration(MirasolPreTrainedModel, GenerationMixin):
             output.logits = self.text.logits(hidden)
         if labels is not None:
             self._add_losses(output, hidden, labels, video, audio, chunk_mask, video_mask, audio_mask)
+        return output
+
+    def image_text(
+        self,
+        images: Float[Tensor, "image 3 height width_px"],
+        decoder_input_ids: Int[Tensor, "row token"],
+        decoder_attention_mask: Int[Tensor, "row token"] | Bool[Tensor, "row token"] | None = None,
+        labels: Int[Tensor, "row token"] | None = None,
+    ) -> MirasolImageTextOutput:
+        """MaMMUT's two passes of the text decoder over images and a text for each, in the units of one video frame.
+
+        Contrastive: the text read in both directions, without cross-attention, against the image. Generative, with
+        `labels`: the text written token by token, with cross-attention to the image's features at the Combiner's
+        width; the Combiner and the latent model have no part in it.
+
+        Raises:
+            UserError: a config without `contrastive` or without 2D patches, or another number of texts than of images.
+        """
+        if self.contrastive is None:
+            raise UserError("contrastive=None: image_text needs a model made with contrastive={'width': ...}")
+        if len(decoder_input_ids) != len(images):
+            raise UserError(f"{len(decoder_input_ids)} texts for {len(images)} images: give every image one text")
+        if decoder_attention_mask is None:
+            decoder_attention_mask = torch.ones_like(decoder_input_ids)
+        seen = self.chunk_encoder.image(images)
+        is_real = decoder_attention_mask.bool()
+        output = MirasolImageTextOutput(
+            image_features=self.contrastive.image(seen),
+            text_features=self.contrastive.text(self.text.read(decoder_input_ids, is_real), is_real),
+            temperature=self.contrastive.temperature,
+        )
+        output.contrastive_loss = self.contrastive.loss(output.image_features, output.text_features)
+        output.loss = self.config.loss_weights.contrastive * output.contrastive_loss
+        if labels is not None:
+            latents = self.chunk_encoder.project_image(seen)
+            latent_mask = torch.ones(latents.shape[:2], dtype=torch.bool, device=latents.device)
+            hidden, _ = self.text(decoder_input_ids, decoder_attention_mask, latents, latent_mask)
+            is_target = labels[:, 1:] != IGNORED_LABEL
+            if not self.training:
+                output.logits = self.text.logits(hidden)
+            output.text_loss = text_loss(self.text.logits(hidden[:, :-1][is_target]), labels[:, 1:][is_target])
+            output.loss = output.loss + self.config.loss_weights.text * output.text_loss
         return output
 
     def _add_losses(

@@ -29,6 +29,8 @@ _PREFIXES = {
     "text.output": "vocabulary",
     "text.latent_input": "cross_attention",
     "text": "text",
+    # The projection of images too: it has no other use than to meet the text's.
+    "contrastive": "text",
 }
 
 

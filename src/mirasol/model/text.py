@@ -36,11 +36,12 @@ class TextBlock(nn.Module):
         self,
         x: Float[Tensor, "row token width"],
         mask: Bool[Tensor, "row 1 token key"],
-        latents: Float[Tensor, "clip latent latent_width"],
-        latent_mask: Bool[Tensor, "clip latent"],
+        latents: Float[Tensor, "clip latent latent_width"] | None,
+        latent_mask: Bool[Tensor, "clip latent"] | None,
         cache: EncoderDecoderCache | None,
         with_weights: bool,
     ) -> tuple[Float[Tensor, "row token width"], Float[Tensor, "row head token latent"] | None]:
+        """Without latents the cross-attention block is passed over, its feed-forward too."""
         normed = self.attention_norm(x)
         keys_values = self.attention.keys_values(normed)
         if cache is not None:
@@ -50,7 +51,7 @@ class TextBlock(nn.Module):
         mixed, _ = self.attention(normed, keys_values, mask)
         x = x + self.dropout(mixed)
         x = x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))
-        if self.cross_attention is None:
+        if self.cross_attention is None or latents is None:
             return x, None
         mixed, weights = self._look_at_latents(x, latents, latent_mask, cache, with_weights)
         x = x + self.dropout(mixed)
@@ -123,6 +124,20 @@ class TextDecoder(nn.Module):
             if weights is not None:
                 cross_attentions.append(weights)
         return self.norm(x), tuple(cross_attentions)
+
+    def read(
+        self, ids: Int[Tensor, "row token"], is_real: Bool[Tensor, "row token"]
+    ) -> Float[Tensor, "row token width"]:
+        """The contrastive pass (MaMMUT): the same weights over the text alone, without cross-attention, every token
+        with all the real ones in sight. Padding may stand on either side."""
+        positions = (is_real.long().cumsum(dim=1) - 1).clamp(min=0)
+        # A padding token looks at itself as well: a row of nothing would be NaN.
+        mask = is_real[:, None, None, :] | torch.eye(ids.shape[1], dtype=torch.bool, device=ids.device)
+        x = self.embedding(ids)
+        x = x + self.position_codes(positions, ids.shape[1]).to(x)
+        for block in self.blocks:
+            x, _ = block(x, mask, None, None, None, False)
+        return self.norm(x)
 
     def position_codes(self, positions: Int[Tensor, "row token"], length: int) -> Float[Tensor, "row token width"]:
         """What is added to the tokens for their places in rows of `length`: a fixed code, or rows of the learned table.

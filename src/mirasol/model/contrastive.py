@@ -1,0 +1,57 @@
+"""The contrastive pass of MaMMUT (arXiv 2303.16839): images and texts as points of one space."""
+
+import math
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mirasol.config import MirasolConfig
+from mirasol.model.losses import contrastive_loss
+
+
+class ContrastiveSpace(nn.Module):
+    """Linear projections of mean-pooled features, L2-normalised, and the learned temperature of their similarities.
+
+    The temperature is learned in log space, as a vector of one because sharded training takes no scalar parameters.
+    """
+
+    def __init__(self, config: MirasolConfig):
+        super().__init__()
+        settings = config.contrastive
+        self.settings = settings
+        self.image_projection = nn.Linear(config.vit.width, settings.width, bias=False)
+        self.text_projection = nn.Linear(config.text.stack.width, settings.width, bias=False)
+        self.log_temperature = nn.Parameter(torch.empty(1))
+        self.bias = None if settings.bias is None else nn.Parameter(torch.empty(1))
+
+    def reset(self) -> None:
+        """The initial temperature and bias of the config; the projections are linears like all others."""
+        nn.init.constant_(self.log_temperature, math.log(self.settings.temperature))
+        if self.bias is not None:
+            nn.init.constant_(self.bias, self.settings.bias)
+
+    @property
+    def temperature(self) -> Float[Tensor, ""]:
+        return self.log_temperature.float().exp()[0]
+
+    def image(self, features: Float[Tensor, "image patch vit_width"]) -> Float[Tensor, "image width"]:
+        """Images by the mean of their patches' features."""
+        return F.normalize(self.image_projection(features.mean(dim=1)), dim=-1)
+
+    def text(
+        self, hidden: Float[Tensor, "row token text_width"], is_real: Bool[Tensor, "row token"]
+    ) -> Float[Tensor, "row width"]:
+        """Texts by the mean of their real tokens' hidden states."""
+        total = hidden.masked_fill(~is_real[..., None], 0.0).sum(dim=1)
+        return F.normalize(self.text_projection(total / is_real.sum(dim=1, keepdim=True).clamp(min=1)), dim=-1)
+
+    def loss(
+        self,
+        images: Float[Tensor, "image width"],
+        texts: Float[Tensor, "text width"],
+        first: int = 0,
+    ) -> Float[Tensor, ""]:
+        """`contrastive_loss` at the learned temperature: image i belongs to text `first` + i."""
+        return contrastive_loss(images, texts, self.temperature, self.bias, self.settings.gamma, first)
