@@ -1,11 +1,13 @@
 """The whole model: reads like the paper's figure."""
 
 from dataclasses import dataclass
+from os import PathLike
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
-from transformers import DynamicCache, EncoderDecoderCache, GenerationMixin, PreTrainedModel
+from transformers import DynamicCache, EncoderDecoderCache, GenerationMixin, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import ModelOutput
 
 from mirasol.config import MirasolConfig
@@ -152,6 +154,29 @@ class MirasolForConditionalGeneration(MirasolPreTrainedModel, GenerationMixin):
         self.text = TextDecoder(config)
         self.contrastive = ContrastiveSpace(config) if config.contrastive else None
         self.post_init()
+
+    @classmethod
+    def from_parts(
+        cls,
+        preset: str | MirasolConfig,
+        *,
+        image: str | PathLike | None = None,
+        openmammut: str | PathLike | None = None,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        inflate_tubes: bool = False,
+        resolution: int | None = None,
+        allow_pickle: bool = False,
+        seed: int = 0,
+    ) -> "tuple[MirasolForConditionalGeneration, Any]":
+        """A model that begins with other people's weights, and the `StartingReport` of what became of every tensor;
+        arguments and errors are those of `mirasol.starting.assemble.assemble`."""
+        # Reading files is not this room's work; the name is here because users look for it beside from_pretrained.
+        from mirasol.starting.assemble import assemble
+
+        return assemble(
+            preset, image=image, openmammut=openmammut, tokenizer=tokenizer, inflate_tubes=inflate_tubes,
+            resolution=resolution, allow_pickle=allow_pickle, seed=seed,
+        )  # fmt: skip
 
     def get_input_embeddings(self) -> nn.Embedding:
         return self.text.embedding

@@ -1,0 +1,53 @@
+"""What became of every tensor: loaded, set, left at random, or unused in its source."""
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+
+@dataclass
+class StartingReport:
+    """Where the weights of a model come from.
+
+    loaded: our name, the source's names and file, shape, and what was done on the way. filled: tensors set to a number
+    because the source has nothing there. random: tensors left as they were initialised. unused: tensors of the sources
+    that went nowhere, with the reason. config_changes: fields that differ from the preset because a source needs it,
+    as [old, new]. remarks: what was assumed.
+    """
+
+    loaded: list[dict[str, Any]] = field(default_factory=list)
+    filled: list[dict[str, Any]] = field(default_factory=list)
+    random: list[dict[str, Any]] = field(default_factory=list)
+    unused: list[dict[str, Any]] = field(default_factory=list)
+    config_changes: dict[str, list[Any]] = field(default_factory=dict)
+    remarks: list[str] = field(default_factory=list)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        return asdict(self)
+
+    def lines(self) -> list[str]:
+        """The report in short, for a screen: counts, changed fields, reasons for what is unused, remarks."""
+        lines = [f"config: {name} = {new} (was {old})" for name, (old, new) in self.config_changes.items()]
+        lines.append(
+            f"loaded {len(self.loaded)} tensors ({_weights(self.loaded)} weights), set {len(self.filled)}, "
+            f"left at random {len(self.random)} ({_weights(self.random)} weights), "
+            f"unused in the source {len(self.unused)}"
+        )
+        reasons: dict[str, list[str]] = {}
+        for entry in self.unused:
+            reasons.setdefault(entry["reason"], []).append(entry["source"])
+        lines += [
+            f"unused: {names[0]}{f' and {len(names) - 1} more' if len(names) > 1 else ''}: {why}"
+            for why, names in reasons.items()
+        ]
+        return lines + [f"note: {remark}" for remark in self.remarks]
+
+
+def _weights(entries: list[dict[str, Any]]) -> str:
+    total = 0
+    for entry in entries:
+        size = 1
+        for axis in entry["shape"]:
+            size *= axis
+        total += size
+    return f"{total / 1e6:.1f}M" if total >= 1e5 else f"{total:,}"
