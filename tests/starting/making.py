@@ -12,10 +12,9 @@ SIZES = {"hidden_size": 48, "intermediate_size": 80, "num_hidden_layers": 2, "nu
 
 def randomised(model: torch.nn.Module) -> torch.nn.Module:
     """Every weight random, norms and biases too, so that nothing agrees by being zero or one."""
-    generator = torch.Generator().manual_seed(5)
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.2)
+            parameter.add_(torch.randn(parameter.shape) * 0.2)
     return model.eval()
 
 
@@ -23,6 +22,7 @@ def image_model(kind: str, patch: int, image_size: int, **settings: Any) -> torc
     """A model of one of the classes that `mirasol init --image` reads."""
     import transformers
 
+    torch.manual_seed(5)
     sizes = SIZES | {"patch_size": patch, "image_size": image_size} | settings
     config = {
         "CLIPVisionModel": transformers.CLIPVisionConfig, "SiglipVisionModel": transformers.SiglipVisionConfig,

@@ -1,7 +1,7 @@
 """The image side from a CLIP, SigLIP or ViT checkpoint in the format of transformers."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -43,6 +43,7 @@ class Family:
     layer: str
     names: BlockNames
     patch: str
+    patch_bias: bool
     position: str
     class_token: str | None
     input_norm: str | None
@@ -54,17 +55,17 @@ class Family:
 
 _GREY = (0.5, 0.5, 0.5)
 _CLIP = Family(
-    ("vision_model.", ""), "encoder.layers.{}", _CLIP_BLOCK, "embeddings.patch_embedding",
+    ("vision_model.", ""), "encoder.layers.{}", _CLIP_BLOCK, "embeddings.patch_embedding", False,
     "embeddings.position_embedding.weight", "embeddings.class_embedding", "pre_layrnorm", None, CLIP_MEAN, CLIP_STD,
     {"post_layernorm": "norms the class token alone, after the features", "embeddings.position_ids": "no weights"},
 )  # fmt: skip
 _SIGLIP = Family(
-    ("vision_model.", ""), "encoder.layers.{}", _CLIP_BLOCK, "embeddings.patch_embedding",
+    ("vision_model.", ""), "encoder.layers.{}", _CLIP_BLOCK, "embeddings.patch_embedding", True,
     "embeddings.position_embedding.weight", None, None, "post_layernorm", _GREY, _GREY,
     {"head": "pools the features into one", "embeddings.position_ids": "no weights"},
 )  # fmt: skip
 _VIT = Family(
-    ("vit.", ""), "encoder.layer.{}", _VIT_BLOCK, "embeddings.patch_embeddings.projection",
+    ("vit.", ""), "encoder.layer.{}", _VIT_BLOCK, "embeddings.patch_embeddings.projection", True,
     "embeddings.position_embeddings", "embeddings.cls_token", None, "layernorm", _GREY, _GREY,
     {"pooler": "pools the features into one", "embeddings.mask_token": "hides patches in pretraining"},
 )  # fmt: skip
@@ -111,7 +112,8 @@ def read_image_source(
         f"{prefix}{family.layer}.{family.names.attention_norm}.weight", settings.hidden_size,
     )  # fmt: skip
     source.reasons = {f"{prefix}{name}": why for name, why in family.reasons.items()} | _BESIDE
-    source.plan = partial(_steps, source, family, prefix, inflate)
+    names = replace(family.names, qkv_bias=getattr(settings, "qkv_bias", True))
+    source.plan = partial(_steps, source, replace(family, names=names), prefix, inflate)
     return source
 
 
@@ -174,12 +176,12 @@ def _one_if_equal(values: Any) -> Any:
 
 def _steps(source: Source, family: Family, prefix: str, inflate: bool, config: MirasolConfig) -> Iterable[Copy | Fill]:
     patch = f"{prefix}{family.patch}"
-    yield from patch_steps(source, config, f"{patch}.weight", f"{patch}.bias", inflate)
+    yield from patch_steps(source, config, f"{patch}.weight", f"{patch}.bias" if family.patch_bias else None, inflate)
     token = f"{prefix}{family.class_token}" if family.class_token else None
     yield from position_steps(source, config, f"{prefix}{family.position}", token)
     for target, name in (("input_norm", family.input_norm), ("norm", family.final_norm)):
         if name is not None:
-            yield from plain(source, f"{VIT}.{target}", f"{prefix}{name}")
+            yield from plain(f"{VIT}.{target}", f"{prefix}{name}")
     for index in range(config.vit.depth):
         layer = f"{prefix}{family.layer.format(index)}"
-        yield from block(source, f"{VIT}.blocks.{index}", layer, family.names)
+        yield from block(f"{VIT}.blocks.{index}", layer, family.names)

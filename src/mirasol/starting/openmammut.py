@@ -20,7 +20,6 @@ from mirasol.starting.source import OPEN_CLIP_BLOCK, Copy, Fill, Source, block, 
 NAMES = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin")
 CONFIG = "open_clip_config.json"
 HEAD_WIDTH = 64  # of all released openMaMMUT models, image and text side
-CONTEXT_SPECIALS = {"bos_token_id": 49406, "eos_token_id": 49407, "pad_token_id": 0}
 _REASONS = {
     "visual.ln_post": "norms the pooled features, after those that the text decoder looks at",
     "visual.proj": "projects the pooled features for the contrastive loss",
@@ -62,8 +61,10 @@ def read_openmammut_source(
 
 
 def specials(source: Source) -> dict[str, int]:
-    """Ids of the special tokens without a tokenizer to ask: CLIP's own, and one more row for <sep>, which it lacks."""
-    return CONTEXT_SPECIALS | {"sep_token_id": source.shape("text.token_embedding.weight")[0]}
+    """Ids of the special tokens without a tokenizer to ask: CLIP's begins and ends texts with its last two, open_clip
+    pads with 0, and <sep>, which it lacks, gets a row of its own behind them."""
+    rows = source.shape("text.token_embedding.weight")[0]
+    return {"pad_token_id": 0, "bos_token_id": rows - 2, "eos_token_id": rows - 1, "sep_token_id": rows}
 
 
 def _weight_file(path: Path) -> Path:
@@ -154,12 +155,12 @@ def _steps(source: Source, image: bool, inflate: bool, crosses: int, config: Mir
     yield Copy("text.output.weight", ("text.text_projection",), torch.t, note or "transposed", partial=True)
     yield Copy("text.position", ("text.positional_embedding",))
     for index in range(config.text.stack.depth):
-        yield from block(source, f"text.blocks.{index}", f"text.resblocks.{index}", OPEN_CLIP_BLOCK)
+        yield from block(f"text.blocks.{index}", f"text.resblocks.{index}", OPEN_CLIP_BLOCK)
     for number, index in zip(range(crosses), config.text.cross_attention_layers, strict=True):
         target, name = f"text.blocks.{index}", f"text.cross_attn.{number}"
-        yield from block(source, target, name, OPEN_CLIP_BLOCK, "cross_")
-        yield from plain(source, f"{target}.cross_latent_norm", f"{name}.ln_1_kv")
-    yield from plain(source, "text.norm", "text.ln_final")
+        yield from block(target, name, OPEN_CLIP_BLOCK, "cross_")
+        yield from plain(f"{target}.cross_latent_norm", f"{name}.ln_1_kv")
+    yield from plain("text.norm", "text.ln_final")
     features, width = source.shape("map_viz2txt_kv")
     if features == config.latent.stack.width != width:
         note = "transposed; learnt on the image side's features, it reads latents here"
@@ -168,12 +169,12 @@ def _steps(source: Source, image: bool, inflate: bool, crosses: int, config: Mir
 
 
 def _image_steps(source: Source, inflate: bool, config: MirasolConfig) -> Iterable[Copy | Fill]:
-    yield from patch_steps(source, config, "visual.conv1.weight", "visual.conv1.bias", inflate)
+    yield from patch_steps(source, config, "visual.conv1.weight", None, inflate)
     yield from position_steps(source, config, "visual.positional_embedding", "visual.class_embedding")
     if config.vit.input_norm:
-        yield from plain(source, f"{VIT}.input_norm", "visual.ln_pre")
+        yield from plain(f"{VIT}.input_norm", "visual.ln_pre")
     if config.vit.final_norm:
-        yield from plain(source, f"{VIT}.norm", "visual.ln_post")
+        yield from plain(f"{VIT}.norm", "visual.ln_post")
     for index in range(config.vit.depth):
         layer = f"visual.transformer.resblocks.{index}"
-        yield from block(source, f"{VIT}.blocks.{index}", layer, OPEN_CLIP_BLOCK)
+        yield from block(f"{VIT}.blocks.{index}", layer, OPEN_CLIP_BLOCK)

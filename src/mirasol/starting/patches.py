@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from mirasol.config import MirasolConfig
 from mirasol.errors import UserError
 from mirasol.parts import TubeConfig
-from mirasol.starting.source import Copy, Fill, Source
+from mirasol.starting.source import Copy, Fill, Source, no_bias
 
 TUBES = "chunk_encoder.tubes"
 
@@ -73,7 +73,9 @@ def inflated(kernel: Float[Tensor, "width 3 patch patch"], tube: TubeConfig) -> 
     return flat[:, :, None].expand(-1, -1, frames, -1, -1) / frames
 
 
-def patch_steps(source: Source, config: MirasolConfig, kernel: str, bias: str, inflate: bool) -> Iterable[Copy | Fill]:
+def patch_steps(
+    source: Source, config: MirasolConfig, kernel: str, bias: str | None, inflate: bool
+) -> Iterable[Copy | Fill]:
     """The 2D patches' convolution and, if `inflate`, those of the other tubes made from it."""
     side = source.shape(kernel)[-1]
     for index, tube in enumerate(config.video.tubes):
@@ -85,10 +87,7 @@ def patch_steps(source: Source, config: MirasolConfig, kernel: str, bias: str, i
             yield Copy(f"{target}.weight", (kernel,), lambda weights, tube=tube: inflated(weights, tube), note)
         else:
             continue
-        if bias in source.tensors:
-            yield Copy(f"{target}.bias", (bias,))
-        else:
-            yield Fill(f"{target}.bias", 0.0, "the source has no bias here")
+        yield no_bias(target) if bias is None else Copy(f"{target}.bias", (bias,))
 
 
 def position_steps(source: Source, config: MirasolConfig, table: str, class_token: str | None) -> Iterable[Copy | Fill]:

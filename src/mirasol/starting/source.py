@@ -89,7 +89,8 @@ def misfit(source: str, names: str, shape: Iterable[int], target: str, wanted: I
 
 @dataclass(frozen=True)
 class BlockNames:
-    """How a source names the weights of a Transformer block: modules, or one fused tensor for query, key and value."""
+    """How a source names the weights of a Transformer block: modules, or one fused tensor for query, key and value
+    (then `query` is empty). `qkv_bias`: whether those three have biases."""
 
     attention_norm: str
     query: str
@@ -99,44 +100,43 @@ class BlockNames:
     feed_forward_norm: str
     hidden: str
     feed_forward_output: str
+    qkv_bias: bool = True
 
 
 OPEN_CLIP_BLOCK = BlockNames("ln_1", "", "", "", "attn.out_proj", "ln_2", "mlp.c_fc", "mlp.c_proj")
 
 
-def plain(source: Source, target: str, name: str) -> Iterable[Copy | Fill]:
-    """Weight and bias of a norm, a linear or a convolution; a bias the source does not have is zero."""
-    yield Copy(f"{target}.weight", (f"{name}.weight",))
-    yield bias(source, target, f"{name}.bias")
+def plain(target: str, name: str) -> Iterable[Copy]:
+    """Weight and bias of a norm or a linear."""
+    for kind in ("weight", "bias"):
+        yield Copy(f"{target}.{kind}", (f"{name}.{kind}",))
 
 
-def bias(source: Source, target: str, *names: str) -> Copy | Fill:
-    """A bias joined from several of the source, or zero where it has none."""
-    if not any(name in source.tensors for name in names):
-        return Fill(f"{target}.bias", 0.0, "the source has no bias here")
-    return Copy(f"{target}.bias", names, lambda *parts: torch.cat(parts), "joined" if len(names) > 1 else "")
+def no_bias(target: str) -> Fill:
+    """The bias of a layer that has none in the source."""
+    return Fill(f"{target}.bias", 0.0, "the source has no bias here")
 
 
-def attention(source: Source, target: str, name: str, names: BlockNames) -> Iterable[Copy | Fill]:
+def attention(target: str, name: str, names: BlockNames) -> Iterable[Copy | Fill]:
     """Query, fused key and value, and output; `torch.nn.MultiheadAttention` keeps the first three in one tensor."""
-    if names.query:
-        yield from plain(source, f"{target}.query", f"{name}.{names.query}")
-        both = [f"{name}.{names.key}", f"{name}.{names.value}"]
-        weights = tuple(f"{module}.weight" for module in both)
-        yield Copy(f"{target}.key_value.weight", weights, lambda key, value: torch.cat([key, value]), "joined")
-        yield bias(source, f"{target}.key_value", *(f"{module}.bias" for module in both))
-    else:
-        for kind in ("weight", "bias"):
+    for kind in ("weight", "bias"):
+        if kind == "bias" and not names.qkv_bias:
+            yield from (no_bias(f"{target}.query"), no_bias(f"{target}.key_value"))
+        elif names.query:
+            yield Copy(f"{target}.query.{kind}", (f"{name}.{names.query}.{kind}",))
+            both = f"{name}.{names.key}.{kind}", f"{name}.{names.value}.{kind}"
+            yield Copy(f"{target}.key_value.{kind}", both, lambda key, value: torch.cat([key, value]), "joined")
+        else:
             fused = (f"{name}.attn.in_proj_{kind}",)
             yield Copy(f"{target}.query.{kind}", fused, lambda qkv: qkv.chunk(3)[0], "first third")
             yield Copy(f"{target}.key_value.{kind}", fused, lambda qkv: torch.cat(qkv.chunk(3)[1:]), "other two thirds")
-    yield from plain(source, f"{target}.output", f"{name}.{names.output}")
+    yield from plain(f"{target}.output", f"{name}.{names.output}")
 
 
-def block(source: Source, target: str, name: str, names: BlockNames, prefix: str = "") -> Iterable[Copy | Fill]:
+def block(target: str, name: str, names: BlockNames, prefix: str = "") -> Iterable[Copy | Fill]:
     """All weights of a block; `prefix` is "cross_" for the cross-attention half of a text block."""
-    yield from plain(source, f"{target}.{prefix}attention_norm", f"{name}.{names.attention_norm}")
-    yield from attention(source, f"{target}.{prefix}attention", name, names)
-    yield from plain(source, f"{target}.{prefix}feed_forward_norm", f"{name}.{names.feed_forward_norm}")
-    yield from plain(source, f"{target}.{prefix}feed_forward.hidden", f"{name}.{names.hidden}")
-    yield from plain(source, f"{target}.{prefix}feed_forward.output", f"{name}.{names.feed_forward_output}")
+    yield from plain(f"{target}.{prefix}attention_norm", f"{name}.{names.attention_norm}")
+    yield from attention(f"{target}.{prefix}attention", name, names)
+    yield from plain(f"{target}.{prefix}feed_forward_norm", f"{name}.{names.feed_forward_norm}")
+    yield from plain(f"{target}.{prefix}feed_forward.hidden", f"{name}.{names.hidden}")
+    yield from plain(f"{target}.{prefix}feed_forward.output", f"{name}.{names.feed_forward_output}")
