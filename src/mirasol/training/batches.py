@@ -4,7 +4,7 @@ import difflib
 import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from mirasol.data.example import ClipExamples, Example, group_by_clip
 from mirasol.errors import UserError
@@ -70,6 +70,14 @@ def draw_questions(clip: ClipExamples, stage: Stage, *key: int | str) -> tuple[t
     return drawn, max(0, wanted - len(ordered))
 
 
+def pick_target(example: Example, *key: int | str) -> Example:
+    """The example with the target that this step teaches: one of its references by hash(key), where it is random."""
+    if not example.random_target:
+        return example
+    texts = example.references
+    return replace(example, target=texts[int(uniform(*key, "target", example.id) * len(texts))])
+
+
 def drop_modality(stage: Stage, *key: int | str) -> str | None:
     """The modality a clip is shown without, by the stage's shares and hash(key)."""
     draw = uniform(*key, "drop")
@@ -113,7 +121,7 @@ class BatchPlan:
             clip = clips[permuted(index, len(clips), self.recipe.seed, "order", name, epoch)]
             drawn, repeats = draw_questions(clip, stage, self.recipe.seed, name, position)
             chosen.append(clip)
-            rows.append(drawn)
+            rows.append(tuple(pick_target(example, self.recipe.seed, name, position) for example in drawn))
             dropped.append(drop_modality(stage, self.recipe.seed, name, position))
             repeated += repeats
         return Batch(step, tuple(chosen), tuple(rows), repeated, tuple(dropped))

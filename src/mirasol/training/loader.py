@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from mirasol.data.media_files import open_media_file, stored_file
 from mirasol.errors import BadClip, UserError
 from mirasol.media.processor import MirasolFeatureExtractor
 from mirasol.media.timeline import cut
@@ -73,7 +74,7 @@ class ClipCache:
         """Where the window's tensors lie, or would. Raises BadClip where the media file is missing."""
         if window not in self._files:
             try:
-                facts = (self.root / window[0]).stat()
+                facts = stored_file(self.root, window[0]).stat()
             except OSError as error:
                 raise BadClip(self.root / window[0], "no such file") from error
             key = [CACHE_FORMAT, *window, facts.st_size, facts.st_mtime_ns, self.settings]
@@ -148,9 +149,8 @@ class ClipCache:
                 on_progress(done, len(jobs))
         return bad
 
-    def _job(self, window: Window) -> tuple[str, float | None, float | None, str, str]:
-        media, start, end = window
-        return str(self.root / media), start, end, json.dumps(self.settings, sort_keys=True), str(self.file(window))
+    def _job(self, window: Window) -> tuple[str, Window, str, str]:
+        return str(self.root), window, json.dumps(self.settings, sort_keys=True), str(self.file(window))
 
     def _chunks_of_whole(self, window: Window) -> tuple[int, int] | None:
         """First and last (exclusive) chunk of the decoded whole clip that make up the window, if they exactly do."""
@@ -186,12 +186,13 @@ def _extractor(settings: str) -> MirasolFeatureExtractor:
     return MirasolFeatureExtractor(**json.loads(settings))
 
 
-def _decode(job: tuple[str, float | None, float | None, str, str]) -> str | None:
+def _decode(job: tuple[str, Window, str, str]) -> str | None:
     """Decodes one window into its cache file. Returns the reason where the media cannot be used."""
-    path, start, end, settings, file = job
+    root, (media, start, end), settings, file = job
     extractor = _extractor(settings)
     try:
-        clip = extractor.read(path, start, end)
+        with open_media_file(Path(root), media) as path:
+            clip = extractor.read(path, start, end)
     except BadClip as error:
         return error.reason
     except UserError as error:
@@ -202,7 +203,7 @@ def _decode(job: tuple[str, float | None, float | None, str, str]) -> str | None
     target.parent.mkdir(parents=True, exist_ok=True)
     # Several runs may fill one cache: each writes under its own name, the last rename wins with equal content.
     unfinished = target.with_suffix(f".{os.getpid()}.unfinished")
-    save_file(tensors, unfinished, metadata={"media": path, "notes": json.dumps(clip.notes)})
+    save_file(tensors, unfinished, metadata={"media": media, "notes": json.dumps(clip.notes)})
     os.replace(unfinished, target)
     return None
 

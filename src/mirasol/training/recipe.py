@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from mirasol.data.sources import Options
 from mirasol.errors import UserError
 from mirasol.parts import LossWeights
 
@@ -20,10 +21,12 @@ from mirasol.parts import LossWeights
 class DataRecipe:
     """Which examples to train and validate on, and where their decoded clips are kept.
 
-    root: the data set's folder, as `read_examples` takes it
+    root: the data set's folder
+    source: which data set it is, a name of docs/datasets.md; `folder` is your own, as `read_examples` takes it
+    options: what can be chosen about the data set
     validation_split: null trains without validation
-    on_bad_clip: `error` stops at the first clip that cannot be read, `skip` trains without it; both list it in the
-        run's `bad_clips.jsonl`
+    on_bad_clip: `error` stops at the first clip that is missing or cannot be read and at the first bad row of the
+        annotations, `skip` trains without them; both list clips in the run's `bad_clips.jsonl`
     cache: folder for decoded clips; null is `<output>/cache`. Runs on the same data may share one.
     """
 
@@ -32,6 +35,8 @@ class DataRecipe:
     validation_split: str | None = "validation"
     on_bad_clip: Literal["error", "skip"] = "error"
     cache: str | None = None
+    source: str = "folder"
+    options: Options = field(default_factory=Options)
 
 
 @dataclass(frozen=True)

@@ -26,11 +26,11 @@ from mirasol import (
 from mirasol.checkpoint import Loaded, load_checkpoint
 from mirasol.console import Progress
 from mirasol.data.example import Example
-from mirasol.data.folder import read_examples
 from mirasol.errors import UserError
 from mirasol.media.tokenizer import train_tokenizer
 from mirasol.training.batches import Batch, BatchPlan
 from mirasol.training.checkpoints import Checkpoints, save_model, write_folder
+from mirasol.training.examples import read_split, tokenizer_texts
 from mirasol.training.loader import BadWindow, ClipCache, StepBatches, UnreadableWindow, make_loader, write_bad_clips
 from mirasol.training.logging import RunLog
 from mirasol.training.optimizer import Optimizer, learning_rate
@@ -76,10 +76,11 @@ class Trainer:
     def __init__(self, recipe: Recipe, folder: RunFolder, console: Any):
         self.recipe, self.folder, self.console = recipe, folder, console
         self.device = pick_device(recipe.device)
-        examples = read_examples(Path(recipe.data.root), recipe.data.train_split)
+        examples, absent = read_split(recipe.data, recipe.data.train_split)
         validation_examples = []
         if recipe.data.validation_split:
-            validation_examples = read_examples(Path(recipe.data.root), recipe.data.validation_split)
+            validation_examples, also_absent = read_split(recipe.data, recipe.data.validation_split)
+            absent += also_absent
         self.plan, self.validation = BatchPlan(recipe, examples), Validation(recipe, validation_examples)
 
         initial = load_checkpoint(recipe.model.init) if recipe.model.init is not None else None
@@ -107,7 +108,13 @@ class Trainer:
                 f"see {folder.path / 'bad_clips.jsonl'}",
                 highlight=False, soft_wrap=True,
             )  # fmt: skip
-        folder.start(bad)
+        if absent:
+            console.print(
+                f"{len(absent)} problems of the annotations, missing clips among them, are skipped: "
+                f"see {folder.path / 'bad_clips.jsonl'}",
+                highlight=False, soft_wrap=True,
+            )  # fmt: skip
+        folder.start([*absent, *bad])
         if not (folder.path / "processor").exists():
             write_folder(folder.path / "processor", self.processor.save_pretrained)
 
@@ -287,8 +294,7 @@ def make_processor(
     if initial is not None:
         return initial.processor
     config = MirasolConfig.preset(recipe.model.preset, **recipe.model.overrides)
-    texts = [text for example in examples for text in (example.prompt, example.target, *example.candidates)]
-    tokenizer = train_tokenizer(texts, recipe.tokenizer.vocab_size)
+    tokenizer = train_tokenizer(tokenizer_texts(examples), recipe.tokenizer.vocab_size)
     return MirasolProcessor(MirasolFeatureExtractor.for_config(config), tokenizer, config.text.max_length)
 
 
@@ -303,7 +309,8 @@ def make_model(recipe: Recipe, processor: MirasolProcessor, initial: Loaded | No
 
 def check_texts(processor: MirasolProcessor, examples: list[Example], rows_at_once: int = 1024) -> None:
     """Encodes every prompt and target once, so that one too long is refused before the run begins."""
-    pairs = sorted({(example.prompt, example.target) for example in examples})
+    drawn = {(example.prompt, text) for example in examples if example.random_target for text in example.references}
+    pairs = sorted({(example.prompt, example.target) for example in examples} | drawn)
     for first in range(0, len(pairs), rows_at_once):
         prompts, targets = zip(*pairs[first : first + rows_at_once], strict=True)
         processor.encode_text(list(prompts), list(targets))

@@ -7,9 +7,9 @@ import pytest
 from mirasol.data.sources import AnnotationError, read_source, source_splits
 
 MSRVTT = [
-    {"answer": "couch", "category_id": 14, "id": 158607, "question": "what are three people sitting on?", "video_id": 6513},
+    {"answer": "couch", "category_id": 14, "id": 158607, "question": "what is it they sit on?", "video_id": 6513},
     {"answer": "man", "category_id": 3, "id": 158608, "question": "who is singing?", "video_id": 6514},
-]  # fmt: skip
+]
 HEADER_MC = "video,frame_count,width,height,question,answer,qid,type,a0,a1,a2,a3,a4\n"
 HEADER_OE = "video,frame_count,width,height,question,answer,qid,type\n"
 
@@ -27,7 +27,7 @@ def test_msrvtt_reads_the_same_questions_in_all_its_variants(data):
     variants = {
         "val_qa.json": json.dumps(MSRVTT, separators=(",", ":")),
         "val.jsonl": "\n".join(
-            json.dumps({"answer": r["answer"], "question": r["question"], "video_id": f"video{r['video_id']}", "answer_type": "x"})
+            json.dumps({"answer": r["answer"], "question": r["question"], "video_id": f"video{r['video_id']}"})
             for r in MSRVTT
         ),
         "val.csv": "video,question,answer,qid,type\n"
@@ -41,7 +41,7 @@ def test_msrvtt_reads_the_same_questions_in_all_its_variants(data):
         assert source.annotation_files == (name,)
         found = [(e.media, e.prompt, e.target, e.question_type, e.video) for e in source.examples]
         assert found == [
-            ("TestVideo/video6513.MP4", "what are three people sitting on?", "couch", "what", "video6513"),
+            ("TestVideo/video6513.MP4", "what is it they sit on?", "couch", "what", "video6513"),
             ("videos/all/video6514.webm", "who is singing?", "man", "who", "video6514"),
         ]
         assert [e.id for e in source.examples] == (["1", "2"] if name == "val.jsonl" else ["158607", "158608"])

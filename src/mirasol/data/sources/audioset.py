@@ -98,6 +98,6 @@ ADAPTER = Adapter(
     read,
     PUBLISHED,
     overlapping=("train",),
-    options=("targets", "prompt", "pattern"),
+    options=("annotations", "targets", "prompt", "pattern"),
     protocol="labels",
 )

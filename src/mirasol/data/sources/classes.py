@@ -33,7 +33,9 @@ def given_classes(files: Files, options: Options, *names: str) -> tuple[str, ...
         path = Path(options.class_list)
         path = path if path.is_file() else files.root / path
         if not path.is_file():
-            raise UserError(f"class_list={options.class_list}: no such file: give a text file with one class name per line")
+            raise UserError(
+                f"class_list={options.class_list}: no such file: give a text file with one class name per line"
+            )
         return name_list(path, str(options.class_list))
     found = files.annotation(*names) if names else None
     return name_list(found, files.shown(found)) if found is not None else None

@@ -163,7 +163,7 @@ class Adapter:
     read: Callable[[Files, str, Options], Rows]
     published: Mapping[str, Published] = field(default_factory=dict)
     overlapping: tuple[str, ...] = ()
-    options: tuple[str, ...] = ()
+    options: tuple[str, ...] = ("annotations",)
     protocol: str = "open"
 
 

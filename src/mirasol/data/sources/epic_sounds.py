@@ -130,4 +130,4 @@ def _ordered(pairs: list[tuple[str, str]], path: Path) -> tuple[str, ...]:
     return tuple(name for _, name in pairs)
 
 
-ADAPTER = Adapter("EPIC-SOUNDS", splits, read, PUBLISHED, options=("prompt",), protocol="classes")
+ADAPTER = Adapter("EPIC-SOUNDS", splits, read, PUBLISHED, options=("annotations", "prompt"), protocol="classes")

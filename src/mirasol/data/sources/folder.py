@@ -26,4 +26,4 @@ def read(files: Files, split: str, options: Options) -> Rows:
     return rows
 
 
-ADAPTER = Adapter("your own folder", lambda files: split_names(files.root), read)
+ADAPTER = Adapter("your own folder", lambda files: split_names(files.root), read, options=())

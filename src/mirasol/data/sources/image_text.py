@@ -70,4 +70,4 @@ def _pairs(path: Path, shown: str, rows: Rows) -> Iterator[tuple[int, str, str]]
         yield line, row[caption].strip(), row[image].strip()
 
 
-ADAPTER = Adapter("image-text csv", splits, read, options=("prompt",), protocol="captions")
+ADAPTER = Adapter("image-text csv", splits, read, options=("annotations", "prompt"), protocol="captions")

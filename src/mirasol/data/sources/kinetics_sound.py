@@ -113,6 +113,6 @@ ADAPTER = Adapter(
     read,
     PUBLISHED,
     overlapping=("ogm_ge_train", "ogm_ge_test"),
-    options=("class_list", "prompt", "pattern"),
+    options=("annotations", "class_list", "prompt", "pattern"),
     protocol="classes",
 )

@@ -114,8 +114,8 @@ def adapter_of(name: str, options: Options) -> Adapter:
         raise UserError(f"data set {name!r} is not known: choose {', '.join(SOURCES)}")
     adapter = SOURCES[name]
     for option in options.chosen():
-        if option not in ("annotations", *adapter.options):
-            can = ", ".join(("annotations", *adapter.options))
+        if option not in adapter.options:
+            can = ", ".join(adapter.options) or "none"
             raise UserError(f"{option}={getattr(options, option)}: {name} does not have this option; it has {can}")
     return adapter
 

@@ -96,5 +96,5 @@ def _classes(files: Files, options: Options, labels: list[str], rows: Rows) -> t
 
 
 ADAPTER = Adapter(
-    "VGG-Sound", splits, read, PUBLISHED, options=("class_list", "prompt", "pattern"), protocol="classes"
+    "VGG-Sound", splits, read, PUBLISHED, options=("annotations", "class_list", "prompt", "pattern"), protocol="classes"
 )  # fmt: skip

@@ -99,7 +99,7 @@ def _window(files: Files, options: Options, id: str, start: int, end: int, capti
     return Example(f"{id}_{start // 1000}", media or "", *place, prompt, caption, video=id)
 
 
-WEBVID = Adapter("WebVid-like csv", webvid_splits, read_webvid, options=("prompt",), protocol="captions")
+WEBVID = Adapter("WebVid-like csv", webvid_splits, read_webvid, options=("annotations", "prompt"), protocol="captions")
 VIDEO_CC_ADAPTER = Adapter(
-    "VideoCC", video_cc_splits, read_video_cc, options=("prompt", "pattern"), protocol="captions"
+    "VideoCC", video_cc_splits, read_video_cc, options=("annotations", "prompt", "pattern"), protocol="captions"
 )  # fmt: skip
