@@ -1,12 +1,15 @@
 """The whole model: reads like the paper's figure."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from os import PathLike
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers import DynamicCache, EncoderDecoderCache, GenerationMixin, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import ModelOutput
 
@@ -15,6 +18,7 @@ from mirasol.errors import UserError
 from mirasol.model.combiner import make_combiner
 from mirasol.model.contrastive import ContrastiveSpace
 from mirasol.model.encoder import ChunkEncoder
+from mirasol.model.execution import LAYERS, compile_layers, recompute
 from mirasol.model.latent import CausalLatentModel
 from mirasol.model.losses import latent_loss, reconstruction_loss, text_loss
 from mirasol.model.outputs import MirasolCandidateScores, MirasolEncoderOutput
@@ -89,6 +93,8 @@ class MirasolPreTrainedModel(PreTrainedModel):
     input_modalities = ("video", "audio", "text")
     _supports_sdpa = True
     _supports_flex_attn = True
+    _no_split_modules: ClassVar = [layer.__name__ for layer in LAYERS]
+    supports_gradient_checkpointing = True
     # The Trainer would otherwise divide the loss by a number of tokens this model does not take.
     accepts_loss_kwargs = False
 
@@ -114,6 +120,25 @@ class MirasolPreTrainedModel(PreTrainedModel):
         for module in self.modules():
             if isinstance(module, Attention):
                 module.implementation = self.config._attn_implementation
+
+    def recompute_activations(self, what: str = "block") -> None:
+        """What the backward pass computes again instead of having it kept: `block` (whole layers), `hidden` (the
+        feed-forwards' hidden layers alone: half the memory for a tenth more work) or `none`. The result is the same,
+        dropout included. transformers' own `gradient_checkpointing_enable` is `block`.
+
+        Raises:
+            UserError: another value.
+        """
+        recompute(self, what, partial(checkpoint, use_reentrant=False))
+
+    def _set_gradient_checkpointing(
+        self, enable: bool = True, gradient_checkpointing_func: Callable = checkpoint, every_n_layers: int = 1
+    ) -> None:
+        recompute(self, "block" if enable else "none", gradient_checkpointing_func, every_n_layers)
+
+    def compile_blocks(self, backend: str = "inductor") -> None:
+        """Compiles every Transformer layer in place with `torch.compile`; parameters keep their names."""
+        compile_layers(self, backend)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:

@@ -197,7 +197,7 @@ class Stack(nn.Module):
             return self.norm(final(x, visible))
         wanted = x.unflatten(1, (1 if mask is None else mask.chunks, -1))[:, :, -last:].flatten(1, 2)
         visible = form_of_mask(mask and mask.for_last(last), final.attention.implementation, x.device)
-        return self.norm(final(wanted, visible, context=x))
+        return self.norm(final(wanted, visible, x))
 
     def step(
         self, x: Float[Tensor, "batch token width"], caches: list[KeyValueCache], last: int
