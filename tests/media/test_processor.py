@@ -186,3 +186,42 @@ def test_feature_extractor_saves_by_itself(tmp_path):
 def test_impossible_settings_are_refused(settings):
     with pytest.raises(UserError):
         MirasolFeatureExtractor(**settings)
+
+
+def test_candidates_are_rows_of_answers_after_prompts(processor):
+    """One list for all prompts is the same list for each; every candidate ends in <eos>, absent ones are masked."""
+    prompts = [["what is it?", "where?"], ["when exactly?", "who?"]]
+    shared = processor.candidates(prompts, ["a dog", "cat"])
+    lists = [["a dog", "cat"], ["left", "right", "above it"], ["now"], ["nobody", "you"]]
+    ragged = processor.candidates(prompts, lists)
+    for batch in (shared, ragged):
+        text = processor.encode_text(prompts)
+        assert torch.equal(batch["decoder_input_ids"], text["decoder_input_ids"])
+        assert torch.equal(batch["decoder_attention_mask"], text["decoder_attention_mask"])
+        assert batch["candidate_ids"].shape == batch["candidate_mask"].shape
+    assert (shared["candidate_ids"] == shared["candidate_ids"][:1]).all()
+    assert ragged["candidate_mask"].any(-1).sum(1).tolist() == [2, 3, 1, 2]
+    for row, texts in enumerate(lists):
+        for place, text in enumerate(texts):
+            ids = ragged["candidate_ids"][row, place][ragged["candidate_mask"][row, place]]
+            labels = processor.encode_text("x", text)["labels"]
+            assert ids.tolist() == labels[labels >= 0].tolist()
+            assert ids[-1] == processor.tokenizer.eos_token_id and processor.decode(ids) == text
+    assert (ragged["candidate_ids"][~ragged["candidate_mask"]] == processor.tokenizer.pad_token_id).all()
+
+
+@pytest.mark.parametrize(
+    ("candidates", "said"),
+    [
+        ([["dog", ""], ["cat"]], "candidate '' of 'what\\?' is empty"),
+        ([["dog"], []], "at least one text"),
+        ([], "give a list"),
+        ("dog", "give a list"),
+        ([["dog"]], "2 prompts but 1 lists"),
+        ([["dog"], "cat"], "give a list"),
+        (["dog", "x" * 400], "exceeds max_text_length"),
+    ],
+)
+def test_candidates_that_cannot_be_scored_are_refused(processor, candidates, said):
+    with pytest.raises(UserError, match=said):
+        processor.candidates(["what?", "who?"], candidates)

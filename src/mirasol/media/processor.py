@@ -285,6 +285,40 @@ class MirasolProcessor(ProcessorMixin):
         self._check_lengths(rows, [f"{p} -> {t}" for p, t in zip(prompts, targets, strict=True)])
         return _text_batch(rows, labels, self.tokenizer.pad_token_id)
 
+    def candidates(
+        self,
+        prompts: str | Sequence[str] | Sequence[Sequence[str]],
+        candidates: Sequence[str] | Sequence[Sequence[str]],
+    ) -> BatchFeature:
+        """Prompts and the answers to choose from, for the model's `score`. `candidates` are one list for all prompts,
+        or a list for each prompt, of any lengths.
+
+        decoder_input_ids, decoder_attention_mask [N, L]: as `encode_text` gives prompts. candidate_ids [N, C, K]: each
+        candidate and <eos>, padded at the right; candidate_mask bool [N, C, K]: False on padding, all over where a
+        prompt has fewer candidates than another.
+
+        Raises:
+            UserError: an empty candidate, a prompt without any, numbers that do not match, or a text that is too long.
+        """
+        prompts = _flat(prompts, "prompts")
+        batch = self.encode_text(prompts)
+        if not candidates or isinstance(candidates, str):
+            raise UserError(f"candidates={candidates!r}: give a list of texts, or one list for each prompt")
+        if all(isinstance(candidate, str) for candidate in candidates):
+            candidates = [candidates] * len(prompts)
+        if len(candidates) != len(prompts):
+            raise UserError(f"{len(prompts)} prompts but {len(candidates)} lists of candidates: give one per prompt")
+        lengths = batch["decoder_attention_mask"].sum(1).tolist()
+        rows = [self._candidate_ids(*each) for each in zip(prompts, lengths, candidates, strict=True)]
+        shape = (len(rows), max(map(len, rows)), max(len(ids) for row in rows for ids in row))
+        batch["candidate_ids"] = torch.full(shape, self.tokenizer.pad_token_id)
+        batch["candidate_mask"] = torch.zeros(shape, dtype=torch.bool)
+        for number, row in enumerate(rows):
+            for place, ids in enumerate(row):
+                batch["candidate_ids"][number, place, : len(ids)] = torch.tensor(ids)
+                batch["candidate_mask"][number, place, : len(ids)] = True
+        return batch
+
     def decode(self, ids: Tensor | Sequence[int]) -> str:
         """Ids of one text back to the text, special tokens left out."""
         return self.tokenizer.decode(ids, skip_special_tokens=True)
@@ -297,6 +331,16 @@ class MirasolProcessor(ProcessorMixin):
         if not texts:
             return []
         return self.tokenizer(texts, add_special_tokens=False, return_attention_mask=False)["input_ids"]
+
+    def _candidate_ids(self, prompt: str, prompt_length: int, texts: Sequence[str]) -> list[list[int]]:
+        if not texts or isinstance(texts, str):
+            raise UserError(f"candidates={texts!r} of {prompt!r}: give a list of at least one text")
+        rows = [[*ids, self.tokenizer.eos_token_id] for ids in self._ids(list(texts))]
+        for text, ids in zip(texts, rows, strict=True):
+            if len(ids) == 1:
+                raise UserError(f"candidate {text!r} of {prompt!r} is empty: there is nothing to score")
+            self._check_lengths([[0] * prompt_length + ids], [f"{prompt} -> {text}"])
+        return rows
 
     def _check_lengths(self, rows: list[list[int]], texts: list[str]) -> None:
         for row, text in zip(rows, texts, strict=True):

@@ -402,14 +402,16 @@ class MirasolForConditionalGeneration(MirasolPreTrainedModel, GenerationMixin):
     def score(
         self,
         encoder_outputs: MirasolEncoderOutput,
-        decoder_input_ids: Int[Tensor, "row token"],
-        decoder_attention_mask: Int[Tensor, "row token"] | None,
-        candidate_ids: Int[Tensor, "row candidate target"],
-        candidate_mask: Bool[Tensor, "row candidate target"],
+        decoder_input_ids: Tensor,
+        decoder_attention_mask: Tensor | None,
+        candidate_ids: Tensor,
+        candidate_mask: Tensor,
     ) -> MirasolCandidateScores:
-        """Log-likelihood of every candidate answer to a prompt, its <eos> included: the likeliest need not be written
-        out by `generate`. Takes `encode`'s or a stream's output and what `MirasolProcessor.candidates` gives: Q prompts
-        for each clip, candidates padded at the right.
+        """Log-likelihood of every candidate answer to a prompt, its <eos> included: nothing is generated. Takes
+        `encode`'s or a stream's output, and what `MirasolProcessor.candidates` gives:
+
+        decoder_input_ids, decoder_attention_mask: Q prompts for each clip in order, int [row, token]
+        candidate_ids, candidate_mask: int and bool [row, candidate, target], padded at the right
 
         Raises:
             UserError: rows that are no multiple of the clips, shapes that do not fit, a row without any candidate or

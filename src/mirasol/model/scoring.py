@@ -18,10 +18,10 @@ _LOGITS_AT_ONCE = 2**24
 def score_candidates(
     text: TextDecoder,
     encoder_outputs: MirasolEncoderOutput,
-    prompt_ids: Int[Tensor, "row token"],
-    prompt_mask: Int[Tensor, "row token"] | None,
-    candidate_ids: Int[Tensor, "row candidate target"],
-    candidate_mask: Bool[Tensor, "row candidate target"],
+    prompt_ids: Tensor,
+    prompt_mask: Tensor | None,
+    candidate_ids: Tensor,
+    candidate_mask: Tensor,
     eos: int,
 ) -> MirasolCandidateScores:
     """See `MirasolForConditionalGeneration.score`. A prompt is run once: its keys and values serve all candidates,
@@ -43,8 +43,8 @@ def score_candidates(
         likelihood[..., 0] = token_log_likelihood(text, after_prompt, ids[..., 0])
         if width > 1:
             visible = side_by_side(prompt_mask.bool(), real)
-            hidden, _ = text(ids.flatten(1), visible, latents, latent_mask, cache)
-            cache.self_attention_cache.crop(length)  # the next candidates follow the prompt, not these
+            hidden, _ = text(ids.flatten(1), visible, latents, latent_mask, cache, longest=length + width)
+            cache.self_attention_cache.crop(-visible.shape[2])  # the next candidates follow the prompt, not these
             target = real[..., 1:]
             before = hidden.unflatten(1, ids.shape[1:])[..., :-1, :][target]
             likelihood[..., 1:][target] = token_log_likelihood(text, before, ids[..., 1:][target][:, None])[:, 0]
@@ -71,7 +71,7 @@ def token_log_likelihood(
     text: TextDecoder, hidden: Float[Tensor, "place width"], ids: Int[Tensor, "place choice"]
 ) -> Float[Tensor, "place choice"]:
     """Log-probability of each of several tokens to come next, a few places at a time over the vocabulary."""
-    at_once = max(1, _LOGITS_AT_ONCE // text.embedding.num_embeddings)
+    at_once = max(1, _LOGITS_AT_ONCE // len(text.output_weight))
     found = [
         text.logits(some).float().log_softmax(-1).gather(-1, chosen)
         for some, chosen in zip(hidden.split(at_once), ids.split(at_once), strict=True)
@@ -97,11 +97,11 @@ def _check(
             f"candidates {tuple(candidate_ids.shape)}, their mask {tuple(candidate_mask.shape)} and {rows} prompts do "
             "not fit: give [row, candidate, token] of both, a row per prompt"
         )
+    if candidate_mask.shape[2] == 0 or not candidate_mask.flatten(1).any(dim=1).all():
+        raise UserError("a row has no candidate: give every prompt at least one")
     if (candidate_mask[..., 1:] & ~candidate_mask[..., :-1]).any():
         raise UserError("candidate_mask has a gap: candidates are padded at the right")
     alone = candidate_mask.any(-1) & (candidate_ids[..., 0] == eos)
     if alone.any():
         row, candidate = alone.nonzero()[0].tolist()
         raise UserError(f"candidate {candidate} of row {row} is empty: give it a token before its <eos>")
-    if candidate_mask.shape[2] == 0 or not candidate_mask.flatten(1).any(dim=1).all():
-        raise UserError("a row has no candidate: give every prompt at least one")

@@ -108,16 +108,18 @@ class TextDecoder(nn.Module):
         latent_mask: Bool[Tensor, "clip latent"],
         cache: EncoderDecoderCache | None = None,
         with_weights: bool = False,
+        longest: int | None = None,
     ) -> tuple[Float[Tensor, "row token width"], tuple[Tensor, ...]]:
         """Hidden states of every token, and the cross-attention weights of each cross layer when asked for.
 
-        Positions count the real tokens, so that padding on the left changes nothing.
+        Positions count the real tokens, so that padding on the left changes nothing. `longest` is the length of the
+        longest text in a row, where a ready 4D mask puts several beside each other.
         """
         past = int(cache.get_seq_length()) if cache is not None else 0
         mask, positions = causal_mask_and_positions(ids, attention_mask, past)
         latents = self.latent_input(latents)
         x = self.embedding(ids)
-        x = x + self.position_codes(positions, past + ids.shape[1]).to(x)
+        x = x + self.position_codes(positions, longest or past + ids.shape[1]).to(x)
         cross_attentions = []
         for block in self.blocks:
             x, weights = block(x, mask, latents, latent_mask, cache, with_weights)
