@@ -79,6 +79,13 @@ def test_every_process_with_its_own_images_gives_the_loss_of_the_whole_batch():
     torch.testing.assert_close(whole.grad, parts.grad)
 
 
+def test_autocast_does_not_round_the_similarities():
+    images, texts = some_features().float()
+    plain = contrastive_loss(images, texts, torch.tensor(0.02), None, 2.0)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(contrastive_loss(images, texts, torch.tensor(0.02), None, 2.0), plain)
+
+
 @pytest.mark.parametrize("gamma", [0.0, 0.5, 2.0])
 def test_the_gradient_is_finite_where_pairs_are_as_sure_as_numbers_allow(gamma):
     features = torch.eye(4).requires_grad_()

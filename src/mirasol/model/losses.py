@@ -64,7 +64,9 @@ def contrastive_loss(
     mean of their losses is the loss of the whole batch. The sum over pairs is the same from image to text and from
     text to image, so it is taken once.
     """
-    logits = images.float() @ texts.float().T / temperature
+    # Autocast would round the cosines to bf16, and the temperature magnify that.
+    with torch.autocast(images.device.type, enabled=False):
+        logits = images.float() @ texts.float().T / temperature.float()
     if bias is not None:
         logits = logits + bias
     text = torch.arange(texts.shape[0], device=texts.device)
