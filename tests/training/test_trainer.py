@@ -117,6 +117,13 @@ def test_a_run_that_reconstructs_audio_logs_its_loss(values, console):
     assert all(line["clip"]["audio_loss"] > 0 for line in lines if line["kind"] == "validation")
 
 
+@pytest.mark.parametrize(("loss", "why"), [("audio", "reconstructs no audio"), ("contrastive", "no contrastive loss")])
+def test_the_weight_of_a_loss_that_is_not_there_is_refused(values, console, loss, why):
+    values["stages"]["slots"]["loss_weights"] = {loss: 2.0}
+    with pytest.raises(UserError, match=rf"stages\.slots\.loss_weights\.{loss}=2\.0 has no effect: .*{why}"):
+        run(values, console)
+
+
 def test_a_finished_run_leaves_what_it_should(values, console, data_root, examples):
     checkpoint = run(values, console)
     folder = Path(values["output"])

@@ -28,6 +28,7 @@ from mirasol.console import Progress
 from mirasol.data.example import Example
 from mirasol.errors import UserError
 from mirasol.media.tokenizer import train_tokenizer
+from mirasol.parts import LossWeights
 from mirasol.training.batches import Batch, BatchPlan
 from mirasol.training.checkpoints import Checkpoints, save_model, write_folder
 from mirasol.training.examples import read_split, tokenizer_texts
@@ -90,6 +91,7 @@ class Trainer:
         check_texts(self.processor, [*examples, *validation_examples])
         torch.manual_seed(hash64(recipe.seed, "weights") >> 1)
         self.model = make_model(recipe, self.processor, initial).to(self.device)
+        check_loss_weights(recipe, self.model.config)
         self.optimizer = Optimizer(self.model, recipe.optimizer)
         settings = self.model.config.media_settings()
         cache_folder = Path(recipe.data.cache) if recipe.data.cache else folder.path / "cache"
@@ -305,6 +307,22 @@ def make_model(recipe: Recipe, processor: MirasolProcessor, initial: Loaded | No
     config = MirasolConfig.preset(recipe.model.preset, **recipe.model.overrides)
     config.vocab_size = len(processor.tokenizer)
     return MirasolForConditionalGeneration(config)
+
+
+def check_loss_weights(recipe: Recipe, config: MirasolConfig) -> None:
+    """Raises UserError for the weight of a loss that this training does not have."""
+    for name, stage in recipe.stages.items():
+        weights = stage.loss_weights
+        if weights.audio != LossWeights.audio and not config.reconstruction.audio:
+            raise UserError(
+                f"stages.{name}.loss_weights.audio={weights.audio} has no effect: the model reconstructs no audio, "
+                "set model.overrides.reconstruction.audio"
+            )
+        if weights.contrastive != LossWeights.contrastive:
+            raise UserError(
+                f"stages.{name}.loss_weights.contrastive={weights.contrastive} has no effect: clips have no "
+                "contrastive loss, leave it out"
+            )
 
 
 def check_texts(processor: MirasolProcessor, examples: list[Example], rows_at_once: int = 1024) -> None:
