@@ -123,7 +123,7 @@ def test_gated_feed_forward_has_a_gate():
 def test_losses_of_nothing_are_zero():
     x = torch.randn(2, 1, 4, 8)
     assert losses.latent_loss(x, x, torch.ones(2, 1, dtype=torch.bool), "cosine") == 0
-    assert losses.text_loss(torch.zeros(0, 10), torch.zeros(0, dtype=torch.long)) == 0
+    assert losses.text_loss(torch.zeros(0, 8), torch.zeros(0, dtype=torch.long), torch.nn.Linear(8, 10), 10) == 0
 
 
 @pytest.mark.parametrize("distance", ["cosine", "mse"])

@@ -1,9 +1,15 @@
 """The losses, each a mean over what it applies to and exactly zero where it applies to nothing."""
 
+from collections.abc import Callable
+
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+# 256 MiB of logits in fp32: 262 tokens of a vocabulary of 256,000.
+LOGITS_AT_ONCE = 2**26
 
 
 def masked_mean(values: Float[Tensor, "*shape"], mask: Bool[Tensor, "*shape"]) -> Float[Tensor, ""]:
@@ -77,6 +83,27 @@ def contrastive_loss(
     return -(focus * F.logsigmoid(signed)).sum() / images.shape[0]
 
 
-def text_loss(logits: Float[Tensor, "target vocabulary"], labels: Int[Tensor, " target"]) -> Float[Tensor, ""]:
-    """Cross-entropy of the target tokens (0 without any)."""
-    return F.cross_entropy(logits.float(), labels, reduction="sum") / max(len(labels), 1)
+def summed_cross_entropy(
+    hidden: Float[Tensor, "target width"], labels: Int[Tensor, " target"], to_logits: Callable[[Tensor], Tensor]
+) -> Float[Tensor, ""]:
+    return F.cross_entropy(to_logits(hidden).float(), labels, reduction="sum")
+
+
+def text_loss(
+    hidden: Float[Tensor, "target width"],
+    labels: Int[Tensor, " target"],
+    to_logits: Callable[[Tensor], Tensor],
+    vocabulary: int,
+    at_once: int = LOGITS_AT_ONCE,
+) -> Float[Tensor, ""]:
+    """Cross-entropy of the target tokens (0 without any), of which `to_logits` makes [target, vocabulary].
+
+    No more than `at_once` logits exist at a time, unless one token has more: beyond that the tokens are taken slice by
+    slice, and the backward pass computes the logits of each slice again.
+    """
+    rows = max(1, at_once // vocabulary)
+    if len(labels) <= rows:
+        return summed_cross_entropy(hidden, labels, to_logits) / max(len(labels), 1)
+    slices = zip(hidden.split(rows), labels.split(rows), strict=True)
+    each = [checkpoint(summed_cross_entropy, *part, to_logits, use_reentrant=False) for part in slices]
+    return torch.stack(each).sum() / len(labels)

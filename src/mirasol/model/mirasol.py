@@ -322,12 +322,19 @@ class MirasolForConditionalGeneration(MirasolPreTrainedModel, GenerationMixin):
             latents = self.chunk_encoder.project_image(seen)
             latent_mask = torch.ones(latents.shape[:2], dtype=torch.bool, device=latents.device)
             hidden, _ = self.text(decoder_input_ids, decoder_attention_mask, latents, latent_mask)
-            is_target = labels[:, 1:] != IGNORED_LABEL
             if not self.training:
                 output.logits = self.text.logits(hidden)
-            output.text_loss = text_loss(self.text.logits(hidden[:, :-1][is_target]), labels[:, 1:][is_target])
+            output.text_loss = self._text_loss(hidden, labels)
             output.loss = output.loss + self.config.loss_weights.text * output.text_loss
         return output
+
+    def _text_loss(
+        self, hidden: Float[Tensor, "row token width"], labels: Int[Tensor, "row token"]
+    ) -> Float[Tensor, ""]:
+        """Each token is predicted from what the decoder gave for the one before; only targets meet the vocabulary."""
+        is_target = labels[:, 1:] != IGNORED_LABEL
+        targets = hidden[:, :-1][is_target], labels[:, 1:][is_target]
+        return text_loss(*targets, self.text.logits, self.config.vocab_size)
 
     def _add_losses(
         self,
@@ -345,9 +352,7 @@ class MirasolForConditionalGeneration(MirasolPreTrainedModel, GenerationMixin):
         `hidden` is the text decoder's output; what it looked at, x and h, stands in `output` already.
         """
         h, x = output.latents, output.combined
-        is_target = labels[:, 1:] != IGNORED_LABEL
-        target_logits = self.text.logits(hidden[:, :-1][is_target])
-        output.text_loss = text_loss(target_logits, labels[:, 1:][is_target])
+        output.text_loss = self._text_loss(hidden, labels)
         output.latent_loss = latent_loss(self.latent.predict_next(h), x, chunk_mask, self.config.latent.distance)
         weights = self.config.loss_weights
         output.loss = weights.text * output.text_loss + weights.latent * output.latent_loss
