@@ -62,8 +62,17 @@ def assemble(
     if tokenizer is not None:
         text, ids = _fit_tokenizer(tokenizer, sources[-1] if openmammut is not None else None)
         (sources[-1] if openmammut is not None else sources[0]).parts.setdefault("text", {}).update(text)
-    adapted = _adapted(config, [source.parts for source in sources], ids)
-    return _filled(config, adapted, sources, seed)
+    fitted = adapted(config, [source.parts for source in sources], ids)
+    values, fills, report = planned(config, fitted, sources)
+    torch.manual_seed(seed)
+    model = MirasolForConditionalGeneration(fitted).eval()
+    with torch.no_grad():
+        state = model.state_dict()
+        for name, value in values.items():
+            state[name][: len(value)].copy_(value)
+        for name, value in fills.items():
+            state[name].fill_(value)
+    return model, report
 
 
 def _fit_tokenizer(tokenizer: PreTrainedTokenizerBase, decoder: Source | None) -> tuple[dict[str, Any], dict[str, int]]:
@@ -80,7 +89,7 @@ def _fit_tokenizer(tokenizer: PreTrainedTokenizerBase, decoder: Source | None) -
     return {"vocab_size": len(tokenizer)}, {f"{name}_id": getattr(tokenizer, f"{name}_id") for name in SPECIALS}
 
 
-def _adapted(config: MirasolConfig, changes: list[Mapping[str, Any]], ids: Mapping[str, int]) -> MirasolConfig:
+def adapted(config: MirasolConfig, changes: list[Mapping[str, Any]], ids: Mapping[str, int]) -> MirasolConfig:
     """The config with nested changes laid over it, checked as a whole."""
     values = {name: dataclasses.asdict(getattr(config, name)) for name in PARTS if getattr(config, name) is not None}
     for parts in changes:
@@ -93,38 +102,37 @@ def _adapted(config: MirasolConfig, changes: list[Mapping[str, Any]], ids: Mappi
     return MirasolConfig(**(values | dict(ids)))
 
 
-def _filled(
-    preset: MirasolConfig, config: MirasolConfig, sources: list[Source], seed: int
-) -> tuple[MirasolForConditionalGeneration, StartingReport]:
-    plans = [(source, list(source.plan(config))) for source in sources]
+def planned(
+    preset: MirasolConfig, config: MirasolConfig, sources: list[Source]
+) -> tuple[dict[str, Tensor], dict[str, float], StartingReport]:
+    """What every tensor of a model of `config` begins with: values, numbers to fill with, and the report.
+
+    Raises:
+        UserError: a tensor that is missing or does not fit; all are checked before a model is built, which takes long.
+    """
     with torch.device("meta"):
-        shapes = {
-            name: tuple(tensor.shape) for name, tensor in MirasolForConditionalGeneration(config).state_dict().items()
-        }
+        state = MirasolForConditionalGeneration(config).state_dict()
+    shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
     report = StartingReport(config_changes=_differences(preset, config))
-    values: dict[str, Tensor] = {}
-    # All of the sources is checked before the model is built, which may take long.
-    for source, steps in plans:
+    values, fills = {}, {}
+    for source in sources:
+        steps = list(source.plan(config))
         for step in steps:
             if isinstance(step, Copy):
                 values[step.target] = _checked(source, step, shapes[step.target])
                 report.loaded.append(_entry(step, shapes, source=list(step.sources), file=source.name))
             else:
+                fills[step.target] = step.value
                 report.filled.append(_entry(step, shapes, value=step.value))
         for name, why in source.unused(steps).items():
             report.unused.append({"source": name, "file": source.name, "reason": why})
         report.remarks += source.remarks
-    torch.manual_seed(seed)
-    model = MirasolForConditionalGeneration(config).eval()
-    with torch.no_grad():
-        state = model.state_dict()
-        for name, value in values.items():
-            state[name][: len(value)].copy_(value)
-        for fill in (step for _, steps in plans for step in steps if isinstance(step, Fill)):
-            state[fill.target].fill_(fill.value)
-    given = {entry["target"] for entry in (*report.loaded, *report.filled)}
-    report.random = [{"target": name, "shape": list(shape)} for name, shape in shapes.items() if name not in given]
-    return model, report
+    report.random = [
+        {"target": name, "shape": list(shape)}
+        for name, shape in shapes.items()
+        if name not in values and name not in fills
+    ]
+    return values, fills, report
 
 
 def _checked(source: Source, copy: Copy, wanted: tuple[int, ...]) -> Tensor:
