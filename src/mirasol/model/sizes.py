@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from torch import Tensor
 
 from mirasol.config import MirasolConfig
+from mirasol.model.cache import narrower
 from mirasol.model.token_turing import process_stack
 from mirasol.parts import StackConfig
 
@@ -54,12 +55,13 @@ def linear_flops(rows: int, inputs: int, outputs: int) -> int:
     return 2 * rows * inputs * outputs
 
 
-def attention_flops(stack: StackConfig, queries: int, keys: int, batch: int = 1) -> int:
-    """Projections, scores and weighted sums of `batch` sequences. Masked scores count: a dense kernel computes them."""
+def attention_flops(stack: StackConfig, queries: int, keys: int, batch: int = 1, cached: int = 0) -> int:
+    """Projections, scores and weighted sums of `batch` sequences; `cached` keys, beside the others, were projected
+    before. Masked scores count: a dense kernel computes them."""
     inner = stack.heads * stack.head_width
     per_query = linear_flops(queries, stack.width, inner) + linear_flops(queries, inner, stack.width)
     per_key = linear_flops(keys, stack.width, 2 * inner)
-    return batch * (per_query + per_key + 2 * linear_flops(queries, keys, inner))
+    return batch * (per_query + per_key + 2 * linear_flops(queries, keys + cached, inner))
 
 
 def feed_forward_flops(stack: StackConfig, rows: int) -> int:
@@ -67,11 +69,12 @@ def feed_forward_flops(stack: StackConfig, rows: int) -> int:
     return linear_flops(rows, stack.width, stack.hidden) * (3 if stack.gated else 2)
 
 
-def stack_flops(stack: StackConfig, tokens: int, batch: int = 1, queries: int | None = None) -> int:
-    """A stack over `batch` sequences; its last block computes outputs for `queries` of the tokens only."""
+def stack_flops(stack: StackConfig, tokens: int, batch: int = 1, queries: int | None = None, cached: int = 0) -> int:
+    """A stack over `batch` sequences; its last block computes outputs for `queries` of the tokens only, and each block
+    looks at `cached` earlier tokens as well."""
 
     def block(wanted: int) -> int:
-        return attention_flops(stack, wanted, tokens, batch) + feed_forward_flops(stack, batch * wanted)
+        return attention_flops(stack, wanted, tokens, batch, cached) + feed_forward_flops(stack, batch * wanted)
 
     return (stack.depth - 1) * block(tokens) + block(tokens if queries is None else queries)
 
@@ -127,6 +130,36 @@ def combiner_flops(config: MirasolConfig, chunks: int) -> int:
         return stack.depth * (layer + feed_forward_flops(stack, chunks * m))
     tokens += m if combiner.kind == "cls" else 0
     return stack_flops(stack, length * tokens, batch, queries=length * m)
+
+
+def stream_flops(config: MirasolConfig, past: int, window: int | None = None) -> dict[str, int]:
+    """FLOPs by component of one more chunk of a stream with that window, after `past` chunks. What is computed of the
+    chunk alone is constant; attention to the past grows with it, up to the windows."""
+    alone, combiner, latent = flops(config, 1, 1), config.combiner, config.latent
+
+    def seen(own: int | None) -> int:
+        widest = narrower(own, window)
+        return past if widest is None else min(past, widest - 1)
+
+    looks_back = combiner.kind not in ("ttm", "concat") and combiner.scope == "past"
+    return {
+        **{component: alone[component] for component in ("vit", "tubes", "audio")},
+        "combiner": _combiner_step_flops(config, seen(combiner.window) if looks_back else 0),
+        "latent": stack_flops(latent.stack, combiner.m, cached=seen(latent.window) * combiner.m),
+    }
+
+
+def _combiner_step_flops(config: MirasolConfig, past: int) -> int:
+    """The Combiner over one chunk that sees so many earlier ones."""
+    combiner, tokens = config.combiner, config.video.tokens + config.audio.tokens
+    m, stack = combiner.m, combiner.stack
+    if combiner.kind in ("ttm", "concat"):
+        return combiner_flops(config, 1)
+    if combiner.kind == "perceiver":
+        layer = attention_flops(stack, m, tokens + m, cached=past * tokens)
+        return stack.depth * (layer + feed_forward_flops(stack, m))
+    tokens += m if combiner.kind == "cls" else 0
+    return stack_flops(stack, tokens, queries=m, cached=past * tokens)
 
 
 def _token_turing_flops(config: MirasolConfig, tokens: int) -> int:
