@@ -42,21 +42,20 @@ class TextBlock(nn.Module):
         with_weights: bool,
     ) -> tuple[Float[Tensor, "row token width"], Float[Tensor, "row head token latent"] | None]:
         """Without latents the cross-attention block is passed over, its feed-forward too."""
-        normed = self.attention_norm(x)
-        keys_values = self.attention.keys_values(normed)
+        queries, keys_values = self.attention.projections(x, self.attention_norm)
         if cache is not None:
             keys_values = cache.self_attention_cache.update(*keys_values, self.index)
             # A static cache has slots that nobody has written yet: they stay out of sight.
             mask = nn.functional.pad(mask, (0, keys_values[0].shape[2] - mask.shape[-1]))
-        mixed, _ = self.attention(normed, keys_values, mask)
+        mixed, _ = self.attention.mix(queries, keys_values, mask)
         x = x + self.dropout(mixed)
-        x = x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))
+        x = x + self.dropout(self.feed_forward(x, self.feed_forward_norm))
         if self.cross_attention is None or latents is None:
             return x, None
         mixed, weights = self._look_at_latents(x, latents, latent_mask, cache, with_weights)
         x = x + self.dropout(mixed)
         if self.cross_feed_forward is not None:
-            x = x + self.dropout(self.cross_feed_forward(self.cross_feed_forward_norm(x)))
+            x = x + self.dropout(self.cross_feed_forward(x, self.cross_feed_forward_norm))
         return x, weights
 
     def _look_at_latents(

@@ -14,6 +14,13 @@ from torch.nn.attention.flex_attention import BlockMask, flex_attention
 from mirasol.errors import UserError
 from mirasol.model.cache import KeyValueCache
 from mirasol.model.masks import BlockCausal
+from mirasol.model.recompute import (
+    activated_linear,
+    keeps_less,
+    normed_linears,
+    small_attention,
+    suits_small_attention,
+)
 from mirasol.parts import StackConfig
 
 # What `attn_implementation` may be.
@@ -66,6 +73,8 @@ def attend(
         return _flex(q, k, v, mask), None
     # Without a mask, or with one that differs from row to row as the text's, flex attention has nothing to skip.
     if implementation != "eager" and not with_weights:
+        if implementation == "sdpa" and suits_small_attention(q, k, dropout):
+            return small_attention(q, k, v, mask), None
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout), None
     scores = q @ k.mT / math.sqrt(q.shape[-1])
     if mask is not None:
@@ -99,6 +108,37 @@ class Attention(nn.Module):
         keys, values = self.key_value(context).chunk(2, dim=-1)
         return self.split(keys), self.split(values)
 
+    def projections(
+        self,
+        x: Float[Tensor, "batch query width"],
+        norm: nn.LayerNorm,
+        context: Float[Tensor, "batch key width"] | None = None,
+    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """Queries of `norm(x)`, and keys and values of the normed context, which is x unless it is given: for `mix`."""
+        if not keeps_less(x, self.query, self.key_value):
+            normed = norm(x)
+            keys_values = self.keys_values(normed if context is None else norm(context))
+            return self.split(self.query(normed)), keys_values
+        if context is None:
+            queries, key_value = normed_linears(x, norm, self.query, self.key_value)
+        else:
+            (queries,) = normed_linears(x, norm, self.query)
+            (key_value,) = normed_linears(context, norm, self.key_value)
+        keys, values = key_value.chunk(2, dim=-1)
+        return self.split(queries), (self.split(keys), self.split(values))
+
+    def mix(
+        self,
+        queries: Float[Tensor, "batch head query width"],
+        keys_values: tuple[Tensor, Tensor],
+        mask: Bool[Tensor, "..."] | BlockMask | None = None,
+        with_weights: bool = False,
+    ) -> tuple[Float[Tensor, "batch query width"], Float[Tensor, "batch head query key"] | None]:
+        """The output for queries that are projected and split already."""
+        dropout = self.dropout if self.training else 0.0
+        mixed, weights = attend(queries, *keys_values, mask, dropout, self.implementation, with_weights)
+        return self.output(mixed.transpose(1, 2).flatten(2)), weights
+
     def forward(
         self,
         x: Float[Tensor, "batch query width"],
@@ -106,10 +146,7 @@ class Attention(nn.Module):
         mask: Bool[Tensor, "..."] | BlockMask | None = None,
         with_weights: bool = False,
     ) -> tuple[Float[Tensor, "batch query width"], Float[Tensor, "batch head query key"] | None]:
-        dropout = self.dropout if self.training else 0.0
-        queries = self.split(self.query(x))
-        mixed, weights = attend(queries, *keys_values, mask, dropout, self.implementation, with_weights)
-        return self.output(mixed.transpose(1, 2).flatten(2)), weights
+        return self.mix(self.split(self.query(x)), keys_values, mask, with_weights)
 
 
 def quick_gelu(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
@@ -130,12 +167,20 @@ class FeedForward(nn.Module):
         self.hidden = nn.Linear(stack.width, stack.hidden * (2 if stack.gated else 1), bias=stack.bias)
         self.output = nn.Linear(stack.hidden, stack.width, bias=stack.bias)
 
-    def forward(self, x: Float[Tensor, "*batch width"]) -> Float[Tensor, "*batch width"]:
-        hidden = self.hidden(x)
-        if self.gated:
-            hidden, gate = hidden.chunk(2, dim=-1)
-            return self.output(self.activation(hidden) * gate)
-        return self.output(self.activation(hidden))
+    def activate(self, hidden: Float[Tensor, "*batch hidden"]) -> Float[Tensor, "*batch _"]:
+        if not self.gated:
+            return self.activation(hidden)
+        hidden, gate = hidden.chunk(2, dim=-1)
+        return self.activation(hidden) * gate
+
+    def forward(
+        self, x: Float[Tensor, "*batch width"], norm: nn.LayerNorm | None = None
+    ) -> Float[Tensor, "*batch width"]:
+        """The feed-forward of x, or of `norm(x)`: given the norm, a step in bfloat16 need not keep its output."""
+        if norm is not None and keeps_less(x, self.hidden, self.output):
+            (hidden,) = normed_linears(x, norm, self.hidden)
+            return activated_linear(hidden, self.activate, self.output)
+        return self.output(self.activate(self.hidden(x if norm is None else norm(x))))
 
 
 class Block(nn.Module):
@@ -156,11 +201,10 @@ class Block(nn.Module):
         context: Float[Tensor, "batch key width"] | None = None,
     ) -> Float[Tensor, "batch query width"]:
         """The tokens whose outputs are wanted look at the context: at themselves unless it is given."""
-        normed = self.attention_norm(x)
-        keys_values = self.attention.keys_values(normed if context is None else self.attention_norm(context))
-        mixed, _ = self.attention(normed, keys_values, mask)
+        queries, keys_values = self.attention.projections(x, self.attention_norm, context)
+        mixed, _ = self.attention.mix(queries, keys_values, mask)
         x = x + self.dropout(mixed)
-        return x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))
+        return x + self.dropout(self.feed_forward(x, self.feed_forward_norm))
 
     def step(
         self, x: Float[Tensor, "batch token width"], cache: KeyValueCache, last: int
