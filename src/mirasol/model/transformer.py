@@ -129,7 +129,7 @@ class Attention(nn.Module):
 
     def mix(
         self,
-        queries: Float[Tensor, "batch head query width"],
+        queries: Float[Tensor, "batch head query head_width"],
         keys_values: tuple[Tensor, Tensor],
         mask: Bool[Tensor, "..."] | BlockMask | None = None,
         with_weights: bool = False,
