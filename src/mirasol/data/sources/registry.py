@@ -39,6 +39,7 @@ SOURCES: dict[str, Adapter] = {
     "image_text": image_text.ADAPTER,
     "img2dataset": img2dataset.ADAPTER,
 }
+# Other words for a split, for data sets that do not have the word itself.
 SPLIT_NAMES = {"val": "validation", "valid": "validation", "dev": "validation", "test": "eval"}
 ANY = Options()
 
@@ -66,8 +67,8 @@ def read_split(name: str, files: Files, split: str, options: Options = ANY) -> S
     """As `read_source`, of files that were listed already."""
     adapter = adapter_of(name, options)
     known = splits_of(name, files)
-    if split not in known:
-        split = SPLIT_NAMES.get(split, split)
+    if split not in known and SPLIT_NAMES.get(split) in known:
+        split = SPLIT_NAMES[split]
     if split not in known:
         raise UserError(f"{files.root} has no split {split!r} of {name}; there are: {', '.join(known)}")
     rows = adapter.read(files, split, options)

@@ -1,0 +1,107 @@
+"""What holds for every data set: nothing is lost, what is unknown is refused by name, missing media is listed."""
+
+import json
+
+import pytest
+
+from mirasol.data.sources import SOURCES, Options, read_source, source_splits, usable_examples
+from mirasol.errors import UserError
+
+ROWS = [
+    {"answer": "red", "category_id": 1, "id": number, "question": f"what is {number}?", "video_id": number // 2}
+    for number in range(6)
+]
+
+
+def test_every_row_is_usable_or_has_a_reason(data):
+    data.put("val_qa.json", json.dumps([*ROWS, ROWS[0], {"answer": 3}, {**ROWS[1], "id": 9, "question": " "}]))
+    data.put("video1.mp4")
+    source = read_source("msrvtt_qa", data.root, "val")
+    counts = source.counts
+    assert counts.reasons == {"missing media": 4, "duplicate id": 1, "malformed": 1, "empty text": 1}
+    assert (counts.n_annotated, counts.n_found) == (9, 2)
+    assert counts.n_annotated == counts.n_usable + sum(counts.reasons.values())
+    assert len(source.examples) + len(source.missing) == len(source.annotated) == 6
+    missing = [(p.file, p.examples) for p in source.problems if p.kind == "missing media"]
+    assert missing == [("video0", 2), ("video2", 2)]
+
+
+def test_missing_media_stops_or_is_skipped(data):
+    data.put("val_qa.json", json.dumps(ROWS))
+    data.put("video1.mp4")
+    source = read_source("msrvtt_qa", data.root, "val")
+    with pytest.raises(UserError, match="4 of 6 annotated examples cannot be used, the first: video0: no media file"):
+        usable_examples(source)
+    assert [e.media for e in usable_examples(source, "skip")] == ["video1.mp4"] * 2
+    (data.root / "video1.mp4").unlink()
+    with pytest.raises(UserError, match="no usable example in split 'validation'"):
+        usable_examples(read_source("msrvtt_qa", data.root, "val"), "skip")
+
+
+def test_counts_other_than_the_published_are_a_warning(data):
+    data.put("val_qa.json", json.dumps(ROWS))
+    [warning] = [p for p in read_source("msrvtt_qa", data.root, "val").problems if p.kind == "other counts"]
+    assert warning.severity == "warning" and "6 examples, 12278 are published" in warning.message
+
+
+def test_unknown_names_are_refused_with_those_that_exist(data):
+    with pytest.raises(UserError, match="'msrvtt' is not known: choose folder, msrvtt_qa"):
+        read_source("msrvtt", data.root, "val")
+    with pytest.raises(UserError, match="no annotation file of msrvtt_qa"):
+        read_source("msrvtt_qa", data.root, "val")
+    data.put("val_qa.json", "[]")
+    with pytest.raises(UserError, match="has no split 'test' of msrvtt_qa; there are: validation"):
+        read_source("msrvtt_qa", data.root, "test")
+    with pytest.raises(UserError, match="no such data folder"):
+        read_source("msrvtt_qa", data.root / "nowhere", "val")
+    with pytest.raises(UserError, match="targets=one: msrvtt_qa does not have this option; it has annotations"):
+        read_source("msrvtt_qa", data.root, "val", Options(targets="one"))
+
+
+def test_annotations_may_lie_elsewhere_and_must_not_be_ambiguous(data, tmp_path):
+    data.put("videos/video1.mp4")
+    (tmp_path / "qa").mkdir()
+    (tmp_path / "qa" / "val_qa.json").write_text(json.dumps(ROWS[2:4]))
+    options = Options(annotations=str(tmp_path / "qa"))
+    assert [e.media for e in read_source("msrvtt_qa", data.root, "val", options).examples] == ["videos/video1.mp4"] * 2
+    data.put("a/val_qa.json", "[]")
+    data.put("b/val_qa.json", "[]")
+    with pytest.raises(UserError, match="two annotation files"):
+        source_splits("msrvtt_qa", data.root)
+    assert not read_source("msrvtt_qa", data.root, "val", Options(annotations="a")).annotated
+    with pytest.raises(UserError, match="annotations=nowhere: no such file or folder"):
+        source_splits("msrvtt_qa", data.root, Options(annotations="nowhere"))
+
+
+def test_media_is_found_through_links_and_loops_end(data, tmp_path):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "disk" / "video1.mp4").touch()
+    (tmp_path / "disk" / "back").symlink_to(data.root)
+    (data.root / "videos").symlink_to(tmp_path / "disk")
+    data.put("val_qa.json", json.dumps(ROWS[2:3]))
+    assert read_source("msrvtt_qa", data.root, "val").examples[0].media == "videos/video1.mp4"
+
+
+def test_your_own_folder_lists_all_that_is_wrong(data):
+    data.put("clips/a.mp4")
+    data.put(
+        "train.csv",
+        "file,start,end,prompt,target\nclips/a.mp4,0.5,2,what?,a bell\nclips/b.mp4,,,what?,a drum\n"
+        "clips/a.mp4,2,1,what?,a bell\nclips/a.mp4,,,what?,\nclips/a.mp4,soon,,what?,a bell\n",
+    )
+    source = read_source("folder", data.root, "train")
+    [example] = source.examples
+    assert (example.id, example.media, example.start, example.end) == ("2", "clips/a.mp4", 0.5, 2.0)
+    assert source.reasons == {"malformed": 2, "empty text": 1, "missing media": 1}
+    assert [p.line for p in source.problems][:3] == [4, 5, 6]
+    data.put("train.csv", "file,prompt,answer\n")
+    assert "wrong header: expected file,prompt,target" in read_source("folder", data.root, "train").problems[0].message
+
+
+def test_every_data_set_has_its_section_in_the_docs():
+    from pathlib import Path
+
+    text = (Path(__file__).parents[3] / "docs" / "datasets.md").read_text(encoding="utf-8")
+    for name, adapter in SOURCES.items():
+        assert f"`{name}`" in text, name
+        assert all(f"`{option}`" in text for option in adapter.options)
