@@ -1,6 +1,6 @@
 """What the data sets of classes share: class lists, and the names that ten-second clips of YouTube videos go by."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -41,18 +41,18 @@ def given_classes(files: Files, options: Options, *names: str) -> tuple[str, ...
     return name_list(found, files.shown(found)) if found is not None else None
 
 
-def clip_stem(pattern: str, id: str, start: float, end: float) -> str:
-    """A clip's file name without extension. Raises UserError for a pattern with a field that clips do not have.
+def clip_stems(patterns: Iterable[str], id: str, start: float, end: float) -> Iterator[str]:
+    """A clip's file names without extension. Raises UserError for a pattern with a field that clips do not have.
 
     `start` and `end` are the seconds as the annotation has them, `start_ms` and `end_ms` milliseconds.
     """
     fields = {"id": id, "start": int(start), "end": int(end), "start_ms": int(start * 1000), "end_ms": int(end * 1000)}
-    try:
-        return pattern.format(**fields)
-    except (KeyError, ValueError, IndexError) as error:
-        raise UserError(
-            f"pattern={pattern!r}: its fields are {', '.join(fields)}, e.g. '{{id}}_{{start:06d}}'"
-        ) from error
+    for pattern in patterns:
+        try:
+            yield pattern.format_map(fields)
+        except (KeyError, ValueError, IndexError) as error:
+            known = ", ".join(fields)
+            raise UserError(f"pattern={pattern!r}: its fields are {known}, e.g. '{{id}}_{{start:06d}}'") from error
 
 
 def clip_media(
@@ -64,5 +64,7 @@ def clip_media(
     folders: Iterable[str],
 ) -> str | None:
     """The file of a clip that was cut out already, by the user's pattern or else by the first known one that fits."""
-    chosen = [options.pattern] if options.pattern is not None else patterns
-    return files.media((clip_stem(pattern, id, *window) for pattern in chosen), folders)
+    if options.pattern is not None:
+        return files.media(clip_stems([options.pattern], id, *window), folders)
+    # Most lists name many clips that are gone: nothing is spelled out for those.
+    return files.media(clip_stems(patterns, id, *window), folders) if id in files.youtube_ids else None

@@ -91,6 +91,11 @@ class Files:
                     by_stem.setdefault(stem, []).append(path)
         return by_stem
 
+    @cached_property
+    def youtube_ids(self) -> frozenset[str]:
+        """What media names begin with, as long as a YouTube id is, after a `Y` too (as PANNs writes them)."""
+        return frozenset(part for stem in self._by_stem for part in (stem[:11], stem[1:12]))
+
     def media(self, stems: Iterable[str], folders: Iterable[str] = ()) -> str | None:
         """The media file of the first of `stems` that has one, None where none has.
 

@@ -1,5 +1,6 @@
 """Your own data: a folder with <split>.jsonl or <split>.csv beside media files (format: `mirasol.data.folder`)."""
 
+import os
 from dataclasses import replace
 
 from mirasol.data.folder import BadRow, rows_of, split_file, split_names
@@ -21,8 +22,8 @@ def read(files: Files, split: str, options: Options) -> Rows:
             continue
         name = example.media
         if name not in there:
-            there[name] = (files.root / name).is_file()
-        rows.add(replace(example, media=name if there[name] else "", video=name), shown, line)
+            there[name] = os.path.isfile(os.path.join(files.root, name))
+        rows.add(example if there[name] else replace(example, media="", video=name), shown, line)
     return rows
 
 
