@@ -80,6 +80,14 @@ def test_vggsound_labels_outside_the_class_list_and_bad_rows(data):
     assert len(source.annotated) == 1
 
 
+@pytest.mark.parametrize(("content", "part"), [("a,1\n", "2 fields, 3 expected"), ('"a,1,b\n', "is not csv")])
+def test_a_class_table_that_cannot_be_read_stops(data, content, part):
+    vggsound(data)
+    data.put("stat.csv", content)
+    with pytest.raises(AnnotationError, match=f"stat.csv, line 1, column .*{part}"):
+        read_source("vggsound", data.root, "test")
+
+
 def test_the_class_list_can_be_given_and_its_size_is_stated(data, tmp_path):
     vggsound(data)
     names = tmp_path / "names.txt"

@@ -1,10 +1,11 @@
 """What holds for every data set: nothing is lost, what is unknown is refused by name, missing media is listed."""
 
 import json
+from pathlib import Path
 
 import pytest
 
-from mirasol.data.sources import SOURCES, Options, read_source, source_splits, usable_examples
+from mirasol.data.sources import SOURCES, AnnotationError, Options, read_source, source_splits, usable_examples
 from mirasol.errors import UserError
 
 ROWS = [
@@ -98,9 +99,28 @@ def test_your_own_folder_lists_all_that_is_wrong(data):
     assert "wrong header: expected file,prompt,target" in read_source("folder", data.root, "train").problems[0].message
 
 
-def test_every_data_set_has_its_section_in_the_docs():
-    from pathlib import Path
+@pytest.mark.parametrize(
+    ("name", "file", "content", "part"),
+    [
+        ("nextqa_mc", "val.csv", "a,b\n1,2\n", "wrong header: expected video,question,answer,qid,type,a0.*; found a,b"),
+        ("webvid", "train.csv", "a,b\n1,2\n", "wrong header: expected videoid,name; found a,b"),
+        ("epic_sounds", "EPIC_Sounds_train.csv", "a,b\n", "wrong header: expected annotation_id,.*; found a,b"),
+        ("kinetics_sound", "val.csv", "", "wrong header: expected label,youtube_id,.*; found nothing"),
+        ("activitynet_qa", "test_q.json", "{}", "must hold an array of objects, not an object"),
+    ],
+)
+def test_a_file_of_another_shape_is_told_as_such(data, name, file, content, part):
+    data.put(file, content)
+    with pytest.raises(AnnotationError, match=f"{file}, line 1, column 1: {part}"):
+        read_source(name, data.root, source_splits(name, data.root)[0])
 
+
+def test_a_file_without_rows_is_an_error(data):
+    data.put("val_qa.json", "[]")
+    assert "no examples" in [p.kind for p in read_source("msrvtt_qa", data.root, "val").problems]
+
+
+def test_every_data_set_has_its_section_in_the_docs():
     text = (Path(__file__).parents[3] / "docs" / "datasets.md").read_text(encoding="utf-8")
     for name, adapter in SOURCES.items():
         assert f"`{name}`" in text, name

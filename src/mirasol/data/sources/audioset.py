@@ -10,7 +10,7 @@ from mirasol.data.example import Example
 from mirasol.data.sources.classes import clip_media
 from mirasol.data.sources.contract import Adapter, Options, Published, Rows
 from mirasol.data.sources.files import Files
-from mirasol.data.sources.tables import csv_rows
+from mirasol.data.sources.tables import csv_rows, strict_rows
 from mirasol.errors import UserError
 
 PROMPT = "what are the sounds?"
@@ -40,7 +40,7 @@ def splits(files: Files) -> list[str]:
 def read(files: Files, split: str, options: Options) -> Rows:
     """The segments of a split; ids are `{id}_{start in milliseconds}`."""
     rows = Rows()
-    names = _label_names(files, rows)
+    names = _label_names(files)
     rows.classes = tuple(names.values())
     rows.facts["targets"] = options.targets
     for name in FILES[split]:
@@ -83,13 +83,13 @@ def _read_segments(path: Path, shown: str, files: Files, names: dict[str, str], 
         rows.add(example, shown, line)
 
 
-def _label_names(files: Files, rows: Rows) -> dict[str, str]:
+def _label_names(files: Files) -> dict[str, str]:
     """Display names by mid, in the order of the class index."""
     path = files.annotation(LABELS)
     if path is None:
         raise UserError(f"{files.annotation_root}: {LABELS}, which names AudioSet's labels, is not there: add it")
-    shown = files.shown(path)
-    return {row["mid"]: row["display_name"] for _, row in csv_rows(path, shown, rows, ("index", "mid", "display_name"))}
+    table = strict_rows(path, files.shown(path), ("index", "mid", "display_name"))
+    return {row["mid"]: row["display_name"] for row in table}
 
 
 ADAPTER = Adapter(

@@ -1,11 +1,9 @@
 """EPIC-SOUNDS (Huh et al., ICASSP 2023): windows of long kitchen videos, stamped in samples of 24 kHz audio."""
 
-from pathlib import Path
-
 from mirasol.data.example import Example
 from mirasol.data.sources.contract import Adapter, AnnotationError, Options, Problem, Published, Rows
 from mirasol.data.sources.files import Files
-from mirasol.data.sources.tables import csv_rows
+from mirasol.data.sources.tables import csv_rows, strict_rows
 from mirasol.errors import UserError
 
 PROMPT = "what is the sound?"
@@ -111,9 +109,10 @@ def _classes(files: Files, labelled: list[dict[str, str]], rows: Rows) -> tuple[
     path = files.annotation("classes.csv")
     if path is not None:
         shown = files.shown(path)
-        return _ordered(
-            [(row["class_id"], row["class"]) for _, row in csv_rows(path, shown, rows, ("class_id", "class"))], path
-        )
+        table = strict_rows(path, shown, ("class_id", "class"))
+        if [row["class_id"] for row in table] != [str(place) for place in range(len(table))]:
+            raise AnnotationError(Problem("malformed", "class_id must count 0, 1, 2 … in its order", shown, 2))
+        return tuple(row["class"] for row in table)
     found = sorted({(row["class_id"], row["class"]) for row in labelled if row["class_id"].isdigit()})
     if not found:
         return ()
@@ -122,12 +121,6 @@ def _classes(files: Files, labelled: list[dict[str, str]], rows: Rows) -> tuple[
     for id, name in found:
         names[int(id)] = names[int(id)] or name
     return tuple(names.values())
-
-
-def _ordered(pairs: list[tuple[str, str]], path: Path) -> tuple[str, ...]:
-    if [id for id, _ in pairs] != [str(place) for place in range(len(pairs))]:
-        raise AnnotationError(Problem("malformed", "class_id must count 0, 1, 2 … in its order", path.name, 2))
-    return tuple(name for _, name in pairs)
 
 
 ADAPTER = Adapter("EPIC-SOUNDS", splits, read, PUBLISHED, options=("annotations", "prompt"), protocol="classes")

@@ -7,6 +7,7 @@ from mirasol.data.sources.tables import csv_header, read_json_object
 
 FILES = {"train": "train.csv", "validation": "val.csv", "test": "test.csv"}
 CHOICES = ("a0", "a1", "a2", "a3", "a4")
+SHARED = {"question", "answer", "qid", "type"}
 # Causal why and how; temporal next, previous, current; descriptive binary, count, location, other.
 TYPES = ("CW", "CH", "TN", "TP", "TC", "DB", "DC", "DL", "DO")
 
@@ -17,9 +18,11 @@ def annotation(files: Files, split: str, multiple_choice: bool) -> Path | None:
     named = [path for path in files.annotation_paths if path.name.lower().endswith(wanted)]
     for path in sorted(named, key=lambda path: path.name.lower() != wanted):
         header = set(csv_header(path))
-        if "qid" in header and (set(CHOICES) <= header) == multiple_choice and {"question", "answer"} <= header:
+        if header >= SHARED and (set(CHOICES) <= header) == multiple_choice:
             return path
-    return None
+    # One that is neither task's is told as a wrong header when it is read, rather than as missing.
+    exact = (path for path in named if path.name.lower() == wanted)
+    return next((path for path in exact if not set(csv_header(path)) >= SHARED), None)
 
 
 class Videos:

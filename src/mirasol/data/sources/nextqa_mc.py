@@ -28,7 +28,7 @@ def read(files: Files, split: str, options: Options) -> Rows:
     assert path is not None
     rows, shown, videos = Rows(), files.shown(path), Videos(files)
     rows.annotation_files.append(shown)
-    named = "video_id" if "video" not in csv_header(path) else "video"
+    named = "video_id" if "video_id" in csv_header(path) else "video"
     for line, row in csv_rows(path, shown, rows, (named, "question", "answer", "qid", "type", *CHOICES)):
         choices = tuple(row[name].strip() for name in CHOICES)
         right = _right(row["answer"].strip(), choices)

@@ -37,7 +37,7 @@ def read(files: Files, split: str, options: Options) -> Rows:
     rows, shown, videos = Rows(), files.shown(path), Videos(files)
     rows.annotation_files.append(shown)
     seconds = _references(files, rows) if split == "test" else {}
-    named = "video_id" if "video" not in csv_header(path) else "video"
+    named = "video_id" if "video_id" in csv_header(path) else "video"
     for line, row in csv_rows(path, shown, rows, (named, "question", "answer", "qid", "type")):
         video, answer = row[named].strip(), row["answer"].strip()
         if not row["question"].strip() or not answer:

@@ -73,6 +73,8 @@ def read_split(name: str, files: Files, split: str, options: Options = ANY) -> S
         raise UserError(f"{files.root} has no split {split!r} of {name}; there are: {', '.join(known)}")
     rows = adapter.read(files, split, options)
     published = rows.published or adapter.published.get(split, Published())
+    if not rows.examples and not rows.reasons and name != "folder":
+        rows.skip("no examples", "holds no examples", ", ".join(rows.annotation_files), rows=0)
     _list_missing(rows)
     _compare(rows, published)
     return Source(

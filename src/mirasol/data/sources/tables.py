@@ -181,6 +181,15 @@ def csv_rows(
             rows.skip("not UTF-8", f"field {bad!r} is not UTF-8 text", file, line)
 
 
+def strict_rows(path: Path, file: str, columns: Sequence[str], *, header: bool = True) -> list[dict[str, str]]:
+    """The rows of a csv file that all others depend on, a class list for one. Raises AnnotationError for a bad row."""
+    rows = Rows()
+    table = [row for _, row in csv_rows(path, file, rows, columns, header=header)]
+    if rows.problems:
+        raise AnnotationError(rows.problems[0])
+    return table
+
+
 def check_header(found: Sequence[str], expected: Sequence[str], file: str) -> None:
     """Raises AnnotationError, naming both, where a header lacks a column."""
     missing = [name for name in expected if name not in found]

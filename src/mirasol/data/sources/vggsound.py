@@ -7,7 +7,7 @@ from mirasol.data.example import Example
 from mirasol.data.sources.classes import ClassList, clip_media, given_classes
 from mirasol.data.sources.contract import Adapter, Options, Published, Rows
 from mirasol.data.sources.files import Files
-from mirasol.data.sources.tables import csv_header, csv_rows
+from mirasol.data.sources.tables import csv_header, csv_rows, strict_rows
 
 PROMPT = "what is the sound?"
 SECONDS = 10
@@ -86,9 +86,8 @@ def _classes(files: Files, options: Options, labels: list[str], rows: Rows) -> t
     """The authors' class index is the place in the sorted list of stat.csv."""
     stat = files.annotation("stat.csv") if options.class_list is None else None
     if stat is not None:
-        shown = files.shown(stat)
-        table = csv_rows(stat, shown, rows, ("class", "count", "group"), header=False)
-        return tuple(sorted(row["class"] for _, row in table))
+        table = strict_rows(stat, files.shown(stat), ("class", "count", "group"), header=False)
+        return tuple(sorted(row["class"] for row in table))
     given = given_classes(files, options, "classes_sorted.txt")
     if given is None:
         rows.facts["class_list"] = "the labels that occur: stat.csv is not there"

@@ -7,7 +7,7 @@ from mirasol.data.example import Example
 from mirasol.data.sources.classes import clip_media
 from mirasol.data.sources.contract import Adapter, Options, Rows
 from mirasol.data.sources.files import Files
-from mirasol.data.sources.tables import csv_header, csv_rows
+from mirasol.data.sources.tables import check_header, csv_header, csv_rows
 
 PROMPT = "describe the clip"
 COLUMNS = ("videoid", "name")
@@ -26,8 +26,12 @@ def split_of(path: Path) -> str:
 
 
 def webvid_files(files: Files) -> list[Path]:
-    """All csv files that have WebVid's columns."""
-    return [p for p in files.annotation_paths if p.suffix.lower() == ".csv" and set(COLUMNS) <= set(csv_header(p))]
+    """All csv files that have WebVid's columns. Raises AnnotationError where none of those there has them."""
+    tables = [path for path in files.annotation_paths if path.suffix.lower() == ".csv"]
+    found = [path for path in tables if set(COLUMNS) <= set(csv_header(path))]
+    if tables and not found:
+        check_header(csv_header(tables[0]), COLUMNS, files.shown(tables[0]))
+    return found
 
 
 def webvid_splits(files: Files) -> list[str]:
