@@ -85,9 +85,10 @@ class MirasolConfig(PreTrainedConfig):
         kwargs.pop("is_encoder_decoder", None)
         super().__init__(is_encoder_decoder=True, **kwargs)
         self.decoder_start_token_id = bos_token_id
-        self._check_parts_fit()
+        self.check_parts_fit()
 
-    def _check_parts_fit(self) -> None:
+    def check_parts_fit(self) -> None:
+        """Raises UserError where parts do not go together, with both numbers; called whenever a config is made."""
         self._check_widths()
         self._check_combiner()
         frames, target = self.video.frames_per_chunk, self.reconstruction.frames

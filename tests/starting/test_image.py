@@ -185,3 +185,12 @@ def test_a_config_without_2d_patches_and_too_low_a_resolution_are_refused(tmp_pa
         from_parts(config(video=video), image=folder)
     with pytest.raises(UserError, match="frames of 8 pixels are smaller than the source's patches of 16 pixels"):
         from_parts(config(), image=folder, resolution=8)
+
+
+def test_moving_a_model_later_is_the_same_as_starting_at_that_resolution(tmp_path):
+    folder = saved(image_model("CLIPVisionModel", 16, 64), tmp_path)
+    moved, _ = from_parts(config(), image=folder)
+    moved.set_image_size(96)
+    direct, _ = from_parts(config(), image=folder, resolution=96)
+    images = torch.randn(2, 3, 96, 96)
+    torch.testing.assert_close(our_features(moved, images), our_features(direct, images))

@@ -23,6 +23,7 @@ from mirasol.model.latent import CausalLatentModel
 from mirasol.model.losses import latent_loss, reconstruction_loss, text_loss
 from mirasol.model.outputs import MirasolCandidateScores, MirasolEncoderOutput
 from mirasol.model.reconstruction import Reconstruction
+from mirasol.model.resolution import set_image_size
 from mirasol.model.scoring import score_candidates
 from mirasol.model.sizes import count_parameters, flops
 from mirasol.model.streaming import MirasolStream
@@ -202,6 +203,10 @@ class MirasolForConditionalGeneration(MirasolPreTrainedModel, GenerationMixin):
             preset, image=image, openmammut=openmammut, tokenizer=tokenizer, inflate_tubes=inflate_tubes,
             resolution=resolution, allow_pickle=allow_pickle, seed=seed,
         )  # fmt: skip
+
+    def set_image_size(self, image_size: int) -> None:
+        """Makes this model take frames of `image_size` pixels; see `mirasol.model.resolution.set_image_size`."""
+        set_image_size(self, image_size)
 
     def get_input_embeddings(self) -> nn.Embedding:
         return self.text.embedding

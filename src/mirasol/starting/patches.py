@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from mirasol.config import MirasolConfig
 from mirasol.errors import UserError
+from mirasol.model.resolution import resized_grid
 from mirasol.parts import TubeConfig
 from mirasol.starting.source import Copy, Fill, Source, no_bias
 
@@ -42,21 +43,6 @@ def video_parts(config: MirasolConfig, patch: int, resolution: int | None) -> di
     if image_size < patch:
         raise UserError(f"frames of {image_size} pixels are smaller than the source's patches of {patch} pixels")
     return {"image_size": image_size, "tubes": tubes, "learned_positions": True}
-
-
-def resized_positions(table: Float[Tensor, "patch width"], rows: int, columns: int) -> Float[Tensor, "new_patch width"]:
-    """A square grid of learned positions on another grid, bicubic; the same grid comes back untouched.
-
-    Raises:
-        UserError: the table's rows are no square grid.
-    """
-    side = math.isqrt(len(table))
-    if side * side != len(table):
-        raise UserError(f"a table of {len(table)} positions is no square grid of patches: it cannot be resized")
-    if (side, side) == (rows, columns):
-        return table
-    grid = table.T.unflatten(1, (side, side))[None]
-    return F.interpolate(grid, (rows, columns), mode="bicubic", align_corners=False)[0].flatten(1).T
 
 
 def inflated(kernel: Float[Tensor, "width 3 patch patch"], tube: TubeConfig) -> Float[Tensor, "width 3 t y x"]:
@@ -101,7 +87,7 @@ def position_steps(source: Source, config: MirasolConfig, table: str, class_toke
     yield Copy(
         f"{TUBES}.learned_position",
         (table,),
-        lambda positions: resized_positions(positions.reshape(-1, width)[first:], rows, columns),
+        lambda positions: resized_grid(positions.reshape(-1, width)[first:], rows, columns),
         note,
     )
     yield Fill(f"{TUBES}.position_gate", 0.0, "closed: the fixed code comes in as training opens it")

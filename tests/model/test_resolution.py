@@ -1,0 +1,82 @@
+"""A model moved to another resolution is the same model, its tables of places stretched over the new grid."""
+
+import pytest
+import torch
+
+from mirasol import MirasolConfig, MirasolForConditionalGeneration, UserError
+from mirasol.model.combiner import order_tokens
+
+TTM = {"read_tokens": 6, "memory_tokens": 5, "learner_hidden": 4, "hidden": 8, "heads": 2, "head_width": 8}
+COMBINERS = {
+    "both_last": {}, "audio_last": {"token_order": "audio_last"}, "video_last": {"token_order": "video_last"},
+    "cls": {"kind": "cls"}, "perceiver": {"kind": "perceiver"}, "ttm": {"kind": "ttm", "ttm": TTM},
+}  # fmt: skip
+
+
+def make(combiner: dict, image_size: int = 64) -> MirasolForConditionalGeneration:
+    torch.manual_seed(0)
+    video = {"learned_positions": True, "image_size": image_size}
+    return MirasolForConditionalGeneration(MirasolConfig.preset("tiny", video=video, combiner=combiner)).eval()
+
+
+def inputs(side: int) -> dict[str, torch.Tensor]:
+    there = torch.ones(1, 2, dtype=torch.bool)
+    media = {"video": torch.randn(1, 2, 4, 3, side, side), "audio": torch.randn(1, 2, 16, 64)}
+    return media | dict.fromkeys(("chunk_mask", "video_mask", "audio_mask"), there)
+
+
+@pytest.mark.parametrize("combiner", COMBINERS.values(), ids=COMBINERS)
+def test_it_takes_the_new_size_and_is_saved_with_it(combiner, tmp_path):
+    model = make(combiner)
+    model.set_image_size(96)
+    shapes = {name: value.shape for name, value in make(combiner, 96).state_dict().items()}
+    assert {name: value.shape for name, value in model.state_dict().items()} == shapes
+    model.save_pretrained(tmp_path)
+    loaded, batch = MirasolForConditionalGeneration.from_pretrained(tmp_path), inputs(96)
+    with torch.no_grad():
+        torch.testing.assert_close(loaded.encode(**batch).combined, model.encode(**batch).combined)
+
+
+@pytest.mark.parametrize("combiner", COMBINERS.values(), ids=COMBINERS)
+def test_the_same_size_changes_nothing(combiner):
+    model, before = make(combiner), make(combiner).state_dict()
+    model.set_image_size(64)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("combiner", COMBINERS.values(), ids=COMBINERS)
+def test_every_token_keeps_its_kind_and_place(combiner):
+    """Tables that say 1, 2 for the kind of tube and 3 for audio, and the height in the frame (-1 to 1) beside it."""
+
+    def table(config: MirasolConfig) -> torch.Tensor:
+        rows = []
+        for kind, tube in enumerate(config.video.tubes, start=1):
+            t, h, w = tube.grid(config.video.frames_per_chunk, config.video.image_size)
+            centres = (torch.arange(h) + 0.5) / h * 2 - 1
+            heights = centres[None, :, None].expand(t, h, w).flatten()
+            rows.append(torch.stack([torch.full_like(heights, kind), heights], dim=1))
+        video, audio = torch.cat(rows), torch.tensor([[3.0, 0.0]]).expand(config.audio.tokens, 2)
+        order = config.combiner.token_order if config.combiner.kind == "transformer" else "audio_last"
+        return order_tokens(video[None, None], audio[None, None], order, config.combiner.m)[0, 0]
+
+    model = make(combiner)
+    with torch.no_grad():
+        model.combiner.token_position[:, :2] = table(model.config)
+    model.set_image_size(128)
+    found, expected = model.combiner.token_position[:, :2].detach(), table(model.config)
+    torch.testing.assert_close(found[:, 0], expected[:, 0], atol=1e-5, rtol=0)
+    torch.testing.assert_close(found[:, 1], expected[:, 1], atol=0.15, rtol=0)  # bicubic bends at the borders
+
+
+def test_what_does_not_fit_is_refused_and_changes_nothing():
+    model = make({})
+    with pytest.raises(UserError, match="tube kernel .* does not fit"):
+        model.set_image_size(8)
+    tokens = model.config.video.tokens + model.config.audio.tokens
+    concat = make({"kind": "concat", "m": tokens})
+    with pytest.raises(UserError, match=f"combiner.m={tokens} must equal the"):
+        concat.set_image_size(96)
+    for untouched in (model, concat):
+        assert untouched.config.video.image_size == untouched.chunk_encoder.tubes.video.image_size == 64
+        with torch.no_grad():
+            untouched.encode(**inputs(64))
