@@ -255,13 +255,19 @@ class CombinerConfig:
 
 @dataclass
 class LatentConfig:
-    """The causal latent model. `mask_ratio` of x is hidden while training; `distance` is the next-latent loss; each
-    layer looks at the last `window` chunks, its own included (None: at all so far)."""
+    """The causal latent model. `mask_ratio` of x is hidden while training.
+
+    window: each layer looks at the last `window` chunks, its own included (None: at all so far)
+    distance: between what is predicted and the next chunk's features: the next-latent loss
+    target: the next chunk's features as they are (`plain`), which features that are the same for every clip satisfy,
+        or `centred`: less their mean over the clips of the batch
+    """
 
     stack: StackConfig
     mask_ratio: float = 0.15
     distance: Literal["cosine", "mse"] = "cosine"
     window: int | None = None
+    target: Literal["centred", "plain"] = "centred"
 
     def __post_init__(self):
         _check_fields(self, "window")

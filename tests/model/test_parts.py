@@ -122,7 +122,9 @@ def test_gated_feed_forward_has_a_gate():
 
 def test_losses_of_nothing_are_zero():
     x = torch.randn(2, 1, 4, 8)
-    assert losses.latent_loss(x, x, torch.ones(2, 1, dtype=torch.bool), "cosine") == 0
+    there = torch.ones(2, 1, dtype=torch.bool)
+    for target in ("plain", "centred"):
+        assert losses.latent_loss(x, x, there, there, there, "cosine", target) == 0
     assert losses.text_loss(torch.zeros(0, 8), torch.zeros(0, dtype=torch.long), torch.nn.Linear(8, 10), 10) == 0
 
 
@@ -131,7 +133,8 @@ def test_a_perfect_prediction_has_no_latent_loss(distance):
     x = torch.randn(2, 3, 4, 8)
     predicted = torch.cat([x[:, 1:], torch.randn(2, 1, 4, 8)], dim=1)
     mask = torch.ones(2, 3, dtype=torch.bool)
-    assert losses.latent_loss(predicted, x, mask, distance) < 1e-6 < losses.latent_loss(x, x, mask, distance)
+    good, bad = (losses.latent_loss(guess, x, mask, mask, mask, distance, "plain") for guess in (predicted, x))
+    assert good < 1e-6 < bad
 
 
 def test_reconstruction_patches_land_where_they_belong():

@@ -17,19 +17,60 @@ def masked_mean(values: Float[Tensor, "*shape"], mask: Bool[Tensor, "*shape"]) -
     return (values * mask).sum() / mask.sum().clamp(min=1)
 
 
+def centred(
+    target: Float[Tensor, "batch chunk m width"],
+    mask: Bool[Tensor, "batch chunk"],
+    video_mask: Bool[Tensor, "batch chunk"],
+    audio_mask: Bool[Tensor, "batch chunk"],
+) -> tuple[Float[Tensor, "batch chunk m width"], Bool[Tensor, "batch chunk"]]:
+    """Targets without what they share with their companions, and which of them have a meaning then.
+
+    A target's companions are the clips with a real chunk at the same time and the same modalities; without any (a
+    batch of one clip) they are the other targets of its own clip, and a target without those either has no meaning.
+    What all companions share (the code of the chunk, "no sound") can be predicted without having seen the clip.
+    """
+    target = target.masked_fill(~mask[:, :, None, None], 0.0)
+    of_clip = mask.sum(dim=1, keepdim=True).expand_as(mask)
+    mean = (target.sum(dim=1, keepdim=True) / of_clip[:, :1, None, None].clamp(min=1)).expand_as(target)
+    with_meaning = mask & (of_clip > 1)
+    # One modality pattern after the other, for a product of all clips with all clips would not fit a large batch.
+    for has_video in (True, False):
+        for has_audio in (True, False):
+            alike = mask & (video_mask == has_video) & (audio_mask == has_audio)
+            companions = alike.sum(dim=0)
+            total = target.masked_fill(~alike[:, :, None, None], 0.0).sum(dim=0)
+            has_companion = alike & (companions > 1)
+            mean = torch.where(has_companion[:, :, None, None], total / companions[:, None, None].clamp(min=1), mean)
+            with_meaning = with_meaning | has_companion
+    return target - mean, with_meaning
+
+
 def latent_loss(
     predicted: Float[Tensor, "batch chunk m width"],
     x: Float[Tensor, "batch chunk m width"],
     chunk_mask: Bool[Tensor, "batch chunk"],
+    video_mask: Bool[Tensor, "batch chunk"],
+    audio_mask: Bool[Tensor, "batch chunk"],
     distance: str,
+    target: str,
 ) -> Float[Tensor, ""]:
-    """Distance between what h_t predicts and the detached x_{t+1}, over pairs of real chunks."""
-    predicted, target = predicted[:, :-1].float(), x[:, 1:].detach().float()
+    """Distance between what h_t predicts and the detached x_{t+1}, over pairs of real chunks.
+
+    `target` is x_{t+1} as it is (`plain`) or `centred` over the batch. The paper says no more than that features are
+    predicted. The plain reading is met by features that are the same for every clip: on chunks of independent noise
+    it falls to a fifth while nothing can be predicted. What is the same for every clip is gone from a centred target,
+    so there is nothing to be won by it. The price: the value depends on which clips meet in a batch, per process
+    and microbatch.
+    """
+    predicted, wanted, mask = predicted[:, :-1].float(), x[:, 1:].detach().float(), chunk_mask[:, 1:]
+    if target == "centred":
+        wanted, mask = centred(wanted, mask, video_mask[:, 1:], audio_mask[:, 1:])
     if distance == "cosine":
-        each = 1 - F.cosine_similarity(predicted, target, dim=-1)
+        # The epsilon keeps the rounding left over of equal features from passing for a direction.
+        each = 1 - F.cosine_similarity(predicted, wanted, dim=-1, eps=1e-4)
     else:
-        each = (predicted - target).square().mean(dim=-1)
-    return masked_mean(each.mean(dim=-1), chunk_mask[:, 1:])
+        each = (predicted - wanted).square().mean(dim=-1)
+    return masked_mean(each.mean(dim=-1), mask)
 
 
 def reconstruction_loss(

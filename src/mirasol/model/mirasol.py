@@ -358,8 +358,10 @@ class MirasolForConditionalGeneration(MirasolPreTrainedModel, GenerationMixin):
         """
         h, x = output.latents, output.combined
         output.text_loss = self._text_loss(hidden, labels)
-        output.latent_loss = latent_loss(self.latent.predict_next(h), x, chunk_mask, self.config.latent.distance)
-        weights = self.config.loss_weights
+        settings, weights = self.config.latent, self.config.loss_weights
+        output.latent_loss = latent_loss(
+            self.latent.predict_next(h), x, chunk_mask, video_mask, audio_mask, settings.distance, settings.target
+        )
         output.loss = weights.text * output.text_loss + weights.latent * output.latent_loss
         self._add_reconstruction_losses(output, video, audio, video_mask & chunk_mask, audio_mask & chunk_mask)
 
