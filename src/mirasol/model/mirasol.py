@@ -1,7 +1,7 @@
 """The whole model: reads like the paper's figure."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from os import PathLike
 from typing import Any, ClassVar
@@ -41,7 +41,9 @@ class MirasolOutput(ModelOutput):
     reconstruction: [clip, chunk, frame, 3, side, side]; entry t is the prediction of chunk t + 1 (of chunk t with
         `reconstruction.step: same`), in the video's normalised units (`MirasolFeatureExtractor.pixels` gives pixels)
     audio_reconstruction: [clip, chunk, mel frame, mel], the same of the log-mel spectrogram where the config asks
-    cross_attentions: one [row, head, token, chunk · m] per cross-attention layer, when asked for
+    decoder_attentions, cross_attentions: weights of the text decoder's self-attention, one [row, head, token, key] per
+        layer, and of its cross-attention, one [row, head, token, chunk · m] per layer that has it, when asked for
+    decoder_hidden_states: its embedded tokens and each layer's output, the last one normed, when asked for
     """
 
     loss: Tensor | None = None
@@ -54,7 +56,9 @@ class MirasolOutput(ModelOutput):
     combined: Tensor | None = None
     reconstruction: Tensor | None = None
     audio_reconstruction: Tensor | None = None
+    decoder_attentions: tuple[Tensor, ...] | None = None
     cross_attentions: tuple[Tensor, ...] | None = None
+    decoder_hidden_states: tuple[Tensor, ...] | None = None
     past_key_values: EncoderDecoderCache | None = None
     encoder_last_hidden_state: Tensor | None = None
 
@@ -214,6 +218,13 @@ class MirasolForConditionalGeneration(MirasolPreTrainedModel, GenerationMixin):
     def set_input_embeddings(self, embedding: nn.Embedding) -> None:
         self.text.embedding = embedding
 
+    def get_output_embeddings(self) -> nn.Linear | None:
+        """The output embedding where it is parted from the input's (`text.tied: false`)."""
+        return self.text.output
+
+    def set_output_embeddings(self, embedding: nn.Linear) -> None:
+        self.text.output = embedding
+
     def get_encoder(self, modality: str | None = None) -> nn.Module:
         return self.chunk_encoder
 
@@ -254,43 +265,57 @@ class MirasolForConditionalGeneration(MirasolPreTrainedModel, GenerationMixin):
         encoder_outputs: MirasolEncoderOutput | None = None,
         past_key_values: EncoderDecoderCache | None = None,
         use_cache: bool | None = None,
-        output_attentions: bool = False,
-        return_dict: bool = True,
-    ) -> MirasolOutput:
-        """One pass. Text rows are the clips' questions in order: Q consecutive rows for each clip.
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+        decoder_inputs_embeds: Float[Tensor, "row token width"] | None = None,
+    ) -> MirasolOutput | tuple:
+        """One pass. Text rows are the clips' questions in order: Q consecutive rows for each clip; they come as ids, or
+        embedded as by `get_input_embeddings`.
 
         With `labels` (-100 everywhere but on target tokens) the three losses are computed, each for itself.
 
         Raises:
-            UserError: text rows that are no multiple of the clips, or labels without the media they are about.
+            UserError: text rows that are no multiple of the clips, labels without the media they are about, or text
+                given both as ids and embedded, or not at all.
         """
         if labels is not None and video is None:
             raise UserError("labels were given without video: the losses need the media, not encoder_outputs alone")
         if encoder_outputs is None:
             encoder_outputs = self.encode(video, audio, chunk_mask, video_mask, audio_mask)
         h, x = encoder_outputs.latents, encoder_outputs.combined
-        if len(decoder_input_ids) % len(h):
-            raise UserError(f"{len(decoder_input_ids)} text rows for {len(h)} clips: give every clip as many prompts")
+        if (decoder_input_ids is None) == (decoder_inputs_embeds is None):
+            raise UserError("give exactly one of decoder_input_ids and decoder_inputs_embeds")
+        rows = len(decoder_input_ids if decoder_inputs_embeds is None else decoder_inputs_embeds)
+        if rows % len(h):
+            raise UserError(f"{rows} text rows for {len(h)} clips: give every clip as many prompts")
 
         cache = past_key_values  # an empty cache is falsy: ask for None
         if use_cache and cache is None:
             cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
-        hidden, cross_attentions = self.text(
-            decoder_input_ids, decoder_attention_mask, encoder_outputs.last_hidden_state,
-            encoder_outputs.latent_mask, cache, output_attentions,
+        settings = self.config
+        with_weights = settings.output_attentions if output_attentions is None else output_attentions
+        with_hidden_states = settings.output_hidden_states if output_hidden_states is None else output_hidden_states
+        hidden, layers = self.text(
+            decoder_input_ids, decoder_attention_mask, encoder_outputs.last_hidden_state, encoder_outputs.latent_mask,
+            cache, with_weights, embedded=decoder_inputs_embeds, with_hidden_states=with_hidden_states,
         )  # fmt: skip
         output = MirasolOutput(
             latents=h,
             combined=x,
             past_key_values=cache,
             encoder_last_hidden_state=encoder_outputs.last_hidden_state,
-            cross_attentions=cross_attentions if output_attentions else None,
+            decoder_attentions=layers.attentions or None,
+            cross_attentions=layers.cross_attentions or None,
+            decoder_hidden_states=layers.hidden_states or None,
         )
         if labels is None or not self.training:
             output.logits = self.text.logits(hidden)
         if labels is not None:
             self._add_losses(output, hidden, labels, video, audio, chunk_mask, video_mask, audio_mask)
-        return output
+        return_dict = settings.return_dict if return_dict is None else return_dict
+        output = replace(output)  # anew, for its values stand in the order in which they were set: the loss comes first
+        return output if return_dict else output.to_tuple()
 
     def image_text(
         self,
@@ -387,11 +412,14 @@ class MirasolForConditionalGeneration(MirasolPreTrainedModel, GenerationMixin):
             output.loss = output.loss + weights.audio * output.audio_loss
 
     @torch.no_grad()
-    def generate(self, inputs: Tensor | None = None, **kwargs) -> Tensor:
+    def generate(self, inputs: Tensor | None = None, **kwargs) -> Tensor | ModelOutput:
         """Answers as token ids, prompt included; takes what `MirasolProcessor` gives, or `encoder_outputs` of
         `encode` in place of the media. Several prompts per clip share its latents."""
         media = {name: kwargs.pop(name, None) for name in ("video", "audio", "chunk_mask", "video_mask", "audio_mask")}
         media["video"] = inputs if inputs is not None else media["video"]
+        for helper in ("assistant_model", "prompt_lookup_num_tokens"):
+            if kwargs.get(helper) is not None:
+                raise UserError(f"{helper} is not supported: leave it out, decoding takes one token at a time")
         encoded = kwargs.pop("encoder_outputs", None) or self.encode(**media)
         if kwargs.get("decoder_input_ids") is None:
             raise UserError("generate needs decoder_input_ids: prompts as MirasolProcessor gives them")

@@ -1,5 +1,7 @@
 """The text decoder: causal self-attention over prompt and target, cross-attention to the latents."""
 
+from typing import NamedTuple
+
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
@@ -8,6 +10,19 @@ from transformers import EncoderDecoderCache
 from mirasol.config import MirasolConfig
 from mirasol.errors import UserError
 from mirasol.model.transformer import Attention, FeedForward, sinusoid
+
+
+class TextLayers(NamedTuple):
+    """What the layers of the text decoder went through, where it was asked for; empty elsewhere.
+
+    hidden_states: the embedded tokens and each layer's output, the last one normed, [row, token, width]
+    attentions: weights of the self-attention of each layer, [row, head, token, key]
+    cross_attentions: weights of each cross-attention layer, [row, head, token, latent]
+    """
+
+    hidden_states: tuple[Tensor, ...] = ()
+    attentions: tuple[Tensor, ...] = ()
+    cross_attentions: tuple[Tensor, ...] = ()
 
 
 class TextBlock(nn.Module):
@@ -40,23 +55,28 @@ class TextBlock(nn.Module):
         latent_mask: Bool[Tensor, "clip latent"] | None,
         cache: EncoderDecoderCache | None,
         with_weights: bool,
-    ) -> tuple[Float[Tensor, "row token width"], Float[Tensor, "row head token latent"] | None]:
-        """Without latents the cross-attention block is passed over, its feed-forward too."""
+    ) -> tuple[
+        Float[Tensor, "row token width"],
+        Float[Tensor, "row head token key"] | None,
+        Float[Tensor, "row head token latent"] | None,
+    ]:
+        """Output, and the weights of self- and cross-attention when asked for. Without latents the cross-attention
+        block is passed over, its feed-forward too."""
         queries, keys_values = self.attention.projections(x, self.attention_norm)
         if cache is not None:
             keys_values = cache.self_attention_cache.update(*keys_values, self.index)
             # A static cache has slots that nobody has written yet: they stay out of sight.
             mask = nn.functional.pad(mask, (0, keys_values[0].shape[2] - mask.shape[-1]))
-        mixed, _ = self.attention.mix(queries, keys_values, mask)
+        mixed, own_weights = self.attention.mix(queries, keys_values, mask, with_weights)
         x = x + self.dropout(mixed)
         x = x + self.dropout(self.feed_forward(x, self.feed_forward_norm))
         if self.cross_attention is None or latents is None:
-            return x, None
+            return x, own_weights, None
         mixed, weights = self._look_at_latents(x, latents, latent_mask, cache, with_weights)
         x = x + self.dropout(mixed)
         if self.cross_feed_forward is not None:
             x = x + self.dropout(self.cross_feed_forward(x, self.cross_feed_forward_norm))
-        return x, weights
+        return x, own_weights, weights
 
     def _look_at_latents(
         self,
@@ -77,11 +97,14 @@ class TextBlock(nn.Module):
             if cache is not None:
                 keys_values = cache.cross_attention_cache.update(*keys_values, self.index)
                 cache.is_updated[self.index] = True
+        if with_weights:
+            # Every row by itself: the weights that come out are then those that were used, and have gradients.
+            keys, values = (part.repeat_interleave(rows // clips, dim=0) for part in keys_values)
+            keys_values, latent_mask = (keys, values), latent_mask.repeat_interleave(rows // clips, dim=0)
+            clips = rows
         # [rows, L] → [clips, rows/clips · L]: cross-attention has no order among queries, so rows can be one sequence.
         queries = self.cross_attention_norm(x).reshape(clips, -1, x.shape[-1])
         mixed, weights = self.cross_attention(queries, keys_values, latent_mask[:, None, None, :], with_weights)
-        if weights is not None:
-            weights = weights.unflatten(2, (rows // clips, -1)).transpose(1, 2).flatten(0, 1)
         return mixed.reshape(x.shape), weights
 
 
@@ -101,30 +124,38 @@ class TextDecoder(nn.Module):
 
     def forward(
         self,
-        ids: Int[Tensor, "row token"],
+        ids: Int[Tensor, "row token"] | None,
         attention_mask: Tensor | None,
         latents: Float[Tensor, "clip latent latent_width"],
         latent_mask: Bool[Tensor, "clip latent"],
         cache: EncoderDecoderCache | None = None,
         with_weights: bool = False,
         longest: int | None = None,
-    ) -> tuple[Float[Tensor, "row token width"], tuple[Tensor, ...]]:
-        """Hidden states of every token, and the cross-attention weights of each cross layer when asked for.
+        embedded: Float[Tensor, "row token width"] | None = None,
+        with_hidden_states: bool = False,
+    ) -> tuple[Float[Tensor, "row token width"], TextLayers]:
+        """What the decoder makes of every token, and what its layers went through where that is asked for. The tokens
+        come as `ids`, or `embedded` already.
 
         Positions count the real tokens, so that padding on the left changes nothing. `longest` is the length of the
         longest text in a row, where a ready 4D mask puts several beside each other.
         """
         past = int(cache.get_seq_length()) if cache is not None else 0
-        mask, positions = causal_mask_and_positions(ids, attention_mask, past)
+        x = self.embedding(ids) if embedded is None else embedded
+        mask, positions = causal_mask_and_positions(x, attention_mask, past)
         latents = self.latent_input(latents)
-        x = self.embedding(ids)
-        x = x + self.position_codes(positions, longest or past + ids.shape[1]).to(x)
-        cross_attentions = []
+        x = x + self.position_codes(positions, longest or past + x.shape[1]).to(x)
+        hidden_states, attentions, cross_attentions = [x], [], []
         for block in self.blocks:
-            x, weights = block(x, mask, latents, latent_mask, cache, with_weights)
-            if weights is not None:
-                cross_attentions.append(weights)
-        return self.norm(x), tuple(cross_attentions)
+            x, own_weights, weights = block(x, mask, latents, latent_mask, cache, with_weights)
+            if with_weights:
+                attentions.append(own_weights)
+                cross_attentions += [] if weights is None else [weights]
+            if with_hidden_states:
+                hidden_states.append(x)
+        x = self.norm(x)
+        seen = (*hidden_states[:-1], x) if with_hidden_states else ()
+        return x, TextLayers(seen, tuple(attentions), tuple(cross_attentions))
 
     def read(
         self, ids: Int[Tensor, "row token"], is_real: Bool[Tensor, "row token"]
@@ -137,7 +168,7 @@ class TextDecoder(nn.Module):
         x = self.embedding(ids)
         x = x + self.position_codes(positions, ids.shape[1]).to(x)
         for block in self.blocks:
-            x, _ = block(x, mask, None, None, None, False)
+            x, _, _ = block(x, mask, None, None, None, False)
         return self.norm(x)
 
     def position_codes(self, positions: Int[Tensor, "row token"], length: int) -> Float[Tensor, "row token width"]:
@@ -162,23 +193,23 @@ class TextDecoder(nn.Module):
 
 
 def causal_mask_and_positions(
-    ids: Int[Tensor, "row token"], attention_mask: Tensor | None, past: int
+    x: Float[Tensor, "row token width"], attention_mask: Tensor | None, past: int
 ) -> tuple[Bool[Tensor, "row 1 token key"], Int[Tensor, "row token"]]:
     """Which keys each token may look at, and its position among the real tokens of its row.
 
     `attention_mask` covers past and present tokens ([row, past + token]; 1 is real), or is a ready 4D mask.
     """
-    rows, length = ids.shape
-    query = past + torch.arange(length, device=ids.device)
+    rows, length = x.shape[:2]
+    query = past + torch.arange(length, device=x.device)
     if attention_mask is not None and attention_mask.ndim == 4:
         # Boolean, or additive with zeros where a key may be seen.
         visible = (attention_mask if attention_mask.dtype == torch.bool else attention_mask == 0)[:, 0]
     else:
         if attention_mask is None:
-            attention_mask = torch.ones(rows, past + length, dtype=torch.long, device=ids.device)
-        key = torch.arange(past + length, device=ids.device)
+            attention_mask = torch.ones(rows, past + length, dtype=torch.long, device=x.device)
+        key = torch.arange(past + length, device=x.device)
         visible = (key[None, :] <= query[:, None]) & attention_mask.bool()[:, None, :]
     positions = (visible.sum(-1) - 1).clamp(min=0)
     # A padding token looks at itself: a row of nothing would be NaN.
-    key = torch.arange(visible.shape[-1], device=ids.device)
+    key = torch.arange(visible.shape[-1], device=x.device)
     return (visible | (key[None, :] == query[:, None]))[:, None], positions
