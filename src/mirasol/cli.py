@@ -8,11 +8,21 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from mirasol.commands import ask, data, demo, evaluate, info, init, train
+from mirasol.commands import ask, compare, data, demo, evaluate, info, init, score, train
 from mirasol.errors import UserError
 
 DESCRIPTION = "Ask questions about what is seen and heard in a video; train and evaluate the model that answers them."
-COMMANDS = {"ask": ask, "train": train, "evaluate": evaluate, "data": data, "demo": demo, "info": info, "init": init}
+COMMANDS = {
+    "ask": ask,
+    "train": train,
+    "evaluate": evaluate,
+    "score": score,
+    "compare": compare,
+    "data": data,
+    "demo": demo,
+    "info": info,
+    "init": init,
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -1,31 +1,12 @@
 """Exact match after normalisation, and the blind guesses it has to be held against."""
 
-import re
-import string
-import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from mirasol.data.example import Example
-
-_ARTICLES = re.compile(r"\b(a|an|the)\b")
-
-
-def normalise(answer: str) -> str:
-    """The form in which answers are compared: lower case, punctuation and the articles a, an, the taken out,
-    whitespace folded. "The Bell." and "bell" are the same answer.
-
-    What would leave nothing is not taken out: "A" is "a" and "?" is "?", so that an empty answer matches neither."""
-    lower = " ".join(answer.lower().split())
-    words = "".join(" " if _is_punctuation(character) else character for character in lower)
-    bare = _ARTICLES.sub(" ", words)
-    return " ".join(bare.split() or words.split() or lower.split())
-
-
-def _is_punctuation(character: str) -> bool:
-    return character in string.punctuation or unicodedata.category(character).startswith("P")
+from mirasol.evaluation.normalisation import normalise
 
 
 def is_right(answer: str, target: str) -> bool:

@@ -1,0 +1,108 @@
+"""Two sets of predictions on the same questions: is one better, or is the difference chance?"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mirasol.errors import UserError
+from mirasol.evaluation.intervals import mean_intervals, sign_test
+from mirasol.evaluation.predictions import parse_line
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Accuracy of `first` and `second` on `n` questions, and second minus first with its paired 95 % interval.
+
+    low, high: bootstrap over videos, both sets drawn together; p_mcnemar: exact, takes questions for independent
+    """
+
+    first: float
+    second: float
+    difference: float
+    low: float | None
+    high: float | None
+    n: int
+    first_only: int
+    second_only: int
+    p_mcnemar: float
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Differences by question type and, under "All", over all questions that both sets hold; those that only one holds
+    are counted."""
+
+    rows: dict[str, Difference]
+    only_first: int
+    only_second: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data."""
+        rows = {name: asdict(row) for name, row in self.rows.items()}
+        return {"rows": rows, "only_first": self.only_first, "only_second": self.only_second}
+
+    def table(self) -> str:
+        """One line per type, in percent."""
+        width = max(map(len, self.rows))
+        lines = [f"{' ' * width}   first  second    diff  95 % interval       p      n"]
+        for name, row in self.rows.items():
+            low, high = (f"{100 * bound:+6.2f}" if bound is not None else "     -" for bound in (row.low, row.high))
+            lines.append(
+                f"{name.ljust(width)}  {100 * row.first:6.2f}  {100 * row.second:6.2f}  {100 * row.difference:+6.2f}  "
+                f"[{low}, {high}]  {row.p_mcnemar:6.4f}  {row.n:5d}"
+            )
+        if self.only_first or self.only_second:
+            lines.append(f"left out: {self.only_first} questions of the first alone, {self.only_second} of the second")
+        return "\n".join(lines)
+
+
+def compare(first: Path, second: Path, seed: int = 0) -> Comparison:
+    """Compares two predictions.jsonl (or the folders that hold them) on the questions they share.
+
+    Raises:
+        UserError: a file that is missing or not of this kind, no shared question, targets that differ.
+    """
+    one, other = read_judged(first), read_judged(second)
+    shared = [id for id in one if id in other]
+    if not shared:
+        raise UserError(f"{first} and {second} share no question: compare predictions on the same split")
+    for id in shared:
+        if one[id]["target"] != other[id]["target"]:
+            a, b = one[id]["target"], other[id]["target"]
+            raise UserError(f"question {id!r} has target {a!r} in {first} and {b!r} in {second}: not the same data")
+    pairs = [(one[id], other[id]) for id in shared]
+    types = sorted({a["question_type"] for a, _ in pairs} - {""})
+    rows = {kind: _difference([pair for pair in pairs if pair[0]["question_type"] == kind], seed) for kind in types}
+    rows["All"] = _difference(pairs, seed)
+    return Comparison(rows, len(one) - len(shared), len(other) - len(shared))
+
+
+def _difference(pairs: Sequence[tuple[dict[str, Any], dict[str, Any]]], seed: int) -> Difference:
+    right = np.array([(a["right"], b["right"]) for a, b in pairs], dtype=float)
+    gained = right[:, 1] - right[:, 0]
+    videos = [a["video"] for a, _ in pairs]
+    interval = mean_intervals(gained, videos, np.ones((len(pairs), 1), dtype=bool), seed)[0]
+    lost, won = int((gained < 0).sum()), int((gained > 0).sum())
+    first, second = right.mean(axis=0).tolist()
+    return Difference(
+        first, second, float(gained.mean()), interval.low, interval.high, len(pairs), lost, won, sign_test(lost, won)
+    )
+
+
+def read_judged(path: Path) -> dict[str, dict[str, Any]]:
+    """The lines of a predictions.jsonl by question id."""
+    path = Path(path)
+    file = path / "predictions.jsonl" if path.is_dir() else path
+    if not file.is_file():
+        raise UserError(f"{file}: no such file: give a result's folder or its predictions.jsonl")
+    rows: dict[str, dict[str, Any]] = {}
+    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
+        row = parse_line(line, f"{file}, line {number}")
+        if not isinstance(row, dict) or not {"id", "video", "question_type", "target", "right"} <= row.keys():
+            raise UserError(f"{file}, line {number}: has no id, video, question_type, target and right: judge it first "
+                            "with `mirasol score SOURCE ROOT PREDICTIONS --output DIR`")  # fmt: skip
+        rows[row["id"]] = row
+    return rows

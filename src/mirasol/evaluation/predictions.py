@@ -1,0 +1,150 @@
+"""Predictions as files: the official formats of the data sets, and one line per question for all of them."""
+
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mirasol.data.example import Example
+from mirasol.data.sources import Problem
+from mirasol.data.sources.tables import parse_json, read_text
+from mirasol.errors import UserError
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What was predicted for one question: a text, the place of a candidate, or a score for every candidate."""
+
+    answer: str | None = None
+    choice: int | None = None
+    scores: tuple[float, ...] | None = None
+
+
+def read_predictions(path: Path, source: str, examples: Sequence[Example]) -> dict[str, Prediction]:
+    """The predictions of a file by question id.
+
+    json: the data set's official format (ActivityNet-QA: a list of {question_id, answer}; NExT-QA: an object by
+    `{video}_{qid}` of {prediction}, or by video and qid of texts), or for any data set a list of objects with `id` and
+    `answer`, `prediction` or `scores`. jsonl: such objects, one a line. npy: scores [example, class] in the order of
+    the annotation.
+
+    Raises:
+        UserError: a file that cannot be read, another shape than these, a question predicted twice.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"{path}: no such file of predictions")
+    if path.suffix == ".npy":
+        return _from_matrix(path, examples)
+    text = read_text(path)
+    if path.suffix == ".jsonl":
+        lines = enumerate(text.splitlines(), start=1)
+        items: Any = [parse_line(line, f"{path}, line {number}") for number, line in lines if line.strip()]
+    else:
+        items = parse_json(text, str(path))
+    found: dict[str, Prediction] = {}
+    for id, value, place in _entries(items, path):
+        if id in found:
+            raise UserError(f"{path}, {place}: question {id!r} is predicted twice: keep one of the two")
+        found[id] = _prediction(value, f"{path}, {place}")
+    return found
+
+
+def parse_line(text: str, place: str) -> Any:
+    """One line of jsonl. Raises UserError, which names the place, where it is not JSON."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise UserError(f"{place}, column {error.colno}: is not JSON ({error.msg})") from error
+
+
+def _entries(items: Any, path: Path) -> Iterable[tuple[str, Any, str]]:
+    """(id, value, place in the file) of each prediction."""
+    if isinstance(items, list):
+        for place, item in enumerate(items, start=1):
+            id = item.get("id", item.get("question_id")) if isinstance(item, dict) else None
+            if not isinstance(id, str | int) or isinstance(id, bool):
+                raise UserError(f"{path}, entry {place}: expected an object with `id` or `question_id`: {item!r:.80}")
+            yield str(id), item, f"entry {place}"
+    elif isinstance(items, dict):
+        for key, value in items.items():
+            if isinstance(value, dict) and "prediction" not in value:
+                for qid, answer in value.items():
+                    yield f"{key}_{qid}", answer, f"video {key}, question {qid}"
+            else:
+                yield key, value, f"question {key}"
+    else:
+        raise UserError(f"{path}: expected a list or an object of predictions, found {type(items).__name__}")
+
+
+def _prediction(value: Any, place: str) -> Prediction:
+    if not isinstance(value, dict):
+        value = {"answer": value}
+    answer, choice, scores = value.get("answer"), value.get("prediction"), value.get("scores")
+    if scores is not None:
+        if not isinstance(scores, list) or not all(_is_number(score) for score in scores):
+            raise UserError(f"{place}: `scores` must be a list of finite numbers, one for each class")
+        return Prediction(answer if isinstance(answer, str) else None, choice, tuple(map(float, scores)))
+    if choice is not None:
+        if not isinstance(choice, int) or isinstance(choice, bool):
+            raise UserError(f"{place}: `prediction` must be the place of an option, found {choice!r:.80}")
+        return Prediction(choice=choice)
+    if not isinstance(answer, str):
+        raise UserError(f"{place}: expected a text as `answer`, found {answer!r:.80}")
+    return Prediction(answer)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _from_matrix(path: Path, examples: Sequence[Example]) -> dict[str, Prediction]:
+    try:
+        scores = np.load(path, allow_pickle=False)
+    except (ValueError, OSError) as error:
+        raise UserError(f"{path}: not an array of numbers ({error})") from error
+    if scores.ndim != 2 or len(scores) != len(examples) or not np.isfinite(scores).all():
+        raise UserError(
+            f"{path}: expected finite scores [{len(examples)}, classes], a row for each annotated example; "
+            f"found shape {list(scores.shape)}"
+        )
+    return {example.id: Prediction(scores=tuple(row)) for example, row in zip(examples, scores.tolist(), strict=True)}
+
+
+def unmatched(predictions: Mapping[str, Prediction], examples: Iterable[Example], path: str) -> list[Problem]:
+    """Problems of predictions that do not fit the questions one to one: those missing count as wrong answers (official
+    denominators are all annotated questions), those of unknown questions count nowhere."""
+    ids = [example.id for example in examples]
+    unknown, missing = sorted(predictions.keys() - set(ids)), [id for id in ids if id not in predictions]
+    problems = []
+    if missing:
+        message = f"{len(missing)} questions have no prediction and count as wrong, the first: {missing[0]!r}"
+        problems.append(Problem("missing prediction", message, path, examples=len(missing)))
+    if unknown:
+        message = f"{len(unknown)} predictions are of unknown questions and count nowhere, the first: {unknown[0]!r}"
+        problems.append(Problem("unknown question", message, path, examples=len(unknown)))
+    return problems
+
+
+def official_format(
+    source: str, examples: Sequence[Example], predictions: Mapping[str, Prediction]
+) -> tuple[str, Any] | None:
+    """Name and content of the file that the data set's own script reads; None where it has none."""
+    there = [(example, predictions[example.id]) for example in examples if example.id in predictions]
+    if source == "activitynet_qa":
+        return "predictions.official.json", [{"question_id": e.id, "answer": p.answer or ""} for e, p in there]
+    if source == "nextqa_mc":
+        return "predictions.official.json", {
+            e.id: {"prediction": p.choice, "answer": e.answer_index} for e, p in there if p.choice is not None
+        }
+    if source == "nextqa_oe":
+        by_video: dict[str, dict[str, str]] = {}
+        for example, prediction in there:
+            qid = example.id.removeprefix(f"{example.video}_")
+            by_video.setdefault(example.video, {})[qid] = prediction.answer or ""
+        return "predictions.official.json", by_video
+    return None

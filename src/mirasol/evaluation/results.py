@@ -1,0 +1,102 @@
+"""Result files: results.json (numbers and everything that could make them differ) and predictions.jsonl."""
+
+import dataclasses
+import hashlib
+import json
+import platform
+from pathlib import Path
+from typing import Any
+
+import mirasol
+from mirasol.data.sources import Source
+from mirasol.errors import UserError
+from mirasol.evaluation.normalisation import NORMALISATIONS
+from mirasol.evaluation.predictions import read_predictions, unmatched
+from mirasol.evaluation.scoring import Scored, score_answers, score_choices
+from mirasol.files import write_whole
+
+
+def score_file(source: Source, predictions: Path, normalisation: str = "none", seed: int = 0) -> Scored:
+    """The numbers of a file of predictions (`read_predictions`) of a split, over all its annotated examples.
+
+    A file of choices or scores is scored by them, another by exact match of its texts. Problems, such as questions
+    without prediction, are in the result.
+
+    Raises:
+        UserError: unknown normalisation, unreadable predictions, a split without published answers.
+    """
+    if normalisation not in NORMALISATIONS:
+        raise UserError(f"normalisation {normalisation!r} is not known: choose {', '.join(NORMALISATIONS)}")
+    found = read_predictions(predictions, source.name, source.annotated)
+    if not any(example.target for example in source.annotated):
+        raise UserError(f"{source.name} {source.split}: publishes no answers, so nothing can be scored here")
+    if any(prediction.choice is not None or prediction.scores is not None for prediction in found.values()):
+        scored = score_choices(source.name, source.annotated, found, source.classes, seed)
+    else:
+        scored = score_answers(source.name, source.annotated, found, normalisation, seed)
+    costly = [problem for problem in source.problems if problem.kind != "missing media" and problem.severity == "error"]
+    problems = [*costly, *unmatched(found, source.annotated, str(predictions))]
+    known = {example.id for example in source.annotated}
+    counts = {
+        "n_annotated": len(source.annotated),
+        "n_evaluated": len(scored.judged),
+        "n_predicted": len(known & found.keys()),
+        "n_missing": len(known - found.keys()),
+        "n_unknown": len(found.keys() - known),
+    }
+    facts = {**scored.facts, "counts": counts, "problems": [problem.to_dict() for problem in problems]}
+    return dataclasses.replace(scored, problems=tuple(problems), facts=facts)
+
+
+def versions() -> dict[str, str]:
+    """What a result was computed with."""
+    import numpy
+    import torch
+    import transformers
+
+    return {
+        "mirasol": mirasol.__version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "numpy": numpy.__version__,
+    }
+
+
+def data_hash(source: Source) -> str:
+    """Hash of the split's annotated examples and of path and size of their media files, in hexadecimal.
+
+    It depends neither on where the data lies nor on media of other splits; content of media is not read.
+    """
+    digest = hashlib.sha256()
+    for example in source.annotated:
+        line = json.dumps(dataclasses.asdict(example), sort_keys=True, ensure_ascii=False)
+        digest.update(line.encode("utf-8", "surrogatepass") + b"\n")
+    from mirasol.data.media_files import stored_file
+
+    for media in sorted({example.media for example in source.examples}):
+        file = stored_file(source.root, media)
+        digest.update(f"{media} {file.stat().st_size if file.is_file() else 0}\n".encode("utf-8", "surrogatepass"))
+    return digest.hexdigest()
+
+
+def describe_data(source: Source) -> dict[str, Any]:
+    """What results.json says of the data."""
+    return {
+        "source": source.name,
+        "split": source.split,
+        "data": {
+            "sha256": data_hash(source),
+            "annotation_files": list(source.annotation_files),
+            "published_examples": source.published.examples,
+            **source.facts,
+        },
+    }
+
+
+def write_scored(folder: Path, source: Source, scored: Scored) -> None:
+    """Writes results.json and predictions.jsonl of scored predictions into a folder."""
+    result = {**describe_data(source), "protocols": {scored.protocol: scored.to_dict()}, "versions": versions()}
+    rows = [item.to_dict() for item in scored.judged]
+    write_whole(folder / "predictions.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    write_whole(folder / "results.json", json.dumps(result, indent=1) + "\n")

@@ -1,0 +1,269 @@
+"""The numbers of a set of predictions: the table of the data set, each number with its interval, beside baselines."""
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+
+from mirasol.data.example import Example
+from mirasol.data.sources import Problem
+from mirasol.data.sources.activitynet_qa import FREE
+from mirasol.errors import UserError
+from mirasol.evaluation import ranking
+from mirasol.evaluation.intervals import Interval, class_mean_interval, mean_intervals
+from mirasol.evaluation.normalisation import NORMALISATIONS
+from mirasol.evaluation.predictions import Prediction
+from mirasol.evaluation.tables import Row, headline, table_rows
+
+OPEN = "open generation"
+CANDIDATES = "candidate scoring"
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """One number of a table: between 0 and 1 for shares, over `n` questions; `low` and `high` bound its 95 % interval.
+
+    `value` is None where nothing defines it; low and high also where no interval is computed (average precision, area,
+    d-prime, and numbers of an official script).
+    """
+
+    value: float | None
+    low: float | None
+    high: float | None
+    n: int
+
+
+@dataclass(frozen=True)
+class Judged:
+    """One question with what was predicted. `predicted` is the text, for a choice the candidate's; None without one."""
+
+    example: Example
+    predicted: str | None
+    value: float
+
+    @property
+    def right(self) -> bool:
+        return self.value == 1.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """One line of predictions.jsonl, less what the protocol adds."""
+        example = self.example
+        return {
+            "id": example.id,
+            "video": example.video_name,
+            "question_type": example.question_type,
+            "prompt": example.prompt,
+            "target": example.target,
+            "answer": self.predicted,
+            "right": self.right,
+        }
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Numbers of one protocol on one split."""
+
+    protocol: str
+    normalisation: str | None
+    metrics: dict[str, Estimate]
+    baselines: dict[str, Estimate]
+    headline: str
+    judged: tuple[Judged, ...]
+    problems: tuple[Problem, ...] = ()
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data: everything but the single questions."""
+        return {
+            "protocol": self.protocol,
+            "normalisation": self.normalisation,
+            "headline": self.headline,
+            "metrics": {name: asdict(estimate) for name, estimate in self.metrics.items()},
+            "baselines": {name: asdict(estimate) for name, estimate in self.baselines.items()},
+            **self.facts,
+        }
+
+
+def score_answers(
+    source: str,
+    examples: Sequence[Example],
+    predictions: Mapping[str, Prediction],
+    normalisation: str,
+    seed: int = 0,
+) -> Scored:
+    """Exact match of answer texts with the target, or one of the references, after the normalisation of that name.
+
+    A question without a prediction is wrong. Questions of which the data set publishes no answer are left out.
+    """
+    form = NORMALISATIONS[normalisation]
+    examples = with_answers(examples)
+    judged = []
+    for example in examples:
+        prediction = predictions.get(example.id)
+        answer = None if prediction is None else prediction.answer
+        right = answer is not None and form(answer) in {form(text) for text in right_texts(example)}
+        judged.append(Judged(example, answer, float(right)))
+    metrics = table(source, judged, seed)
+    if source == "activitynet_qa":
+        metrics["free_official_script"] = Estimate(_official_free(judged), None, None, len(judged))
+    baselines = {"chance": _estimate([_chance(example) for example in examples])}
+    baselines["majority"] = _majority([[form(text) for text in right_texts(example)] for example in examples])
+    return Scored(OPEN, normalisation, metrics, baselines, headline(source), tuple(judged))
+
+
+def score_choices(
+    source: str,
+    examples: Sequence[Example],
+    predictions: Mapping[str, Prediction],
+    classes: Sequence[str] = (),
+    seed: int = 0,
+) -> Scored:
+    """Accuracy of the chosen candidates; with scores of all `classes` also the metrics of a ranking.
+
+    Raises:
+        UserError: a choice or a number of scores that does not fit the candidates.
+    """
+    examples = with_answers(examples)
+    judged = [_judge_choice(example, predictions.get(example.id), classes) for example in examples]
+    single = all(right_places(example, classes).sum() == 1 for example in examples)
+    metrics, name = {}, headline(source)
+    ranked = classes and all(p.scores is not None for e in examples if (p := predictions.get(e.id)) is not None)
+    if ranked and examples:
+        metrics |= class_metrics(examples, predictions, classes, single, seed)
+        name = next(iter(metrics))
+    if not ranked or (single and any(example.question_type for example in examples)):
+        metrics |= table(source, judged, seed)
+    places = [np.flatnonzero(right_places(example, classes)).tolist() for example in examples]
+    baselines = {"chance": _estimate([_chance(example) for example in examples]), "majority": _majority(places)}
+    facts = {"classes": len(classes)} if classes else {}
+    return Scored(CANDIDATES, None, metrics, baselines if single else {}, name, tuple(judged), facts=facts)
+
+
+def with_answers(examples: Sequence[Example]) -> list[Example]:
+    """The examples of which the data set publishes an answer."""
+    return [example for example in examples if example.target]
+
+
+def right_texts(example: Example) -> tuple[str, ...]:
+    """All texts that are right. Those of a clip with several labels are right only together, as the target has them."""
+    return example.references if example.target in example.references else (example.target,)
+
+
+def right_places(example: Example, classes: Sequence[str]) -> np.ndarray:
+    """Which candidates (or else classes) are right, bool [candidate]."""
+    candidates = example.candidates or classes
+    if example.answer_index is not None:
+        return np.arange(len(candidates)) == example.answer_index
+    right = set(example.references) or {example.target}
+    return np.array([candidate in right for candidate in candidates], dtype=bool)
+
+
+def _judge_choice(example: Example, prediction: Prediction | None, classes: Sequence[str]) -> Judged:
+    if prediction is None:
+        return Judged(example, None, 0.0)
+    candidates = example.candidates or classes
+    choice = prediction.choice
+    if prediction.scores is not None:
+        if len(prediction.scores) != len(candidates):
+            count = len(prediction.scores)
+            raise UserError(f"question {example.id!r}: {count} scores for {len(candidates)} candidates: give one each")
+        choice = int(np.argmax(prediction.scores))
+    if choice is None or not 0 <= choice < len(candidates):
+        raise UserError(f"question {example.id!r}: prediction {choice} is out of range: 0 to {len(candidates) - 1}")
+    return Judged(example, candidates[choice], float(right_places(example, classes)[choice]))
+
+
+def table(source: str, judged: Sequence[Judged], seed: int = 0) -> dict[str, Estimate]:
+    """The numbers of the data set's table: means over the questions of each row."""
+    rows = table_rows(source, [item.example.type_name for item in judged])
+    values = np.array([item.value for item in judged])
+    groups = np.array([[row.holds(item.example.question_type) for row in rows] for item in judged], dtype=bool)
+    groups = groups.reshape(len(judged), len(rows))
+    intervals = mean_intervals(values, [item.example.video_name for item in judged], groups, seed)
+    return {row.name: _row(row, values, groups[:, place], interval)
+            for place, (row, interval) in enumerate(zip(rows, intervals, strict=True))}  # fmt: skip
+
+
+def _row(row: Row, values: np.ndarray, chosen: np.ndarray, interval: Interval) -> Estimate:
+    count = int(chosen.sum())
+    return Estimate(float(values[chosen].mean()) if count else None, interval.low, interval.high, count)
+
+
+def class_metrics(
+    examples: Sequence[Example],
+    predictions: Mapping[str, Prediction],
+    classes: Sequence[str],
+    single: bool,
+    seed: int = 0,
+) -> dict[str, Estimate]:
+    """What papers on these data sets print; `single`: every example has exactly one class."""
+    nothing = (-math.inf,) * len(classes)
+    found = [predictions.get(example.id) for example in examples]
+    scores = np.array([nothing if p is None or p.scores is None else p.scores for p in found])
+    labels = np.array([right_places(example, classes) for example in examples])
+    videos, n = [example.video_name for example in examples], len(examples)
+    metrics = {}
+    if single:
+        for k in (1, 5):
+            right = ranking.in_top(scores, labels, k)
+            interval = mean_intervals(right, videos, np.ones((n, 1), dtype=bool), seed)[0]
+            metrics[f"top-{k}"] = Estimate(float(right.mean()), interval.low, interval.high, n)
+        right = ranking.in_top(scores, labels, 1)
+        present = labels[:, labels.any(axis=0)]
+        by_class = [right[column].mean() for column in present.T]
+        interval = class_mean_interval(right, videos, present, seed)
+        metrics["mean class accuracy"] = Estimate(float(np.mean(by_class)), interval.low, interval.high, n)
+    area = ranking.mean_over_classes(ranking.area_under_curve, scores, labels)
+    precision = ranking.mean_over_classes(ranking.average_precision, scores, labels)
+    for name, value in (("mAP", precision), ("AUC", area), ("d-prime", ranking.d_prime(area))):
+        metrics[name] = Estimate(value if math.isfinite(value) else None, None, None, n)
+    return metrics
+
+
+def _official_free(judged: Sequence[Judged]) -> float | None:
+    """The "Free" that ActivityNet-QA's script prints: it divides the right answers by the numbers of the types that
+    come fourth and later in the order of their first appearance, which are not the types of Free."""
+    counts = Counter(item.example.question_type for item in judged)  # keeps the order of first appearance
+    divisor = sum(list(counts.values())[3:])
+    right = sum(item.value for item in judged if item.example.question_type in FREE)
+    return right / divisor if divisor else None
+
+
+def _chance(example: Example) -> float:
+    return 1 / len(example.candidates) if example.candidates else 0.0
+
+
+def _estimate(values: Sequence[float]) -> Estimate:
+    return Estimate(sum(values) / len(values) if values else None, None, None, len(values))
+
+
+def _majority(right: Sequence[Sequence[Any]]) -> Estimate:
+    """What the best constant answer scores on this very split."""
+    counts = Counter(answer for answers in right for answer in set(answers))
+    best = max(counts.values(), default=0)
+    return Estimate(best / len(right) if right else None, None, None, len(right))
+
+
+def as_text(scored: Scored) -> str:
+    """The numbers as a table: percent (d-prime aside), with the 95 % interval."""
+    rows = {**scored.metrics, **scored.baselines}
+    first = max(map(len, rows))
+    lines = [f"{scored.protocol}, headline: {scored.headline}"]
+    for name, estimate in rows.items():
+        lines.append(f"{name.ljust(first)}  {_number(name, estimate.value)}  {_span(name, estimate)}  n={estimate.n}")
+    return "\n".join(lines)
+
+
+def _number(name: str, value: float | None) -> str:
+    if value is None:
+        return "     -"
+    return f"{value:6.3f}" if name == "d-prime" else f"{100 * value:6.2f}"
+
+
+def _span(name: str, estimate: Estimate) -> str:
+    if estimate.low is None or estimate.high is None:
+        return " " * 16
+    return f"[{_number(name, estimate.low)}, {_number(name, estimate.high)}]"

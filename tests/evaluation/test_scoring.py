@@ -1,0 +1,240 @@
+"""Scoring predictions of anyone: numbers by hand, official formats, and what does not fit."""
+
+import json
+
+import numpy as np
+import pytest
+
+from mirasol import UserError
+from mirasol.data.example import Example
+from mirasol.data.sources import read_source
+from mirasol.evaluation.comparing import compare
+from mirasol.evaluation.normalisation import normalise, normalise_lightly
+from mirasol.evaluation.predictions import Prediction, official_format, read_predictions
+from mirasol.evaluation.results import data_hash, score_file, write_scored
+from mirasol.evaluation.scoring import as_text, score_answers, score_choices
+
+CLASSES = ("bark", "meow", "rain")
+
+
+def clip(id, target, **more):
+    return Example(id, "a.mp4", None, None, "what?", target, candidates=CLASSES, video=id, **more)
+
+
+@pytest.fixture
+def activitynet(tmp_path):
+    """Two videos; kinds of answers appear in the order 3, 0, 4, 8, 5."""
+    rows = [("a", 1, 3, "yes"), ("a", 2, 0, "run"), ("a", 3, 4, "red"), ("b", 1, 8, "man"), ("b", 2, 5, "cup")]
+    questions = [{"video_name": v, "question": f"q{n}", "question_id": f"v_{v}_{n}"} for v, n, _, _ in rows]
+    answers = [{"answer": answer, "type": kind, "question_id": f"v_{v}_{n}"} for v, n, kind, answer in rows]
+    (tmp_path / "test_q.json").write_text(json.dumps(questions))
+    (tmp_path / "test_a.json").write_text(json.dumps(answers))
+    return read_source("activitynet_qa", tmp_path, "test")
+
+
+@pytest.fixture
+def choices(tmp_path):
+    header = "video,frame_count,width,height,question,answer,qid,type,a0,a1,a2,a3,a4\n"
+    rows = "7,9,9,9,why,1,0,CW,a,b,c,d,e\n7,9,9,9,what next,2,1,TN,a,b,c,d,e\n8,9,9,9,before,0,0,TP,a,a,c,d,e\n"
+    (tmp_path / "test.csv").write_text(header + rows)
+    return read_source("nextqa_mc", tmp_path, "test")
+
+
+def predicted(path, content, name="pred.json"):
+    (path / name).write_text(content if isinstance(content, str) else json.dumps(content))
+    return path / name
+
+
+def answers_of(*pairs):
+    return [{"question_id": id, "answer": answer} for id, answer in pairs]
+
+
+def test_free_is_computed_rightly_and_the_script_s_number_stands_beside_it(activitynet, tmp_path):
+    wanted = answers_of(("v_a_1", "yes"), ("v_a_2", "walk"), ("v_a_3", "red"), ("v_b_1", "dog"), ("v_b_2", "cup"))
+    found = score_file(activitynet, predicted(tmp_path, wanted)).metrics
+    assert found["Free"].value == 3 / 4
+    assert found["Free"].n == 4
+    assert found["All"].value == 3 / 5
+    assert found["Motion"].value == 0
+    assert found["Location"].value is None
+    assert found["free_official_script"].value == 3 / 2  # divides by the fourth and fifth type alone
+
+
+def test_missing_questions_are_wrong_and_unknown_ones_count_nowhere(activitynet, tmp_path):
+    found = score_file(activitynet, predicted(tmp_path, answers_of(("v_a_1", "yes"), ("v_z_1", "no"))))
+    assert found.metrics["All"].value == 1 / 5
+    kinds = {problem.kind: problem for problem in found.problems}
+    assert kinds["missing prediction"].examples == 4
+    assert "v_z_1" in kinds["unknown question"].message
+    assert found.to_dict()["counts"] == {
+        "n_annotated": 5, "n_evaluated": 5, "n_predicted": 1, "n_missing": 4, "n_unknown": 1,
+    }  # fmt: skip
+
+
+def test_only_a_normalisation_forgives_case(activitynet, tmp_path):
+    file = predicted(tmp_path, answers_of(("v_a_1", " Yes. ")))
+    assert score_file(activitynet, file).metrics["All"].value == 0
+    assert score_file(activitynet, file, "light").metrics["All"].value == 1 / 5
+    with pytest.raises(UserError, match="stemmed"):
+        score_file(activitynet, file, "stemmed")
+
+
+def test_choices_go_by_the_place_and_not_by_the_text(choices, tmp_path):
+    wanted = {"7_0": {"prediction": 1, "answer": 1}, "7_1": {"prediction": 0}, "8_0": {"prediction": 1}}
+    found = score_file(choices, predicted(tmp_path, wanted))
+    assert found.metrics["Acc"].value == 1 / 3, "option 1 of 8_0 has the right text but is not the right one"
+    assert found.metrics["Bef&Aft"].n == 2
+    assert found.metrics["Acc_T"].value == 0
+    assert found.baselines["chance"].value == pytest.approx(0.2)
+
+
+def test_a_choice_that_is_not_there_is_refused(choices, tmp_path):
+    with pytest.raises(UserError, match=r"7_0.*prediction 5 is out of range: 0 to 4"):
+        score_file(choices, predicted(tmp_path, {"7_0": {"prediction": 5}}))
+
+
+def test_either_reference_is_right():
+    two = Example("1", "a.mp4", None, None, "why?", "to play", references=("to play", "for fun"))
+    labels = Example("2", "a.mp4", None, None, "what?", "bark; rain", references=("bark", "rain"))
+    said = {"1": Prediction("for fun"), "2": Prediction("bark")}
+    assert [item.right for item in score_answers("folder", [two, labels], said, "none").judged] == [True, False]
+
+
+def test_class_scores_by_hand():
+    examples = [clip("1", "bark"), clip("2", "meow"), clip("3", "meow")]
+    rows = ([3, 2, 1], [3, 2, 1], [0, 9, 1])
+    said = {str(n): Prediction(scores=tuple(map(float, row))) for n, row in enumerate(rows, start=1)}
+    found = score_choices("vggsound", examples, said, CLASSES)
+    assert found.metrics["top-1"].value == pytest.approx(2 / 3)
+    assert found.metrics["top-5"].value == 1
+    assert found.metrics["mean class accuracy"].value == pytest.approx((1 + 1 / 2) / 2)
+    assert found.metrics["mAP"].value == pytest.approx((1 / 2 + (1 + 2 / 3) / 2) / 2)
+    assert found.headline == "top-1"
+    assert found.facts == {"classes": 3}
+    assert found.baselines["majority"].value == pytest.approx(2 / 3)
+
+
+def test_a_clip_of_several_labels_has_map_and_no_top_1():
+    examples = [
+        Example("1", "a.mp4", None, None, "what?", "bark; rain", references=("bark", "rain")),
+        Example("2", "b.mp4", None, None, "what?", "meow", references=("meow",)),
+    ]
+    said = {"1": Prediction(scores=(1.0, 0.0, 1.0)), "2": Prediction(scores=(0.0, 1.0, 0.0))}
+    found = score_choices("audioset", examples, said, CLASSES)
+    assert found.metrics.keys() == {"mAP", "AUC", "d-prime"}
+    assert found.metrics["mAP"].value == found.metrics["AUC"].value == 1
+    assert found.metrics["d-prime"].value is None, "infinite, which JSON has no word for"
+
+
+def test_a_wrong_number_of_scores_is_refused():
+    with pytest.raises(UserError, match="2 scores for 3 candidates"):
+        score_choices("vggsound", [clip("1", "bark")], {"1": Prediction(scores=(1.0, 2.0))}, CLASSES)
+
+
+def test_a_matrix_is_the_same_as_its_rows(tmp_path):
+    examples = [clip("1", "bark"), clip("2", "meow")]
+    np.save(tmp_path / "s.npy", np.array([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]]))
+    lines = predicted(tmp_path, '{"id": "1", "scores": [1, 2, 3]}\n{"id": "2", "scores": [4, 5, 6]}\n', "s.jsonl")
+    matrix = read_predictions(tmp_path / "s.npy", "vggsound", examples)
+    assert matrix == read_predictions(lines, "vggsound", examples)
+    np.save(tmp_path / "short.npy", np.ones((1, 3)))
+    with pytest.raises(UserError, match=r"\[2, classes\].*\[1, 3\]"):
+        read_predictions(tmp_path / "short.npy", "vggsound", examples)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('[{"question_id": "1", "answer": "a"}, {"question_id": "1", "answer": "b"}]', "'1' is predicted twice"),
+        ('[{"answer": "a"}]', "entry 1: expected an object with `id` or `question_id`"),
+        ('[{"id": "1", "answer": 3}]', "expected a text"),
+        ('[{"id": "1", "prediction": "3"}]', "place of an option"),
+        ('[{"id": "1", "scores": [1, NaN]}]', "finite"),
+        ('[{"id": "1", "answer": "a"', "line 1"),
+        ("7", "list or an object"),
+    ],
+)
+def test_malformed_predictions_are_refused_in_one_line(tmp_path, content, message):
+    with pytest.raises(UserError, match=message) as refused:
+        read_predictions(predicted(tmp_path, content), "activitynet_qa", [])
+    assert "\n" not in str(refused.value)
+
+
+def test_a_malformed_line_is_named(tmp_path):
+    file = predicted(tmp_path, '{"id": "1", "answer": "a"}\n{"id"\n', "p.jsonl")
+    with pytest.raises(UserError, match="line 2, column 6"):
+        read_predictions(file, "folder", [])
+
+
+def test_official_formats_are_read_back_to_what_was_written(activitynet, choices, tmp_path):
+    said = {"v_a_1": Prediction("yes"), "v_b_2": Prediction("cup")}
+    name, content = official_format("activitynet_qa", activitynet.annotated, said)
+    assert read_predictions(predicted(tmp_path, content, name), "activitynet_qa", []) == said
+    chosen = {"7_0": Prediction(choice=3), "8_0": Prediction(choice=0)}
+    name, content = official_format("nextqa_mc", choices.annotated, chosen)
+    assert content["7_0"] == {"prediction": 3, "answer": 1}
+    assert read_predictions(predicted(tmp_path, content, name), "nextqa_mc", []) == chosen
+    open_ended = [Example("7_0", "", None, None, "why", "a", video="7")]
+    name, content = official_format("nextqa_oe", open_ended, {"7_0": Prediction("b c")})
+    assert content == {"7": {"0": "b c"}}
+    assert read_predictions(predicted(tmp_path, content, name), "nextqa_oe", []) == {"7_0": Prediction("b c")}
+
+
+def test_a_comparison_is_paired(activitynet, tmp_path):
+    for name, said in (("one", "yes"), ("two", "no")):
+        (tmp_path / name).mkdir()
+        wanted = answers_of(("v_a_1", said), ("v_a_3", "red"))
+        write_scored(tmp_path / name, activitynet, score_file(activitynet, predicted(tmp_path, wanted)))
+    found = compare(tmp_path / "one", tmp_path / "two")
+    row = found.rows["All"]
+    assert (row.first, row.second, row.n) == (2 / 5, 1 / 5, 5)
+    assert row.difference == pytest.approx(-1 / 5)
+    assert (row.first_only, row.second_only, row.p_mcnemar) == (1, 0, 1.0)
+    assert compare(tmp_path / "one", tmp_path / "one").rows["All"].low == 0
+    assert "left out" not in found.table()
+    lines = (tmp_path / "two" / "predictions.jsonl").read_text().splitlines()
+    (tmp_path / "two" / "predictions.jsonl").write_text("\n".join(lines[:2]))
+    assert compare(tmp_path / "one", tmp_path / "two").only_first == 3
+    (tmp_path / "two" / "predictions.jsonl").write_text(lines[0].replace('"target": "yes"', '"target": "no"'))
+    with pytest.raises(UserError, match="not the same data"):
+        compare(tmp_path / "one", tmp_path / "two")
+
+
+def test_a_result_names_its_data_and_changes_with_it(activitynet, tmp_path):
+    before = data_hash(activitynet)
+    text = (tmp_path / "test_a.json").read_text()
+    assert data_hash(read_source("activitynet_qa", tmp_path, "test")) == before
+    (tmp_path / "test_a.json").write_text(text.replace("cup", "mug"))
+    assert data_hash(read_source("activitynet_qa", tmp_path, "test")) != before
+
+
+def test_light_normalisation_keeps_articles_and_folded_does_not():
+    assert normalise_lightly(" The  BELL. ") == "the bell"
+    assert normalise(" The  BELL. ") == "bell"
+    assert normalise_lightly(".") == "."
+    assert normalise_lightly("e\u0301") == "\u00e9"
+
+
+def test_the_table_on_screen_has_every_number(choices, tmp_path):
+    found = score_file(choices, predicted(tmp_path, {"7_0": {"prediction": 1}}))
+    text = as_text(found)
+    assert all(name in text for name in [*found.metrics, "chance", "majority"])
+    assert " 33.33  [" in text
+
+
+# Computed with the rules of the official scripts, apart from this package, on the excerpts' own example predictions.
+OFFICIAL = {
+    "activitynet_qa": ("pred_val_example.json", {"All": 1 / 3, "Yes/No": 2 / 3, "Free": 19 / 42,
+                                                 "free_official_script": 19 / 36}),
+    "nextqa_mc": ("pred_HGA_val.json", {"Why": 2 / 3, "How": 4 / 7, "Bef&Aft": 9 / 16, "When": 3 / 4, "Cnt": 1 / 2,
+                                        "Loc": 3 / 5, "Other": 4 / 5, "Acc": 38 / 60}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", OFFICIAL)
+def test_official_example_predictions_score_as_their_scripts_say(real_data, name):
+    root = real_data / "annotations" / name
+    file, numbers = OFFICIAL[name]
+    found = score_file(read_source(name, root, "validation"), root / file)
+    assert found.problems == ()
+    assert {key: found.metrics[key].value for key in numbers} == pytest.approx(numbers)
