@@ -4,6 +4,7 @@ import hashlib
 import json
 from unittest.mock import ANY
 
+import numpy as np
 import pytest
 import torch
 
@@ -107,17 +108,26 @@ def test_a_config_saved_before_there_were_switches_still_means_the_same(tmp_path
     }
 
 
+def with_numbered_weights(model: MirasolForConditionalGeneration) -> MirasolForConditionalGeneration:
+    """The same weights under every version of PyTorch, whose own initialisation draws differently from one to another."""
+    for index, (name, parameter) in enumerate(model.named_parameters()):
+        drawn = torch.from_numpy(np.random.RandomState(index).standard_normal(parameter.shape))
+        scaled = drawn * 0.5 * (parameter.numel() / parameter.shape[0]) ** -0.5
+        parameter.data.copy_(scaled * 0.2 + 1 if name.endswith("norm.weight") else scaled)
+    return model
+
+
 @pytest.mark.parametrize(
     ("target", "expected"),
     [
-        ("plain", [6.5818720, 4.0597701, 1.1843053, 1.3377968]),
-        ("centred", [6.4079747, 4.0597701, 1.0104078, 1.3377968]),
+        ("plain", [5.5458946, 3.6370392, 1.0187050, 0.8901508]),
+        ("centred", [5.5109291, 3.6370392, 0.9837396, 0.8901508]),
     ],
 )
 def test_tiny_keeps_its_losses(batch, target, expected):
-    """Initialisation and arithmetic, masking included, are those of the first trained checkpoint, which had the plain
-    target: nothing but the rounding of another machine may move them."""
-    model = build({"latent": {"target": target}}).train()
+    """The arithmetic, masking included, is that of the first trained checkpoint, which had the plain target: nothing
+    but the rounding of another machine may move it."""
+    model = with_numbered_weights(build({"latent": {"target": target}})).train()
     torch.manual_seed(7)
     output = model(**batch)
     losses = [output[name].item() for name in ("loss", "text_loss", "latent_loss", "video_loss")]
