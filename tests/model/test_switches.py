@@ -109,7 +109,7 @@ def test_a_config_saved_before_there_were_switches_still_means_the_same(tmp_path
 
 
 def with_numbered_weights(model: MirasolForConditionalGeneration) -> MirasolForConditionalGeneration:
-    """The same weights under every version of PyTorch, whose own initialisation draws differently from one to another."""
+    """The same weights under every version of PyTorch, whose own initialisation draws differently in each."""
     for index, (name, parameter) in enumerate(model.named_parameters()):
         drawn = torch.from_numpy(np.random.RandomState(index).standard_normal(parameter.shape))
         scaled = drawn * 0.5 * (parameter.numel() / parameter.shape[0]) ** -0.5
