@@ -68,6 +68,19 @@ def test_every_token_keeps_its_kind_and_place(combiner):
     torch.testing.assert_close(found[:, 1], expected[:, 1], atol=0.15, rtol=0)  # bicubic bends at the borders
 
 
+def test_a_grid_that_is_not_square_is_stretched_along_its_own_axes():
+    tubes = [{"kernel": (1, 8, 32), "stride": (4, 8, 32)}]
+    video = {"learned_positions": True, "image_size": 32, "tubes": tubes}
+    model = MirasolForConditionalGeneration(MirasolConfig.preset("tiny", video=video, combiner={"m": 4}))
+    with torch.no_grad():
+        # Four rows of one column, each its own number.
+        model.chunk_encoder.tubes.learned_position[:] = torch.arange(4.0)[:, None]
+    model.set_image_size(64)
+    table = model.chunk_encoder.tubes.learned_position.unflatten(0, (8, 2))
+    torch.testing.assert_close(table[:, 0], table[:, 1])
+    assert (table[1:, 0] > table[:-1, 0]).all()
+
+
 def test_what_does_not_fit_is_refused_and_changes_nothing():
     model = make({})
     with pytest.raises(UserError, match="tube kernel .* does not fit"):

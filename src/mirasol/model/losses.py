@@ -58,7 +58,7 @@ def latent_loss(
 
     `target` is x_{t+1} as it is (`plain`) or `centred` over the batch. The paper says no more than that features are
     predicted. The plain reading is met by features that are the same for every clip: on chunks of independent noise
-    it falls to a fifth while nothing can be predicted. What is the same for every clip is gone from a centred target,
+    it falls to a sixth while nothing can be predicted. What is the same for every clip is gone from a centred target,
     so there is nothing to be won by it. The price: the value depends on which clips meet in a batch, per process
     and microbatch.
     """

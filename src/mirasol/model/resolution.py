@@ -14,19 +14,14 @@ from mirasol.model.combiner import order_tokens
 from mirasol.parts import VideoConfig
 
 
-def resized_grid(table: Float[Tensor, "patch width"], rows: int, columns: int) -> Float[Tensor, "new_patch width"]:
-    """Learned positions of a square grid on another grid, bicubic; the same grid comes back untouched.
-
-    Raises:
-        UserError: the table's rows are no square grid.
-    """
-    side = math.isqrt(len(table))
-    if side * side != len(table):
-        raise UserError(f"a table of {len(table)} positions is no square grid of patches: it cannot be resized")
-    if (side, side) == (rows, columns):
+def resized_grid(
+    table: Float[Tensor, "patch width"], old: tuple[int, int], new: tuple[int, int]
+) -> Float[Tensor, "new_patch width"]:
+    """Learned positions of a grid of (rows, columns) on another, bicubic; the same grid comes back untouched."""
+    if old == new:
         return table
-    grid = table.T.unflatten(1, (side, side))[None]
-    return F.interpolate(grid, (rows, columns), mode="bicubic", align_corners=False)[0].flatten(1).T
+    grid = table.T.unflatten(1, old)[None]
+    return F.interpolate(grid, new, mode="bicubic", align_corners=False)[0].flatten(1).T
 
 
 def resized_tokens(
@@ -35,11 +30,12 @@ def resized_tokens(
     """A table over all video tokens of a chunk: every kind of tube is interpolated for itself, frame by frame."""
     tables, parts, start = [], zip(old.tubes, new.tubes, strict=True), 0
     for before, after in parts:
-        frames, height, width = before.grid(old.frames_per_chunk, old.image_size)
-        _, rows, columns = after.grid(new.frames_per_chunk, new.image_size)
-        for _ in range(frames):
-            tables.append(resized_grid(table[start : start + height * width], rows, columns))
-            start += height * width
+        grid = before.grid(old.frames_per_chunk, old.image_size)
+        wanted = after.grid(new.frames_per_chunk, new.image_size)
+        for _ in range(grid[0]):
+            end = start + math.prod(grid[1:])
+            tables.append(resized_grid(table[start:end], grid[1:], wanted[1:]))
+            start = end
     return torch.cat(tables)
 
 
@@ -63,8 +59,8 @@ def set_image_size(model: nn.Module, image_size: int) -> None:
     with torch.no_grad():
         if tubes.learned_position is not None:
             tube = next(tube for tube in new.tubes if tube.flat)
-            _, rows, columns = tube.grid(new.frames_per_chunk, image_size)
-            _replace(tubes, "learned_position", resized_grid(tubes.learned_position, rows, columns))
+            grids = [tube.grid(video.frames_per_chunk, video.image_size)[1:] for video in (old, new)]
+            _replace(tubes, "learned_position", resized_grid(tubes.learned_position, *grids))
         if hasattr(combiner, "token_position"):
             _replace(combiner, "token_position", _combined(combiner.token_position, config, old, new))
         if config.combiner.kind == "ttm":

@@ -79,15 +79,18 @@ def patch_steps(
 def position_steps(source: Source, config: MirasolConfig, table: str, class_token: str | None) -> Iterable[Copy | Fill]:
     """The learned positions, and the class token with its position added to it."""
     tube = config.video.tubes[flat_tube(config)]
-    _, rows, columns = tube.grid(config.video.frames_per_chunk, config.video.image_size)
+    grid = tube.grid(config.video.frames_per_chunk, config.video.image_size)[1:]
     width = source.shape(table)[-1]
     first = 1 if class_token else 0
-    side = math.isqrt(math.prod(source.shape(table)) // width - first)
-    note = "" if (side, side) == (rows, columns) else f"interpolated from {side} x {side} to {rows} x {columns}"
+    count = math.prod(source.shape(table)) // width - first
+    side = math.isqrt(count)
+    if side * side != count:
+        raise UserError(f"{source.name}: {table} has {count} positions of patches, which are no square grid")
+    note = "" if (side, side) == grid else f"interpolated from {side} x {side} to {' x '.join(map(str, grid))}"
     yield Copy(
         f"{TUBES}.learned_position",
         (table,),
-        lambda positions: resized_grid(positions.reshape(-1, width)[first:], rows, columns),
+        lambda positions: resized_grid(positions.reshape(-1, width)[first:], (side, side), grid),
         note,
     )
     yield Fill(f"{TUBES}.position_gate", 0.0, "closed: the fixed code comes in as training opens it")
