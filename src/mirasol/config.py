@@ -98,9 +98,12 @@ class MirasolConfig(PreTrainedConfig):
             raise UserError(
                 f"reconstruction.patch={self.reconstruction.patch} must divide video.frames_per_chunk={frames}"
             )
-        highest = max(self.pad_token_id, self.bos_token_id, self.eos_token_id, self.sep_token_id)
-        if self.text.vocab_size <= highest:
-            raise UserError(f"text.vocab_size={self.text.vocab_size} must exceed the special token id {highest}")
+        for name in ("pad_token_id", "bos_token_id", "eos_token_id", "sep_token_id"):
+            value = getattr(self, name)
+            if type(value) is not int or not 0 <= value < self.text.vocab_size:
+                raise UserError(
+                    f"{name}={value!r} must be a whole number from 0 to below text.vocab_size={self.text.vocab_size}"
+                )
 
     def _check_widths(self) -> None:
         stacks = {

@@ -5,6 +5,7 @@ Open points of the paper are fields here; the default is the reading this projec
 
 import dataclasses
 import difflib
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import NoneType, UnionType
@@ -50,6 +51,8 @@ def channel_values(name: str, values: Any) -> float | tuple[float, float, float]
     several = tuple(values) if isinstance(values, list | tuple) else (values,)
     if len(several) not in (1, 3) or any(isinstance(v, bool) or not isinstance(v, int | float) for v in several):
         raise UserError(f"{name}={values!r} must be a number, or three for red, green and blue")
+    if not all(math.isfinite(value) for value in several):
+        raise UserError(f"{name}={values!r} must be finite")
     return tuple(float(value) for value in several) if len(several) == 3 else several[0]
 
 
@@ -143,6 +146,8 @@ class VideoConfig:
 
     def __post_init__(self):
         _check_fields(self, "image_size", "frames_per_chunk")
+        if not isinstance(self.tubes, list | tuple):
+            raise UserError(f"tubes={self.tubes!r} must be a list of tubes")
         self.tubes = [make_part(TubeConfig, tube, f"tubes[{index}]") for index, tube in enumerate(self.tubes)]
         if not self.tubes:
             raise UserError("tubes=[] must hold at least one tube")
@@ -225,7 +230,8 @@ class CombinerConfig:
 
     kind: `transformer` keeps the last m outputs of a chunk, `cls` those of m learned tokens, `perceiver` has m learned
         latents look at the features, `ttm` reads and writes a memory of constant size, `concat` keeps every token as
-        it is (m is then the number of tokens, and there are no weights). `ttm` and `concat` use the stack's width only.
+        it is (m is then the number of tokens, and there are no weights). `ttm` uses the stack's width and
+        dropout only, `concat` its width.
     scope: the features that x_t may depend on: all chunks up to t, or chunk t alone. `ttm` always has a past, in its
         memory; `concat` never has.
     window: of the chunks up to t, only the last `window` are seen, at each layer, chunk t included; None is all.
@@ -372,6 +378,8 @@ class ContrastiveConfig:
             raise UserError(f"gamma={self.gamma} must be at least 0 and finite")
         if not 0 < self.temperature < float("inf"):
             raise UserError(f"temperature={self.temperature} must be above 0 and finite")
+        if self.bias is not None and not math.isfinite(self.bias):
+            raise UserError(f"bias={self.bias} must be finite")
 
 
 @dataclass
@@ -394,8 +402,8 @@ class ChunkingConfig:
         if (self.chunk_seconds is None) == (self.num_chunks is None):
             both = f"chunk_seconds={self.chunk_seconds} and num_chunks={self.num_chunks}"
             raise UserError(f"{both}: set exactly one of chunk_seconds and num_chunks")
-        if self.chunk_seconds is not None and self.chunk_seconds <= 0:
-            raise UserError(f"chunk_seconds={self.chunk_seconds} must be positive")
+        if self.chunk_seconds is not None and not 0 < self.chunk_seconds < float("inf"):
+            raise UserError(f"chunk_seconds={self.chunk_seconds} must be positive and finite")
         check_deviation(self.image_std)
 
 

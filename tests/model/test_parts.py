@@ -11,6 +11,7 @@ from mirasol.model.masks import BlockCausal
 from mirasol.model.mirasol import MirasolForConditionalGeneration
 from mirasol.parts import StackConfig, TubeConfig, VideoConfig
 
+NAN = float("nan")
 PAPER_TUBES = [
     TubeConfig((1, 14, 14), (8, 14, 14)),
     TubeConfig((8, 4, 4), (8, 32, 32), (0, 8, 8)),
@@ -274,8 +275,12 @@ def test_cosine_is_taken_patch_by_patch():
         ({"latent": {"mask_ratio": 1}}, "latent.mask_ratio=1 must lie in"),
         ({"vit": {"dropout": -0.1}}, "vit.dropout=-0.1 must lie in"),
         ({"vit": {"depth": 0}}, "vit.depth=0 must be at least 1"),
-        ({"text": {"vocab_size": 3}}, "text.vocab_size=3 must exceed the special token id 3"),
+        ({"text": {"vocab_size": 3}}, "sep_token_id=3 must be a whole number from 0 to below text.vocab_size=3"),
         ({"chunking": {"chunk_seconds": 0.0}}, "chunking.chunk_seconds=0.0 must be positive"),
+        ({"chunking": {"chunk_seconds": NAN}}, "chunking.chunk_seconds=nan must be positive and finite"),
+        ({"chunking": {"image_mean": NAN}}, "chunking.image_mean=nan must be finite"),
+        ({"contrastive": {"width": 8, "bias": NAN}}, "contrastive.bias=nan must be finite"),
+        ({"video": {"tubes": 5}}, "video.tubes=5 must be a list of tubes"),
         ({"chunking": {"fit": "squeeze"}}, "chunking.fit='squeeze': choose one of pad, crop, stretch"),
         ({"loss_weights": {"video": -1.0}}, "loss_weights.video=-1.0 must be at least 0"),
         (
@@ -287,6 +292,18 @@ def test_cosine_is_taken_patch_by_patch():
 def test_impossible_configs_are_refused_by_name(change, message):
     with pytest.raises(UserError, match=message):
         MirasolConfig.preset("tiny", **change)
+
+
+@pytest.mark.parametrize("value", [-1, None, 512, "1"])
+def test_special_tokens_are_ids_of_the_vocabulary(value):
+    with pytest.raises(UserError, match=f"pad_token_id={value!r} must be a whole number .* text.vocab_size=512"):
+        MirasolConfig(pad_token_id=value)
+
+
+def test_the_perceivers_norms_are_those_of_its_stack():
+    combiner = {"kind": "perceiver", "stack": {"norm_eps": 1e-3}}
+    model = MirasolForConditionalGeneration(MirasolConfig.preset("tiny", combiner=combiner))
+    assert {layer.eps for layer in model.combiner.modules() if isinstance(layer, torch.nn.LayerNorm)} == {1e-3}
 
 
 def test_unknown_config_keys_are_refused(tmp_path):

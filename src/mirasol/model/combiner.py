@@ -139,10 +139,10 @@ class PerceiverBlock(nn.Module):
 
     def __init__(self, stack: StackConfig):
         super().__init__()
-        self.feature_norm = nn.LayerNorm(stack.width)
-        self.latent_norm = nn.LayerNorm(stack.width)
+        self.feature_norm = nn.LayerNorm(stack.width, stack.norm_eps)
+        self.latent_norm = nn.LayerNorm(stack.width, stack.norm_eps)
         self.attention = Attention(stack)
-        self.feed_forward_norm = nn.LayerNorm(stack.width)
+        self.feed_forward_norm = nn.LayerNorm(stack.width, stack.norm_eps)
         self.feed_forward = FeedForward(stack)
         self.dropout = nn.Dropout(stack.dropout)
 
@@ -182,7 +182,7 @@ class PerceiverCombiner(AttentionCombiner):
         stack = config.combiner.stack
         self.latents = nn.Parameter(torch.empty(self.m, stack.width))
         self.blocks = nn.ModuleList(PerceiverBlock(stack) for _ in range(stack.depth))
-        self.norm = nn.LayerNorm(stack.width)
+        self.norm = nn.LayerNorm(stack.width, stack.norm_eps)
 
     def inputs(
         self,
