@@ -69,7 +69,9 @@ def test_help_lists_every_command(capsys):
     assert all(f"    {command} " in text for command in COMMANDS)
 
 
-@pytest.mark.parametrize("command", [["ask"], ["train"], ["evaluate"], ["data"], ["data", "synthesize"], ["demo"]])
+@pytest.mark.parametrize(
+    "command", [["ask"], ["train"], ["evaluate"], ["data"], ["data", "synthesize"], ["data", "check"], ["demo"]]
+)
 def test_help_of_each_command_explains_it(command, capsys):
     with pytest.raises(SystemExit) as stop:
         main([*command, "--help"])

@@ -82,13 +82,12 @@ class Files:
 
     @cached_property
     def _by_stem(self) -> dict[str, list[str]]:
-        """Media by name without extension (its case matters: ids differ in it), videos before sound files."""
+        """Media by name without extension (its case matters: ids differ in it)."""
         by_stem: dict[str, list[str]] = {}
-        for extensions in (VIDEO, AUDIO):
-            for path in self.paths:
-                stem, dot, extension = path.rpartition("/")[2].rpartition(".")
-                if dot and f".{extension.lower()}" in extensions:
-                    by_stem.setdefault(stem, []).append(path)
+        for path in self.paths:
+            stem, dot, extension = path.rpartition("/")[2].rpartition(".")
+            if dot and f".{extension.lower()}" in VIDEO + AUDIO:
+                by_stem.setdefault(stem, []).append(path)
         return by_stem
 
     @cached_property
