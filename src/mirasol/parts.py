@@ -162,6 +162,11 @@ class VideoConfig:
             raise UserError(f"learned_positions needs one tube whose kernel is 1 frame long, tubes has {flat}")
 
     @property
+    def chunk_shape(self) -> tuple[int, int, int, int]:
+        """Shape of one chunk's video: frames, colours, height, width."""
+        return self.frames_per_chunk, 3, self.image_size, self.image_size
+
+    @property
     def tokens(self) -> int:
         """Video tokens per chunk."""
         total = 0
@@ -197,6 +202,11 @@ class AudioConfig:
                 f"patch={self.patch} must divide the spectrogram "
                 f"{self.spectrogram_frames} frames x {self.num_mel_bins} mel bins"
             )
+
+    @property
+    def chunk_shape(self) -> tuple[int, int]:
+        """Shape of one chunk's spectrogram: frames, mel bins."""
+        return self.spectrogram_frames, self.num_mel_bins
 
     @property
     def tokens(self) -> int:

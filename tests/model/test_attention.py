@@ -69,6 +69,18 @@ def test_every_implementation_computes_the_same(mask):
     torch.testing.assert_close(fast, flex)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_row_that_may_look_nowhere_gets_nothing_from_every_implementation(dtype):
+    """A clip without a real chunk among others that have some."""
+    q, k, v = torch.randn(3, 2, 2, 5, 4, dtype=dtype, requires_grad=True)
+    mask = torch.ones(2, 1, 1, 5, dtype=torch.bool)
+    mask[1] = False
+    for implementation in ("eager", "sdpa"):
+        assert torch.equal(
+            transformer.attend(q, k, v, mask, 0.0, implementation)[0][1], torch.zeros(2, 5, 4, dtype=dtype)
+        )
+
+
 def test_a_sparse_mask_is_made_once_and_of_tiles_only():
     """At the paper's longest: 64 chunks of 1,616 tokens, whose dense mask would take 10 GB."""
     mask = BlockCausal(64, 1616, 1616)

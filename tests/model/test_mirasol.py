@@ -178,6 +178,25 @@ def test_what_is_left_out_is_named(model, batch):
         model(encoder_outputs=encoded, decoder_input_ids=batch["decoder_input_ids"], labels=batch["labels"])
 
 
+@pytest.mark.parametrize("missing", MEDIA)
+def test_media_that_are_missing_are_named(missing, model, batch):
+    inputs = {name: value for name, value in prompts(batch).items() if name != missing}
+    with pytest.raises(UserError, match=f"{missing} missing: .* or encoder_outputs"):
+        model(**inputs)
+    with pytest.raises(UserError, match=f"{missing} missing"):
+        model.generate(**inputs, max_new_tokens=1)
+
+
+@pytest.mark.parametrize(
+    ("name", "chunk"), [("video", (4, 3, 64, 64)), ("video", (8, 3, 32, 32)), ("audio", (32, 64)), ("audio", (16, 80))]
+)
+def test_chunks_of_another_shape_are_refused(name, chunk, model, batch):
+    batch[name] = torch.zeros(*batch["chunk_mask"].shape, *chunk)
+    shape = ", ".join(map(str, chunk))
+    with pytest.raises(UserError, match=rf"{name} of shape \(3, 4, {shape}\): this model takes \[clip, chunk, "):
+        model(**batch)
+
+
 def test_one_encoding_serves_many_prompts(model, batch):
     inputs = prompts(batch)
     encoded = model.encode(**{name: inputs[name] for name in MEDIA})

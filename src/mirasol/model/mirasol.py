@@ -81,6 +81,13 @@ class MirasolImageTextOutput(ModelOutput):
     logits: Tensor | None = None
 
 
+def check_chunks(name: str, chunks: Float[Tensor, "clip chunk ..."], shape: tuple[int, ...]) -> None:
+    """Refuses media whose chunks are not of the shape that a model takes."""
+    if tuple(chunks.shape[2:]) != shape:
+        expected = ", ".join(map(str, shape))
+        raise UserError(f"{name} of shape {tuple(chunks.shape)}: this model takes [clip, chunk, {expected}]")
+
+
 def _check_attention(implementation: str | None) -> None:
     if implementation not in (None, *ATTENTION):
         raise UserError(
@@ -245,12 +252,25 @@ class MirasolForConditionalGeneration(MirasolPreTrainedModel, GenerationMixin):
         video_mask: Bool[Tensor, "clip chunk"],
         audio_mask: Bool[Tensor, "clip chunk"],
     ) -> MirasolEncoderOutput:
-        """The time-aligned side: chunks → features → x → h. Padding chunks come last in a clip (`chunk_mask`)."""
+        """The time-aligned side: chunks → features → x → h. Padding chunks come last in a clip (`chunk_mask`).
+
+        Raises:
+            UserError: chunks of another shape than the config's.
+        """
+        check_chunks("video", video, self.config.video.chunk_shape)
+        check_chunks("audio", audio, self.config.audio.chunk_shape)
         seen, heard = self.chunk_encoder(video, audio, video_mask & chunk_mask, audio_mask & chunk_mask)
         x = self.combiner(seen, heard)
         h = self.latent(x)
         latent_mask = chunk_mask[:, :, None].expand(h.shape[:3])
         return MirasolEncoderOutput(h.flatten(1, 2), latent_mask.flatten(1), x)
+
+    def _encode_given(self, media: dict[str, Tensor | None]) -> MirasolEncoderOutput:
+        """`encode` of its arguments by name, of which none may be missing."""
+        missing = [name for name, value in media.items() if value is None]
+        if missing:
+            raise UserError(f"{', '.join(missing)} missing: give all that MirasolProcessor gives, or encoder_outputs")
+        return self.encode(**media)
 
     def forward(
         self,
@@ -282,7 +302,10 @@ class MirasolForConditionalGeneration(MirasolPreTrainedModel, GenerationMixin):
         if labels is not None and video is None:
             raise UserError("labels were given without video: the losses need the media, not encoder_outputs alone")
         if encoder_outputs is None:
-            encoder_outputs = self.encode(video, audio, chunk_mask, video_mask, audio_mask)
+            encoder_outputs = self._encode_given(
+                {"video": video, "audio": audio, "chunk_mask": chunk_mask, "video_mask": video_mask,
+                 "audio_mask": audio_mask}
+            )  # fmt: skip
         h, x = encoder_outputs.latents, encoder_outputs.combined
         if (decoder_input_ids is None) == (decoder_inputs_embeds is None):
             raise UserError("give exactly one of decoder_input_ids and decoder_inputs_embeds")
@@ -420,7 +443,7 @@ class MirasolForConditionalGeneration(MirasolPreTrainedModel, GenerationMixin):
         for helper in ("assistant_model", "prompt_lookup_num_tokens"):
             if kwargs.get(helper) is not None:
                 raise UserError(f"{helper} is not supported: leave it out, decoding takes one token at a time")
-        encoded = kwargs.pop("encoder_outputs", None) or self.encode(**media)
+        encoded = kwargs.pop("encoder_outputs", None) or self._encode_given(media)
         if kwargs.get("decoder_input_ids") is None:
             raise UserError("generate needs decoder_input_ids: prompts as MirasolProcessor gives them")
         rows, clips = len(kwargs["decoder_input_ids"]), len(encoded.last_hidden_state)

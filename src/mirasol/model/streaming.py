@@ -66,11 +66,8 @@ class MirasolStream:
         """
         self._check_mode()
         settings = self.model.config
-        pixels, mel = settings.video, settings.audio
-        video, video_mask = self._chunk(
-            "video", video, video_mask, (pixels.frames_per_chunk, 3, pixels.image_size, pixels.image_size)
-        )
-        audio, audio_mask = self._chunk("audio", audio, audio_mask, (mel.spectrogram_frames, mel.num_mel_bins))
+        video, video_mask = self._chunk("video", video, video_mask, settings.video.chunk_shape)
+        audio, audio_mask = self._chunk("audio", audio, audio_mask, settings.audio.chunk_shape)
         seen, heard = self.model.chunk_encoder(video, audio, video_mask, audio_mask)
         x = self.model.combiner.step(seen, heard, self.combiner_state)
         self._h.append(self.model.latent.step(x, self.latent_state)[:, 0])

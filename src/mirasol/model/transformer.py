@@ -80,6 +80,9 @@ def attend(
     if mask is not None:
         scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
     weights = scores.softmax(dim=-1)
+    if mask is not None:
+        # A row that may look nowhere weighs nothing, as in the other implementations.
+        weights = weights.masked_fill(~mask, 0.0)
     return F.dropout(weights, dropout) @ v, weights if with_weights else None
 
 
