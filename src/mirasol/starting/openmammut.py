@@ -22,8 +22,9 @@ CONFIG = "open_clip_config.json"
 HEAD_WIDTH = 64  # of all released openMaMMUT models, image and text side
 _REASONS = {
     "visual.ln_post": "norms the pooled features, after those that the text decoder looks at",
-    "visual.proj": "projects the pooled features for the contrastive loss",
-    "logit_": "of the source's contrastive loss",
+    "visual.proj": "takes pooled and normed features to the text's width for the source's contrastive loss; "
+    "here both sides have projections of their own, and pooled features no norm",
+    "logit_": "scales the source's contrastive loss, a softmax; here it is a sigmoid with a temperature of its own",
     "map_viz2txt_kv": "takes features of the source's image side to its text decoder's width; the latents here differ",
 }
 
