@@ -1,0 +1,230 @@
+"""What a stream costs: `python benchmarks/stream.py`.
+
+One more chunk after 63 against encoding all 64 again, the 1,000th chunk against the 10th, and the growth of resident
+memory from chunk 64 to chunk 1,024. One thread, processor time. The two sides of a ratio are taken turn about in one
+run, and their medians are compared. Each case runs in a process of its own, between two calibrations.
+
+Cases are two sizes (`tiny`, and `middle`, 20 million weights) and every kind of Combiner, with weights that nobody
+trained: time does not depend on them. A window of 8 chunks bounds the Combiner, the latent model and the latents kept.
+Writes benchmarks/results/stream.json and stream.md.
+"""
+
+import argparse
+import json
+import resource
+import statistics
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from _measure import RESULTS, calibrate, quartiles, run_json, surroundings, table, write_results
+
+from mirasol.config import MirasolConfig
+from mirasol.model.mirasol import MirasolForConditionalGeneration
+from mirasol.model.sizes import flops, stream_flops
+from mirasol.model.streaming import MirasolStream
+
+GOALS = {"against encoding all": 25.0, "chunk 1,000 over chunk 10": 1.1, "growth, MiB": 1.0}
+WINDOW = 8
+CHUNKS = 64
+
+
+def middle_parts() -> dict[str, Any]:
+    """A model between `tiny` and the paper's: 84 tokens a chunk, width 256."""
+
+    def stack(depth: int) -> dict[str, Any]:
+        return {"depth": depth, "width": 256, "hidden": 1024, "heads": 4, "head_width": 64}
+
+    return {
+        "video": {
+            "image_size": 64, "frames_per_chunk": 4,
+            "tubes": [
+                {"kernel": (4, 16, 16), "stride": (4, 8, 8)},
+                {"kernel": (1, 16, 16), "stride": (4, 16, 16)},
+            ],
+        },
+        "audio": {"num_mel_bins": 64, "spectrogram_frames": 16, "patch": (8, 16), "adapter": stack(2)},
+        "vit": stack(6),
+        "combiner": {"stack": stack(4), "m": 16},
+        "latent": {"stack": stack(4)},
+        "reconstruction": {"stack": stack(2), "image_size": 32, "patch": (4, 8, 8)},
+        "text": {"stack": stack(4), "vocab_size": 4096},
+    }  # fmt: skip
+
+
+SIZES = {"tiny": dict, "middle": middle_parts}
+TTM = {"read_tokens": 32, "memory_tokens": 16, "hidden": 128, "heads": 4, "head_width": 32}
+COMBINERS = {
+    "transformer": {},
+    "transformer of a chunk": {"scope": "chunk"},
+    "cls": {"kind": "cls"},
+    "perceiver": {"kind": "perceiver"},
+    "ttm": {"kind": "ttm", "ttm": TTM},
+}
+
+
+def configured(size: str, combiner: str) -> MirasolConfig:
+    parts = SIZES[size]()
+    return MirasolConfig.preset("tiny", **parts | {"combiner": parts.get("combiner", {}) | COMBINERS[combiner]})
+
+
+def build(size: str, combiner: str) -> MirasolForConditionalGeneration:
+    torch.manual_seed(0)
+    return MirasolForConditionalGeneration(configured(size, combiner)).eval()
+
+
+def chunk(model: MirasolForConditionalGeneration, chunks: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+    """Video and audio of one chunk, or of a clip of several."""
+    video, audio = model.config.video, model.config.audio
+    shape = (1,) if chunks is None else (1, chunks)
+    pixels = (video.frames_per_chunk, 3, video.image_size, video.image_size)
+    return torch.randn(*shape, *pixels), torch.randn(*shape, audio.spectrogram_frames, audio.num_mel_bins)
+
+
+def seconds(work: Any) -> float:
+    begin = time.process_time()
+    work()
+    return time.process_time() - begin
+
+
+@torch.no_grad()
+def against_encoding_all(model: MirasolForConditionalGeneration, repeats: int, chunks: int) -> dict[str, Any]:
+    """Chunk number `chunks` of a stream, and a clip of as many chunks, in processor seconds, turn about."""
+    there, clip, one = torch.ones(1, chunks, dtype=torch.bool), chunk(model, chunks), chunk(model)
+    times: dict[str, list[float]] = {"one": [], "all": []}
+    for repeat in range(repeats + 1):
+        stream = advanced(model, chunks - 1, None)
+        found = {
+            "one": seconds(lambda stream=stream: stream.append(*one)),
+            "all": seconds(lambda: model.encode(*clip, there, there, there)),
+        }
+        for side in times if repeat else ():  # the first is for warming up
+            times[side].append(found[side])
+    one_more = sum(stream_flops(model.config, chunks - 1).values())
+    everything = sum(flops(model.config, chunks, 1)[part] for part in stream_flops(model.config, 0))
+    return {
+        "one more chunk, ms": {name: 1000 * value for name, value in quartiles(times["one"]).items()},
+        "encoding all, ms": {name: 1000 * value for name, value in quartiles(times["all"]).items()},
+        "ratio": statistics.median(times["all"]) / statistics.median(times["one"]),
+        "ratio of FLOPs": everything / one_more,
+    }
+
+
+def advanced(model: MirasolForConditionalGeneration, chunks: int, window: int | None) -> MirasolStream:
+    """A stream some chunks on, all chunks the same noise."""
+    stream, clip = model.stream(1, window), chunk(model)
+    for _ in range(chunks):
+        stream.append(*clip)
+    return stream
+
+
+def late_against_early(
+    model: MirasolForConditionalGeneration, repeats: int, early: int, late: int, window: int
+) -> dict[str, Any]:
+    """Chunks from number `early` and from number `late` on, of two streams, turn about."""
+    clip, streams = chunk(model), [advanced(model, number - 1, window) for number in (early, late)]
+    times: list[list[float]] = [[], []]
+    for repeat in range(repeats + 2):
+        for stream, taken in zip(streams, times, strict=True):
+            taken.append(seconds(lambda stream=stream: stream.append(*clip)))
+        if repeat < 2:
+            times = [[], []]
+    return {
+        f"chunk {early:,}, ms": {name: 1000 * value for name, value in quartiles(times[0]).items()},
+        f"chunk {late:,}, ms": {name: 1000 * value for name, value in quartiles(times[1]).items()},
+        "ratio": statistics.median(times[1]) / statistics.median(times[0]),
+    }
+
+
+def resident_mib() -> float:
+    """Resident memory now, where the system says it; its peak elsewhere."""
+    status = Path("/proc/self/statm")
+    if status.exists():
+        return int(status.read_text().split()[1]) * resource.getpagesize() / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def growth(model: MirasolForConditionalGeneration, early: int, late: int, window: int | None) -> dict[str, Any]:
+    """MiB of resident memory and of the stream's own state that come on between two chunks."""
+    stream, clip = advanced(model, early, window), chunk(model)
+    before, own = resident_mib(), sum(stream.state_bytes.values())
+    for _ in range(late - early):
+        stream.append(*clip)
+    return {
+        "resident, MiB": resident_mib() - before,
+        "state, MiB": (sum(stream.state_bytes.values()) - own) / 2**20,
+        "state at the end, KiB": {part: size / 1024 for part, size in stream.state_bytes.items()},
+    }
+
+
+def run_case(size: str, combiner: str, quick: bool) -> dict[str, Any]:
+    torch.set_num_threads(1)
+    model = build(size, combiner)
+    chunks, early, late, last, repeats = (4, 3, 6, 12, 1) if quick else (CHUNKS, 10, 1000, 1024, 7)
+    before = calibrate()
+    result = {
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "against encoding all": against_encoding_all(model, repeats, chunks),
+        f"chunk {late:,} over chunk {early:,}": late_against_early(model, 5 * repeats, early, late, WINDOW),
+        f"growth from chunk {chunks} to {last:,}": growth(model, chunks, last, WINDOW),
+    }
+    return result | {"matmul before and after, GFLOP/s": [before, calibrate()]}
+
+
+def as_table(results: dict[str, dict[str, Any]]) -> str:
+    rows = []
+    for case, result in results.items():
+        [against, late, grown] = [result[key] for key in list(result)[1:4]]
+        rows.append([
+            case,
+            f"{against['one more chunk, ms']['median']:.1f}",
+            f"{against['encoding all, ms']['median']:.1f}",
+            f"{against['ratio']:.1f}",
+            f"{against['ratio of FLOPs']:.1f}",
+            f"{late['ratio']:.3f}",
+            f"{grown['resident, MiB']:.2f}",
+        ])  # fmt: skip
+    return table(
+        [
+            "case",
+            "one more chunk, ms",
+            "encoding all, ms",
+            "ratio",
+            "ratio of FLOPs",
+            "late / early chunk",
+            "growth, MiB",
+        ],
+        rows,
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="few chunks of the tiny model: whether it runs at all")
+    parser.add_argument("--size", choices=SIZES, help="only this size")
+    parser.add_argument("--combiner", choices=COMBINERS, help="only this Combiner")
+    parser.add_argument("--case", action="store_true", help="run one case here and print it as JSON")
+    parser.add_argument("--out", type=Path, default=RESULTS / "stream.json")
+    arguments = parser.parse_args()
+    if arguments.case:
+        print(json.dumps(run_case(arguments.size, arguments.combiner, arguments.quick)))
+        return
+    sizes = [arguments.size] if arguments.size else ["tiny"] if arguments.quick else list(SIZES)
+    results, config = {}, {}
+    for size in sizes:
+        for combiner in [arguments.combiner] if arguments.combiner else COMBINERS:
+            case = f"{size}, {combiner}"
+            quick = ["--quick"] if arguments.quick else []
+            results[case] = run_json(__file__, ["--case", "--size", size, "--combiner", combiner, *quick])
+            config[case] = configured(size, combiner).to_diff_dict()
+            print(as_table({case: results[case]}).splitlines()[-1], flush=True)
+    about = surroundings() | {"threads": 1, "dtype": "float32", "window": WINDOW}
+    data = {"goals": GOALS, "surroundings": about, "results": results, "config": config}
+    lines = "".join(f"- {name}: {value}\n" for name, value in about.items())
+    write_results(arguments.out, data, f"# What a stream costs\n\n{lines}\n{as_table(results)}\nGoals: {GOALS}\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
