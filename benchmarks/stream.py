@@ -162,13 +162,13 @@ def growth(model: MirasolForConditionalGeneration, early: int, late: int, window
 def run_case(size: str, combiner: str, quick: bool) -> dict[str, Any]:
     torch.set_num_threads(1)
     model = build(size, combiner)
-    chunks, early, late, last, repeats = (4, 3, 6, 12, 1) if quick else (CHUNKS, 10, 1000, 1024, 7)
+    chunks, early, late, start, last, repeats = (4, 3, 6, 9, 12, 1) if quick else (CHUNKS, 10, 1000, CHUNKS, 1024, 7)
     before = calibrate()
     result = {
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "against encoding all": against_encoding_all(model, repeats, chunks),
         f"chunk {late:,} over chunk {early:,}": late_against_early(model, 5 * repeats, early, late, WINDOW),
-        f"growth from chunk {chunks} to {last:,}": growth(model, chunks, last, WINDOW),
+        f"growth from chunk {start} to {last:,}": growth(model, start, last, WINDOW),
     }
     return result | {"matmul before and after, GFLOP/s": [before, calibrate()]}
 
@@ -209,15 +209,17 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULTS / "stream.json")
     arguments = parser.parse_args()
     if arguments.case:
-        print(json.dumps(run_case(arguments.size, arguments.combiner, arguments.quick)))
+        print(json.dumps(run_case(arguments.size, arguments.combiner, quick=False)))
         return
     sizes = [arguments.size] if arguments.size else ["tiny"] if arguments.quick else list(SIZES)
     results, config = {}, {}
     for size in sizes:
         for combiner in [arguments.combiner] if arguments.combiner else COMBINERS:
             case = f"{size}, {combiner}"
-            quick = ["--quick"] if arguments.quick else []
-            results[case] = run_json(__file__, ["--case", "--size", size, "--combiner", combiner, *quick])
+            if arguments.quick:
+                results[case] = run_case(size, combiner, quick=True)
+            else:
+                results[case] = run_json(__file__, ["--case", "--size", size, "--combiner", combiner])
             config[case] = configured(size, combiner).to_diff_dict()
             print(as_table({case: results[case]}).splitlines()[-1], flush=True)
     about = surroundings() | {"threads": 1, "dtype": "float32", "window": WINDOW}
