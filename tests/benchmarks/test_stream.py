@@ -20,6 +20,6 @@ def test_it_runs_quickly_and_without_packages_for_media(tmp_path):
     found = json.loads(out.read_text())
     (result,) = found["results"].values()
     assert result["against encoding all"]["ratio"] > 0
-    assert result["growth from chunk 9 to 12"]["state, MiB"] == 0
+    assert result["late against early"]["growth"]["state, MiB"] == 0
     assert found["surroundings"]["commit"] and found["config"] and found["goals"]
     assert "tiny, ttm" in out.with_suffix(".md").read_text()
