@@ -6,13 +6,21 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from mirasol.commands.common import add_source_options
+
 HELP = "score a checkpoint on a data set, beside chance and controls"
 DESCRIPTION = """Asks a checkpoint every question of a data set and scores its answers by exact match (lower case,
 punctuation and articles aside). Beside the score stand chance, and controls: the same with no video, no audio, neither,
 and with the audio shifted against the video.
 
   mirasol evaluate tiny data/shapes
-  mirasol evaluate runs/demo data/shapes --split validation --output results/demo"""
+  mirasol evaluate runs/demo data/shapes --split validation --output results/demo
+
+With SOURCE and ROOT (see docs/datasets.md) the data set's own table is printed, with 95 % intervals, and --output gets
+results.json, predictions.jsonl, the official format of predictions and report.html; the same command goes on with an
+evaluation that was interrupted.
+
+  mirasol evaluate runs/mine activitynet_qa data/activitynet_qa --split test --output results/activitynet_qa"""
 
 
 def add_arguments(parser: Any, make: Any) -> None:
@@ -20,28 +28,88 @@ def add_arguments(parser: Any, make: Any) -> None:
     parser.add_argument(
         "checkpoint", metavar="CHECKPOINT", help="tiny (shipped), a run's folder or a checkpoint folder"
     )
-    parser.add_argument("data", metavar="DATA", help="folder with SPLIT.jsonl and its media files")
+    parser.add_argument("data", metavar="DATA|SOURCE", help="folder with SPLIT.jsonl and its media, or a data set")
+    parser.add_argument("root", metavar="ROOT", nargs="?", help="of a data set: folder of its annotations and media")
     parser.add_argument("--split", type=str, default="test", help="which jsonl file of the folder")
-    parser.add_argument("--output", type=str, help="new folder for metrics.json and answers.jsonl")
+    parser.add_argument("--output", type=str, help="new folder for the results")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
     parser.add_argument("--skip-controls", action="store_true", help="score only the untouched clips")
     parser.add_argument("--clips-per-batch", type=int, default=16, help="changes speed and memory, not answers")
     parser.add_argument("--max-new-tokens", type=int, default=16, help="longest answer, in tokens")
     parser.add_argument("--device", type=str, default="cpu", help="where to compute, e.g. cuda")
+    parser.add_argument("--processes", type=int, default=1, help="of a data set: processes that answer")
+    add_source_options(parser)
 
 
 def run(options: Any) -> None:
     """Evaluates, prints, and writes results where asked to."""
+    from mirasol.commands.common import check_positive
+
+    for name in ("clips_per_batch", "max_new_tokens", "processes"):
+        check_positive(f"--{name.replace('_', '-')}", options[name])
+    if options.root is None:
+        _evaluate_folder(options)
+    else:
+        _evaluate_source(options)
+
+
+def _evaluate_source(options: Any) -> None:
     from mirasol.checkpoint import load_checkpoint
-    from mirasol.commands.common import check_device, check_no_results, check_positive, make_folder
+    from mirasol.commands.common import check_device, make_folder, source_options
+    from mirasol.console import console, cores, progress
+    from mirasol.data.sources import read_source
+    from mirasol.evaluation.asking import Asking
+    from mirasol.evaluation.controls import CONTROLS
+    from mirasol.evaluation.journal import NAME
+    from mirasol.evaluation.source_evaluation import evaluate_source, write_evaluation
+    from mirasol.evaluation.source_report import write_report
+
+    output, out = _output_or_unfinished(options.output), console()
+    source = read_source(options.data, Path(options.root), options.split, source_options(options))
+    loaded = load_checkpoint(options.checkpoint, check_device(options.device))
+    asking = Asking(
+        root=source.root, controls=() if options.skip_controls else tuple(CONTROLS), classes=source.classes,
+        max_new_tokens=options.max_new_tokens, clips_per_batch=options.clips_per_batch, threads=cores(),
+    )  # fmt: skip
+    if output is not None:
+        make_folder(output)
+    journal = output / NAME if output is not None else None
+    with progress(out, "Answering", "clips") as report:
+        evaluated = evaluate_source(loaded, source, asking, journal, options.processes, report)
+    for problem in source.problems:
+        out.print(str(problem), markup=False)
+    for clip in evaluated.record["unusable_clips"]:
+        out.print(f"left out, {clip['questions']} questions: {clip['media']}: {clip['reason']}", markup=False)
+    if output is not None:
+        write_report(output / "report.html", loaded, evaluated)
+        for name in write_evaluation(output, evaluated):
+            out.print(f"written: {output / name}")
+    sys.stdout.write((json.dumps(evaluated.record) if options.json else evaluated.table()) + "\n")
+
+
+def _output_or_unfinished(path: str | None) -> Path | None:
+    """The folder for the results: a new one, or that of an evaluation that was interrupted."""
+    from mirasol.commands.common import check_no_results
+    from mirasol.evaluation.journal import NAME
+
+    if path is not None and (Path(path) / NAME).is_file() and not (Path(path) / "results.json").exists():
+        return Path(path)
+    return check_no_results(path) if path else None
+
+
+def _evaluate_folder(options: Any) -> None:
+    from mirasol.checkpoint import load_checkpoint
+    from mirasol.commands.common import check_device, check_no_results, make_folder, source_options
     from mirasol.console import console
     from mirasol.data.example import group_by_clip
     from mirasol.data.folder import read_examples
+    from mirasol.errors import UserError
     from mirasol.evaluation.protocol import decode_and_evaluate, write_results
     from mirasol.training.loader import ClipCache
 
-    for name in ("clips_per_batch", "max_new_tokens"):
-        check_positive(f"--{name.replace('_', '-')}", options[name])
+    unused = list(source_options(options).chosen()) + (["processes"] if options.processes > 1 else [])
+    if unused:
+        raise UserError(f"--{unused[0].replace('_', '-')} is of data sets: give SOURCE and ROOT instead of a folder")
     output = check_no_results(options.output) if options.output else None
     root, out = Path(options.data), console()
     examples = read_examples(root, options.split)

@@ -1,6 +1,7 @@
 """Answering: questions about clips become text, one encoding per clip whatever the number of its questions."""
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import TypeVar
 
 import torch
 from jaxtyping import Float
@@ -9,7 +10,9 @@ from transformers.generation.streamers import BaseStreamer
 
 from mirasol.media.processor import MirasolProcessor
 from mirasol.model.mirasol import MirasolForConditionalGeneration
+from mirasol.model.outputs import MirasolEncoderOutput
 
+T = TypeVar("T")
 MAX_NEW_TOKENS = 16
 NO_CHARACTER = "\ufffd"  # what bytes that are no whole character decode to
 
@@ -22,21 +25,20 @@ def answer_clips(
     *,
     max_new_tokens: int = MAX_NEW_TOKENS,
     streamer: BaseStreamer | None = None,
+    encoded: MirasolEncoderOutput | None = None,
 ) -> list[list[str]]:
     """Answers the `prompts` of each of the `clips` (as `MirasolFeatureExtractor.tensors` gives them), greedily.
 
-    The clips are encoded once, as one batch; their prompts then are generated together. A clip with fewer prompts than
-    another repeats its last one to fill the batch, and the answers to the repeats are dropped.
+    The clips are encoded once, as one batch, unless they are `encoded` already; their prompts then are generated
+    together. A clip with fewer prompts than another repeats its last one to fill the batch, and the answers to the
+    repeats are dropped.
     """
     assert len(clips) == len(prompts)
-    assert all(prompts), "every clip needs a prompt"
-    width = max(len(questions) for questions in prompts)
-    filled = [[*questions, *[questions[-1]] * (width - len(questions))] for questions in prompts]
-    media = processor.feature_extractor.collate(clips).to(model.device)
+    filled, width = _filled(prompts), max(len(questions) for questions in prompts)
     text = processor.encode_text(filled).to(model.device)
     with torch.inference_mode():
         ids = model.generate(
-            encoder_outputs=model.encode(**media),
+            encoder_outputs=encode_clips(model, processor, clips) if encoded is None else encoded,
             **text,
             max_new_tokens=max_new_tokens,
             do_sample=False,
@@ -45,6 +47,38 @@ def answer_clips(
         )
     answers = [answer.strip() for answer in processor.batch_decode(ids[:, text["decoder_input_ids"].shape[1] :])]
     return [answers[row * width : row * width + len(questions)] for row, questions in enumerate(prompts)]
+
+
+@torch.inference_mode()
+def encode_clips(
+    model: MirasolForConditionalGeneration, processor: MirasolProcessor, clips: Sequence[Mapping[str, Tensor]]
+) -> MirasolEncoderOutput:
+    """The clips through the encoder, as one batch."""
+    return model.encode(**processor.feature_extractor.collate(clips).to(model.device))
+
+
+@torch.inference_mode()
+def score_clips(
+    model: MirasolForConditionalGeneration,
+    processor: MirasolProcessor,
+    encoded: MirasolEncoderOutput,
+    prompts: Sequence[Sequence[str]],
+    candidates: Sequence[Sequence[Sequence[str]]],
+) -> list[list[list[float]]]:
+    """Of every prompt of every clip how likely each of its candidates is: log-likelihood per token, <eos> included."""
+    width = max(len(questions) for questions in prompts)
+    lists = [each for one in _filled(candidates) for each in one]
+    text = processor.candidates(_filled(prompts), lists).to(model.device)
+    found = model.score(encoded, **text).per_token.tolist()
+    rows = [row[: len(texts)] for row, texts in zip(found, lists, strict=True)]
+    return [rows[place * width : place * width + len(questions)] for place, questions in enumerate(prompts)]
+
+
+def _filled(questions: Sequence[Sequence[T]]) -> list[list[T]]:
+    """As many for every clip as for the one with most: the last is repeated."""
+    assert all(questions), "every clip needs a prompt"
+    width = max(map(len, questions))
+    return [[*each, *[each[-1]] * (width - len(each))] for each in questions]
 
 
 @torch.inference_mode()

@@ -104,5 +104,6 @@ def read_judged(path: Path) -> dict[str, dict[str, Any]]:
         if not isinstance(row, dict) or not {"id", "video", "question_type", "target", "right"} <= row.keys():
             raise UserError(f"{file}, line {number}: has no id, video, question_type, target and right: judge it first "
                             "with `mirasol score SOURCE ROOT PREDICTIONS --output DIR`")  # fmt: skip
-        rows[row["id"]] = row
+        if row["right"] is not None:  # no published answer
+            rows[row["id"]] = row
     return rows

@@ -8,6 +8,7 @@ from typing import Protocol, runtime_checkable
 from torch import Tensor
 
 from mirasol.data.example import ClipExamples
+from mirasol.data.media_files import open_media_file
 from mirasol.errors import BadClip
 from mirasol.evaluation.answering import MAX_NEW_TOKENS, answer_clips
 from mirasol.evaluation.controls import apply_control
@@ -31,7 +32,8 @@ class DecodedClips:
 
     def load(self, media: str, start: float | None = None, end: float | None = None) -> dict[str, Tensor]:
         """The tensors of [start, end) seconds of a file below the root."""
-        return self.feature_extractor.tensors(self.feature_extractor.read(self.root / media, start, end))
+        with open_media_file(self.root, media) as path:
+            return self.feature_extractor.tensors(self.feature_extractor.read(path, start, end))
 
 
 def evaluate(
@@ -59,7 +61,7 @@ def evaluate(
     answered: list[Answered] = []
     unusable: list[UnusableClip] = []
     done = 0
-    with _eval_mode(model):
+    with eval_mode(model):
         for batch in _batches(clips, clips_per_batch):
             usable, tensors = [], []
             for clip in batch:
@@ -80,7 +82,8 @@ def evaluate(
 
 
 @contextlib.contextmanager
-def _eval_mode(model: MirasolForConditionalGeneration) -> Iterator[None]:
+def eval_mode(model: MirasolForConditionalGeneration) -> Iterator[None]:
+    """The model in eval mode for as long as the context lasts."""
     was_training = model.training
     model.eval()
     try:

@@ -1,0 +1,202 @@
+"""A checkpoint on a data set: the same numbers whatever batches, processes and interruptions; everything counted."""
+
+import csv
+import dataclasses
+import json
+import shutil
+
+import pytest
+
+from mirasol import UserError
+from mirasol.cli import main
+from mirasol.data.folder import read_examples
+from mirasol.data.sources import read_source
+from mirasol.evaluation.asking import Asking
+from mirasol.evaluation.comparing import compare
+from mirasol.evaluation.journal import Journal
+from mirasol.evaluation.results import score_file
+from mirasol.evaluation.scoring import CANDIDATES, OPEN
+from mirasol.evaluation.source_evaluation import evaluate_source, write_evaluation
+from mirasol.evaluation.source_report import accuracy_by_length, confusion_picture, most_confused
+
+
+@pytest.fixture(scope="module")
+def multiple_choice(shapes, tmp_path_factory):
+    """The test clips as NExT-QA has its own; one of five videos is not there, one is no video."""
+    root = tmp_path_factory.mktemp("next") / "data"
+    root.mkdir()
+    examples = read_examples(shapes, "test")
+    clips = sorted({example.media for example in examples})
+    columns = ("video", "frame_count", "width", "height", "question", "answer", "qid", "type", "a0", "a1", "a2", "a3",
+               "a4")  # fmt: skip
+    with (root / "test.csv").open("w", newline="") as stream:
+        table = csv.writer(stream)
+        table.writerow(columns)
+        for place in range(len(clips) + 2):
+            for qid, kind in enumerate(("CW", "TN", "TP")[: 1 + place]):
+                table.writerow([place, 9, 9, 9, "what is seen", qid, qid, kind, "red", "blue", "low", "a bell", "two"])
+    for place, media in enumerate(clips):
+        shutil.copy(shapes / media, root / f"{place}.mp4")
+    (root / f"{len(clips) + 1}.mp4").write_bytes(b"<html>not a film</html>")
+    return root
+
+
+@pytest.fixture(scope="module")
+def source(multiple_choice):
+    return read_source("nextqa_mc", multiple_choice, "test")
+
+
+@pytest.fixture(scope="module")
+def asking(source):
+    return Asking(source.root, controls=("no_media",), max_new_tokens=4)
+
+
+@pytest.fixture(scope="module")
+def evaluated(loaded, source, asking):
+    return evaluate_source(loaded, source, asking)
+
+
+def test_every_annotated_question_is_accounted_for(evaluated):
+    counts = evaluated.record["counts"]
+    assert counts == {
+        "n_annotated": 12, "n_found": 9, "n_usable": 6, "n_evaluated": 6,
+        "reasons": {"missing media": 3, "unreadable clip": 3},
+    }  # fmt: skip
+    assert counts["n_annotated"] == counts["n_usable"] + sum(counts["reasons"].values())
+    assert [clip["questions"] for clip in evaluated.record["unusable_clips"]] == [3]
+
+
+def test_both_protocols_are_stated_beside_their_numbers(evaluated):
+    protocols = evaluated.record["protocols"]
+    assert list(protocols) == [OPEN, CANDIDATES]
+    assert protocols[OPEN]["normalisation"] == "light"
+    assert all(protocol["how"] for protocol in protocols.values())
+    for protocol in protocols.values():
+        assert protocol["metrics"]["Acc"]["n"] == 6
+        assert protocol["metrics"]["Bef&Aft"]["n"] == 3
+        assert protocol["controls"]["no_media"].keys() == protocol["metrics"].keys()
+    headline = protocols[CANDIDATES]
+    assert headline["headline_over_annotated"] == pytest.approx(headline["metrics"]["Acc"]["value"] * 6 / 12)
+    assert json.loads(json.dumps(evaluated.record)) == evaluated.record
+
+
+def test_numbers_do_not_depend_on_the_batch(loaded, source, asking, evaluated):
+    single = evaluate_source(loaded, source, dataclasses.replace(asking, clips_per_batch=1, threads=3))
+    assert single.record == evaluated.record
+    assert single.predictions == evaluated.predictions, "scores to the last digit"
+
+
+@pytest.mark.slow
+def test_numbers_do_not_depend_on_the_number_of_processes(loaded, source, asking, evaluated):
+    helped = evaluate_source(loaded, source, dataclasses.replace(asking, clips_per_batch=1), processes=2)
+    assert helped.record == evaluated.record
+    assert helped.predictions == evaluated.predictions
+
+
+def test_an_interrupted_evaluation_goes_on_to_the_same_numbers(
+    loaded, source, asking, evaluated, tmp_path, monkeypatch
+):
+    alone = dataclasses.replace(asking, clips_per_batch=1)
+    journal = tmp_path / "journal.jsonl"
+
+    def stop(done, total):
+        if done == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        evaluate_source(loaded, source, alone, journal, progress=stop)
+    assert len(journal.read_bytes().splitlines()) == 1 + 2
+    journal.write_bytes(journal.read_bytes()[:-9])  # the machine went down while the second clip was written
+    asked = []
+    ended = evaluate_source(loaded, source, alone, journal, progress=lambda done, total: asked.append(total))
+    assert ended.record == evaluated.record
+    assert ended.predictions == evaluated.predictions
+    assert asked[0] == 3, "of four clips one was answered"
+
+
+def test_the_journal_of_another_evaluation_is_not_gone_on_with(loaded, source, asking, tmp_path):
+    evaluate_source(loaded, source, asking, tmp_path / "journal.jsonl")
+    with pytest.raises(UserError, match="settings"):
+        evaluate_source(loaded, source, dataclasses.replace(asking, max_new_tokens=5), tmp_path / "journal.jsonl")
+
+
+def test_two_processes_do_not_write_one_journal(tmp_path):
+    with (
+        Journal.open(tmp_path / "j", {"a": 1}),
+        pytest.raises(UserError, match="another evaluation"),
+        Journal.open(tmp_path / "j", {"a": 1}),
+    ):
+        pass
+
+
+def test_a_damaged_journal_is_told(tmp_path):
+    (tmp_path / "j").write_bytes(b'{"a": 1}\n{"clip"\n{"clip": []}\n')
+    with pytest.raises(UserError, match="line 2"), Journal.open(tmp_path / "j", {"a": 1}):
+        pass
+
+
+def test_written_predictions_score_as_the_result_says(evaluated, source, tmp_path):
+    names = write_evaluation(tmp_path, evaluated)
+    assert names == ["predictions.jsonl", "predictions.candidates.jsonl", "predictions.official.json", "results.json"]
+    protocols = json.loads((tmp_path / "results.json").read_text())["protocols"]
+    # Questions without a prediction count as wrong there: six of all twelve.
+    for name, protocol, form in (
+        ("predictions.jsonl", OPEN, "light"),
+        ("predictions.candidates.jsonl", CANDIDATES, "none"),
+        ("predictions.official.json", CANDIDATES, "none"),
+    ):
+        found = score_file(source, tmp_path / name, form)
+        assert found.protocol == protocol
+        assert found.metrics["Acc"].value == pytest.approx(protocols[protocol]["headline_over_annotated"])
+    assert compare(tmp_path, tmp_path).rows["All"].difference == 0
+
+
+def test_a_prompt_that_is_too_long_is_counted(loaded, multiple_choice, tmp_path):
+    root = tmp_path / "data"
+    shutil.copytree(multiple_choice, root)
+    text = (root / "test.csv").read_text().replace("what is seen", "what is seen " * 40, 1)
+    (root / "test.csv").write_text(text)
+    source = read_source("nextqa_mc", root, "test")
+    found = evaluate_source(loaded, source, Asking(root, max_new_tokens=2))
+    assert found.record["counts"]["reasons"]["text too long"] == 1
+    assert found.record["counts"]["n_usable"] == 5
+
+
+def test_the_command_writes_results_and_a_report_of_its_own(untrained, multiple_choice, tmp_path, capsys):
+    output = tmp_path / "results"
+    arguments = ["evaluate", str(untrained), "nextqa_mc", str(multiple_choice), "--output", str(output)]
+    main([*arguments, "--skip-controls", "--max-new-tokens", "4"])
+    out, err = capsys.readouterr()
+    assert "Bef&Aft" in out and "missing media 3" in out
+    assert "4.mp4" in err
+    page = (output / "report.html").read_text()
+    assert "http://" not in page and "https://" not in page
+    assert page.count("data:image/png") >= 3
+    assert not (output / "journal.jsonl").exists()
+    with pytest.raises(SystemExit):
+        main(arguments)
+    assert "already exists" in capsys.readouterr().err
+
+
+def test_options_of_data_sets_are_refused_for_a_folder(untrained, shapes, capsys):
+    with pytest.raises(SystemExit):
+        main(["evaluate", str(untrained), str(shapes), "--class-list", "x.txt"])
+    assert "--class-list is of data sets" in capsys.readouterr().err
+
+
+def test_your_own_folder_is_a_source_too(loaded, shapes):
+    source = read_source("folder", shapes, "test")
+    found = evaluate_source(loaded, source, Asking(shapes, max_new_tokens=2))
+    assert found.record["protocols"][OPEN]["normalisation"] == "folded"
+    assert found.record["counts"]["n_evaluated"] == len(source.annotated)
+
+
+def test_plots_hold_every_question(evaluated):
+    judged = evaluated.protocols[CANDIDATES].judged
+    lengths = accuracy_by_length(judged, evaluated.chunks)
+    assert sum(entry["n"] for entry in lengths) == len(judged)
+    assert sum(entry["n"] * entry["value"] for entry in lengths) == pytest.approx(sum(item.value for item in judged))
+    wrong = sum(not item.right for item in judged)
+    assert sum(count for *_, count in most_confused(judged)) == wrong
+    assert confusion_picture(judged, ("red", "blue", "low", "a bell", "two")).startswith("data:image/png")
+    assert confusion_picture(judged, ()) is None
