@@ -10,7 +10,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "MirasolConfig": "mirasol.config",
     "MirasolForConditionalGeneration": "mirasol.model.mirasol",
-    "MirasolOutput": "mirasol.model.mirasol",
+    "MirasolOutput": "mirasol.model.outputs",
     "MirasolFeatureExtractor": "mirasol.media.processor",
     "MirasolProcessor": "mirasol.media.processor",
     "ChunkGrid": "mirasol.media.timeline",

@@ -1,16 +1,13 @@
 """The whole model: reads like the paper's figure."""
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import replace
 from os import PathLike
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
-from transformers import DynamicCache, EncoderDecoderCache, GenerationMixin, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import DynamicCache, EncoderDecoderCache, GenerationMixin, PreTrainedTokenizerBase
 from transformers.utils import ModelOutput
 
 from mirasol.config import MirasolConfig
@@ -18,67 +15,18 @@ from mirasol.errors import UserError
 from mirasol.model.combiner import make_combiner
 from mirasol.model.contrastive import ContrastiveSpace
 from mirasol.model.encoder import ChunkEncoder
-from mirasol.model.execution import LAYERS, compile_layers, recompute
 from mirasol.model.latent import CausalLatentModel
 from mirasol.model.losses import latent_loss, reconstruction_loss, text_loss
-from mirasol.model.outputs import MirasolCandidateScores, MirasolEncoderOutput
+from mirasol.model.outputs import MirasolCandidateScores, MirasolEncoderOutput, MirasolImageTextOutput, MirasolOutput
+from mirasol.model.pretrained import MirasolPreTrainedModel
 from mirasol.model.reconstruction import Reconstruction
 from mirasol.model.resolution import set_image_size
 from mirasol.model.scoring import score_candidates
 from mirasol.model.sizes import count_parameters, flops
 from mirasol.model.streaming import MirasolStream
 from mirasol.model.text import TextDecoder
-from mirasol.model.transformer import ATTENTION, Attention
 
 IGNORED_LABEL = -100
-
-
-@dataclass
-class MirasolOutput(ModelOutput):
-    """What `forward` gives. The several losses are unweighted; `loss` is their weighted sum.
-
-    logits: [row, token, vocabulary]; none while training with labels, when only target positions are computed
-    reconstruction: [clip, chunk, frame, 3, side, side]; entry t is the prediction of chunk t + 1 (of chunk t with
-        `reconstruction.step: same`), in the video's normalised units (`MirasolFeatureExtractor.pixels` gives pixels)
-    audio_reconstruction: [clip, chunk, mel frame, mel], the same of the log-mel spectrogram where the config asks
-    decoder_attentions, cross_attentions: weights of the text decoder's self-attention, one [row, head, token, key] per
-        layer, and of its cross-attention, one [row, head, token, chunk · m] per layer that has it, when asked for
-    decoder_hidden_states: its embedded tokens and each layer's output, the last one normed, when asked for
-    """
-
-    loss: Tensor | None = None
-    text_loss: Tensor | None = None
-    latent_loss: Tensor | None = None
-    video_loss: Tensor | None = None
-    audio_loss: Tensor | None = None
-    logits: Tensor | None = None
-    latents: Tensor | None = None
-    combined: Tensor | None = None
-    reconstruction: Tensor | None = None
-    audio_reconstruction: Tensor | None = None
-    decoder_attentions: tuple[Tensor, ...] | None = None
-    cross_attentions: tuple[Tensor, ...] | None = None
-    decoder_hidden_states: tuple[Tensor, ...] | None = None
-    past_key_values: EncoderDecoderCache | None = None
-    encoder_last_hidden_state: Tensor | None = None
-
-
-@dataclass
-class MirasolImageTextOutput(ModelOutput):
-    """What `image_text` gives. Both losses are unweighted; `loss` is their weighted sum.
-
-    image_features, text_features: normalised, [image, width]
-    temperature: what their cosines are divided by
-    logits: [image, token, vocabulary]; none while training with labels
-    """
-
-    loss: Tensor | None = None
-    contrastive_loss: Tensor | None = None
-    text_loss: Tensor | None = None
-    image_features: Tensor | None = None
-    text_features: Tensor | None = None
-    temperature: Tensor | None = None
-    logits: Tensor | None = None
 
 
 def check_chunks(name: str, chunks: Float[Tensor, "clip chunk ..."], shape: tuple[int, ...]) -> None:
@@ -86,93 +34,6 @@ def check_chunks(name: str, chunks: Float[Tensor, "clip chunk ..."], shape: tupl
     if tuple(chunks.shape[2:]) != shape:
         expected = ", ".join(map(str, shape))
         raise UserError(f"{name} of shape {tuple(chunks.shape)}: this model takes [clip, chunk, {expected}]")
-
-
-def _check_attention(implementation: str | None) -> None:
-    if implementation not in (None, *ATTENTION):
-        raise UserError(
-            f"attn_implementation={implementation!r}: choose one of {', '.join(ATTENTION)} "
-            "(masks here are block causal, and flex_attention is what skips their hidden blocks on a GPU)"
-        )
-
-
-class MirasolPreTrainedModel(PreTrainedModel):
-    """Loading, saving and initialisation shared by Mirasol models."""
-
-    config_class = MirasolConfig
-    base_model_prefix = ""
-    main_input_name = "video"
-    input_modalities = ("video", "audio", "text")
-    _supports_sdpa = True
-    _supports_flex_attn = True
-    _no_split_modules: ClassVar = [layer.__name__ for layer in LAYERS]
-    supports_gradient_checkpointing = True
-    # The Trainer would otherwise divide the loss by a number of tokens this model does not take.
-    accepts_loss_kwargs = False
-
-    def __init__(self, config: MirasolConfig):
-        _check_attention(config._attn_implementation)
-        super().__init__(config)
-
-    def post_init(self) -> None:
-        super().post_init()
-        self.set_attn_implementation(self.config._attn_implementation)
-
-    def set_attn_implementation(
-        self, attn_implementation: str | dict[str, str], allow_all_kernels: bool = False
-    ) -> None:
-        """Has every attention of the model computed by `eager`, `sdpa` or `flex_attention`.
-
-        Raises:
-            UserError: another implementation.
-        """
-        given = attn_implementation.get("") if isinstance(attn_implementation, dict) else attn_implementation
-        _check_attention(given)
-        super().set_attn_implementation(attn_implementation, allow_all_kernels)
-        for module in self.modules():
-            if isinstance(module, Attention):
-                module.implementation = self.config._attn_implementation
-
-    def recompute_activations(self, what: str = "block") -> None:
-        """What the backward pass computes again instead of having it kept: `block` (whole layers), `hidden` (the
-        feed-forwards' hidden layers alone: half the memory for a tenth more work) or `none`. The result is the same,
-        dropout included. transformers' own `gradient_checkpointing_enable` is `block`.
-
-        Raises:
-            UserError: another value.
-        """
-        recompute(self, what, partial(checkpoint, use_reentrant=False))
-
-    def _set_gradient_checkpointing(
-        self, enable: bool = True, gradient_checkpointing_func: Callable = checkpoint, every_n_layers: int = 1
-    ) -> None:
-        recompute(self, "block" if enable else "none", gradient_checkpointing_func, every_n_layers)
-
-    def compile_blocks(self, backend: str = "inductor") -> None:
-        """Compiles every Transformer layer in place with `torch.compile`; parameters keep their names."""
-        compile_layers(self, backend)
-
-    @torch.no_grad()
-    def _init_weights(self, module: nn.Module) -> None:
-        """Fan-in scaled normal weights, zero biases."""
-        init = nn.init
-        if isinstance(module, nn.Linear | nn.Conv3d):
-            fan_in = module.weight[0].numel()
-            init.trunc_normal_(module.weight, std=fan_in**-0.5)
-            if module.bias is not None:
-                init.zeros_(module.bias)
-        elif isinstance(module, nn.Embedding):
-            init.normal_(module.weight, std=module.weight.shape[1] ** -0.5)
-        elif isinstance(module, nn.LayerNorm):
-            init.ones_(module.weight)
-            init.zeros_(module.bias)
-        for parameter in module.parameters(recurse=False):
-            if type(module).__module__.startswith("mirasol."):
-                init.normal_(parameter, std=0.02)
-        if getattr(module, "position_gate", None) is not None:
-            init.zeros_(module.position_gate)
-        if isinstance(module, ContrastiveSpace):
-            module.reset()
 
 
 class MirasolForConditionalGeneration(MirasolPreTrainedModel, GenerationMixin):

@@ -1,9 +1,10 @@
-"""What the time-aligned side and the scoring of candidates give."""
+"""The named results of the model: of the time-aligned side, of a pass, of images and texts, of candidates."""
 
 from dataclasses import dataclass
 
 from jaxtyping import Float
 from torch import Tensor
+from transformers import EncoderDecoderCache
 from transformers.utils import ModelOutput
 
 
@@ -39,3 +40,51 @@ class MirasolCandidateScores(ModelOutput):
     per_token: Tensor | None = None
     total: Tensor | None = None
     tokens: Tensor | None = None
+
+
+@dataclass
+class MirasolOutput(ModelOutput):
+    """What `forward` gives. The several losses are unweighted; `loss` is their weighted sum.
+
+    logits: [row, token, vocabulary]; none while training with labels, when only target positions are computed
+    reconstruction: [clip, chunk, frame, 3, side, side]; entry t is the prediction of chunk t + 1 (of chunk t with
+        `reconstruction.step: same`), in the video's normalised units (`MirasolFeatureExtractor.pixels` gives pixels)
+    audio_reconstruction: [clip, chunk, mel frame, mel], the same of the log-mel spectrogram where the config asks
+    decoder_attentions, cross_attentions: weights of the text decoder's self-attention, one [row, head, token, key] per
+        layer, and of its cross-attention, one [row, head, token, chunk · m] per layer that has it, when asked for
+    decoder_hidden_states: its embedded tokens and each layer's output, the last one normed, when asked for
+    """
+
+    loss: Tensor | None = None
+    text_loss: Tensor | None = None
+    latent_loss: Tensor | None = None
+    video_loss: Tensor | None = None
+    audio_loss: Tensor | None = None
+    logits: Tensor | None = None
+    latents: Tensor | None = None
+    combined: Tensor | None = None
+    reconstruction: Tensor | None = None
+    audio_reconstruction: Tensor | None = None
+    decoder_attentions: tuple[Tensor, ...] | None = None
+    cross_attentions: tuple[Tensor, ...] | None = None
+    decoder_hidden_states: tuple[Tensor, ...] | None = None
+    past_key_values: EncoderDecoderCache | None = None
+    encoder_last_hidden_state: Tensor | None = None
+
+
+@dataclass
+class MirasolImageTextOutput(ModelOutput):
+    """What `image_text` gives. Both losses are unweighted; `loss` is their weighted sum.
+
+    image_features, text_features: normalised, [image, width]
+    temperature: what their cosines are divided by
+    logits: [image, token, vocabulary]; none while training with labels
+    """
+
+    loss: Tensor | None = None
+    contrastive_loss: Tensor | None = None
+    text_loss: Tensor | None = None
+    image_features: Tensor | None = None
+    text_features: Tensor | None = None
+    temperature: Tensor | None = None
+    logits: Tensor | None = None
