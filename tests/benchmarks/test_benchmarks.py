@@ -69,3 +69,13 @@ def test_the_work_of_both_is_equal_within_two_percent(tmp_path):
     assert abs(results["tiny-T2"]["gflop"]["ratio"] - 1) <= 0.02
     assert results["tiny-T2"]["bfloat16"]["saved_bytes"] > 0
     assert results["gen-T8"]["float32"]["ours"]["ms_per_token"]["median"] > 0
+
+
+def test_answering_where_only_torch_and_transformers_are(tmp_path):
+    out = tmp_path / "generate.json"
+    options = ["--device", "cpu", "--preset", "tiny", "--batch", "2", "--chunks", "2", "--quick", "--out", str(out)]
+    done = run(str(FOLDER / "generate.py"), *options, bare=True)
+    assert done.returncode == 0, done.stderr
+    (row,) = json.loads(out.read_text())["rows"]
+    assert row["batch"] == 2 and row["ms_of_a_4_token_answer"] > 0 and row["prefill_ms"] > 0
+    assert row["bound_tokens_per_second"] > 0 and row["prefill_floor_ms"] > 0
