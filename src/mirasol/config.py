@@ -190,6 +190,8 @@ class MirasolConfig(PreTrainedConfig):
         for part, fields in parts.items():
             if part not in values:
                 raise UserError(f"unknown part {part!r}{nearest(part, list(values))}")
+            if fields is None and part != "contrastive":
+                raise UserError(f"{part}=None: only the part contrastive may be missing")
             values[part] = _merged(values[part], fields) if isinstance(fields, Mapping) else fields
         return cls(**values)
 

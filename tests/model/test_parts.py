@@ -243,6 +243,7 @@ def test_cosine_is_taken_patch_by_patch():
             {"video": {"tubes": [{"kernal": (1, 8, 8)}]}},
             r"video.tubes\[0\]: unknown key 'kernal' in TubeConfig: did you mean 'kernel'",
         ),
+        ({"vit": None}, "vit=None: only the part contrastive may be missing"),
         ({"vit": 3}, "vit=3 must be a mapping with the fields of ViTConfig"),
         ({"vit": {"depth": "3"}}, "vit.depth='3' must be of type int"),
         ({"chunking": {"image_std": 0}}, "chunking.image_std=0 must be positive"),
