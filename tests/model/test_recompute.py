@@ -72,6 +72,15 @@ def test_a_row_that_may_look_nowhere_is_zero_and_has_no_gradient():
     assert torch.stack([of_k.isfinite().all(), of_v.isfinite().all()]).all()
 
 
+def test_what_is_no_number_is_not_hidden():
+    q, k, v = leaf(1, 2, 4, 8), leaf(1, 2, 4, 8), leaf(1, 2, 4, 8)
+    with torch.no_grad():
+        k[0, 0, 1] = float("nan")
+    mask = torch.ones(4, 4, dtype=torch.bool).tril()
+    found = recompute.small_attention(q, k, v, mask).isnan()
+    assert found[0, 0, 1:].all() and not found[0, 0, 0].any() and not found[0, 1].any()
+
+
 def step(block: nn.Module, x: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
     output = block(x)
     return output, list(torch.autograd.grad(output.float().square().sum(), block.parameters()))

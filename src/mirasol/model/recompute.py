@@ -108,7 +108,8 @@ def _weights(q: Tensor, k: Tensor, mask: Tensor | None) -> Tensor:
     scores = (q / math.sqrt(q.shape[-1])) @ k.mT
     if mask is None:
         return scores.softmax(dim=-1)
-    return scores.masked_fill_(~mask, -torch.inf).softmax(dim=-1).nan_to_num_()
+    hidden = ~mask
+    return scores.masked_fill_(hidden, -torch.inf).softmax(dim=-1).masked_fill_(hidden, 0.0)
 
 
 class _Attention(Function):
