@@ -152,6 +152,7 @@ def test_a_matrix_is_the_same_as_its_rows(tmp_path):
         ('[{"id": "1", "scores": [1, NaN]}]', "finite"),
         ('[{"id": "1", "answer": "a"', "line 1"),
         ("7", "list or an object"),
+        ('{"7_0": {"prediction": 1}, "7_0": {"prediction": 2}}', "'7_0' stands in one object twice"),
     ],
 )
 def test_malformed_predictions_are_refused_in_one_line(tmp_path, content, message):

@@ -17,7 +17,7 @@ from mirasol.evaluation.journal import Journal
 from mirasol.evaluation.results import score_file
 from mirasol.evaluation.scoring import CANDIDATES, OPEN
 from mirasol.evaluation.source_evaluation import evaluate_source, write_evaluation
-from mirasol.evaluation.source_report import accuracy_by_length, confusion_picture, most_confused
+from mirasol.evaluation.source_report import accuracy_by_length, confusion_picture, most_confused, write_report
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +62,7 @@ def test_every_annotated_question_is_accounted_for(evaluated):
         "n_annotated": 12, "n_found": 9, "n_usable": 6, "n_evaluated": 6,
         "reasons": {"missing media": 3, "unreadable clip": 3},
     }  # fmt: skip
-    assert counts["n_annotated"] == counts["n_usable"] + sum(counts["reasons"].values())
+    assert counts["n_annotated"] == counts["n_evaluated"] + sum(counts["reasons"].values())
     assert [clip["questions"] for clip in evaluated.record["unusable_clips"]] == [3]
 
 
@@ -189,6 +189,57 @@ def test_your_own_folder_is_a_source_too(loaded, shapes):
     found = evaluate_source(loaded, source, Asking(shapes, max_new_tokens=2))
     assert found.record["protocols"][OPEN]["normalisation"] == "folded"
     assert found.record["counts"]["n_evaluated"] == len(source.annotated)
+
+
+@pytest.fixture
+def classes(shapes, tmp_path):
+    """Three clips of VGG-Sound, with four classes."""
+    root = tmp_path / "vggsound"
+    root.mkdir()
+    names = ("dog barking", "rain, thunder", "bell", "wind")
+    (root / "stat.csv").write_text("".join(f'"{name}",9,x\n' for name in names))
+    rows = []
+    for place, media in enumerate(sorted({example.media for example in read_examples(shapes, "test")})):
+        shutil.copy(shapes / media, root / f"-_abcdefgh{place}_000007.mp4")
+        rows.append(f'-_abcdefgh{place}_000007.mp4,"{names[place]}"\n')
+    (root / "test.csv").write_text("".join(rows))
+    return root
+
+
+def test_a_set_of_classes_is_scored_and_shown_as_one(untrained, classes, tmp_path, capsys):
+    output = tmp_path / "results"
+    main(["evaluate", str(untrained), "vggsound", str(classes), "--output", str(output), "--max-new-tokens", "2"])
+    capsys.readouterr()
+    record = json.loads((output / "results.json").read_text())
+    assert record["data"]["classes"] == 4
+    found = record["protocols"][CANDIDATES]
+    assert list(found["metrics"]) == ["top-1", "top-5", "mean class accuracy", "mAP", "AUC", "d-prime"]
+    assert found["headline"] == "top-1"
+    assert found["metrics"]["top-5"]["value"] == 1
+    assert found["baselines"]["chance"]["value"] == 0.25
+    assert found["controls"].keys() == {"no_video", "no_audio", "no_media", "shifted_audio"}
+    assert "confusion matrix" in (output / "report.html").read_text()
+    source = read_source("vggsound", classes, "test")
+    again = score_file(source, output / "predictions.candidates.jsonl").to_dict()["metrics"]
+    assert again == found["metrics"], "also mAP and AUC: the written scores are those that were scored"
+
+
+def test_a_split_without_published_answers_gives_predictions_alone(loaded, classes, tmp_path):
+    name = "EPIC_Sounds_recognition_test_timestamps.csv"
+    header = "annotation_id,participant_id,video_id,start_timestamp,stop_timestamp,start_sample,stop_sample\n"
+    (classes / name).write_text(header + "P01_11_0,P01,P01_11,00:00:00.000,00:00:01.000,0,24000\n")
+    shutil.copy(next(classes.glob("*.mp4")), classes / "P01_11.MP4")
+    found = evaluate_source(loaded, read_source("epic_sounds", classes, "test"), Asking(classes, max_new_tokens=2))
+    counts = found.record["counts"]
+    assert (counts["n_usable"], counts["n_evaluated"]) == (1, 0)
+    assert counts["reasons"] == {"no published answer": 1}
+    assert found.protocols[OPEN].metrics["All"].value is None
+    (tmp_path / "out").mkdir()
+    write_evaluation(tmp_path / "out", found)
+    write_report(tmp_path / "out" / "report.html", loaded, found)
+    [line] = (tmp_path / "out" / "predictions.jsonl").read_text().splitlines()
+    assert json.loads(line)["right"] is None
+    assert found.table()
 
 
 def test_plots_hold_every_question(evaluated):

@@ -45,12 +45,23 @@ def read_predictions(path: Path, source: str, examples: Sequence[Example]) -> di
         lines = enumerate(text.splitlines(), start=1)
         items: Any = [parse_line(line, f"{path}, line {number}") for number, line in lines if line.strip()]
     else:
-        items = parse_json(text, str(path))
+        parse_json(text, str(path))  # says where it is no JSON
+        items = json.loads(text, object_pairs_hook=lambda pairs: _object(pairs, path))
     found: dict[str, Prediction] = {}
     for id, value, place in _entries(items, path):
         if id in found:
             raise UserError(f"{path}, {place}: question {id!r} is predicted twice: keep one of the two")
         found[id] = _prediction(value, f"{path}, {place}")
+    return found
+
+
+def _object(pairs: list[tuple[str, Any]], path: Path) -> dict[str, Any]:
+    """A JSON object, of which a key that stands there twice would otherwise silently lose one."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise UserError(f"{path}: {twice!r} stands in one object twice: keep one of the two")
     return found
 
 

@@ -25,6 +25,7 @@ from mirasol.evaluation.scoring import (
     as_text,
     score_answers,
     score_choices,
+    with_answers,
 )
 from mirasol.evaluation.tables import normalisation_of
 from mirasol.files import write_whole
@@ -192,9 +193,9 @@ def _log_softmax(scores: Sequence[float]) -> tuple[float, ...]:
 def _score(
     source: Source, asking: Asking, examples: Sequence[Example], said: Mapping[str, Prediction]
 ) -> dict[str, Scored]:
-    """Numbers by protocol; candidate scoring where every question has candidates."""
+    """Numbers by protocol; candidate scoring where every question has candidates and some answer is published."""
     scored = {OPEN: score_answers(source.name, examples, said, normalisation_of(source.name))}
-    if examples and all(said[example.id].scores is not None for example in examples):
+    if with_answers(examples) and all(said[example.id].scores is not None for example in examples):
         scored[CANDIDATES] = score_choices(source.name, examples, said, source.classes)
     return scored
 
