@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import json
+import math
 import shutil
 
 import pytest
@@ -112,6 +113,8 @@ def test_an_interrupted_evaluation_goes_on_to_the_same_numbers(
     assert ended.record == evaluated.record
     assert ended.predictions == evaluated.predictions
     assert asked[0] == 3, "of four clips one was answered"
+    lines = [json.loads(line) for line in journal.read_text().splitlines()]
+    assert len({tuple(line["clip"]) for line in lines[1:]}) == len(lines) - 1 == 4
 
 
 def test_the_journal_of_another_evaluation_is_not_gone_on_with(loaded, source, asking, tmp_path):
@@ -222,6 +225,8 @@ def test_a_set_of_classes_is_scored_and_shown_as_one(untrained, classes, tmp_pat
     source = read_source("vggsound", classes, "test")
     again = score_file(source, output / "predictions.candidates.jsonl").to_dict()["metrics"]
     assert again == found["metrics"], "also mAP and AUC: the written scores are those that were scored"
+    for line in (output / "predictions.candidates.jsonl").read_text().splitlines():
+        assert sum(math.exp(score) for score in json.loads(line)["scores"]) == pytest.approx(1)
 
 
 def test_a_split_without_published_answers_gives_predictions_alone(loaded, classes, tmp_path):
