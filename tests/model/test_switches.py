@@ -147,3 +147,11 @@ def test_one_chunk_of_all_frames_is_a_config(preset):
         there, ids = torch.ones(1, 1, dtype=torch.bool), torch.ones(1, 4, dtype=torch.long)
         output = model(video, audio, there, there, there, decoder_input_ids=ids)
     assert output.latents.shape[:3] == (1, 1, config.combiner.m)
+
+
+def test_latents_of_another_width_are_projected_once_for_an_answer(batch):
+    model, calls = build(SWITCHES["latent projection"]).eval(), []
+    model.text.latent_input.register_forward_hook(lambda *_: calls.append(1))
+    inputs = {name: batch[name] for name in MEDIA} | {"decoder_input_ids": batch["decoder_input_ids"][:, :4]}
+    model.generate(**inputs, max_new_tokens=5, min_new_tokens=5, do_sample=False)
+    assert len(calls) == 1

@@ -81,7 +81,7 @@ class TextBlock(nn.Module):
     def _look_at_latents(
         self,
         x: Float[Tensor, "row token width"],
-        latents: Float[Tensor, "clip latent width"],
+        latents: Float[Tensor, "clip latent latent_width"],
         latent_mask: Bool[Tensor, "clip latent"],
         cache: EncoderDecoderCache | None,
         with_weights: bool,
@@ -143,7 +143,8 @@ class TextDecoder(nn.Module):
         past = int(cache.get_seq_length()) if cache is not None else 0
         x = self.embedding(ids) if embedded is None else embedded
         mask, positions = causal_mask_and_positions(x, attention_mask, past)
-        latents = self.latent_input(latents)
+        if cache is None or not any(cache.is_updated.values()):  # later tokens read the latents' keys in the cache
+            latents = self.latent_input(latents)
         x = x + self.position_codes(positions, longest or past + x.shape[1]).to(x)
         hidden_states, attentions, cross_attentions = [x], [], []
         for block in self.blocks:
