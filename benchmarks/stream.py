@@ -2,7 +2,8 @@
 
 One more chunk after 63 against encoding all 64 again, the 1,000th chunk against the 10th, and the growth of resident
 memory from chunk 64 to chunk 1,024. One thread, processor time, but for memory. The two sides of a ratio are taken
-turn about in one run, and their medians are compared. Each case runs in a process of its own, between two calibrations.
+turn about in one run, and their medians are compared. Each case runs in a process of its own, between two calibrations;
+where these differ by more than 10% it is run again, and marked where that did not help.
 
 Cases are two sizes (`tiny`, and `middle`, 20 million weights) and every kind of Combiner, with weights that nobody
 trained: time does not depend on them. A window of 8 chunks bounds the Combiner, the latent model and the latents kept.
@@ -30,6 +31,7 @@ from mirasol.model.streaming import MirasolStream
 GOALS = {"encoding all over one more chunk": 25.0, "chunk 1000 over chunk 10": 1.1, "growth, MiB": 1.0}
 WINDOW = 8
 CHUNKS = 64
+DRIFT, TRIES = 0.10, 3
 
 
 def middle_parts() -> dict[str, Any]:
@@ -165,7 +167,18 @@ def run_case(size: str, combiner: str, quick: bool) -> dict[str, Any]:
         "against encoding all": against_encoding_all(model, repeats, chunks),
         "late against early": late_against_early(model, 4 * repeats, early, chunks, late),
     }
-    return result | {"matmul before and after, GFLOP/s": [before, calibrate()]}
+    after = calibrate()
+    valid = abs(after / before - 1) <= DRIFT
+    return result | {"calibration_gflop_per_second": {"before": before, "after": after, "valid": valid}}
+
+
+def measured(size: str, combiner: str) -> dict[str, Any]:
+    """One case in a process of its own, again where the machine's speed drifted; how often it was tried is kept."""
+    for tries in range(1, TRIES + 1):
+        result = run_json(__file__, ["--case", "--size", size, "--combiner", combiner])
+        if result["calibration_gflop_per_second"]["valid"]:
+            break
+    return result | {"tries": tries}
 
 
 def as_table(results: dict[str, dict[str, Any]]) -> str:
@@ -180,6 +193,7 @@ def as_table(results: dict[str, dict[str, Any]]) -> str:
             f"{against['ratio of FLOPs']:.1f}",
             f"{late['ratio']:.3f}",
             f"{late['growth']['resident, MiB']:.2f}",
+            "yes" if result["calibration_gflop_per_second"]["valid"] else "no",
         ])  # fmt: skip
     return table(
         [
@@ -190,6 +204,7 @@ def as_table(results: dict[str, dict[str, Any]]) -> str:
             "ratio of FLOPs",
             "late / early chunk",
             "growth, MiB",
+            "valid",
         ],
         rows,
     )
@@ -216,7 +231,7 @@ def main() -> None:
             if arguments.quick:
                 results[case] = run_case(size, combiner, quick=True)
             else:
-                results[case] = run_json(__file__, ["--case", "--size", size, "--combiner", combiner])
+                results[case] = measured(size, combiner)
             config[case] = configured(size, combiner).to_diff_dict()
             print(as_table({case: results[case]}).splitlines()[-1], flush=True)
             data = {"goals": GOALS, "surroundings": about, "results": results, "config": config}
