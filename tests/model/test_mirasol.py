@@ -357,3 +357,16 @@ def test_attention_weights_sum_to_one_over_real_chunks(model, batch):
         assert weights.shape == (6, model.config.text.stack.heads, 7, 4 * m)
         torch.testing.assert_close(weights.sum(-1), torch.ones(weights.shape[:-1]))
         assert (weights[2:4, ..., 2 * m :] == 0).all()
+
+
+def test_half_precision_takes_what_the_processor_gives(model, batch):
+    half = copy.deepcopy(model).to(torch.bfloat16)
+    output = half(**batch)
+    assert output.logits.dtype == torch.bfloat16 and output.loss.isfinite()
+    cast = {name: value.bfloat16() if value.is_floating_point() else value for name, value in batch.items()}
+    assert torch.equal(half(**cast).logits, output.logits)
+
+
+def test_media_that_nobody_normalised_is_refused(model, batch):
+    with pytest.raises(UserError, match="video of torch.uint8: give the normalised"):
+        model.chunk_encoder.numbers("video", batch["video"].to(torch.uint8))

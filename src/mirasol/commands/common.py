@@ -29,7 +29,7 @@ def check_no_results(path: str | Path) -> Path:
     """The path, if nothing is in the way of a new folder there; UserError otherwise."""
     path = Path(path)
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise UserError(f"{path}: already exists: give another --output, for nothing is overwritten")
+        raise UserError(f"{path}: already exists: give another folder, for nothing is overwritten")
     return path
 
 
@@ -38,9 +38,9 @@ def make_folder(path: Path) -> None:
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"{path}: cannot be made ({error.strerror}): give another --output") from error
+        raise UserError(f"{path}: cannot be made ({error.strerror}): give another folder") from error
     if not os.access(path, os.W_OK | os.X_OK):
-        raise UserError(f"{path}: may not be written to: give another --output")
+        raise UserError(f"{path}: may not be written to: give another folder")
 
 
 def add_data_arguments(parser: Any) -> None:

@@ -5,6 +5,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from mirasol.config import MirasolConfig
+from mirasol.errors import UserError
 from mirasol.model.transformer import Stack
 from mirasol.model.tubes import AudioPatches, VideoTubes
 from mirasol.parts import ViTConfig
@@ -52,6 +53,12 @@ class ChunkEncoder(nn.Module):
         self.missing_video = nn.Parameter(torch.empty(combined))
         self.missing_audio = nn.Parameter(torch.empty(combined))
 
+    def numbers(self, name: str, media: Tensor) -> Tensor:
+        """Media in the precision of the weights; UserError for whole numbers, which nobody has normalised."""
+        if not media.is_floating_point():
+            raise UserError(f"{name} of {media.dtype}: give the normalised numbers that MirasolProcessor gives")
+        return media.to(self.missing_video.dtype)
+
     def forward(
         self,
         video: Float[Tensor, "batch chunk frame 3 height width_px"],
@@ -63,7 +70,8 @@ class ChunkEncoder(nn.Module):
         Float[Tensor, "batch chunk audio_token width"],
     ]:
         """Video and audio features of every chunk."""
-        # What a missing modality's tensor holds must not matter, not even when it is NaN.
+        # In the weights' precision; what a missing modality's tensor holds must not matter, not even when it is NaN.
+        video, audio = self.numbers("video", video), self.numbers("audio", audio)
         video = video.masked_fill(~video_mask[:, :, None, None, None, None], 0.0).flatten(0, 1)
         audio = audio.masked_fill(~audio_mask[:, :, None, None], 0.0).flatten(0, 1)
         seen = self.shared_output(self.vit(self.tubes(video)))
@@ -89,7 +97,7 @@ class ChunkEncoder(nn.Module):
         Raises:
             UserError: the config has no 2D patches, or images of another size than `video.image_size`.
         """
-        seen = self.vit(self.tubes.image(images))
+        seen = self.vit(self.tubes.image(self.numbers("images", images)))
         return self.project_image(seen) if project else seen
 
     def project_image(self, seen: Float[Tensor, "image patch vit_width"]) -> Float[Tensor, "image patch width"]:
