@@ -175,10 +175,10 @@ def run_case(size: str, combiner: str, quick: bool) -> dict[str, Any]:
 def measured(size: str, combiner: str) -> dict[str, Any]:
     """One case in a process of its own, again where the machine's speed drifted; how often it was tried is kept."""
     for tries in range(1, TRIES + 1):
-        result = run_json(__file__, ["--case", "--size", size, "--combiner", combiner])
+        result = run_json(__file__, ["--case", "--size", size, "--combiner", combiner]) | {"tries": tries}
         if result["calibration_gflop_per_second"]["valid"]:
             break
-    return result | {"tries": tries}
+    return result
 
 
 def as_table(results: dict[str, dict[str, Any]]) -> str:
