@@ -3,46 +3,29 @@
 import contextlib
 import hashlib
 import json
-import math
 import os
-import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
 from torch import Tensor
-from torch.nn import functional as F
 
-# From the top of the package, which registers them with the Auto classes that the processor loads its parts through.
-from mirasol import (
-    MirasolConfig,
-    MirasolFeatureExtractor,
-    MirasolForConditionalGeneration,
-    MirasolOutput,
-    MirasolProcessor,
-)
-from mirasol.checkpoint import Loaded, load_checkpoint
+from mirasol.checkpoint import load_checkpoint
 from mirasol.console import Progress
-from mirasol.data.example import Example
-from mirasol.errors import UserError
-from mirasol.media.tokenizer import train_tokenizer
-from mirasol.parts import LossWeights
 from mirasol.training.batches import Batch, BatchPlan
 from mirasol.training.checkpoints import Checkpoints, save_model, write_folder
-from mirasol.training.examples import read_split, tokenizer_texts
+from mirasol.training.clock import Clock
+from mirasol.training.examples import read_split
 from mirasol.training.loader import BadWindow, ClipCache, StepBatches, UnreadableWindow, make_loader, write_bad_clips
 from mirasol.training.logging import RunLog
+from mirasol.training.measures import NonFiniteLoss, check_finite, spread
 from mirasol.training.optimizer import Optimizer, learning_rate
 from mirasol.training.randomness import hash64
 from mirasol.training.recipe import Recipe
 from mirasol.training.run_folder import RunFolder, versions
+from mirasol.training.setup import check_loss_weights, check_texts, make_model, make_processor, pick_device
 from mirasol.training.validation import Validation
-
-
-class NonFiniteLoss(UserError):
-    """A loss or gradient norm that is no number: the run stopped before it reached the weights."""
 
 
 def train(recipe: Recipe, *, resume: bool = False, console: Any = None) -> Path:
@@ -235,123 +218,3 @@ class Trainer:
 
         write_folder(self.folder.checkpoint, fill)
         return self.folder.checkpoint
-
-
-class Clock:
-    """Seconds of training, and since the last lap clips per second and the share of time spent waiting for data.
-
-    Validation and checkpoints count into the seconds, not into the rates.
-    """
-
-    def __init__(self, seconds_before: float):
-        self.before, self.began = seconds_before, time.monotonic()
-        self._new_lap()
-
-    def _new_lap(self) -> None:
-        self.lap_began, self.clips, self.waited, self.pause = time.monotonic(), 0, 0.0, 0.0
-
-    def seconds(self) -> float:
-        """Training time in all, earlier parts of a resumed run included."""
-        return self.before + time.monotonic() - self.began
-
-    @contextlib.contextmanager
-    def waiting(self):
-        began = time.monotonic()
-        yield
-        self.waited += time.monotonic() - began
-
-    @contextlib.contextmanager
-    def paused(self):
-        began = time.monotonic()
-        yield
-        self.pause += time.monotonic() - began
-
-    def lap(self) -> dict[str, float]:
-        """Numbers since the last lap; starts a new one."""
-        elapsed = max(time.monotonic() - self.lap_began - self.pause, 1e-9)
-        numbers = {
-            "clips_per_second": self.clips / elapsed,
-            "data_wait": self.waited / elapsed,
-            "seconds": self.seconds(),
-        }
-        self._new_lap()
-        return numbers
-
-
-def pick_device(name: str) -> torch.device:
-    """The recipe's device. Raises UserError for a GPU that is not there."""
-    available = torch.cuda.is_available()
-    if name == "cuda" and not available:
-        raise UserError("device=cuda: PyTorch finds no GPU here: use device: auto or cpu")
-    return torch.device("cuda" if available and name != "cpu" else "cpu")
-
-
-def make_processor(
-    recipe: Recipe, examples: list[Example], initial: Loaded | None, saved: Path | None
-) -> MirasolProcessor:
-    """The run's processor: as saved by an earlier part of the run, of the checkpoint it goes on from, or new with a
-    tokenizer trained on the training texts."""
-    if saved is not None and saved.is_dir():
-        return MirasolProcessor.from_pretrained(saved)
-    if initial is not None:
-        return initial.processor
-    config = MirasolConfig.preset(recipe.model.preset, **recipe.model.overrides)
-    tokenizer = train_tokenizer(tokenizer_texts(examples), recipe.tokenizer.vocab_size)
-    return MirasolProcessor(MirasolFeatureExtractor.for_config(config), tokenizer, config.text.max_length)
-
-
-def make_model(recipe: Recipe, processor: MirasolProcessor, initial: Loaded | None) -> MirasolForConditionalGeneration:
-    """A new model from the preset, its vocabulary as large as the tokenizer's, or the checkpoint to go on from."""
-    if initial is not None:
-        return initial.model
-    config = MirasolConfig.preset(recipe.model.preset, **recipe.model.overrides)
-    config.vocab_size = len(processor.tokenizer)
-    return MirasolForConditionalGeneration(config)
-
-
-def check_loss_weights(recipe: Recipe, config: MirasolConfig) -> None:
-    """Raises UserError for the weight of a loss that this training does not have."""
-    for name, stage in recipe.stages.items():
-        weights = stage.loss_weights
-        if weights.audio != LossWeights.audio and not config.reconstruction.audio:
-            raise UserError(
-                f"stages.{name}.loss_weights.audio={weights.audio} has no effect: the model reconstructs no audio, "
-                "set model.overrides.reconstruction.audio"
-            )
-        if weights.contrastive != LossWeights.contrastive:
-            raise UserError(
-                f"stages.{name}.loss_weights.contrastive={weights.contrastive} has no effect: clips have no "
-                "contrastive loss, leave it out"
-            )
-
-
-def check_texts(processor: MirasolProcessor, examples: list[Example], rows_at_once: int = 1024) -> None:
-    """Encodes every prompt and target once, so that one too long is refused before the run begins."""
-    drawn = {(example.prompt, text) for example in examples if example.random_target for text in example.references}
-    pairs = sorted({(example.prompt, example.target) for example in examples} | drawn)
-    for first in range(0, len(pairs), rows_at_once):
-        prompts, targets = zip(*pairs[first : first + rows_at_once], strict=True)
-        processor.encode_text(list(prompts), list(targets))
-
-
-def check_finite(step: int, batch: Batch, values: Mapping[str, Any]) -> None:
-    """Raises NonFiniteLoss with the step (counted from 1) and the ids of all its samples."""
-    for name, value in values.items():
-        if isinstance(value, float) and not math.isfinite(value):
-            ids = ", ".join(dict.fromkeys(example.id for row in batch.examples for example in row))
-            raise NonFiniteLoss(f"step {step + 1}: {name}={value}, stopped before the optimizer step; samples: {ids}")
-
-
-@torch.no_grad()
-def spread(output: MirasolOutput, chunk_mask: Bool[Tensor, "clip chunk"]) -> dict[str, float]:
-    """How far clips lie apart in x, to notice features that are the same for all: the mean cosine between pooled x of
-    different clips (1: they collapsed), and the standard deviation over clips (0: they collapsed)."""
-    mask = chunk_mask[:, :, None].to(torch.float32)
-    per_chunk = output.combined.float().mean(dim=2)
-    pooled: Float[Tensor, "clip width"] = (per_chunk * mask).sum(1) / mask.sum(1)
-    if len(pooled) < 2:
-        return {"x_cosine": 1.0, "x_std": 0.0}
-    cosines = F.normalize(pooled, dim=-1) @ F.normalize(pooled, dim=-1).T
-    count = len(pooled)
-    between = (cosines.sum() - cosines.diagonal().sum()) / (count * (count - 1))
-    return {"x_cosine": float(between), "x_std": float(pooled.std(dim=0).mean())}

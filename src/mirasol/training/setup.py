@@ -1,0 +1,71 @@
+"""What a run is made of before its first step: device, processor, model, and the checks that need them."""
+
+from pathlib import Path
+
+import torch
+
+# From the top of the package, which registers them with the Auto classes that the processor loads its parts through.
+from mirasol import MirasolConfig, MirasolFeatureExtractor, MirasolForConditionalGeneration, MirasolProcessor
+from mirasol.checkpoint import Loaded
+from mirasol.data.example import Example
+from mirasol.errors import UserError
+from mirasol.media.tokenizer import train_tokenizer
+from mirasol.parts import LossWeights
+from mirasol.training.examples import tokenizer_texts
+from mirasol.training.recipe import Recipe
+
+
+def pick_device(name: str) -> torch.device:
+    """The recipe's device. Raises UserError for a GPU that is not there."""
+    available = torch.cuda.is_available()
+    if name == "cuda" and not available:
+        raise UserError("device=cuda: PyTorch finds no GPU here: use device: auto or cpu")
+    return torch.device("cuda" if available and name != "cpu" else "cpu")
+
+
+def make_processor(
+    recipe: Recipe, examples: list[Example], initial: Loaded | None, saved: Path | None
+) -> MirasolProcessor:
+    """The run's processor: as saved by an earlier part of the run, of the checkpoint it goes on from, or new with a
+    tokenizer trained on the training texts."""
+    if saved is not None and saved.is_dir():
+        return MirasolProcessor.from_pretrained(saved)
+    if initial is not None:
+        return initial.processor
+    config = MirasolConfig.preset(recipe.model.preset, **recipe.model.overrides)
+    tokenizer = train_tokenizer(tokenizer_texts(examples), recipe.tokenizer.vocab_size)
+    return MirasolProcessor(MirasolFeatureExtractor.for_config(config), tokenizer, config.text.max_length)
+
+
+def make_model(recipe: Recipe, processor: MirasolProcessor, initial: Loaded | None) -> MirasolForConditionalGeneration:
+    """A new model from the preset, its vocabulary as large as the tokenizer's, or the checkpoint to go on from."""
+    if initial is not None:
+        return initial.model
+    config = MirasolConfig.preset(recipe.model.preset, **recipe.model.overrides)
+    config.vocab_size = len(processor.tokenizer)
+    return MirasolForConditionalGeneration(config)
+
+
+def check_loss_weights(recipe: Recipe, config: MirasolConfig) -> None:
+    """Raises UserError for the weight of a loss that this training does not have."""
+    for name, stage in recipe.stages.items():
+        weights = stage.loss_weights
+        if weights.audio != LossWeights.audio and not config.reconstruction.audio:
+            raise UserError(
+                f"stages.{name}.loss_weights.audio={weights.audio} has no effect: the model reconstructs no audio, "
+                "set model.overrides.reconstruction.audio"
+            )
+        if weights.contrastive != LossWeights.contrastive:
+            raise UserError(
+                f"stages.{name}.loss_weights.contrastive={weights.contrastive} has no effect: clips have no "
+                "contrastive loss, leave it out"
+            )
+
+
+def check_texts(processor: MirasolProcessor, examples: list[Example], rows_at_once: int = 1024) -> None:
+    """Encodes every prompt and target once, so that one too long is refused before the run begins."""
+    drawn = {(example.prompt, text) for example in examples if example.random_target for text in example.references}
+    pairs = sorted({(example.prompt, example.target) for example in examples} | drawn)
+    for first in range(0, len(pairs), rows_at_once):
+        prompts, targets = zip(*pairs[first : first + rows_at_once], strict=True)
+        processor.encode_text(list(prompts), list(targets))
