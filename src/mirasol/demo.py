@@ -164,7 +164,7 @@ class Demo:
         from mirasol.data.example import group_by_clip
         from mirasol.data.folder import read_examples
         from mirasol.evaluation.protocol import decode_and_evaluate
-        from mirasol.training.loader import ClipCache
+        from mirasol.training.clip_cache import ClipCache
 
         loaded = load_checkpoint(checkpoint)
         clips = group_by_clip(read_examples(self.folder.data, "test"))

@@ -12,8 +12,8 @@ from mirasol.data.example import Example
 from mirasol.data.folder import read_examples
 from mirasol.errors import UserError
 from mirasol.training.batches import pick_target
+from mirasol.training.clip_cache import ClipCache
 from mirasol.training.examples import read_split, tokenizer_texts
-from mirasol.training.loader import ClipCache
 from mirasol.training.recipe import DataRecipe, recipe_from_dict
 
 

@@ -3,7 +3,7 @@ from dataclasses import replace
 import torch
 
 from mirasol.checkpoint import load_checkpoint
-from mirasol.training.loader import ClipCache
+from mirasol.training.clip_cache import ClipCache
 from mirasol.training.validation import Validation
 
 

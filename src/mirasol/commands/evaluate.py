@@ -105,7 +105,7 @@ def _evaluate_folder(options: Any) -> None:
     from mirasol.data.folder import read_examples
     from mirasol.errors import UserError
     from mirasol.evaluation.protocol import decode_and_evaluate, write_results
-    from mirasol.training.loader import ClipCache
+    from mirasol.training.clip_cache import ClipCache
 
     unused = list(source_options(options).chosen()) + (["processes"] if options.processes > 1 else [])
     if unused:

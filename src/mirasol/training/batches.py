@@ -19,6 +19,8 @@ class Batch:
     repeated: how many rows repeat another row of their clip because the clip has too few questions
     dropped: for each clip the modality it is shown without, "video", "audio" or none; a clip that has no other keeps
         it all the same
+    stage: name of the stage the step belongs to
+    epochs: for each clip, how often its stage has been through all its clips before
     """
 
     step: int
@@ -26,6 +28,22 @@ class Batch:
     examples: tuple[tuple[Example, ...], ...]
     repeated: int
     dropped: tuple[str | None, ...] = ()
+    stage: str = ""
+    epochs: tuple[int, ...] = ()
+
+    def only(self, rows: Sequence[int]) -> "Batch":
+        """The batch of these rows alone, in this order; `repeated` stays the whole batch's."""
+
+        def chosen(values: tuple) -> tuple:
+            return tuple(values[row] for row in rows)
+
+        return replace(
+            self,
+            clips=chosen(self.clips),
+            examples=chosen(self.examples),
+            dropped=chosen(self.dropped),
+            epochs=chosen(self.epochs),
+        )
 
     @property
     def prompts(self) -> list[list[str]]:
@@ -114,7 +132,7 @@ class BatchPlan:
         """The batch of step `step`, counted from 0 over all stages."""
         name, step_in_stage = self.recipe.stage_at(step)
         stage, clips = self.recipe.stages[name], self.clips[name]
-        chosen, rows, dropped, repeated = [], [], [], 0
+        chosen, rows, dropped, epochs, repeated = [], [], [], [], 0
         first = step_in_stage * stage.clips_per_step
         for position in range(first, first + stage.clips_per_step):
             epoch, index = divmod(position, len(clips))
@@ -123,8 +141,9 @@ class BatchPlan:
             chosen.append(clip)
             rows.append(tuple(pick_target(example, self.recipe.seed, name, position) for example in drawn))
             dropped.append(drop_modality(stage, self.recipe.seed, name, position))
+            epochs.append(epoch)
             repeated += repeats
-        return Batch(step, tuple(chosen), tuple(rows), repeated, tuple(dropped))
+        return Batch(step, tuple(chosen), tuple(rows), repeated, tuple(dropped), name, tuple(epochs))
 
     def noise_seed(self, step: int) -> int:
         """Seed of PyTorch's random numbers (dropout, masking of x) in step `step`."""

@@ -6,7 +6,7 @@ from mirasol.data.example import Example
 from mirasol.data.folder import read_examples
 from mirasol.data.sources import Options, read_source, usable_examples
 from mirasol.errors import UserError
-from mirasol.training.loader import BadWindow
+from mirasol.training.clip_cache import BadWindow
 from mirasol.training.recipe import DataRecipe
 
 

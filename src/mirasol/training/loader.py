@@ -1,245 +1,98 @@
-"""Decoded clips on disk, and the DataLoader that turns a step's number into its tensors."""
+"""The DataLoader that turns a step's number into its batch and media tensors."""
 
-import functools
-import hashlib
-import json
-import os
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
-from mirasol.data.media_files import open_media_file, stored_file
-from mirasol.errors import BadClip, UserError
 from mirasol.media.processor import MirasolFeatureExtractor
-from mirasol.media.timeline import cut
 from mirasol.processes import process_context
 from mirasol.training.batches import Batch, BatchPlan
+from mirasol.training.clip_cache import ClipCache, Window
 
-CACHE_FORMAT = 1
-TENSORS = ("video", "audio", "video_mask", "audio_mask")
-
-# (media relative to the data's root, start in seconds or None, end in seconds or None)
-Window = tuple[str, float | None, float | None]
-WHOLE = (None, None)
 OTHER = {"video": "audio", "audio": "video"}
+_STATUS_BYTES = 1024
+
+# Takes a clip's compact tensors (`MirasolFeatureExtractor.tensors`), its batch and its row there; gives what the step
+# sees instead. Runs in the loader's workers, so it must be importable, and follow from its arguments alone.
+Augment = Callable[[dict[str, Tensor], Batch, int], dict[str, Tensor]]
 
 
-@dataclass(frozen=True)
-class BadWindow:
-    """A clip that could not be decoded; `start` and `end` are None for the whole file."""
+class WorkerStatus:
+    """What each loading process is at, in memory that outlives the process: who hangs or dies can be named.
 
-    media: str
-    start: float | None
-    end: float | None
-    reason: str
-
-
-class UnreadableWindow(BadClip):
-    """The clip that `ClipCache.fill` stopped at; `window` says which part of the file was wanted."""
-
-    def __init__(self, root: Path, window: BadWindow):
-        super().__init__(root / window.media, window.reason)
-        self.window = window
-
-
-class ClipCache:
-    """The compact tensors of decoded clips, one safetensors file each, decoded on first use.
-
-    A file's name is a hash of the clip's path, size, time of change, window and of the extractor's settings, so a
-    changed clip or another model shape never meets stale tensors. Files appear whole or not at all.
-
-    folder: where the files lie; root: what `media` is relative to; settings: `MirasolConfig.media_settings()`
-    whole: media of which windows are cut out of the whole clip where they consist of its chunks; windows of other
-        media, and those off the chunk grid, are decoded on their own. (Named here and not found out from what the
-        folder holds: a cut differs from a decoded window in the sound at its edges, and results must not depend on
-        what was decoded before.)
+    Slot 0 is the main process (no workers), slot w + 1 worker w.
     """
 
-    def __init__(self, folder: Path, root: Path, settings: Mapping[str, Any], whole: Collection[str] = ()):
-        self.whole = frozenset(whole)
-        self.folder, self.root, self.settings = Path(folder), Path(root), dict(settings)
-        self.grid = _extractor(json.dumps(self.settings, sort_keys=True)).grid
-        self._files: dict[Window, Path] = {}
-        self._cuts: dict[Window, tuple[int, int] | None] = {}
+    def __init__(self, workers: int):
+        self._slots = [process_context().RawArray("c", _STATUS_BYTES) for _ in range(workers + 1)]
 
-    def file(self, window: Window) -> Path:
-        """Where the window's tensors lie, or would. Raises BadClip where the media file is missing."""
-        if window not in self._files:
-            try:
-                facts = stored_file(self.root, window[0]).stat()
-            except OSError as error:
-                raise BadClip(self.root / window[0], "no such file") from error
-            key = [CACHE_FORMAT, *window, facts.st_size, facts.st_mtime_ns, self.settings]
-            name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:32]
-            self._files[window] = self.folder / name[:2] / f"{name}.safetensors"
-        return self._files[window]
+    def report(self, text: str) -> None:
+        """Says what the calling process works on now; "" for nothing."""
+        info = get_worker_info()
+        slot = self._slots[0 if info is None else info.id + 1]
+        slot.value = text.encode()[: _STATUS_BYTES - 1]
 
-    def load(self, media: str, start: float | None = None, end: float | None = None) -> dict[str, Tensor]:
-        """The clip's tensors as `MirasolFeatureExtractor.tensors` gives them.
-
-        Raises BadClip when the clip has to be decoded and cannot be.
-        """
-        window = (media, start, end)
-        if window[1:] != WHOLE and media in self.whole:
-            self._decode_if_missing((media, *WHOLE))
-            chunks = self._chunks_of_whole(window)
-            if chunks is not None:
-                with _opened(self.file((media, *WHOLE))) as stored:
-                    return {name: stored.get_slice(name)[chunks[0] : chunks[1]] for name in TENSORS}
-        self._decode_if_missing(window)
-        with _opened(self.file(window)) as stored:
-            return {name: stored.get_tensor(name) for name in TENSORS}
-
-    def _decode_if_missing(self, window: Window) -> None:
-        if not self.file(window).exists():
-            reason = _decode(self._job(window))
-            if reason is not None:
-                raise BadClip(self.root / window[0], reason)
-
-    def fill(
-        self,
-        windows: Iterable[Window],
-        workers: int = 1,
-        on_bad: str = "error",
-        on_progress: Callable[[int, int], None] | None = None,
-    ) -> list[BadWindow]:
-        """Decodes what is not decoded yet, in `workers` processes; `on_progress(done, total)` after every clip.
-
-        A file whose whole clip is bad is bad in all its windows. Returns the bad ones (`on_bad="skip"`) in the order
-        given, or stops at the first with UnreadableWindow (`on_bad="error"`).
-        """
-        windows = list(windows)
-        wholes = dict.fromkeys((w[0], *WHOLE) for w in windows if w[1:] == WHOLE or w[0] in self.whole)
-        bad = self._fill(list(wholes), workers, on_bad, on_progress)
-        broken = {window[0]: reason for window, reason in bad.items()}
-        alone = []
-        for window in windows:
-            if window[0] in broken:
-                bad[window] = broken[window[0]]
-            elif window[1:] != WHOLE and (window[0] not in self.whole or self._chunks_of_whole(window) is None):
-                alone.append(window)
-        bad.update(self._fill(alone, workers, on_bad, on_progress))
-        return [BadWindow(*window, bad[window]) for window in windows if window in bad]
-
-    def _fill(self, windows, workers, on_bad, on_progress) -> dict[Window, str]:
-        bad: dict[Window, str] = {}
-        jobs = []
-        for window in windows:
-            try:
-                if not self.file(window).exists():
-                    jobs.append((window, self._job(window)))
-            except BadClip as error:
-                bad[window] = error.reason
-                if on_bad == "error":
-                    raise UnreadableWindow(self.root, BadWindow(*window, error.reason)) from error
-        for done, (window, reason) in enumerate(_decode_all(jobs, workers), start=1):
-            if reason is not None:
-                bad[window] = reason
-                if on_bad == "error":
-                    raise UnreadableWindow(self.root, BadWindow(*window, reason))
-            if on_progress is not None:
-                on_progress(done, len(jobs))
-        return bad
-
-    def _job(self, window: Window) -> tuple[str, Window, str, str]:
-        return str(self.root), window, json.dumps(self.settings, sort_keys=True), str(self.file(window))
-
-    def _chunks_of_whole(self, window: Window) -> tuple[int, int] | None:
-        """First and last (exclusive) chunk of the decoded whole clip that make up the window, if they exactly do."""
-        if window not in self._cuts:
-            self._cuts[window] = self._find_chunks(self.file((window[0], *WHOLE)), *window[1:])
-        return self._cuts[window]
-
-    def _find_chunks(self, whole: Path, start: float | None, end: float | None) -> tuple[int, int] | None:
-        with _opened(whole) as stored:
-            edges = stored.get_tensor("edges")
-        start = float(edges[0]) if start is None else start
-        end = float(edges[-1]) if end is None else end
-        if end <= start:
-            return None
-        wanted = torch.tensor(cut(start, end, self.grid).edges, dtype=torch.float64)
-        first = int((edges - wanted[0]).abs().argmin())
-        found = edges[first : first + len(wanted)]
-        # A microsecond: finer than any sample or time stamp, coarser than rounding.
-        if len(found) != len(wanted) or (found - wanted).abs().max() > 1e-6:
-            return None
-        return first, first + len(wanted) - 1
-
-
-def _opened(file: Path):
-    try:
-        return safe_open(file, framework="pt")
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{file}: damaged file in the clip cache ({error}): delete it and start again") from error
-
-
-@functools.lru_cache(maxsize=4)
-def _extractor(settings: str) -> MirasolFeatureExtractor:
-    return MirasolFeatureExtractor(**json.loads(settings))
-
-
-def _decode(job: tuple[str, Window, str, str]) -> str | None:
-    """Decodes one window into its cache file. Returns the reason where the media cannot be used."""
-    root, (media, start, end), settings, file = job
-    extractor = _extractor(settings)
-    try:
-        with open_media_file(Path(root), media) as path:
-            clip = extractor.read(path, start, end)
-    except BadClip as error:
-        return error.reason
-    except UserError as error:
-        return str(error)
-    tensors = {name: value.contiguous() for name, value in extractor.tensors(clip).items()}
-    tensors["edges"] = torch.tensor(clip.timeline.edges, dtype=torch.float64)
-    target = Path(file)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    # Several runs may fill one cache: each writes under its own name, the last rename wins with equal content.
-    unfinished = target.with_suffix(f".{os.getpid()}.unfinished")
-    save_file(tensors, unfinished, metadata={"media": media, "notes": json.dumps(clip.notes)})
-    os.replace(unfinished, target)
-    return None
-
-
-def _decode_all(jobs: Sequence[tuple[Window, tuple]], workers: int):
-    """Yields (window, reason or None) as jobs end; in this process where a pool would not pay."""
-    if workers <= 1 or len(jobs) < 16:
-        for window, job in jobs:
-            yield window, _decode(job)
-        return
-    pool = ProcessPoolExecutor(workers, mp_context=process_context(), initializer=torch.set_num_threads, initargs=(1,))
-    try:
-        running = {pool.submit(_decode, job): window for window, job in jobs}
-        for future in as_completed(running):
-            yield running[future], future.result()
-    finally:
-        pool.shutdown(cancel_futures=True)
+    def current(self) -> dict[int, str]:
+        """What is being worked on, by worker (-1 is the main process); idle ones are left out."""
+        texts = {place - 1: slot.value.decode(errors="replace") for place, slot in enumerate(self._slots)}
+        return {worker: text for worker, text in texts.items() if text}
 
 
 class StepBatches(Dataset):
-    """Item `step` is that step's batch and its media tensors, whoever asks and in whatever order."""
+    """Item `step` is that step's batch and its media tensors, whoever asks and in whatever order.
 
-    def __init__(self, plan: BatchPlan, cache: ClipCache, extractor: MirasolFeatureExtractor):
+    rows: which rows of a step's global batch this process loads, and in which order; by default all
+    augment: what is done to each clip's compact tensors
+    status: where the sample at hand is reported
+    """
+
+    def __init__(
+        self,
+        plan: BatchPlan,
+        cache: ClipCache,
+        extractor: MirasolFeatureExtractor,
+        rows: Callable[[int], Sequence[int]] | None = None,
+        augment: Augment | None = None,
+        status: WorkerStatus | None = None,
+    ):
         self.plan, self.cache, self.extractor = plan, cache, extractor
+        self.rows, self.augment, self.status = rows, augment, status
 
     def __len__(self) -> int:
         return self.plan.recipe.total_steps
 
     def __getitem__(self, step: int) -> tuple[Batch, dict[str, Tensor]]:
         batch = self.plan.batch(step)
-        media = load_media(self.cache, self.extractor, [(c.media, c.start, c.end) for c in batch.clips])
+        if self.rows is not None:
+            batch = batch.only(self.rows(step))
+        media = dict(self.extractor.collate([self._clip(batch, row) for row in range(len(batch.clips))]))
         for row, modality in enumerate(batch.dropped):
             # A silent clip keeps its video: nothing at all would teach only to guess.
             if modality is not None and media[f"{OTHER[modality]}_mask"][row].any():
                 media[f"{modality}_mask"][row] = False
         return batch, media
+
+    def _clip(self, batch: Batch, row: int) -> dict[str, Tensor]:
+        """The compact tensors of a row's clip, as the step sees them."""
+        clip = batch.clips[row]
+        if self.status is not None:
+            self.status.report(f"step {batch.step + 1}, {_named((clip.media, clip.start, clip.end))}")
+        tensors = self.cache.load(clip.media, clip.start, clip.end)
+        if self.augment is not None:
+            tensors = self.augment(tensors, batch, row)
+        if self.status is not None:
+            self.status.report("")
+        return tensors
+
+
+def _named(window: Window) -> str:
+    """A window as messages name it."""
+    media, start, end = window
+    if start is None and end is None:
+        return media
+    return f"{media} from {start or 0:g} s to {'its end' if end is None else f'{end:g} s'}"
 
 
 def load_media(cache: ClipCache, extractor: MirasolFeatureExtractor, windows: Sequence[Window]) -> dict[str, Tensor]:
@@ -265,9 +118,3 @@ def make_loader(batches: StepBatches, steps: range, workers: int, pin_memory: bo
         prefetch_factor=4 if workers else None,
         pin_memory=pin_memory,
     )
-
-
-def write_bad_clips(file: Path, bad: Sequence[BadWindow]) -> None:
-    """One JSON line per bad clip: media, start, end, reason."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text("".join(json.dumps(asdict(entry)) + "\n" for entry in bad), encoding="utf-8")

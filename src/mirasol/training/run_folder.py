@@ -19,7 +19,7 @@ import torch
 import mirasol
 from mirasol.errors import UserError
 from mirasol.files import write_whole
-from mirasol.training.loader import BadWindow, write_bad_clips
+from mirasol.training.clip_cache import BadWindow, write_bad_clips
 from mirasol.training.recipe import Recipe, changed_keys
 
 # Whatever a run alone leaves. Not bad_clips.jsonl: a start that stopped at a bad clip leaves it, and is no run yet.

@@ -15,9 +15,10 @@ from mirasol.checkpoint import load_checkpoint
 from mirasol.console import Progress
 from mirasol.training.batches import Batch, BatchPlan
 from mirasol.training.checkpoints import Checkpoints, save_model, write_folder
+from mirasol.training.clip_cache import BadWindow, ClipCache, UnreadableWindow, write_bad_clips
 from mirasol.training.clock import Clock
 from mirasol.training.examples import read_split
-from mirasol.training.loader import BadWindow, ClipCache, StepBatches, UnreadableWindow, make_loader, write_bad_clips
+from mirasol.training.loader import StepBatches, make_loader
 from mirasol.training.logging import RunLog
 from mirasol.training.measures import NonFiniteLoss, check_finite, spread
 from mirasol.training.optimizer import Optimizer, learning_rate

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from mirasol.data.example import ClipExamples, Example
 from mirasol.training.batches import draw_questions, stage_clips
-from mirasol.training.loader import ClipCache, load_media
+from mirasol.training.clip_cache import ClipCache
+from mirasol.training.loader import load_media
 from mirasol.training.randomness import permuted
 from mirasol.training.recipe import Recipe, Stage
 
