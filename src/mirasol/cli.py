@@ -1,6 +1,7 @@
 """The `mirasol` command: the only room that knows all others. Each command is a module in `mirasol.commands`.
 
-Errors that are the user's to mend end as one line on stderr and exit code 2, an interruption with 130.
+Errors that are the user's to mend end as one line on stderr and exit code 2, an interruption with 130. A training that
+a scheduler's signal stopped ends with 0.
 """
 
 import errno
@@ -9,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from mirasol.commands import ask, compare, data, demo, evaluate, info, init, score, train
-from mirasol.errors import UserError
+from mirasol.errors import Stopped, UserError
 
 DESCRIPTION = "Ask questions about what is seen and heard in a video; train and evaluate the model that answers them."
 COMMANDS = {
@@ -31,6 +32,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         run(list(sys.argv[1:] if arguments is None else arguments))
     except UserError as error:
         _stop(str(error), 2)
+    except Stopped as stopped:
+        _stop(str(stopped), stopped.exit_code)
     except KeyboardInterrupt:
         _stop("interrupted", 130)
     except BrokenPipeError:

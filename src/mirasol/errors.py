@@ -1,5 +1,7 @@
 """Errors that are the user's to mend: one clear line, no traceback, exit code 2 on the command line."""
 
+import signal
+
 
 class UserError(ValueError):
     """Something the user gave is wrong; the message names the offending value and the fix on one line."""
@@ -16,3 +18,16 @@ class BadClip(UserError):
     def __reduce__(self):
         # Exceptions cross process boundaries (decoding pool) as (class, args): restore both arguments.
         return type(self), (self.file, self.reason)
+
+
+class Stopped(Exception):
+    """A run was asked to stop by a signal, and did. The message says where it stands and how to go on, on one line."""
+
+    def __init__(self, message: str, signal_number: int):
+        super().__init__(message)
+        self.signal_number = signal_number
+
+    @property
+    def exit_code(self) -> int:
+        """130 for Ctrl-C, as shells expect of an interrupted command; 0 where a scheduler asked."""
+        return 130 if self.signal_number == signal.SIGINT else 0

@@ -1,7 +1,7 @@
 """What a step is watched by: losses that are no numbers, and how far clips lie apart in x."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -13,17 +13,41 @@ from mirasol import MirasolOutput
 from mirasol.errors import UserError
 from mirasol.training.batches import Batch
 
+# Ids named in the message; all of them are written to the run's folder.
+NAMED_SAMPLES = 8
+
 
 class NonFiniteLoss(UserError):
-    """A loss or gradient norm that is no number: the run stopped before it reached the weights."""
+    """A loss or gradient norm that is no number: the run stopped before it reached the weights.
+
+    facts: the step (counted from 1), its values, and its samples as plain data
+    """
+
+    def __init__(self, name: str, batch: Batch, values: Mapping[str, Any]):
+        samples = list(_samples(batch))
+        ids = list(dict.fromkeys(sample["id"] for sample in samples))
+        more = f" and {len(ids) - NAMED_SAMPLES} more" if len(ids) > NAMED_SAMPLES else ""
+        super().__init__(
+            f"step {batch.step + 1}: {name}={values[name]}, stopped before the optimizer step; "
+            f"samples: {', '.join(ids[:NAMED_SAMPLES])}{more}, listed in bad_step.json"
+        )
+        # As text, since JSON has no word for what is no number.
+        told = {key: str(value) for key, value in values.items()}
+        self.facts = {"step": batch.step + 1, "values": told, "samples": samples}
 
 
-def check_finite(step: int, batch: Batch, values: Mapping[str, Any]) -> None:
-    """Raises NonFiniteLoss with the step (counted from 1) and the ids of all its samples."""
+def _samples(batch: Batch) -> Iterator[dict[str, Any]]:
+    for clip, row in zip(batch.clips, batch.examples, strict=True):
+        for example in row:
+            yield {"id": example.id, "media": clip.media, "start": clip.start, "end": clip.end,
+                   "prompt": example.prompt, "target": example.target}  # fmt: skip
+
+
+def check_finite(batch: Batch, values: Mapping[str, Any]) -> None:
+    """Raises NonFiniteLoss where one of the step's values is not finite. `batch` is the whole step's."""
     for name, value in values.items():
         if isinstance(value, float) and not math.isfinite(value):
-            ids = ", ".join(dict.fromkeys(example.id for row in batch.examples for example in row))
-            raise NonFiniteLoss(f"step {step + 1}: {name}={value}, stopped before the optimizer step; samples: {ids}")
+            raise NonFiniteLoss(name, batch, values)
 
 
 @torch.no_grad()

@@ -1,7 +1,8 @@
 """A run's folder: what it holds, when it may be used, and what is recorded there.
 
 recipe.yaml (resolved), run.json (versions, commit, hardware, data), bad_clips.jsonl, metrics.jsonl, tensorboard/,
-processor/, checkpoints/ (to resume from), checkpoint/ (the result), error.txt (where a run stopped itself).
+processor/, checkpoints/ (to resume from), checkpoint/ (the result), error.txt (where a run stopped itself),
+bad_step.json (the samples of a step whose loss was no number).
 """
 
 import fcntl
@@ -11,6 +12,7 @@ import json
 import os
 import platform
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -133,13 +135,16 @@ class RunFolder:
                 f"{media} ({start} to {end} s) became readable or unreadable since the run {self.path} began"
             )
 
-    def record_error(self, message: str) -> None:
-        """Keeps the line that a run stopped with."""
+    def record_error(self, message: str, bad_step: Mapping[str, Any] | None = None) -> None:
+        """Keeps the line that a run stopped with, and the facts of a step whose numbers were none."""
         write_whole(self.path / "error.txt", message + "\n")
+        if bad_step is not None:
+            write_whole(self.path / "bad_step.json", json.dumps(bad_step, indent=1) + "\n")
 
     def clear_error(self) -> None:
         """The run goes on: what stopped it before is past."""
-        (self.path / "error.txt").unlink(missing_ok=True)
+        for name in ("error.txt", "bad_step.json"):
+            (self.path / name).unlink(missing_ok=True)
 
 
 def data_hashes(recipe: Recipe) -> dict[str, str]:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from mirasol.checkpoint import load_checkpoint
 from mirasol.console import Progress
+from mirasol.errors import Stopped
 from mirasol.training.batches import Batch, BatchPlan
 from mirasol.training.checkpoints import Checkpoints, save_model, write_folder
 from mirasol.training.clip_cache import BadWindow, ClipCache, UnreadableWindow, write_bad_clips
@@ -26,6 +27,7 @@ from mirasol.training.randomness import hash64
 from mirasol.training.recipe import Recipe
 from mirasol.training.run_folder import RunFolder, versions
 from mirasol.training.setup import check_loss_weights, check_texts, make_model, make_processor, pick_device
+from mirasol.training.signals import StopSignals
 from mirasol.training.validation import Validation
 
 
@@ -41,25 +43,26 @@ def train(recipe: Recipe, *, resume: bool = False, console: Any = None) -> Path:
             trains into the same output, bad data, and everything the parts of a run refuse.
         BadClip: a clip that cannot be read, with `on_bad_clip: error`.
         NonFiniteLoss: a loss or gradient norm is not finite; nothing of that step reached the weights.
+        Stopped: SIGTERM, SIGUSR1 or SIGINT (Ctrl-C) asked the run to stop; the step at hand was finished and saved.
     """
     if console is None:
         from rich.console import Console
 
         console = Console(stderr=True)
-    with RunFolder(recipe, resume) as folder:
+    with StopSignals() as signals, RunFolder(recipe, resume) as folder:
         if folder.finished:
             console.print(f"{folder.path}: this run is finished", highlight=False, soft_wrap=True)
             return folder.checkpoint
         if recipe.threads:
             torch.set_num_threads(recipe.threads)
-        return Trainer(recipe, folder, console).run()
+        return Trainer(recipe, folder, console, signals).run()
 
 
 class Trainer:
     """One run: made of parts that each follow from the recipe, and the loop over its steps."""
 
-    def __init__(self, recipe: Recipe, folder: RunFolder, console: Any):
-        self.recipe, self.folder, self.console = recipe, folder, console
+    def __init__(self, recipe: Recipe, folder: RunFolder, console: Any, signals: StopSignals):
+        self.recipe, self.folder, self.console, self.signals = recipe, folder, console, signals
         self.device = pick_device(recipe.device)
         examples, absent = read_split(recipe.data, recipe.data.train_split)
         validation_examples = []
@@ -128,13 +131,15 @@ class Trainer:
         first = state["step"]
         log = RunLog(self.folder.path, first)
         self.clock = Clock(state.get("seconds", 0.0))
+        self.signals.defer()
         try:
             with Progress(self.console, "Training", self.recipe.total_steps, "steps", start=first) as progress:
                 for step, batch, tensors in self._batches(first):
                     values = self._step(step, batch, tensors)
                     self._after_step(step + 1, values, log, progress)
+                    self._stop_if_asked(step + 1)
         except NonFiniteLoss as error:
-            self.folder.record_error(str(error))
+            self.folder.record_error(str(error), error.facts)
             raise
         finally:
             log.close()
@@ -170,11 +175,11 @@ class Trainer:
             output = self.model(**tensors)
         values = {"stage": stage_name, "loss": output.loss.item()}
         values |= {name: loss.item() for name, loss in output.items() if name.endswith("_loss")}
-        check_finite(step, batch, values)
+        check_finite(batch, values)
         self.optimizer.zero_grad()
         output.loss.backward()
         values["gradient_norm"] = self.optimizer.clip_gradients()
-        check_finite(step, batch, values)
+        check_finite(batch, values)
         self.optimizer.step()
         self.clock.clips += len(batch.clips)
         values["learning_rate"] = rate
@@ -200,9 +205,24 @@ class Trainer:
             with self.clock.paused(), self._precision():
                 log.validation(done, self.validation.run(self.model, self.processor, self.cache, self.device))
         if done % recipe.checkpoint_every == 0 or last:
-            with self.clock.paused():
-                state = {"seconds": self.clock.seconds(), "fingerprint": recipe.fingerprint()}
-                self.checkpoints.save(done, self.model, self.processor, self.optimizer, state)
+            self._save(done)
+
+    def _save(self, done: int) -> None:
+        with self.clock.paused():
+            state = {"seconds": self.clock.seconds(), "fingerprint": self.recipe.fingerprint()}
+            self.checkpoints.save(done, self.model, self.processor, self.optimizer, state)
+
+    def _stop_if_asked(self, done: int) -> None:
+        """Saves and raises Stopped where a signal came. After the last step the run is as good as finished: it ends."""
+        number, total = self.signals.received, self.recipe.total_steps
+        if number is None or done == total:
+            return
+        if done not in self.checkpoints.steps():
+            self._save(done)
+        raise Stopped(
+            f"{self.folder.path}: stopped by {number.name} after step {done} of {total}, which is saved: "
+            "--resume goes on from there", number,
+        )  # fmt: skip
 
     def _finish(self) -> Path:
         def fill(target: Path) -> None:
