@@ -66,7 +66,8 @@ def check_deviation(image_std: float | tuple[float, float, float]) -> None:
 class StackConfig:
     """One pre-LN Transformer stack. `gated` picks a gated feed-forward (GEGLU with the default `activation`), `bias`
     puts biases on every linear, `norm_eps` keeps the norms from dividing by zero; `attention_dropout` is that of the
-    attention weights, the same as `dropout` when None."""
+    attention weights, the same as `dropout` when None; `layer_drop` is the rate at which the last block's branches are
+    passed over in training (see `LayerDrop`)."""
 
     depth: int
     width: int
@@ -79,17 +80,23 @@ class StackConfig:
     activation: Literal["gelu", "gelu_tanh", "quick_gelu"] = "gelu"
     norm_eps: float = 1e-5
     attention_dropout: float | None = None
+    layer_drop: float = 0.0
 
     def __post_init__(self):
         _check_fields(self, "depth", "width", "hidden", "heads", "head_width")
         if self.width % 2:
             raise UserError(f"width={self.width} must be even: positions are pairs of sine and cosine")
-        for name in ("dropout", "attention_dropout"):
+        for name in ("dropout", "attention_dropout", "layer_drop"):
             value = getattr(self, name)
             if value is not None and not 0 <= value < 1:
                 raise UserError(f"{name}={value} must lie in [0, 1)")
         if not 0 < self.norm_eps < 1:
             raise UserError(f"norm_eps={self.norm_eps} must lie in (0, 1)")
+
+    @property
+    def attention_rate(self) -> float:
+        """Dropout of the attention weights."""
+        return self.dropout if self.attention_dropout is None else self.attention_dropout
 
 
 @dataclass
@@ -334,6 +341,7 @@ class TextConfig:
     cross_attention_latent_norm: each of them norms the latents before it makes keys and values of them.
     learned_positions: a learned table of `max_length` positions in place of the fixed code.
     tied: input and output embeddings are the same weights.
+    label_smoothing: share of each target token's weight that the text loss spreads over the vocabulary in training.
     """
 
     stack: StackConfig
@@ -345,9 +353,12 @@ class TextConfig:
     cross_attention_latent_norm: bool = False
     learned_positions: bool = False
     tied: bool = True
+    label_smoothing: float = 0.0
 
     def __post_init__(self):
         _check_fields(self, "vocab_size", "max_length", "cross_attention_every", "cross_attention_first")
+        if not 0 <= self.label_smoothing < 1:
+            raise UserError(f"label_smoothing={self.label_smoothing} must lie in [0, 1)")
         self.stack = make_part(StackConfig, self.stack, "stack")
         if not 1 <= self.cross_attention_every <= self.stack.depth:
             raise UserError(

@@ -9,7 +9,7 @@ from mirasol.config import MirasolConfig
 from mirasol.model.cache import KeyValueCache, StreamState, narrower
 from mirasol.model.masks import BlockCausal, ResamplerMask
 from mirasol.model.token_turing import TokenTuringCombiner
-from mirasol.model.transformer import Attention, FeedForward, Stack, form_of_mask, sinusoid
+from mirasol.model.transformer import Attention, FeedForward, LayerDrop, Stack, added, form_of_mask, sinusoid
 from mirasol.parts import StackConfig
 
 
@@ -137,6 +137,8 @@ class ClsCombiner(StackCombiner):
 class PerceiverBlock(nn.Module):
     """Latents look at features and at themselves, each normed for itself; then a feed-forward."""
 
+    branches = 2
+
     def __init__(self, stack: StackConfig):
         super().__init__()
         self.feature_norm = nn.LayerNorm(stack.width, stack.norm_eps)
@@ -151,12 +153,13 @@ class PerceiverBlock(nn.Module):
         latents: Float[Tensor, "batch latent width"],
         features: Float[Tensor, "batch feature width"],
         mask: Bool[Tensor, "latent key"] | BlockMask | None,
+        kept: Float[Tensor, "branch batch 1 1"] | None = None,
     ) -> Float[Tensor, "batch latent width"]:
         normed = self.latent_norm(latents)
         context = torch.cat([self.feature_norm(features), normed], dim=1)
         mixed, _ = self.attention(normed, self.attention.keys_values(context), mask)
-        latents = latents + self.dropout(mixed)
-        return latents + self.dropout(self.feed_forward(self.feed_forward_norm(latents)))
+        latents = added(latents, self.dropout(mixed), kept, 0)
+        return added(latents, self.dropout(self.feed_forward(self.feed_forward_norm(latents))), kept, 1)
 
     def step(
         self,
@@ -182,6 +185,7 @@ class PerceiverCombiner(AttentionCombiner):
         stack = config.combiner.stack
         self.latents = nn.Parameter(torch.empty(self.m, stack.width))
         self.blocks = nn.ModuleList(PerceiverBlock(stack) for _ in range(stack.depth))
+        self.layer_drop = LayerDrop(stack.layer_drop)
         self.norm = nn.LayerNorm(stack.width, stack.norm_eps)
 
     def inputs(
@@ -206,8 +210,9 @@ class PerceiverCombiner(AttentionCombiner):
         mask, axes = (None, (0, 1)) if alone else (ResamplerMask(chunks, self.m, tokens, self.window), (1, 2))
         features, x = features.flatten(*axes), latents.flatten(*axes)
         visible = form_of_mask(mask, self.blocks[0].attention.implementation, x.device)
-        for block in self.blocks:
-            x = block(x, features, visible)
+        kept = self.layer_drop(x, len(self.blocks), PerceiverBlock.branches)
+        for block, kept_of_block in zip(self.blocks, kept, strict=True):
+            x = block(x, features, visible, kept_of_block)
         return self.norm(x).view(latents.shape)
 
     def step(

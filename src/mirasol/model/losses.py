@@ -1,5 +1,6 @@
 """The losses, each a mean over what it applies to and exactly zero where it applies to nothing."""
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -125,9 +126,18 @@ def contrastive_loss(
 
 
 def summed_cross_entropy(
-    hidden: Float[Tensor, "target width"], labels: Int[Tensor, " target"], to_logits: Callable[[Tensor], Tensor]
+    hidden: Float[Tensor, "target width"],
+    labels: Int[Tensor, " target"],
+    weights: Float[Tensor, " target"] | None,
+    to_logits: Callable[[Tensor], Tensor],
+    smoothing: float = 0.0,
 ) -> Float[Tensor, ""]:
-    return F.cross_entropy(to_logits(hidden).float(), labels, reduction="sum")
+    """Sum of the tokens' cross-entropies, each times its weight; a smoothed target has `smoothing` of its weight spread
+    evenly over the vocabulary."""
+    logits = to_logits(hidden).float()
+    if weights is None:
+        return F.cross_entropy(logits, labels, reduction="sum", label_smoothing=smoothing)
+    return (weights * F.cross_entropy(logits, labels, reduction="none", label_smoothing=smoothing)).sum()
 
 
 def text_loss(
@@ -136,15 +146,21 @@ def text_loss(
     to_logits: Callable[[Tensor], Tensor],
     vocabulary: int,
     at_once: int = LOGITS_AT_ONCE,
+    weights: Float[Tensor, " target"] | None = None,
+    smoothing: float = 0.0,
 ) -> Float[Tensor, ""]:
-    """Cross-entropy of the target tokens (0 without any), of which `to_logits` makes [target, vocabulary].
+    """Mean cross-entropy of the target tokens (0 without any), of which `to_logits` makes [target, vocabulary]; with
+    `weights` of the tokens, their weighted mean.
 
     No more than `at_once` logits exist at a time, unless one token has more: beyond that the tokens are taken slice by
     slice, and the backward pass computes the logits of each slice again.
     """
     rows = max(1, at_once // vocabulary)
+    # The smallest number keeps weights that are all zero, and so a sum of zero, from being divided by zero.
+    total = max(len(labels), 1) if weights is None else weights.sum().clamp(min=torch.finfo(weights.dtype).tiny)
     if len(labels) <= rows:
-        return summed_cross_entropy(hidden, labels, to_logits) / max(len(labels), 1)
-    slices = zip(hidden.split(rows), labels.split(rows), strict=True)
-    each = [checkpoint(summed_cross_entropy, *part, to_logits, use_reentrant=False) for part in slices]
-    return torch.stack(each).sum() / len(labels)
+        return summed_cross_entropy(hidden, labels, weights, to_logits, smoothing) / total
+    weights_of_slices = weights.split(rows) if weights is not None else [None] * math.ceil(len(labels) / rows)
+    slices = zip(hidden.split(rows), labels.split(rows), weights_of_slices, strict=True)
+    each = [checkpoint(summed_cross_entropy, *part, to_logits, smoothing, use_reentrant=False) for part in slices]
+    return torch.stack(each).sum() / total

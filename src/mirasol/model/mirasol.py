@@ -1,5 +1,6 @@
 """The whole model: reads like the paper's figure."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from os import PathLike
 from typing import Any
@@ -34,6 +35,35 @@ def check_chunks(name: str, chunks: Float[Tensor, "clip chunk ..."], shape: tupl
     if tuple(chunks.shape[2:]) != shape:
         expected = ", ".join(map(str, shape))
         raise UserError(f"{name} of shape {tuple(chunks.shape)}: this model takes [clip, chunk, {expected}]")
+
+
+def check_labels(labels: Tensor | None, row_weights: Tensor | None, media: Mapping[str, Tensor | None]) -> None:
+    """Refuses labels without all the media that the losses compare with, and row weights that weigh nothing."""
+    missing = [name for name, value in media.items() if value is None]
+    if labels is not None and missing:
+        raise UserError(
+            f"labels were given without {', '.join(missing)}: the losses need all that MirasolProcessor gives, "
+            "not encoder_outputs alone"
+        )
+    if row_weights is None:
+        return
+    if labels is None:
+        raise UserError("row_weights were given without labels: they weigh the rows of the text loss")
+    if len(row_weights) != len(labels):
+        raise UserError(f"{len(row_weights)} row_weights for {len(labels)} text rows: give one for each row")
+
+
+def check_padding(chunk_mask: Bool[Tensor, "clip chunk"]) -> None:
+    """Refuses padding that does not come last: no causal mask would hide it from the chunks after it."""
+    if chunk_mask.is_meta or torch.compiler.is_compiling():
+        return  # no values to look at
+    gap = chunk_mask[:, 1:] & ~chunk_mask[:, :-1]
+    if gap.any():
+        clip, chunk = gap.nonzero()[0].tolist()
+        raise UserError(
+            f"chunk_mask of clip {clip} has padding before chunk {chunk + 1}: padding chunks come last; for a chunk "
+            "without video or audio use video_mask and audio_mask"
+        )
 
 
 class MirasolForConditionalGeneration(MirasolPreTrainedModel, GenerationMixin):
@@ -116,8 +146,9 @@ class MirasolForConditionalGeneration(MirasolPreTrainedModel, GenerationMixin):
         """The time-aligned side: chunks → features → x → h. Padding chunks come last in a clip (`chunk_mask`).
 
         Raises:
-            UserError: chunks of another shape than the config's.
+            UserError: chunks of another shape than the config's, or padding before a real chunk.
         """
+        check_padding(chunk_mask)
         check_chunks("video", video, self.config.video.chunk_shape)
         check_chunks("audio", audio, self.config.audio.chunk_shape)
         seen, heard = self.chunk_encoder(video, audio, video_mask & chunk_mask, audio_mask & chunk_mask)
@@ -150,23 +181,23 @@ class MirasolForConditionalGeneration(MirasolPreTrainedModel, GenerationMixin):
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
         decoder_inputs_embeds: Float[Tensor, "row token width"] | None = None,
+        row_weights: Float[Tensor, " given"] | None = None,
     ) -> MirasolOutput | tuple:
         """One pass. Text rows are the clips' questions in order: Q consecutive rows for each clip; they come as ids, or
         embedded as by `get_input_embeddings`.
 
-        With `labels` (-100 everywhere but on target tokens) the three losses are computed, each for itself.
+        With `labels` (-100 everywhere but on target tokens) the three losses are computed, each for itself;
+        `row_weights` then says how much the tokens of each row count in the text loss (mixed clips have rows of both).
 
         Raises:
-            UserError: text rows that are no multiple of the clips, labels without the media they are about, or text
-                given both as ids and embedded, or not at all.
+            UserError: text rows that are no multiple of the clips, labels without the media they are about, row weights
+                without labels or not one for each row, or text given both as ids and embedded, or not at all.
         """
-        if labels is not None and video is None:
-            raise UserError("labels were given without video: the losses need the media, not encoder_outputs alone")
+        media = {"video": video, "audio": audio, "chunk_mask": chunk_mask, "video_mask": video_mask,
+                 "audio_mask": audio_mask}  # fmt: skip
+        check_labels(labels, row_weights, media)
         if encoder_outputs is None:
-            encoder_outputs = self._encode_given(
-                {"video": video, "audio": audio, "chunk_mask": chunk_mask, "video_mask": video_mask,
-                 "audio_mask": audio_mask}
-            )  # fmt: skip
+            encoder_outputs = self._encode_given(media)
         h, x = encoder_outputs.latents, encoder_outputs.combined
         if (decoder_input_ids is None) == (decoder_inputs_embeds is None):
             raise UserError("give exactly one of decoder_input_ids and decoder_inputs_embeds")
@@ -196,7 +227,7 @@ class MirasolForConditionalGeneration(MirasolPreTrainedModel, GenerationMixin):
         if labels is None or not self.training:
             output.logits = self.text.logits(hidden)
         if labels is not None:
-            self._add_losses(output, hidden, labels, video, audio, chunk_mask, video_mask, audio_mask)
+            self._add_losses(output, hidden, labels, row_weights, **media)
         return_dict = settings.return_dict if return_dict is None else return_dict
         output = replace(output)  # anew, for its values stand in the order in which they were set: the loss comes first
         return output if return_dict else output.to_tuple()
@@ -243,18 +274,24 @@ class MirasolForConditionalGeneration(MirasolPreTrainedModel, GenerationMixin):
         return output
 
     def _text_loss(
-        self, hidden: Float[Tensor, "row token width"], labels: Int[Tensor, "row token"]
+        self,
+        hidden: Float[Tensor, "row token width"],
+        labels: Int[Tensor, "row token"],
+        row_weights: Float[Tensor, " row"] | None = None,
     ) -> Float[Tensor, ""]:
         """Each token is predicted from what the decoder gave for the one before; only targets meet the vocabulary."""
         is_target = labels[:, 1:] != IGNORED_LABEL
         targets = hidden[:, :-1][is_target], labels[:, 1:][is_target]
-        return text_loss(*targets, self.text.logits, self.config.vocab_size)
+        weights = None if row_weights is None else row_weights[:, None].expand(is_target.shape)[is_target]
+        smoothing = self.config.text.label_smoothing if self.training else 0.0
+        return text_loss(*targets, self.text.logits, self.config.vocab_size, weights=weights, smoothing=smoothing)
 
     def _add_losses(
         self,
         output: MirasolOutput,
         hidden: Float[Tensor, "row token width"],
         labels: Int[Tensor, "row token"],
+        row_weights: Float[Tensor, " row"] | None,
         video: Float[Tensor, "clip chunk frame 3 height width_px"],
         audio: Float[Tensor, "clip chunk mel_frame mel"],
         chunk_mask: Bool[Tensor, "clip chunk"],
@@ -266,7 +303,7 @@ class MirasolForConditionalGeneration(MirasolPreTrainedModel, GenerationMixin):
         `hidden` is the text decoder's output; what it looked at, x and h, stands in `output` already.
         """
         h, x = output.latents, output.combined
-        output.text_loss = self._text_loss(hidden, labels)
+        output.text_loss = self._text_loss(hidden, labels, row_weights)
         settings, weights = self.config.latent, self.config.loss_weights
         output.latent_loss = latent_loss(
             self.latent.predict_next(h), x, chunk_mask, video_mask, audio_mask, settings.distance, settings.target

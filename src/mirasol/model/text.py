@@ -9,7 +9,7 @@ from transformers import EncoderDecoderCache
 
 from mirasol.config import MirasolConfig
 from mirasol.errors import UserError
-from mirasol.model.transformer import Attention, FeedForward, sinusoid
+from mirasol.model.transformer import Attention, FeedForward, LayerDrop, added, sinusoid
 
 
 class TextLayers(NamedTuple):
@@ -27,6 +27,8 @@ class TextLayers(NamedTuple):
 
 class TextBlock(nn.Module):
     """Causal self-attention and feed-forward, then cross-attention to the latents where the layer has it."""
+
+    branches = 4
 
     def __init__(self, config: MirasolConfig, index: int):
         super().__init__()
@@ -55,27 +57,28 @@ class TextBlock(nn.Module):
         latent_mask: Bool[Tensor, "clip latent"] | None,
         cache: EncoderDecoderCache | None,
         with_weights: bool,
+        kept: Float[Tensor, "branch row 1 1"] | None = None,
     ) -> tuple[
         Float[Tensor, "row token width"],
         Float[Tensor, "row head token key"] | None,
         Float[Tensor, "row head token latent"] | None,
     ]:
         """Output, and the weights of self- and cross-attention when asked for. Without latents the cross-attention
-        block is passed over, its feed-forward too."""
+        block is passed over, its feed-forward too. `kept` is what `LayerDrop` gives for this block."""
         queries, keys_values = self.attention.projections(x, self.attention_norm)
         if cache is not None:
             keys_values = cache.self_attention_cache.update(*keys_values, self.index)
             # A static cache has slots that nobody has written yet: they stay out of sight.
             mask = nn.functional.pad(mask, (0, keys_values[0].shape[2] - mask.shape[-1]))
         mixed, own_weights = self.attention.mix(queries, keys_values, mask, with_weights)
-        x = x + self.dropout(mixed)
-        x = x + self.dropout(self.feed_forward(x, self.feed_forward_norm))
+        x = added(x, self.dropout(mixed), kept, 0)
+        x = added(x, self.dropout(self.feed_forward(x, self.feed_forward_norm)), kept, 1)
         if self.cross_attention is None or latents is None:
             return x, own_weights, None
         mixed, weights = self._look_at_latents(x, latents, latent_mask, cache, with_weights)
-        x = x + self.dropout(mixed)
+        x = added(x, self.dropout(mixed), kept, 2)
         if self.cross_feed_forward is not None:
-            x = x + self.dropout(self.cross_feed_forward(x, self.cross_feed_forward_norm))
+            x = added(x, self.dropout(self.cross_feed_forward(x, self.cross_feed_forward_norm)), kept, 3)
         return x, own_weights, weights
 
     def _look_at_latents(
@@ -117,6 +120,7 @@ class TextDecoder(nn.Module):
         self.embedding = nn.Embedding(config.text.vocab_size, width)
         self.latent_input = nn.Identity() if latent_width == width else nn.Linear(latent_width, width)
         self.blocks = nn.ModuleList(TextBlock(config, index) for index in range(config.text.stack.depth))
+        self.layer_drop = LayerDrop(config.text.stack.layer_drop)
         self.norm = nn.LayerNorm(width, config.text.stack.norm_eps)
         learned = config.text.learned_positions
         self.position = nn.Parameter(torch.empty(config.text.max_length, width)) if learned else None
@@ -147,8 +151,9 @@ class TextDecoder(nn.Module):
             latents = self.latent_input(latents)
         x = x + self.position_codes(positions, longest or past + x.shape[1]).to(x)
         hidden_states, attentions, cross_attentions = [x], [], []
-        for block in self.blocks:
-            x, own_weights, weights = block(x, mask, latents, latent_mask, cache, with_weights)
+        kept = self.layer_drop(x, len(self.blocks), TextBlock.branches)
+        for block, kept_of_block in zip(self.blocks, kept, strict=True):
+            x, own_weights, weights = block(x, mask, latents, latent_mask, cache, with_weights, kept_of_block)
             if with_weights:
                 attentions.append(own_weights)
                 cross_attentions += [] if weights is None else [weights]
@@ -168,8 +173,9 @@ class TextDecoder(nn.Module):
         mask = is_real[:, None, None, :] | torch.eye(ids.shape[1], dtype=torch.bool, device=ids.device)
         x = self.embedding(ids)
         x = x + self.position_codes(positions, ids.shape[1]).to(x)
-        for block in self.blocks:
-            x, _, _ = block(x, mask, None, None, None, False)
+        kept = self.layer_drop(x, len(self.blocks), TextBlock.branches)
+        for block, kept_of_block in zip(self.blocks, kept, strict=True):
+            x, _, _ = block(x, mask, None, None, None, False, kept_of_block)
         return self.norm(x)
 
     def position_codes(self, positions: Int[Tensor, "row token"], length: int) -> Float[Tensor, "row token width"]:

@@ -90,4 +90,7 @@ class TokenTuringCombiner(nn.Module):
 def process_stack(config: MirasolConfig) -> StackConfig:
     """The Transformer between reading and writing, at the Combiner's width."""
     ttm, stack = config.combiner.ttm, config.combiner.stack
-    return StackConfig(ttm.depth, stack.width, ttm.hidden, ttm.heads, ttm.head_width, dropout=stack.dropout)
+    return StackConfig(
+        ttm.depth, stack.width, ttm.hidden, ttm.heads, ttm.head_width, dropout=stack.dropout,
+        layer_drop=stack.layer_drop,
+    )  # fmt: skip

@@ -2,7 +2,7 @@
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
@@ -97,7 +97,7 @@ class Attention(nn.Module):
     def __init__(self, stack: StackConfig):
         super().__init__()
         self.heads = stack.heads
-        self.dropout = stack.dropout if stack.attention_dropout is None else stack.attention_dropout
+        self.dropout = stack.attention_rate
         inner = stack.heads * stack.head_width
         self.query = nn.Linear(stack.width, inner, bias=stack.bias)
         self.key_value = nn.Linear(stack.width, 2 * inner, bias=stack.bias)
@@ -186,8 +186,48 @@ class FeedForward(nn.Module):
         return self.output(self.activate(self.hidden(x if norm is None else norm(x))))
 
 
+class LayerDrop(nn.Module):
+    """Stochastic depth (Huang et al., 2016): in training, which sequences pass over which residual branches.
+
+    The rate grows linearly with depth, from rate/n at the first of n blocks to `rate` at the last, for early features
+    are what all later blocks build on. What is kept is scaled by 1/(1 - rate of its block): the expectation stays, and
+    outside training nothing has to be scaled. The branches are computed all the same, so that every weight always has
+    a gradient and no process of a run takes another path than the rest.
+    """
+
+    def __init__(self, rate: float):
+        super().__init__()
+        self.rate = rate
+
+    def extra_repr(self) -> str:
+        return f"rate={self.rate}"
+
+    def forward(
+        self, x: Float[Tensor, "batch token width"], blocks: int, branches: int
+    ) -> Sequence[Float[Tensor, "branch batch 1 1"] | None]:
+        """For each block what its branches are multiplied by; None where nothing is ever passed over."""
+        if not self.training or not self.rate:
+            return [None] * blocks
+        rates = self.rate * torch.arange(1, blocks + 1, device=x.device) / blocks
+        rates = rates[:, None, None, None, None]
+        kept = torch.rand(blocks, branches, x.shape[0], 1, 1, device=x.device) >= rates
+        return (kept / (1 - rates)).to(x.dtype).unbind()
+
+
+def added(
+    x: Float[Tensor, "batch token width"],
+    branch: Float[Tensor, "batch token width"],
+    kept: Float[Tensor, "branch batch 1 1"] | None,
+    index: int,
+) -> Float[Tensor, "batch token width"]:
+    """The residual stream with a branch added, as often as `LayerDrop` keeps this branch."""
+    return x + branch if kept is None else x + branch * kept[index]
+
+
 class Block(nn.Module):
     """Pre-LN self-attention and feed-forward, each added to the residual stream."""
+
+    branches = 2
 
     def __init__(self, stack: StackConfig):
         super().__init__()
@@ -202,12 +242,14 @@ class Block(nn.Module):
         x: Float[Tensor, "batch query width"],
         mask: Bool[Tensor, "..."] | BlockMask | None = None,
         context: Float[Tensor, "batch key width"] | None = None,
+        kept: Float[Tensor, "branch batch 1 1"] | None = None,
     ) -> Float[Tensor, "batch query width"]:
-        """The tokens whose outputs are wanted look at the context: at themselves unless it is given."""
+        """The tokens whose outputs are wanted look at the context: at themselves unless it is given. `kept` is what
+        `LayerDrop` gives for this block."""
         queries, keys_values = self.attention.projections(x, self.attention_norm, context)
         mixed, _ = self.attention.mix(queries, keys_values, mask)
-        x = x + self.dropout(mixed)
-        return x + self.dropout(self.feed_forward(x, self.feed_forward_norm))
+        x = added(x, self.dropout(mixed), kept, 0)
+        return added(x, self.dropout(self.feed_forward(x, self.feed_forward_norm)), kept, 1)
 
     def step(
         self, x: Float[Tensor, "batch token width"], cache: KeyValueCache, last: int
@@ -226,6 +268,7 @@ class Stack(nn.Module):
     def __init__(self, stack: StackConfig):
         super().__init__()
         self.blocks = nn.ModuleList(Block(stack) for _ in range(stack.depth))
+        self.layer_drop = LayerDrop(stack.layer_drop)
         self.norm = nn.LayerNorm(stack.width, stack.norm_eps)
 
     def forward(
@@ -237,14 +280,15 @@ class Stack(nn.Module):
         """Every token's output, or those of the `last` tokens of each chunk (without a mask the sequence is one
         chunk). The last block then computes no others, since nothing reads them."""
         *first, final = self.blocks
+        *kept_first, kept = self.layer_drop(x, len(self.blocks), Block.branches)
         visible = form_of_mask(mask, final.attention.implementation, x.device)
-        for block in first:
-            x = block(x, visible)
+        for block, kept_of_block in zip(first, kept_first, strict=True):
+            x = block(x, visible, kept=kept_of_block)
         if last is None:
-            return self.norm(final(x, visible))
+            return self.norm(final(x, visible, kept=kept))
         wanted = x.unflatten(1, (1 if mask is None else mask.chunks, -1))[:, :, -last:].flatten(1, 2)
         visible = form_of_mask(mask and mask.for_last(last), final.attention.implementation, x.device)
-        return self.norm(final(wanted, visible, x))
+        return self.norm(final(wanted, visible, x, kept))
 
     def step(
         self, x: Float[Tensor, "batch token width"], caches: list[KeyValueCache], last: int
