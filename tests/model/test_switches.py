@@ -101,7 +101,7 @@ def test_a_config_saved_before_there_were_switches_still_means_the_same(tmp_path
             "cross_attention_latent_norm",
             "tied",
             "label_smoothing",
-        ),  # fmt: skip
+        ),
         "latent": ("target",),
     }
     later |= {"reconstruction": ("frames", "distance", "step", "audio"), "loss_weights": ("audio", "contrastive")}
