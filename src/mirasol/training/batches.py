@@ -6,7 +6,10 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from mirasol.data.example import ClipExamples, Example, group_by_clip
+import numpy as np
+
+from mirasol.data.example import ClipExamples, Example
+from mirasol.data.example_table import ClipTable, ExampleTable
 from mirasol.errors import UserError
 from mirasol.training.randomness import hash64, permuted, uniform
 from mirasol.training.recipe import Recipe, Stage
@@ -56,15 +59,13 @@ class Batch:
         return [[example.target for example in row] for row in self.examples]
 
 
-def stage_clips(examples: Iterable[Example], window: str, question_types: Sequence[str] | None) -> list[ClipExamples]:
+def stage_clips(examples: Iterable[Example], window: str, question_types: Sequence[str] | None) -> ClipTable:
     """The clips (or slots) with the examples that a stage may draw from, in the order of the examples."""
-    wanted = [
-        example
-        for example in examples
-        if (example.start is not None or example.end is not None) == (window == "slot")
-        and (question_types is None or example.question_type in question_types)
-    ]
-    return group_by_clip(wanted)
+    table = ExampleTable.of(examples)
+    wanted = table.windowed == (window == "slot")
+    if question_types is not None:
+        wanted &= np.isin(table.type, [place for place, name in enumerate(table.types) if name in question_types])
+    return table.clips(wanted)
 
 
 def draw_questions(clip: ClipExamples, stage: Stage, *key: int | str) -> tuple[tuple[Example, ...], int]:
@@ -116,10 +117,11 @@ class BatchPlan:
 
     def __init__(self, recipe: Recipe, examples: Sequence[Example]):
         self.recipe = recipe
+        examples = ExampleTable.of(examples)
         self.clips = {
             name: stage_clips(examples, stage.window, stage.question_types) for name, stage in recipe.stages.items()
         }
-        known = sorted({example.question_type for example in examples})
+        known = sorted(examples.types)
         for name, stage in recipe.stages.items():
             for key, types in (("question_types", stage.question_types or ()), ("type_weights", stage.type_weights)):
                 _check_types(types, known, f"stages.{name}.{key}", recipe.data.root)
@@ -151,8 +153,7 @@ class BatchPlan:
 
     def used_clips(self) -> list[tuple[str, float | None, float | None]]:
         """Every (media, start, end) that some step may ask for."""
-        windows = ((clip.media, clip.start, clip.end) for clips in self.clips.values() for clip in clips)
-        return list(dict.fromkeys(windows))
+        return list(dict.fromkeys(window for clips in self.clips.values() for window in clips.windows()))
 
 
 def _check_types(types: Iterable[str], known: Sequence[str], key: str, root: str) -> None:
