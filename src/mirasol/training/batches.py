@@ -24,6 +24,7 @@ class Batch:
         it all the same
     stage: name of the stage the step belongs to
     epochs: for each clip, how often its stage has been through all its clips before
+    positions: for each clip, its place in the order that its stage walks through, over all epochs
     """
 
     step: int
@@ -33,6 +34,7 @@ class Batch:
     dropped: tuple[str | None, ...] = ()
     stage: str = ""
     epochs: tuple[int, ...] = ()
+    positions: tuple[int, ...] = ()
 
     def only(self, rows: Sequence[int]) -> "Batch":
         """The batch of these rows alone, in this order; `repeated` stays the whole batch's."""
@@ -46,6 +48,7 @@ class Batch:
             examples=chosen(self.examples),
             dropped=chosen(self.dropped),
             epochs=chosen(self.epochs),
+            positions=chosen(self.positions),
         )
 
     @property
@@ -133,19 +136,34 @@ class BatchPlan:
     def batch(self, step: int) -> Batch:
         """The batch of step `step`, counted from 0 over all stages."""
         name, step_in_stage = self.recipe.stage_at(step)
-        stage, clips = self.recipe.stages[name], self.clips[name]
-        chosen, rows, dropped, epochs, repeated = [], [], [], [], 0
-        first = step_in_stage * stage.clips_per_step
-        for position in range(first, first + stage.clips_per_step):
-            epoch, index = divmod(position, len(clips))
-            clip = clips[permuted(index, len(clips), self.recipe.seed, "order", name, epoch)]
-            drawn, repeats = draw_questions(clip, stage, self.recipe.seed, name, position)
-            chosen.append(clip)
-            rows.append(tuple(pick_target(example, self.recipe.seed, name, position) for example in drawn))
-            dropped.append(drop_modality(stage, self.recipe.seed, name, position))
-            epochs.append(epoch)
-            repeated += repeats
-        return Batch(step, tuple(chosen), tuple(rows), repeated, tuple(dropped), name, tuple(epochs))
+        first = step_in_stage * self.recipe.stages[name].clips_per_step
+        positions = tuple(range(first, first + self.recipe.stages[name].clips_per_step))
+        clips, examples, dropped, epochs, repeats = zip(*(self._row(name, place) for place in positions), strict=True)
+        return Batch(step, clips, examples, sum(repeats), dropped, name, epochs, positions)
+
+    def _row(self, name: str, position: int, attempt: int = 0):
+        """(clip, examples, dropped, epoch, repeats) of a stage's `position`; `attempt` counts the clips that turned
+        out to be bad in its place."""
+        stage, clips, seed = self.recipe.stages[name], self.clips[name], self.recipe.seed
+        epoch, index = divmod(position, len(clips))
+        if attempt:
+            index = int(uniform(seed, "instead", name, position, attempt) * len(clips))
+        clip = clips[permuted(index, len(clips), seed, "order", name, epoch)]
+        drawn, repeats = draw_questions(clip, stage, seed, name, position)
+        examples = tuple(pick_target(example, seed, name, position) for example in drawn)
+        return clip, examples, drop_modality(stage, seed, name, position), epoch, repeats
+
+    def instead(self, batch: Batch, row: int, attempt: int) -> Batch:
+        """The batch with another clip in place of a row's, which is bad; `attempt` counts from 1.
+
+        It follows from the row's position and the attempt alone: a resumed run draws the same.
+        """
+        clip, examples, *_ = self._row(batch.stage, batch.positions[row], attempt)
+        return replace(
+            batch,
+            clips=(*batch.clips[:row], clip, *batch.clips[row + 1 :]),
+            examples=(*batch.examples[:row], examples, *batch.examples[row + 1 :]),
+        )
 
     def noise_seed(self, step: int) -> int:
         """Seed of PyTorch's random numbers (dropout, masking of x) in step `step`."""
