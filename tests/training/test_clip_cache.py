@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from mirasol.config import MirasolConfig
-from mirasol.errors import BadClip, UserError
+from mirasol.errors import BadClip
 from mirasol.media.processor import MirasolFeatureExtractor
 from mirasol.training.clip_cache import ClipCache, UnreadableWindow
 
@@ -71,11 +71,39 @@ def test_files_appear_whole_or_not_at_all(cache, medium, monkeypatch):
     assert len(cache.load(medium)["video_mask"]) > 0
 
 
-def test_a_damaged_cache_file_is_named(cache, medium):
-    cache.load(medium)
-    cache.file((medium, None, None)).write_bytes(b"junk")
-    with pytest.raises(UserError, match="damaged file in the clip cache"):
-        cache.load(medium)
+@pytest.mark.parametrize("damage", [b"junk", b"", None])
+def test_a_damaged_cache_file_is_decoded_again_with_a_warning(cache, medium, damage):
+    whole, slot = (medium, None, None), (medium, 0.5, 1.5)
+    expected = [cache.load(*window) for window in (whole, slot)]
+    file = cache.file(whole)
+    for place, window in enumerate((whole, slot)):
+        damaged = file.read_bytes()[:-100] if damage is None else damage
+        file.unlink()  # what was loaded may still be mapped from it
+        file.write_bytes(damaged)
+        with pytest.warns(UserWarning, match="damaged file in the clip cache .*: decoded again"):
+            assert same(cache.load(*window), expected[place])
+        assert same(cache.load(*window), expected[place])
+
+
+def test_without_a_folder_nothing_is_kept(cache, medium, data_root):
+    assert same(ClipCache(None, data_root, SETTINGS).load(medium), cache.load(medium))
+
+
+def test_a_full_cache_keeps_what_it_has_and_decodes_the_rest(examples, data_root, tmp_path):
+    media = list(dict.fromkeys(example.media for example in examples))[:5]
+    free = ClipCache(tmp_path / "free", data_root, SETTINGS)
+    expected = [free.load(medium) for medium in media]
+    size = free.file((media[0], None, None)).stat().st_size
+    full = ClipCache(tmp_path / "full", data_root, SETTINGS, limit=int(2.9 * size))
+    for _ in range(2):
+        assert all(same(full.load(medium), tensors) for medium, tensors in zip(media, expected, strict=True))
+        assert 0 < full.size() <= full.limit
+    # Another process's cache on the same folder counts on from there, also where the count was lost.
+    (full.folder / "size").unlink()
+    again = ClipCache(full.folder, data_root, SETTINGS, limit=full.limit)
+    stored = full.size()
+    assert all(same(again.load(medium), tensors) for medium, tensors in zip(media, expected, strict=True))
+    assert full.size() == stored
 
 
 def test_a_pool_decodes_the_same(examples, data_root, tmp_path):

@@ -1,9 +1,11 @@
-"""Decoded clips on disk."""
+"""Decoded clips, on disk where there is a cache."""
 
+import fcntl
 import functools
 import hashlib
 import json
 import os
+import warnings
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
@@ -51,19 +53,33 @@ class ClipCache:
     """The compact tensors of decoded clips, one safetensors file each, decoded on first use.
 
     A file's name is a hash of the clip's path, size, time of change, window and of the extractor's settings, so a
-    changed clip or another model shape never meets stale tensors. Files appear whole or not at all.
+    changed clip or another model shape never meets stale tensors. Files appear whole or not at all, so processes may
+    share a folder; one that is damaged is decoded again, with a warning.
 
-    folder: where the files lie; root: what `media` is relative to; settings: `MirasolConfig.media_settings()`
+    folder: where the files lie; None keeps nothing, and every use decodes
+    root: what `media` is relative to; settings: `MirasolConfig.media_settings()`
     whole: media of which windows are cut out of the whole clip where they consist of its chunks; windows of other
         media, and those off the chunk grid, are decoded on their own. (Named here and not found out from what the
         folder holds: a cut differs from a decoded window in the sound at its edges, and results must not depend on
-        what was decoded before.)
+        what was decoded before.) Needs a folder without limit.
+    limit: bytes that the folder's files may take, None for any; beyond, clips are decoded and not kept. Nothing is
+        thrown out for them: a run comes back to every clip after as many others, so the ones that are there are as
+        good as any.
     """
 
-    def __init__(self, folder: Path, root: Path, settings: Mapping[str, Any], whole: Collection[str] = ()):
-        self.whole = frozenset(whole)
-        self.folder, self.root, self.settings = Path(folder), Path(root), dict(settings)
-        self.grid = _extractor(json.dumps(self.settings, sort_keys=True)).grid
+    def __init__(
+        self,
+        folder: Path | None,
+        root: Path,
+        settings: Mapping[str, Any],
+        whole: Collection[str] = (),
+        limit: int | None = None,
+    ):
+        assert not whole or (folder is not None and limit is None)
+        self.whole, self.limit = frozenset(whole), limit
+        self.folder, self.root, self.settings = folder and Path(folder), Path(root), dict(settings)
+        self._settings = json.dumps(self.settings, sort_keys=True)
+        self.grid = _extractor(self._settings).grid
         self._files: dict[Window, Path] = {}
         self._cuts: dict[Window, tuple[int, int] | None] = {}
 
@@ -89,17 +105,63 @@ class ClipCache:
             self._decode_if_missing((media, *WHOLE))
             chunks = self._chunks_of_whole(window)
             if chunks is not None:
-                with _opened(self.file((media, *WHOLE))) as stored:
-                    return {name: stored.get_slice(name)[chunks[0] : chunks[1]] for name in TENSORS}
-        self._decode_if_missing(window)
-        with _opened(self.file(window)) as stored:
-            return {name: stored.get_tensor(name) for name in TENSORS}
+                whole = self._stored((media, *WHOLE), chunks)
+                return {name: whole[name] for name in TENSORS}
+        tensors = self._stored(window) if self.folder is not None and self.file(window).exists() else None
+        if tensors is None:
+            tensors = self._decoded(window)
+        return {name: value for name, value in tensors.items() if name != "edges"}
+
+    def _decoded(self, window: Window) -> dict[str, Tensor]:
+        """Decodes a window, and keeps it if it may. Raises BadClip."""
+        tensors, notes = _read(self._job(window))
+        if self.folder is not None and self._has_room(tensors):
+            _write(self.file(window), tensors, window[0], notes)
+        return tensors
 
     def _decode_if_missing(self, window: Window) -> None:
         if not self.file(window).exists():
-            reason = _decode(self._job(window))
-            if reason is not None:
-                raise BadClip(self.root / window[0], reason)
+            self._decoded(window)
+
+    def _stored(self, window: Window, chunks: tuple[int, int] | None = None) -> dict[str, Tensor]:
+        """What the window's file holds, or some of its chunks; decoded again if the file is damaged."""
+        file = self.file(window)
+        try:
+            with safe_open(file, framework="pt") as stored:
+                return {
+                    name: stored.get_tensor(name)
+                    if chunks is None or name == "edges"
+                    else stored.get_slice(name)[slice(*chunks)]
+                    for name in stored.keys()  # noqa: SIM118
+                }
+        except (SafetensorError, OSError) as error:
+            warnings.warn(f"{file}: damaged file in the clip cache ({error}): decoded again", stacklevel=2)
+        file.unlink(missing_ok=True)
+        tensors = self._decoded(window)
+        if chunks is None:
+            return tensors
+        return {name: value[slice(*chunks)] if name != "edges" else value for name, value in tensors.items()}
+
+    def _has_room(self, tensors: Mapping[str, Tensor]) -> bool:
+        """Whether the folder may take these tensors too; if so, they are counted in."""
+        if self.limit is None:
+            return True
+        self.folder.mkdir(parents=True, exist_ok=True)
+        size = sum(tensor.nbytes for tensor in tensors.values())
+        with (self.folder / "size").open("a+", encoding="utf-8") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            file.seek(0)
+            text = file.read()
+            taken = int(text) if text.isdecimal() else self.size()
+            if taken + size > self.limit:
+                return False
+            file.truncate(0)
+            file.write(str(taken + size))
+        return True
+
+    def size(self) -> int:
+        """Bytes of all clips in the folder, as it is now."""
+        return sum(file.stat().st_size for file in self.folder.rglob("*.safetensors"))
 
     def fill(
         self,
@@ -147,17 +209,16 @@ class ClipCache:
         return bad
 
     def _job(self, window: Window) -> tuple[str, Window, str, str]:
-        return str(self.root), window, json.dumps(self.settings, sort_keys=True), str(self.file(window))
+        return str(self.root), window, self._settings, "" if self.folder is None else str(self.file(window))
 
     def _chunks_of_whole(self, window: Window) -> tuple[int, int] | None:
         """First and last (exclusive) chunk of the decoded whole clip that make up the window, if they exactly do."""
         if window not in self._cuts:
-            self._cuts[window] = self._find_chunks(self.file((window[0], *WHOLE)), *window[1:])
+            self._cuts[window] = self._find_chunks(*window)
         return self._cuts[window]
 
-    def _find_chunks(self, whole: Path, start: float | None, end: float | None) -> tuple[int, int] | None:
-        with _opened(whole) as stored:
-            edges = stored.get_tensor("edges")
+    def _find_chunks(self, media: str, start: float | None, end: float | None) -> tuple[int, int] | None:
+        edges = self._stored((media, *WHOLE))["edges"]
         start = float(edges[0]) if start is None else start
         end = float(edges[-1]) if end is None else end
         if end <= start:
@@ -171,37 +232,41 @@ class ClipCache:
         return first, first + len(wanted) - 1
 
 
-def _opened(file: Path):
-    try:
-        return safe_open(file, framework="pt")
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{file}: damaged file in the clip cache ({error}): delete it and start again") from error
-
-
 @functools.lru_cache(maxsize=4)
 def _extractor(settings: str) -> MirasolFeatureExtractor:
     return MirasolFeatureExtractor(**json.loads(settings))
 
 
-def _decode(job: tuple[str, Window, str, str]) -> str | None:
-    """Decodes one window into its cache file. Returns the reason where the media cannot be used."""
-    root, (media, start, end), settings, file = job
+def _read(job: tuple[str, Window, str, str]) -> tuple[dict[str, Tensor], list[str]]:
+    """The tensors of a window and what was noted about it. Raises BadClip where the media cannot be used."""
+    root, (media, start, end), settings, _ = job
     extractor = _extractor(settings)
     try:
         with open_media_file(Path(root), media) as path:
             clip = extractor.read(path, start, end)
     except BadClip as error:
-        return error.reason
+        raise BadClip(Path(root) / media, error.reason) from error
     except UserError as error:
-        return str(error)
+        raise BadClip(Path(root) / media, str(error)) from error
     tensors = {name: value.contiguous() for name, value in extractor.tensors(clip).items()}
-    tensors["edges"] = torch.tensor(clip.timeline.edges, dtype=torch.float64)
-    target = Path(file)
+    return {**tensors, "edges": torch.tensor(clip.timeline.edges, dtype=torch.float64)}, clip.notes
+
+
+def _write(target: Path, tensors: Mapping[str, Tensor], media: str, notes: Sequence[str]) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     # Several runs may fill one cache: each writes under its own name, the last rename wins with equal content.
     unfinished = target.with_suffix(f".{os.getpid()}.unfinished")
-    save_file(tensors, unfinished, metadata={"media": media, "notes": json.dumps(clip.notes)})
+    save_file(dict(tensors), unfinished, metadata={"media": media, "notes": json.dumps(notes)})
     os.replace(unfinished, target)
+
+
+def _decode(job: tuple[str, Window, str, str]) -> str | None:
+    """Decodes one window into its cache file. Returns the reason where the media cannot be used."""
+    try:
+        tensors, notes = _read(job)
+    except BadClip as error:
+        return error.reason
+    _write(Path(job[3]), tensors, job[1][0], notes)
     return None
 
 
