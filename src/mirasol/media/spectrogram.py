@@ -22,6 +22,7 @@ FFT_SIZE = 1024  # zero-padded, so that even 128 mel bands each hold a frequency
 POWER_FLOOR = 1e-8
 LOG_CENTRE = -4.0
 LOG_SPREAD = 4.0
+SILENCE = (math.log10(POWER_FLOOR) - LOG_CENTRE) / LOG_SPREAD
 
 
 def log_mel_chunks(

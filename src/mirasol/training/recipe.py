@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from mirasol.data.sources import Options
 from mirasol.errors import UserError
+from mirasol.media.augmentation import Augment
 from mirasol.parts import LossWeights
 
 
@@ -67,6 +68,9 @@ class Stage:
     learning_rate_scale: multiplies the run's learning rate during this stage
     drop_video, drop_audio: share of clips that are shown without that modality (never without both), so that the
         model also learns to answer where one is missing
+    dropout, layer_drop, label_smoothing: rates of this stage in every stack of the model (in the text loss); null
+        leaves what the model's config says
+    augment: how clips are changed (docs/augmentation.md)
     """
 
     steps: int
@@ -79,6 +83,10 @@ class Stage:
     learning_rate_scale: float = 1.0
     drop_video: float = 0.0
     drop_audio: float = 0.0
+    dropout: float | None = None
+    layer_drop: float | None = None
+    label_smoothing: float | None = None
+    augment: Augment = field(default_factory=Augment)
 
     def __post_init__(self):
         if self.drop_video < 0 or self.drop_audio < 0 or self.drop_video + self.drop_audio > 1:
@@ -87,6 +95,12 @@ class Stage:
             )
         for name in ("steps", "clips_per_step", "questions_per_clip", "learning_rate_scale"):
             _positive(self, name)
+        for name in ("dropout", "layer_drop", "label_smoothing"):
+            rate = getattr(self, name)
+            if rate is not None and not 0 <= rate < 1:
+                raise UserError(f"{name}={rate} must lie in [0, 1)")
+        if self.augment.mixup and self.clips_per_step < 2:
+            raise UserError("augment.mixup needs another clip in the batch: set clips_per_step to 2 or more")
         for question_type, weight in self.type_weights.items():
             if weight <= 0:
                 raise UserError(

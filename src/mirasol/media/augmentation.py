@@ -1,0 +1,230 @@
+"""Augmentation of a clip's compact tensors, as `MirasolFeatureExtractor.tensors` gives them.
+
+What a clip becomes follows from its tensors, the settings and a seed. All its frames share one shift, one crop and one
+flip.
+"""
+
+import math
+import random
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Bool, Float16, Shaped, UInt8
+from torch import Tensor
+from torch.nn import functional as F
+
+from mirasol.errors import UserError
+from mirasol.media.spectrogram import SILENCE
+
+# Shapes of a crop, width to height: what image models are usually trained with.
+LEAST_RATIO, LARGEST_RATIO = 3 / 4, 4 / 3
+# Frames are decoded at most this many times as wide as the model takes them, so that a cache stays affordable.
+LARGEST_DECODING = 2.0
+
+
+@dataclass(frozen=True)
+class SpecAugment:
+    """Bands of the log-mel spectrogram that training hides (Park et al., 2019), over all chunks of a clip.
+
+    frequency_masks, time_masks: how many; each is as wide as chance says, up to
+    frequency_width: mel bins, time_width: mel frames
+    time_share: no time mask is wider than this share of the clip
+    """
+
+    frequency_masks: int = 0
+    frequency_width: int = 48
+    time_masks: int = 0
+    time_width: int = 48
+    time_share: float = 1.0
+
+    def __post_init__(self):
+        for name in ("frequency_masks", "time_masks"):
+            if getattr(self, name) < 0:
+                raise UserError(f"spec_augment.{name}={getattr(self, name)} must not be negative")
+        for name in ("frequency_width", "time_width"):
+            if getattr(self, name) < 1:
+                raise UserError(f"spec_augment.{name}={getattr(self, name)} must be at least 1: 0 masks turn it off")
+        if not 0 < self.time_share <= 1:
+            raise UserError(f"spec_augment.time_share={self.time_share} must lie in (0, 1]")
+        for masks, names in (("frequency_masks", ["frequency_width"]), ("time_masks", ["time_width", "time_share"])):
+            for name in names:
+                if not getattr(self, masks) and getattr(self, name) != getattr(SpecAugment, name):
+                    given = f"spec_augment.{name}={getattr(self, name)}"
+                    raise UserError(f"{given} has no effect without {masks}: set spec_augment.{masks}")
+
+
+@dataclass(frozen=True)
+class Augment:
+    """How clips are changed while training. Everything is off by default.
+
+    spec_augment: bands of the spectrogram to hide
+    mixup: alpha of the Beta distribution that the share of a clip in its mix with another is drawn from; 0: none
+    crop: least share of the picture's area that a random crop keeps; 1: none
+    flip: share of clips whose frames are mirrored; not for data that ask for left and right
+    time_shift: most frames by which picture and sound are moved together, earlier or later
+    """
+
+    spec_augment: SpecAugment = field(default_factory=SpecAugment)
+    mixup: float = 0.0
+    crop: float = 1.0
+    flip: float = 0.0
+    time_shift: int = 0
+
+    def __post_init__(self):
+        if not 0 <= self.mixup < math.inf:
+            raise UserError(f"augment.mixup={self.mixup} must be at least 0 and finite")
+        if not 0 < self.crop <= 1:
+            raise UserError(f"augment.crop={self.crop} must be a share of the picture in (0, 1]; 1 crops nothing")
+        if not 0 <= self.flip <= 1:
+            raise UserError(f"augment.flip={self.flip} must be a share of the clips in [0, 1]")
+        if self.time_shift < 0:
+            raise UserError(f"augment.time_shift={self.time_shift} must not be negative: it is a distance in frames")
+
+    def check_fits(self, where: str, num_mel_bins: int, frames_per_chunk: int, spectrogram_frames: int) -> None:
+        """Raises UserError, its keys preceded by `where`, for what clips of these sizes cannot be given."""
+        masks = self.spec_augment
+        if masks.frequency_masks and masks.frequency_width > num_mel_bins:
+            raise UserError(
+                f"{where}augment.spec_augment.frequency_width={masks.frequency_width} exceeds the model's "
+                f"{num_mel_bins} mel bins (audio.num_mel_bins)"
+            )
+        step = shift_step(frames_per_chunk, spectrogram_frames)
+        if 0 < self.time_shift < step:
+            raise UserError(
+                f"{where}augment.time_shift={self.time_shift} has no effect: with {spectrogram_frames} mel frames for "
+                f"{frames_per_chunk} frames of a chunk, picture and sound stay aligned in steps of {step} frames only"
+            )
+
+
+def decoded_size(image_size: int, crop: float) -> int:
+    """How large, in pixels, frames have to be decoded for crops down to this share of their area: so that the smallest
+    one still has `image_size` pixels a side, and not an enlarged few; but no more than twice that."""
+    return math.ceil(image_size * min(crop**-0.5, LARGEST_DECODING))
+
+
+def shift_step(frames_per_chunk: int, spectrogram_frames: int) -> int:
+    """The fewest frames that last a whole number of mel frames."""
+    return frames_per_chunk // math.gcd(frames_per_chunk, spectrogram_frames)
+
+
+def augmented(tensors: Mapping[str, Tensor], augment: Augment, image_size: int, seed: int) -> dict[str, Tensor]:
+    """A clip as one step sees it: shifted, cropped to `image_size` pixels, mirrored, parts of its spectrogram hidden.
+
+    Each draws from a generator of its own, seeded by `seed` and its name, so that switching one on or off leaves the
+    others as they are. `mixup` needs two clips, and is not done here.
+    """
+    result = dict(tensors)
+    if augment.time_shift:
+        frames, bands = result["video"].shape[1], result["audio"].shape[1]
+        result = shifted(result, drawn_shift(augment.time_shift, shift_step(frames, bands), _generator(seed, "shift")))
+    if augment.crop < 1:
+        side = result["video"].shape[-1]
+        box = drawn_box(augment.crop, side, _generator(seed, "crop"))
+        result["video"] = cropped(result["video"], box, image_size)
+    if augment.flip and _generator(seed, "flip").random() < augment.flip:
+        result["video"] = result["video"].flip(-1)
+    if augment.spec_augment.frequency_masks or augment.spec_augment.time_masks:
+        generator = _generator(seed, "spec_augment")
+        result["audio"] = with_masks(result["audio"], result["audio_mask"], augment.spec_augment, generator)
+    return result
+
+
+def _generator(seed: int, name: str) -> random.Random:
+    return random.Random(f"{seed} {name}")
+
+
+def drawn_shift(most: int, step: int, generator: random.Random) -> int:
+    """Frames to shift by, at most `most` either way, in whole steps."""
+    return step * generator.randint(-(most // step), most // step)
+
+
+def shifted(tensors: Mapping[str, Tensor], frames: int) -> dict[str, Tensor]:
+    """The clip as if it had begun `frames` frames earlier (its content comes later) or, where negative, later.
+
+    What lies outside of the clip is taken as the reader takes what lies outside of a stream: the picture holds the
+    nearest frame, sound is silence, and a chunk that lies wholly outside is without both. Picture and sound move by
+    the same time, so `frames` is a multiple of `shift_step`.
+    """
+    video, audio = tensors["video"], tensors["audio"]
+    (chunks, per_chunk), bands = video.shape[:2], audio.shape[1]
+    assert frames * bands % per_chunk == 0, (frames, per_chunk, bands)
+    frame, is_seen = _sources(tensors["video_mask"], per_chunk, frames)
+    mel_frame, is_heard = _sources(tensors["audio_mask"], bands, frames * bands // per_chunk)
+    video_mask, audio_mask = is_seen.any(dim=1), is_heard.any(dim=1)
+    pictures = video.flatten(0, 1)
+    if video_mask.any():
+        # Video is there from one frame on up to another, so the nearest frame that is there is found by clamping.
+        there = tensors["video_mask"].repeat_interleave(per_chunk).nonzero()[:, 0]
+        pictures = pictures[frame.flatten().clamp(there[0], there[-1])].unflatten(0, (chunks, per_chunk))
+        video = pictures * video_mask[:, None, None, None, None]
+    else:
+        video = torch.zeros_like(video)
+    heard = audio.flatten(0, 1)[mel_frame.clamp(0, chunks * bands - 1)]
+    heard = torch.where(is_heard[..., None], heard, torch.full_like(heard, SILENCE))
+    audio = heard * audio_mask[:, None, None]
+    return {"video": video, "audio": audio, "video_mask": video_mask, "audio_mask": audio_mask}
+
+
+def _sources(
+    mask: Bool[Tensor, "chunk"], per_chunk: int, shift: int
+) -> tuple[Shaped[Tensor, "chunk part"], Bool[Tensor, "chunk part"]]:
+    """Which of the clip's frames each frame is after the shift, and whether that one is there."""
+    source = torch.arange(len(mask) * per_chunk) - shift
+    inside = (source >= 0) & (source < len(source))
+    there = inside & mask.repeat_interleave(per_chunk)[source.clamp(0, len(source) - 1)]
+    return source.unflatten(0, (-1, per_chunk)), there.unflatten(0, (-1, per_chunk))
+
+
+def drawn_box(least: float, side: int, generator: random.Random) -> tuple[int, int, int, int]:
+    """Top, left, height and width in pixels of a part of a square picture: its share of the area between `least` and 1,
+    its shape between 3:4 and 4:3 as far as that fits in, its place anywhere."""
+    area = generator.uniform(least, 1.0)
+    # Wider than 1/area (or narrower than area) it would reach over the edge.
+    ratio = math.exp(generator.uniform(math.log(max(LEAST_RATIO, area)), math.log(min(LARGEST_RATIO, 1 / area))))
+    height, width = (
+        max(1, min(side, round(side * part))) for part in (math.sqrt(area / ratio), math.sqrt(area * ratio))
+    )
+    return generator.randint(0, side - height), generator.randint(0, side - width), height, width
+
+
+def cropped(
+    video: UInt8[Tensor, "chunk frame 3 side side"], box: tuple[int, int, int, int], image_size: int
+) -> UInt8[Tensor, "chunk frame 3 image_size image_size"]:
+    """The same part of every frame, scaled to `image_size` pixels (bilinear, antialiased)."""
+    top, left, height, width = box
+    result = video.new_empty(*video.shape[:3], image_size, image_size)
+    for chunk, target in zip(video, result, strict=True):
+        part = chunk[..., top : top + height, left : left + width]
+        target.copy_(F.interpolate(part, (image_size, image_size), mode="bilinear", antialias=True))
+    return result
+
+
+def with_masks(
+    audio: Float16[Tensor, "chunk mel_frame mel"],
+    audio_mask: Bool[Tensor, "chunk"],
+    masks: SpecAugment,
+    generator: random.Random,
+) -> Float16[Tensor, "chunk mel_frame mel"]:
+    """The log-mel with some bands of frequency and of time at the clip's mean; absent chunks stay as they are.
+
+    The mean, as in SpecAugment itself, because it says nothing. The floor would be silence, which is something that
+    can be heard, and asked about.
+    """
+    if not audio_mask.any():
+        return audio
+    chunks, bands, bins = audio.shape
+    frames = chunks * bands
+    hidden = torch.zeros(frames, bins, dtype=torch.bool)
+    for _ in range(masks.frequency_masks):
+        width = generator.randint(0, min(masks.frequency_width, bins))
+        first = generator.randint(0, bins - width)
+        hidden[:, first : first + width] = True
+    widest = min(masks.time_width, int(masks.time_share * frames))
+    for _ in range(masks.time_masks):
+        width = generator.randint(0, widest)
+        first = generator.randint(0, frames - width)
+        hidden[first : first + width] = True
+    mean = audio[audio_mask].float().mean()
+    hidden = hidden.view(audio.shape) & audio_mask[:, None, None]
+    return torch.where(hidden, mean.to(audio.dtype), audio)

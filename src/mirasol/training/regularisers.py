@@ -1,0 +1,62 @@
+"""What a stage asks of dropout, layer drop, label smoothing and augmentation, brought into effect."""
+
+from collections.abc import Mapping
+
+from torch import Tensor, nn
+
+from mirasol.config import MirasolConfig
+from mirasol.media.augmentation import augmented
+from mirasol.model.regularisation import regularise, stack_configs
+from mirasol.training.batches import Batch
+from mirasol.training.randomness import hash64
+from mirasol.training.recipe import Recipe, Stage
+
+
+class Regularisers:
+    """Sets a model's rates to those of a stage: in its modules, and in its config, so that a saved one tells the truth.
+
+    What a stage leaves open is what the model's config said when the run began, whatever a stage before had set.
+    """
+
+    def __init__(self, model: nn.Module):
+        self.model, self.stage = model, None
+        self.own = {path: (stack.dropout, stack.layer_drop) for path, stack in stack_configs(model.config).items()}
+        self.own_smoothing = model.config.text.label_smoothing
+
+    def enter(self, stage: Stage) -> None:
+        """Has the model drop and smooth as the stage says from now on."""
+        if stage is self.stage:
+            return
+        self.stage = stage
+        for path, stack in stack_configs(self.model.config).items():
+            dropout, layer_drop = self.own[path]
+            stack.dropout = dropout if stage.dropout is None else stage.dropout
+            stack.layer_drop = layer_drop if stage.layer_drop is None else stage.layer_drop
+        smoothing = self.own_smoothing if stage.label_smoothing is None else stage.label_smoothing
+        self.model.config.text.label_smoothing = smoothing
+        regularise(self.model)
+
+
+def check_augmentation(recipe: Recipe, config: MirasolConfig) -> None:
+    """Raises UserError, naming the stage, for an augmentation that clips of this model cannot be given."""
+    for name, stage in recipe.stages.items():
+        sizes = (config.audio.num_mel_bins, config.video.frames_per_chunk, config.audio.spectrogram_frames)
+        stage.augment.check_fits(f"stages.{name}.", *sizes)
+
+
+class ClipAugment:
+    """Augments a clip of a batch as its stage says, by hash(seed, stage, epoch, clip): whichever process does it,
+    whenever, the same clip of the same epoch becomes the same."""
+
+    def __init__(self, recipe: Recipe, image_size: int):
+        self.recipe, self.image_size = recipe, image_size
+
+    def __call__(self, tensors: Mapping[str, Tensor], batch: Batch, row: int) -> dict[str, Tensor]:
+        augment = self.recipe.stages[batch.stage].augment
+        return augmented(tensors, augment, self.image_size, clip_seed(self.recipe.seed, batch, row))
+
+
+def clip_seed(seed: int, batch: Batch, row: int) -> int:
+    """What all random changes of a clip follow from."""
+    clip = batch.clips[row]
+    return hash64(seed, "augment", batch.stage, batch.epochs[row], clip.media, str(clip.start), str(clip.end))
