@@ -25,6 +25,8 @@ class Batch:
     stage: name of the stage the step belongs to
     epochs: for each clip, how often its stage has been through all its clips before
     positions: for each clip, its place in the order that its stage walks through, over all epochs
+    partners: for each clip, the examples of the one that is mixed into it; none where nothing is mixed
+    shares: for each clip, how much of its mix is its own
     """
 
     step: int
@@ -35,12 +37,14 @@ class Batch:
     stage: str = ""
     epochs: tuple[int, ...] = ()
     positions: tuple[int, ...] = ()
+    partners: tuple[tuple[Example, ...], ...] = ()
+    shares: tuple[float, ...] = ()
 
     def only(self, rows: Sequence[int]) -> "Batch":
         """The batch of these rows alone, in this order; `repeated` stays the whole batch's."""
 
         def chosen(values: tuple) -> tuple:
-            return tuple(values[row] for row in rows)
+            return tuple(values[row] for row in rows) if values else ()
 
         return replace(
             self,
@@ -49,17 +53,40 @@ class Batch:
             dropped=chosen(self.dropped),
             epochs=chosen(self.epochs),
             positions=chosen(self.positions),
+            partners=chosen(self.partners),
+            shares=chosen(self.shares),
         )
+
+    @property
+    def text_rows(self) -> list[tuple[Example, ...]]:
+        """The examples asked of each clip: its own, then those of the clip that is mixed into it."""
+        if not self.partners:
+            return list(self.examples)
+        return [own + other for own, other in zip(self.examples, self.partners, strict=True)]
 
     @property
     def prompts(self) -> list[list[str]]:
         """Prompts by clip."""
-        return [[example.prompt for example in row] for row in self.examples]
+        return [[example.prompt for example in row] for row in self.text_rows]
 
     @property
     def targets(self) -> list[list[str]]:
         """Targets by clip."""
-        return [[example.target for example in row] for row in self.examples]
+        return [[example.target for example in row] for row in self.text_rows]
+
+    @property
+    def row_weights(self) -> list[float] | None:
+        """How much each text row counts in the text loss; None where all count the same."""
+        if not self.partners:
+            return None
+        rows = zip(self.examples, self.partners, self.shares, strict=True)
+        return [w for own, other, share in rows for w in [share] * len(own) + [1 - share] * len(other)]
+
+
+def clip_seed(seed: int, batch: Batch, row: int) -> int:
+    """What all random changes of a row's clip in this epoch follow from."""
+    clip = batch.clips[row]
+    return hash64(seed, "augment", batch.stage, batch.epochs[row], clip.media, str(clip.start), str(clip.end))
 
 
 def stage_clips(examples: Iterable[Example], window: str, question_types: Sequence[str] | None) -> ClipTable:

@@ -8,8 +8,9 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from mirasol.media.processor import MirasolFeatureExtractor
 from mirasol.processes import process_context
-from mirasol.training.batches import Batch, BatchPlan
+from mirasol.training.batches import Batch, BatchPlan, clip_seed
 from mirasol.training.clip_cache import ClipCache, Window
+from mirasol.training.mixup import mixed, own_share, with_partners
 
 OTHER = {"video": "audio", "audio": "video"}
 _STATUS_BYTES = 1024
@@ -65,13 +66,18 @@ class StepBatches(Dataset):
 
     def __getitem__(self, step: int) -> tuple[Batch, dict[str, Tensor]]:
         batch = self.plan.batch(step)
-        if self.rows is not None:
-            batch = batch.only(self.rows(step))
+        clips, alpha = len(batch.clips), self.plan.recipe.stages[batch.stage].augment.mixup
+        rows = range(clips) if self.rows is None else self.rows(step)
+        loaded = with_partners(rows, clips) if alpha else rows
+        batch = batch.only(loaded)
         media = dict(self.extractor.collate([self._clip(batch, row) for row in range(len(batch.clips))]))
         for row, modality in enumerate(batch.dropped):
             # A silent clip keeps its video: nothing at all would teach only to guess.
             if modality is not None and media[f"{OTHER[modality]}_mask"][row].any():
                 media[f"{modality}_mask"][row] = False
+        if alpha:
+            seeds = [clip_seed(self.plan.recipe.seed, batch, place) for place in range(len(rows))]
+            batch, media = mixed(batch, media, rows, loaded, clips, [own_share(alpha, seed) for seed in seeds])
         return batch, media
 
     def _clip(self, batch: Batch, row: int) -> dict[str, Tensor]:

@@ -7,8 +7,7 @@ from torch import Tensor, nn
 from mirasol.config import MirasolConfig
 from mirasol.media.augmentation import augmented
 from mirasol.model.regularisation import regularise, stack_configs
-from mirasol.training.batches import Batch
-from mirasol.training.randomness import hash64
+from mirasol.training.batches import Batch, clip_seed
 from mirasol.training.recipe import Recipe, Stage
 
 
@@ -54,9 +53,3 @@ class ClipAugment:
     def __call__(self, tensors: Mapping[str, Tensor], batch: Batch, row: int) -> dict[str, Tensor]:
         augment = self.recipe.stages[batch.stage].augment
         return augmented(tensors, augment, self.image_size, clip_seed(self.recipe.seed, batch, row))
-
-
-def clip_seed(seed: int, batch: Batch, row: int) -> int:
-    """What all random changes of a clip follow from."""
-    clip = batch.clips[row]
-    return hash64(seed, "augment", batch.stage, batch.epochs[row], clip.media, str(clip.start), str(clip.end))

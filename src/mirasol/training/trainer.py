@@ -25,6 +25,7 @@ from mirasol.training.measures import NonFiniteLoss, check_finite, spread
 from mirasol.training.optimizer import Optimizer, learning_rate
 from mirasol.training.randomness import hash64
 from mirasol.training.recipe import Recipe
+from mirasol.training.regularisers import ClipAugment, Regularisers, check_augmentation
 from mirasol.training.run_folder import RunFolder, versions
 from mirasol.training.setup import check_loss_weights, check_texts, make_model, make_processor, pick_device
 from mirasol.training.signals import StopSignals
@@ -79,6 +80,8 @@ class Trainer:
         torch.manual_seed(hash64(recipe.seed, "weights") >> 1)
         self.model = make_model(recipe, self.processor, initial).to(self.device)
         check_loss_weights(recipe, self.model.config)
+        check_augmentation(recipe, self.model.config)
+        self.regularisers = Regularisers(self.model)
         self.optimizer = Optimizer(self.model, recipe.optimizer)
         settings = self.model.config.media_settings()
         cache_folder = Path(recipe.data.cache) if recipe.data.cache else folder.path / "cache"
@@ -150,7 +153,8 @@ class Trainer:
 
     def _batches(self, first: int) -> Iterator[tuple[int, Batch, dict[str, Tensor]]]:
         """(step, batch, its tensors on the device) for every step left; keeps count of the time spent waiting."""
-        steps = StepBatches(self.plan, self.cache, self.processor.feature_extractor)
+        extractor = self.processor.feature_extractor
+        steps = StepBatches(self.plan, self.cache, extractor, augment=ClipAugment(self.recipe, extractor.image_size))
         on_gpu = self.device.type == "cuda"
         remaining = range(first, self.recipe.total_steps)
         loaded = iter(make_loader(steps, remaining, self.recipe.workers, pin_memory=on_gpu))
@@ -158,6 +162,8 @@ class Trainer:
             with self.clock.waiting():
                 batch, media = next(loaded)
                 text = self.processor.encode_text(batch.prompts, batch.targets)
+                if batch.row_weights is not None:
+                    text["row_weights"] = torch.tensor(batch.row_weights)
                 tensors = {
                     name: value.to(self.device, non_blocking=on_gpu) for name, value in {**media, **text}.items()
                 }
@@ -170,6 +176,7 @@ class Trainer:
         self.optimizer.set_learning_rate(rate)
         self.model.train()
         self.model.config.loss_weights = self.recipe.stages[stage_name].loss_weights
+        self.regularisers.enter(self.recipe.stages[stage_name])
         torch.manual_seed(self.plan.noise_seed(step))
         with self._precision():
             output = self.model(**tensors)
