@@ -11,7 +11,8 @@ HELP = "make and check data sets (data synthesize, data check)"
 DESCRIPTION = "Makes data sets on disk, and checks those that are there."
 SYNTHESIZE = """Renders shapes and sounds: real mp4 files and questions about them, deterministic in the seed.
 
-  mirasol data synthesize data/shapes --seed 7 --train 0 --validation 0 --test 100"""
+  mirasol data synthesize data/shapes --seed 7 --train 0 --validation 0 --test 100
+  mirasol data synthesize data/captions --kind captions --train 1000   for pretraining: images, captions or sounds"""
 
 CHECK = """Reads all annotations of a data set and opens the media: counts per split and type beside the published ones,
 missing and undecodable files, files without audio, durations, duplicates. Ends with code 1 where something is wrong.
@@ -29,6 +30,9 @@ def add_arguments(parser: Any, make: Any) -> None:
     commands.add_subcommand("synthesize", synthesize, help="render shapes and sounds to mp4 files with questions")
     synthesize.add_argument("directory", metavar="DIR", help="new folder for the data set")
     add_data_arguments(synthesize)
+    synthesize.add_argument(
+        "--kind", type=str, default="questions", help="questions, or for pretraining: images, captions, sounds"
+    )
     synthesize.add_argument("--workers", type=int, default=0, help="processes that render; 0 is one per core")
     check = make(CHECK)
     commands.add_subcommand("check", check, help="read a data set's annotations and open its media")
@@ -76,6 +80,7 @@ def _synthesize(chosen: Any) -> None:
             train=chosen.train,
             validation=chosen.validation,
             test=chosen.test,
+            kind=chosen.kind,
             workers=chosen.workers or cores(),
             progress=report,
         )

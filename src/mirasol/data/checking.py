@@ -16,7 +16,7 @@ from mirasol.data.media_files import (
     open_media_file,
 )
 from mirasol.data.sources import AnnotationError, Options, Problem, Source
-from mirasol.data.sources.files import IMAGE, Files
+from mirasol.data.sources.files import Files
 from mirasol.data.sources.registry import adapter_of, read_split, splits_of
 from mirasol.errors import BadClip
 from mirasol.media.reader import END_TOLERANCE, probe
@@ -149,7 +149,7 @@ def media_facts(root: Path, media: str) -> MediaFacts:
             size = path.stat().st_size
             if kind == "html":
                 return MediaFacts(media, size, kind=kind, reason="an HTML page: its download failed")
-            if media.lower().endswith(IMAGE):
+            if is_image(media):
                 _decode_image(path, kind)
                 return MediaFacts(media, size, has_audio=False, kind=kind)
             info = probe(path)

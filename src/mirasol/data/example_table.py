@@ -13,6 +13,7 @@ from typing import overload
 import numpy as np
 
 from mirasol.data.example import ClipExamples, Example
+from mirasol.data.media_files import is_image
 
 # Class lists are shared by many examples; the few candidates of a multiple choice are an example's own.
 _MANY_CANDIDATES = 8
@@ -59,10 +60,12 @@ class ExampleTable(Sequence[Example]):
 
     def __init__(self, arrays: Arrays, types: tuple[str, ...], class_lists: tuple[tuple[str, ...], ...]):
         """See `of`. arrays: content uint8, the rows one after the other; ends int64 [row], where each ends; clip
-        int32 [row], the number of its (media, start, end); windowed bool [row]; type int32 [row], place in `types`."""
+        int32 [row], the number of its (media, start, end); windowed and image bool [row], whether it is about a window
+        of a clip, or a still image; type int32 [row], place in `types`."""
         self._arrays, self.types, self._class_lists = arrays, types, class_lists
         self._content, self._ends = arrays["content"], arrays["ends"]
         self.clip, self.windowed, self.type = arrays["clip"], arrays["windowed"], arrays["type"]
+        self.image = arrays["image"]
 
     def __reduce__(self):
         return ExampleTable, (self._arrays, self.types, self._class_lists)
@@ -187,7 +190,7 @@ class _Packer:
 
     def __init__(self) -> None:
         self.blocks: dict[str, list[np.ndarray]] = {
-            name: [] for name in ("content", "ends", "clip", "windowed", "type")
+            name: [] for name in ("content", "ends", "clip", "windowed", "image", "type")
         }
         self.size = 0
         self.types: dict[str, int] = {}
@@ -199,7 +202,7 @@ class _Packer:
 
     def _begin(self) -> None:
         self.rows: list[bytes] = []
-        self.columns: list[tuple[int, bool, int]] = []
+        self.columns: list[tuple[int, bool, bool, int]] = []
 
     def add(self, example: Example) -> None:
         candidates = example.candidates if len(example.candidates) <= _MANY_CANDIDATES else self._shared(example)
@@ -211,7 +214,8 @@ class _Packer:
         self.rows.append(json.dumps(values, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "surrogatepass"))
         clip = self.clips.setdefault((example.media, example.start, example.end), len(self.clips))
         question_type = self.types.setdefault(example.question_type, len(self.types))
-        self.columns.append((clip, example.start is not None or example.end is not None, question_type))
+        windowed = example.start is not None or example.end is not None
+        self.columns.append((clip, windowed, is_image(example.media), question_type))
         if len(self.rows) >= _ROWS_AT_ONCE:
             self._end()
 
@@ -226,12 +230,13 @@ class _Packer:
         lengths = np.fromiter(map(len, self.rows), np.int64, len(self.rows))
         ends = self.size + np.cumsum(lengths)
         self.size += int(lengths.sum())
-        clip, windowed, question_type = zip(*self.columns, strict=True) if self.columns else ((), (), ())
+        clip, windowed, image, question_type = zip(*self.columns, strict=True) if self.columns else ((),) * 4
         for name, array in (
             ("content", np.frombuffer(b"".join(self.rows), np.uint8)),
             ("ends", ends),
             ("clip", np.array(clip, np.int32)),
             ("windowed", np.array(windowed, bool)),
+            ("image", np.array(image, bool)),
             ("type", np.array(question_type, np.int32)),
         ):
             self.blocks[name].append(array)

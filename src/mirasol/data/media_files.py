@@ -12,6 +12,7 @@ from pathlib import Path
 
 from mirasol.errors import BadClip
 
+IMAGE = (".jpg", ".jpeg", ".png", ".webp")
 _MEMBER = re.compile(r"(.+?\.tar)/(.+)", re.IGNORECASE)
 _BLOCK = 512
 # What a file begins with, by the name its kind goes by. Downloads that failed are pages; extensions lie.
@@ -47,6 +48,11 @@ def named_otherwise(name: str, kind: str) -> bool:
     """Whether a file's extension says another kind than its content."""
     extensions = _EXTENSIONS.get(kind)
     return extensions is not None and not name.lower().endswith(extensions)
+
+
+def is_image(media: str) -> bool:
+    """Whether a media file is a still image, by its name; what it holds is found out when it is read."""
+    return media.lower().endswith(IMAGE)
 
 
 @dataclass(frozen=True)

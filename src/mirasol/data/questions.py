@@ -16,6 +16,8 @@ QUESTION_TYPES = ("sight", "hearing", "bound", "order", "count", "range")
 TRAINING_TYPES = ("describe", "story")
 NUMBER_WORDS = ("one", "two", "three", "four")
 DESCRIBE_PROMPT = "describe this second"
+# Pretraining data: what texts go with videos, with sounds and with pictures (see `synthetic.KINDS`).
+CAPTION_PROMPT, CLASSES_PROMPT, IMAGE_PROMPT = "describe the shapes", "describe the sounds", "describe this"
 
 # A question set for evaluation asks at most so many of each type. Bound questions need events that share a slot and are
 # rarer: two where there are two makes about one per clip, as for the other types.
@@ -336,3 +338,28 @@ def _describe_slot(scene: Scene, slot: int) -> Question:
     heard = f"{sound.pitch} {sound.timbre}" if sound else "silence"
     start = slot * SLOT_SECONDS
     return Question("describe", "describe", DESCRIBE_PROMPT, f"{seen} , {heard}", (), start, start + SLOT_SECONDS)
+
+
+def captions(scene: Scene) -> list[Question]:
+    """What is seen: "red circle left , blue cross up", of the whole clip and of each slot with a shape."""
+    texts = {event.slot: f"{event.colour} {event.shape} {event.direction}" for event in scene.shapes}
+    return _whole_and_slots("caption", CAPTION_PROMPT, texts)
+
+
+def sound_classes(scene: Scene) -> list[Question]:
+    """The class names of what is heard, "low bell , high drum", of the whole clip and of each slot with a sound."""
+    texts = {event.slot: f"{event.pitch} {event.timbre}" for event in scene.sounds}
+    return _whole_and_slots("classes", CLASSES_PROMPT, texts)
+
+
+def _whole_and_slots(question_type: str, prompt: str, texts: dict[int, str]) -> list[Question]:
+    whole = Question(question_type, question_type, prompt, " , ".join(texts.values()))
+    return [whole] + [
+        Question(question_type, question_type, prompt, text, (), slot * SLOT_SECONDS, (slot + 1) * SLOT_SECONDS)
+        for slot, text in texts.items()
+    ]
+
+
+def image_caption(scene: Scene, slot: int) -> Question:
+    """The text beside a still of a slot, as texts beside pictures are: it also names what the still cannot show."""
+    return Question("image", "image", IMAGE_PROMPT, _describe_slot(scene, slot).target)

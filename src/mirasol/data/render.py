@@ -232,10 +232,10 @@ def _drum(event: SoundEvent, time: np.ndarray) -> np.ndarray:
 # File
 
 
-def write_clip(scene: Scene, path: Path) -> None:
+def write_clip(scene: Scene, path: Path, sound: bool = True) -> None:
     """Renders a scene to an mp4 file: H.264 (yuv420p) and AAC, one encoding thread, no time stamps in the header.
 
-    The bytes are the same for the same scene and the same PyAV version.
+    The bytes are the same for the same scene and the same PyAV version. Without `sound` there is no audio track.
     """
     import av
 
@@ -247,16 +247,31 @@ def write_clip(scene: Scene, path: Path) -> None:
         video.options = {"preset": "ultrafast", "crf": "22"}
         video.codec_context.thread_count = 1
         layout = "mono" if style.channels == 1 else "stereo"
-        audio = container.add_stream("aac", rate=style.sample_rate, layout=layout)
-        audio.bit_rate = 48_000 * style.channels
-        # The default coder takes four times as long, which would be most of the rendering.
-        audio.options = {"aac_coder": "fast"}
+        if sound:
+            audio = container.add_stream("aac", rate=style.sample_rate, layout=layout)
+            audio.bit_rate = 48_000 * style.channels
+            # The default coder takes four times as long, which would be most of the rendering.
+            audio.options = {"aac_coder": "fast"}
         for index, pixels in enumerate(render_frames(scene)):
             frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
             frame.pts, frame.time_base = index, Fraction(1, style.frame_rate)
             container.mux(video.encode(frame))
         container.mux(video.encode(None))
-        _encode_audio(container, audio, render_waveform(scene), layout, style.sample_rate)
+        if sound:
+            _encode_audio(container, audio, render_waveform(scene), layout, style.sample_rate)
+
+
+def write_still(scene: Scene, path: Path, seconds: float) -> None:
+    """Writes the frame that is on show at `seconds` to a PNG file."""
+    import av
+
+    pixels = render_frames(scene)[int(seconds * scene.style.frame_rate)]
+    codec = av.CodecContext.create("png", "w")
+    codec.height, codec.width, codec.pix_fmt = *pixels.shape[:2], "rgb24"
+    codec.time_base = Fraction(1, 1)
+    codec.thread_count = 1
+    packets = [*codec.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")), *codec.encode(None)]
+    path.write_bytes(b"".join(bytes(packet) for packet in packets))
 
 
 def _encode_audio(container, stream, waveform: np.ndarray, layout: str, rate: int, block: int = 1024) -> None:

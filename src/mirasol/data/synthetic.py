@@ -1,4 +1,4 @@
-"""The shapes-and-sounds data set on disk: real mp4 files and their questions, deterministic in a seed."""
+"""The shapes-and-sounds data sets on disk: real mp4 files and their questions, deterministic in a seed."""
 
 import concurrent.futures
 import hashlib
@@ -11,14 +11,28 @@ from pathlib import Path
 
 import numpy as np
 
-from mirasol.data.questions import Question, describe, questions, story
-from mirasol.data.render import write_clip
+from mirasol.data.questions import (
+    Question,
+    captions,
+    describe,
+    image_caption,
+    questions,
+    sound_classes,
+    story,
+)
+from mirasol.data.render import write_clip, write_still
 from mirasol.data.scenes import SPLITS, Scene, split_scene, stable_hash
 from mirasol.errors import UserError
 from mirasol.processes import process_context
 
 # Goes up whenever the same seed gives other scenes, pixels, sounds or questions.
 DATA_VERSION = 1
+
+# What is rendered: clips with questions, or what the stages before question answering are trained on: stills with
+# texts (image-text), clips of which three in four are silent with captions (video-text), clips with the class names of
+# their sounds (audio).
+KINDS = ("questions", "images", "captions", "sounds")
+SILENT_SHARE = 0.75
 
 Progress = Callable[[int, int], None]
 
@@ -43,19 +57,23 @@ def synthesize(
     train: int,
     validation: int,
     test: int,
+    kind: str = "questions",
     workers: int = 1,
     progress: Progress | None = None,
 ) -> None:
     """Renders a data set of `train` + `validation` + `test` clips into the new folder `root`.
 
-    Writes `<split>.jsonl`, `clips/<split>/<id>.mp4` and `manifest.json` (seed, counts, versions, SHA-256 of every other
-    file). The same arguments give the same bytes with the same PyAV version. Splits never share a scene, also not those
+    Writes `<split>.jsonl`, `clips/<split>/<id>.mp4` (`images/<split>/<id>.png` for the kind `images`) and
+    `manifest.json` (seed, counts, versions, SHA-256 of every other file). `kind`: one of `KINDS`. The same arguments give the same bytes with the same PyAV version. Splits never share a scene, also not those
     of data sets with different seeds. `workers` processes render; `progress(done, total)` is called after each clip.
     An interrupted call leaves no folder behind; a split of no clips gets an empty jsonl file.
 
-    Raises UserError where `root` is a file or a folder that holds something, for negative counts and for no clips.
+    Raises UserError where `root` is a file or a folder that holds something, for negative counts, for no clips and for
+    an unknown kind.
     """
     root = Path(root)
+    if kind not in KINDS:
+        raise UserError(f"kind={kind!r}: choose {', '.join(KINDS)}")
     counts = {"train": train, "validation": validation, "test": test}
     _check(root, seed, counts, workers)
     # Rendered beside its place and moved there when complete: a folder called `root` is never half a data set.
@@ -65,21 +83,23 @@ def synthesize(
     except OSError as error:
         raise UserError(f"{root}: cannot be created ({error.strerror}); give another folder") from error
     try:
-        _render_all(partial, seed, counts, workers, progress)
+        _render_all(partial, seed, kind, counts, workers, progress)
         partial.rename(root)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
 
 
-def _render_all(root: Path, seed: int, counts: dict[str, int], workers: int, progress: Progress | None) -> None:
+def _render_all(
+    root: Path, seed: int, kind: str, counts: dict[str, int], workers: int, progress: Progress | None
+) -> None:
     for split in SPLITS:
-        (root / "clips" / split).mkdir(parents=True)
-    jobs = [(root, seed, split, index) for split in SPLITS for index in range(counts[split])]
+        (root / _folder(kind) / split).mkdir(parents=True)
+    jobs = [(root, seed, kind, split, index) for split in SPLITS for index in range(counts[split])]
     rows: dict[str, list[str]] = {split: [] for split in SPLITS}
     files: dict[str, str] = {}
     for done, (job, (name, digest, lines)) in enumerate(zip(jobs, _run(jobs, workers), strict=True), start=1):
-        rows[job[2]] += lines
+        rows[job[3]] += lines
         files[name] = digest
         if progress is not None:
             progress(done, len(jobs))
@@ -87,7 +107,11 @@ def _render_all(root: Path, seed: int, counts: dict[str, int], workers: int, pro
         content = "".join(lines).encode()
         (root / f"{split}.jsonl").write_bytes(content)
         files[f"{split}.jsonl"] = hashlib.sha256(content).hexdigest()
-    _write_manifest(root, seed, counts, files)
+    _write_manifest(root, seed, kind, counts, files)
+
+
+def _folder(kind: str) -> str:
+    return "images" if kind == "images" else "clips"
 
 
 def _check(root: Path, seed: int, counts: dict[str, int], workers: int) -> None:
@@ -118,14 +142,25 @@ def _run(jobs: list[tuple], workers: int) -> Iterator[tuple[str, str, list[str]]
             pool.shutdown(cancel_futures=True)
 
 
-def _render_job(job: tuple[Path, int, str, int]) -> tuple[str, str, list[str]]:
-    """Renders one clip: its path relative to root, the file's SHA-256 and its lines for the split's jsonl."""
-    root, seed, split, index = job
-    scene = split_scene(seed, split, index)
-    name = f"clips/{split}/{clip_id(split, index)}.mp4"
-    write_clip(scene, root / name)
+def _render_job(job: tuple[Path, int, str, str, int]) -> tuple[str, str, list[str]]:
+    """Renders one clip or still: its path relative to root, the file's SHA-256 and its lines for the split's jsonl."""
+    root, seed, kind, split, index = job
+    # The scenes of one seed are others for every kind: pretraining never shows a clip that is asked about later.
+    scene = split_scene(seed if kind == "questions" else stable_hash(kind, seed), split, index)
+    ending = "png" if kind == "images" else "mp4"
+    name = f"{_folder(kind)}/{split}/{clip_id(split, index)}.{ending}"
+    if kind == "images":
+        slot = scene.shapes[stable_hash("still", scene.seed) % len(scene.shapes)].slot
+        write_still(scene, root / name, slot + 0.5)
+        asked = [image_caption(scene, slot)]
+    elif kind == "questions":
+        write_clip(scene, root / name)
+        asked = clip_questions(scene, seed, split, index)
+    else:
+        silent = stable_hash("silent", scene.seed) % 100 < 100 * SILENT_SHARE
+        write_clip(scene, root / name, sound=kind == "sounds" or not silent)
+        asked = sound_classes(scene) if kind == "sounds" else captions(scene)
     digest = hashlib.sha256((root / name).read_bytes()).hexdigest()
-    asked = clip_questions(scene, seed, split, index)
     return name, digest, [_row(name, clip_id(split, index), number, item) for number, item in enumerate(asked)]
 
 
@@ -143,10 +178,11 @@ def _row(name: str, clip: str, number: int, question: Question) -> str:
     return json.dumps(row) + "\n"
 
 
-def _write_manifest(root: Path, seed: int, counts: dict[str, int], files: dict[str, str]) -> None:
+def _write_manifest(root: Path, seed: int, kind: str, counts: dict[str, int], files: dict[str, str]) -> None:
     manifest = {
         "data_set": "shapes and sounds",
         "data_version": DATA_VERSION,
+        "kind": kind,
         "seed": seed,
         "clips": counts,
         "versions": {name: importlib.metadata.version(name) for name in ("av", "numpy")},

@@ -116,6 +116,14 @@ class MirasolFeatureExtractor(FeatureExtractionMixin):
             threads=threads,
         )
 
+    def read_image(
+        self, path: str | os.PathLike, *, limits: Limits = DEFAULT_LIMITS
+    ) -> UInt8[Tensor, "3 height width"]:
+        """Reads an image file in the shape of one video frame. Raises BadClip as `mirasol.media.image.read_image`."""
+        from mirasol.media.image import read_image
+
+        return read_image(path, image_size=self.image_size, fit=self.fit, limits=limits)
+
     def tensors(self, clip: Clip) -> dict[str, Tensor]:
         """One clip in its compact form, without a batch axis; what caches store.
 
@@ -145,7 +153,14 @@ class MirasolFeatureExtractor(FeatureExtractionMixin):
 
         video float32 [B, T, F, 3, H, W], normalised; audio float32 [B, T, S, M]; chunk_mask, video_mask, audio_mask
         bool [B, T]: chunk_mask is False on padding. Absent and padded chunks are zero.
+
+        Of images, {"image": uint8 [3, H, W]} each, comes images float32 [B, 3, H, W], normalised alike.
         """
+        if "image" in clips[0]:
+            pictures = torch.stack([clip["image"] for clip in clips])
+            present = torch.ones(len(clips), 1, dtype=torch.bool)
+            frames = [picture[None, None] for picture in pictures]
+            return BatchFeature({"images": self._normalised(frames, present)[:, 0, 0]})
         longest = max(len(clip["video_mask"]) for clip in clips)
         lengths = torch.tensor([len(clip["video_mask"]) for clip in clips])
         padded = {name: _padded([clip[name] for clip in clips], longest) for name in clips[0] if name != "video"}

@@ -262,22 +262,38 @@ class FrameSampler:
             self.counts.frames_converted += 1
 
     def _draw(self, frame: VideoFrame, square: UInt8[np.ndarray, "3 height width"]) -> None:
-        """Scales, turns and fits one frame into a black square: centred, cut off where it stands out."""
         self.limits.check_pixels(self.file, frame.width, frame.height)
         turn, exact = orientation(frame)
         self.orientation, self.oblique = turn, self.oblique or not exact
         aspect = float(self.stream.sample_aspect_ratio or 1) or 1.0
-        width, height = fitted_size(frame.width * aspect, frame.height, self.size, self.fit)
-        if max(width, height) > MAX_SIDE:
-            raise BadClip(self.file, f"pictures of {frame.width}x{frame.height} are too oblong to be cropped")
-        way = Interpolation.AREA if width <= frame.width and height <= frame.height else Interpolation.BILINEAR
-        # Planes, not interleaved bytes: swscale makes them faster, and the model wants channels first.
-        small = self._reformatter.reformat(frame, width, height, "gbrp", interpolation=way, threads=1)
-        for channel, plane in zip((1, 2, 0), small.planes, strict=True):
-            stored = np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)[:height, :width]
-            picture = turn.apply(stored)
-            (rows, onto_rows), (columns, onto_columns) = (_centred(length, self.size) for length in picture.shape)
-            square[channel, onto_rows, onto_columns] = picture[rows, columns]
+        draw_square(frame, square, turn, self.fit, self.file, self._reformatter, aspect)
+
+
+def draw_square(
+    frame: VideoFrame,
+    square: UInt8[np.ndarray, "3 height width"],
+    turn: Orientation,
+    fit: str,
+    file: object,
+    reformatter: VideoReformatter,
+    aspect: float = 1.0,
+) -> None:
+    """Scales, turns and fits one frame into a black square: centred, cut off where it stands out.
+
+    `aspect`: width of a pixel over its height. Raises BadClip, naming `file`, for a picture too oblong to be cropped.
+    """
+    size = square.shape[-1]
+    width, height = fitted_size(frame.width * aspect, frame.height, size, fit)
+    if max(width, height) > MAX_SIDE:
+        raise BadClip(file, f"pictures of {frame.width}x{frame.height} are too oblong to be cropped")
+    way = Interpolation.AREA if width <= frame.width and height <= frame.height else Interpolation.BILINEAR
+    # Planes, not interleaved bytes: swscale makes them faster, and the model wants channels first.
+    small = reformatter.reformat(frame, width, height, "gbrp", interpolation=way, threads=1)
+    for channel, plane in zip((1, 2, 0), small.planes, strict=True):
+        stored = np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)[:height, :width]
+        picture = turn.apply(stored)
+        (rows, onto_rows), (columns, onto_columns) = (_centred(length, size) for length in picture.shape)
+        square[channel, onto_rows, onto_columns] = picture[rows, columns]
 
 
 def _centred(length: int, size: int) -> tuple[slice, slice]:

@@ -3,7 +3,7 @@
 import difflib
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -89,10 +89,29 @@ def clip_seed(seed: int, batch: Batch, row: int) -> int:
     return hash64(seed, "augment", batch.stage, batch.epochs[row], clip.media, str(clip.start), str(clip.end))
 
 
-def stage_clips(examples: Iterable[Example], window: str, question_types: Sequence[str] | None) -> ClipTable:
-    """The clips (or slots) with the examples that a stage may draw from, in the order of the examples."""
+KINDS = {"image": "images", "clip": "about whole clips", "slot": "that name a start and an end"}
+
+
+def kind_rows(examples: ExampleTable, kind: str) -> np.ndarray:
+    """Which examples are about an "image", a whole "clip", or a "slot", a window of one: bool [example]."""
+    if kind == "image":
+        return examples.image
+    return ~examples.image & (examples.windowed == (kind == "slot"))
+
+
+def kinds_taken(stage: Stage) -> tuple[str, ...]:
+    """The kinds of examples that a stage trains on."""
+    if stage.objective == "image_text":
+        return ("image",)
+    return ("clip", "slot") if stage.window == "any" else (stage.window,)
+
+
+def stage_clips(
+    examples: Iterable[Example], kinds: Collection[str], question_types: Sequence[str] | None
+) -> ClipTable:
+    """The clips (slots, images) with the examples that a stage may draw from, in the order of the examples."""
     table = ExampleTable.of(examples)
-    wanted = table.windowed == (window == "slot")
+    wanted = np.logical_or.reduce([kind_rows(table, kind) for kind in kinds])
     if question_types is not None:
         wanted &= np.isin(table.type, [place for place, name in enumerate(table.types) if name in question_types])
     return table.clips(wanted)
@@ -141,6 +160,8 @@ class BatchPlan:
     Every stage walks through its own clips, epoch after epoch, each epoch in the order of its own permutation; a
     batch may span two epochs.
 
+    `unused` counts the examples, by kind, that are of a kind that no stage trains on.
+
     Raises:
         UserError: a stage that names a question type the examples do not have, or that finds no example.
     """
@@ -149,16 +170,20 @@ class BatchPlan:
         self.recipe = recipe
         examples = ExampleTable.of(examples)
         self.clips = {
-            name: stage_clips(examples, stage.window, stage.question_types) for name, stage in recipe.stages.items()
+            name: stage_clips(examples, kinds_taken(stage), stage.question_types)
+            for name, stage in recipe.stages.items()
         }
+        taken = {kind for stage in recipe.stages.values() for kind in kinds_taken(stage)}
+        counts = {kind: int(kind_rows(examples, kind).sum()) for kind in KINDS if kind not in taken}
+        self.unused = {kind: count for kind, count in counts.items() if count}
         known = sorted(examples.types)
         for name, stage in recipe.stages.items():
             for key, types in (("question_types", stage.question_types or ()), ("type_weights", stage.type_weights)):
                 _check_types(types, known, f"stages.{name}.{key}", recipe.data.root)
             if not self.clips[name]:
                 types = "any type" if stage.question_types is None else f"types {', '.join(stage.question_types)}"
-                kind = "that name a start and an end" if stage.window == "slot" else "about whole clips"
-                raise UserError(f"stages.{name}: no examples {kind} of {types} in {recipe.data.root}")
+                kinds = " or ".join(KINDS[kind] for kind in kinds_taken(stage))
+                raise UserError(f"stages.{name}: no examples {kinds} of {types} in {recipe.data.root}")
 
     def batch(self, step: int) -> Batch:
         """The batch of step `step`, counted from 0 over all stages."""

@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from mirasol.data.media_files import open_media_file, stored_file
+from mirasol.data.media_files import is_image, open_media_file, stored_file
 from mirasol.errors import BadClip, UserError
 from mirasol.media.processor import MirasolFeatureExtractor
 from mirasol.media.timeline import cut
@@ -96,7 +96,7 @@ class ClipCache:
         return self._files[window]
 
     def load(self, media: str, start: float | None = None, end: float | None = None) -> dict[str, Tensor]:
-        """The clip's tensors as `MirasolFeatureExtractor.tensors` gives them.
+        """The clip's tensors as `MirasolFeatureExtractor.tensors` gives them; of an image file `image` alone.
 
         Raises BadClip when the clip has to be decoded and cannot be.
         """
@@ -243,13 +243,17 @@ def _read(job: tuple[str, Window, str, str]) -> tuple[dict[str, Tensor], list[st
     extractor = _extractor(settings)
     try:
         with open_media_file(Path(root), media) as path:
-            clip = extractor.read(path, start, end)
+            if is_image(media):
+                tensors, notes = {"image": extractor.read_image(path)}, ()
+            else:
+                clip = extractor.read(path, start, end)
+                tensors, notes = extractor.tensors(clip), clip.notes
+                tensors["edges"] = torch.tensor(clip.timeline.edges, dtype=torch.float64)
     except BadClip as error:
         raise BadClip(Path(root) / media, error.reason) from error
     except UserError as error:
         raise BadClip(Path(root) / media, str(error)) from error
-    tensors = {name: value.contiguous() for name, value in extractor.tensors(clip).items()}
-    return {**tensors, "edges": torch.tensor(clip.timeline.edges, dtype=torch.float64)}, clip.notes
+    return {name: value.contiguous() for name, value in tensors.items()}, notes
 
 
 def _write(target: Path, tensors: Mapping[str, Tensor], media: str, notes: Sequence[str]) -> None:

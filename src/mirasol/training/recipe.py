@@ -60,7 +60,8 @@ class TokenizerRecipe:
 class Stage:
     """Some steps of training on one kind of batch.
 
-    window: `clip` takes whole clips, `slot` the examples that name a start and an end, each cut out of its clip
+    window: `clip` takes whole clips, `slot` the examples that name a start and an end, each cut out of its clip, `any`
+        both
     questions_per_clip: text rows per clip; a clip with fewer questions repeats some, which is counted
     question_types: the types drawn from; null is all there are
     type_weights: relative chance that a drawn question is of this type (1 for a type not named); without it every
@@ -71,13 +72,17 @@ class Stage:
     dropout, layer_drop, label_smoothing: rates of this stage in every stack of the model (in the text loss); null
         leaves what the model's config says
     augment: how clips are changed (docs/augmentation.md)
+    trains: components that this stage trains, all others are frozen (names: docs/training.md); null trains all that
+        its losses reach
+    objective: `clips` has text, latent and reconstruction losses, `image_text` MaMMUT's contrastive and generative
+        passes over images with one text each
     """
 
     steps: int
     clips_per_step: int = 16
     questions_per_clip: int = 8
     question_types: list[str] | None = None
-    window: Literal["clip", "slot"] = "clip"
+    window: Literal["clip", "slot", "any"] = "clip"
     loss_weights: LossWeights = field(default_factory=LossWeights)
     type_weights: dict[str, float] = field(default_factory=dict)
     learning_rate_scale: float = 1.0
@@ -87,8 +92,14 @@ class Stage:
     layer_drop: float | None = None
     label_smoothing: float | None = None
     augment: Augment = field(default_factory=Augment)
+    trains: list[str] | None = None
+    objective: Literal["clips", "image_text"] = "clips"
 
     def __post_init__(self):
+        if self.trains is not None and not self.trains:
+            raise UserError("trains=[] trains nothing: name components, or leave it out to train all")
+        if self.objective == "image_text":
+            self._check_images()
         if self.drop_video < 0 or self.drop_audio < 0 or self.drop_video + self.drop_audio > 1:
             raise UserError(
                 f"drop_video={self.drop_video} and drop_audio={self.drop_audio} must be shares that add up to 1 at most"
@@ -106,6 +117,20 @@ class Stage:
                 raise UserError(
                     f"type_weights.{question_type}={weight} must be positive: use question_types to leave it out"
                 )
+
+    def _check_images(self) -> None:
+        """Refuses what has no meaning for images: each has one text, and neither sound nor time."""
+        if self.questions_per_clip != 1:
+            raise UserError(
+                f"questions_per_clip={self.questions_per_clip}: objective image_text has one text an image: set 1"
+            )
+        if self.window != "clip":
+            raise UserError(f"window={self.window} has no meaning for objective image_text: images have no time, leave it out")
+        if self.augment != Augment():
+            raise UserError("augment has no effect with objective image_text: images are taken as they are, leave it out")
+        for name in ("drop_video", "drop_audio"):
+            if getattr(self, name):
+                raise UserError(f"{name}={getattr(self, name)} has no effect with objective image_text: leave it out")
 
 
 @dataclass(frozen=True)

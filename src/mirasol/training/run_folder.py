@@ -104,8 +104,11 @@ class RunFolder:
                 f"({len(changed)} changed: {', '.join(changed)})"
             )
 
-    def start(self, bad: list[BadWindow]) -> None:
-        """Writes down recipe and surroundings, or checks that data and bad clips are as they were."""
+    def start(self, bad: list[BadWindow], components: Mapping[str, Any] | None = None) -> None:
+        """Writes down recipe and surroundings, or checks that data and bad clips are as they were.
+
+        `components`: parameters by component and how many of them each stage trains.
+        """
         data = data_hashes(self.recipe)
         if self.holds_run:
             recorded = json.loads((self.path / "run.json").read_text(encoding="utf-8"))["data"]
@@ -122,6 +125,7 @@ class RunFolder:
             raise UserError(f"{self.path}: another process began a run here: choose another output, or --resume")
         write_bad_clips(self.path / "bad_clips.jsonl", bad)
         surroundings = {**surroundings_now(), "fingerprint": self.recipe.fingerprint(), "data": data}
+        surroundings["components"] = dict(components or {})
         write_whole(self.path / "run.json", json.dumps(surroundings, indent=1) + "\n")
         # Written last: a folder with a recipe can be resumed.
         write_whole(self.path / "recipe.yaml", yaml.safe_dump(self.recipe.to_dict(), sort_keys=False))

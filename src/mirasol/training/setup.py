@@ -47,19 +47,16 @@ def make_model(recipe: Recipe, processor: MirasolProcessor, initial: Loaded | No
 
 
 def check_loss_weights(recipe: Recipe, config: MirasolConfig) -> None:
-    """Raises UserError for the weight of a loss that this training does not have."""
+    """Raises UserError for the weight of a loss that a stage does not have."""
+    clips = {"contrastive": "clips have no contrastive loss, leave it out"}
+    if not config.reconstruction.audio:
+        clips["audio"] = "the model reconstructs no audio, set model.overrides.reconstruction.audio"
+    images = dict.fromkeys(("latent", "video", "audio"), "objective image_text has no such loss, leave it out")
     for name, stage in recipe.stages.items():
-        weights = stage.loss_weights
-        if weights.audio != LossWeights.audio and not config.reconstruction.audio:
-            raise UserError(
-                f"stages.{name}.loss_weights.audio={weights.audio} has no effect: the model reconstructs no audio, "
-                "set model.overrides.reconstruction.audio"
-            )
-        if weights.contrastive != LossWeights.contrastive:
-            raise UserError(
-                f"stages.{name}.loss_weights.contrastive={weights.contrastive} has no effect: clips have no "
-                "contrastive loss, leave it out"
-            )
+        for loss, reason in (images if stage.objective == "image_text" else clips).items():
+            weight = getattr(stage.loss_weights, loss)
+            if weight != getattr(LossWeights, loss):
+                raise UserError(f"stages.{name}.loss_weights.{loss}={weight} has no effect: {reason}")
 
 
 def check_texts(processor: MirasolProcessor, examples: list[Example], rows_at_once: int = 1024) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor
 from mirasol.checkpoint import load_checkpoint
 from mirasol.console import Progress
 from mirasol.errors import Stopped
-from mirasol.training.batches import Batch, BatchPlan
+from mirasol.training.batches import KINDS, Batch, BatchPlan
 from mirasol.training.checkpoints import Checkpoints, save_model, write_folder
 from mirasol.training.clip_cache import BadWindow, ClipCache, UnreadableWindow, write_bad_clips
 from mirasol.training.clock import Clock
@@ -29,6 +29,7 @@ from mirasol.training.regularisers import ClipAugment, Regularisers, check_augme
 from mirasol.training.run_folder import RunFolder, versions
 from mirasol.training.setup import check_loss_weights, check_texts, make_model, make_processor, pick_device
 from mirasol.training.signals import StopSignals
+from mirasol.training.stages import StageWeights, stage_losses
 from mirasol.training.validation import Validation
 
 
@@ -82,6 +83,8 @@ class Trainer:
         check_loss_weights(recipe, self.model.config)
         check_augmentation(recipe, self.model.config)
         self.regularisers = Regularisers(self.model)
+        self.weights = StageWeights(recipe, self.model)
+        self.weights.enter(None)  # the optimizer takes all that some stage trains
         self.optimizer = Optimizer(self.model, recipe.optimizer)
         settings = self.model.config.media_settings()
         cache_folder = Path(recipe.data.cache) if recipe.data.cache else folder.path / "cache"
@@ -106,7 +109,10 @@ class Trainer:
                 f"see {folder.path / 'bad_clips.jsonl'}",
                 highlight=False, soft_wrap=True,
             )  # fmt: skip
-        folder.start([*absent, *bad])
+        folder.start([*absent, *bad], self.weights.to_dict())
+        for kind, count in self.plan.unused.items():
+            self._warn(f"{count} examples ({KINDS[kind]}) are of a kind that no stage trains on: see stages.….window")
+        console.print(self.weights.table(), highlight=False, markup=False, soft_wrap=True)
         if not (folder.path / "processor").exists():
             write_folder(folder.path / "processor", self.processor.save_pretrained)
 
@@ -138,6 +144,8 @@ class Trainer:
         try:
             with Progress(self.console, "Training", self.recipe.total_steps, "steps", start=first) as progress:
                 for step, batch, tensors in self._batches(first):
+                    if step == first or self.recipe.stage_at(step)[1] == 0:
+                        self.weights.enter(self.recipe.stage_at(step)[0])
                     values = self._step(step, batch, tensors)
                     self._after_step(step + 1, values, log, progress)
                     self._stop_if_asked(step + 1)
@@ -172,14 +180,15 @@ class Trainer:
     def _step(self, step: int, batch: Batch, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
         """One optimizer step. Returns its values; raises NonFiniteLoss before anything reaches the weights."""
         stage_name, _ = self.recipe.stage_at(step)
+        stage = self.recipe.stages[stage_name]
         rate = learning_rate(self.recipe, step)
         self.optimizer.set_learning_rate(rate)
         self.model.train()
-        self.model.config.loss_weights = self.recipe.stages[stage_name].loss_weights
-        self.regularisers.enter(self.recipe.stages[stage_name])
+        self.model.config.loss_weights = stage.loss_weights
+        self.regularisers.enter(stage)
         torch.manual_seed(self.plan.noise_seed(step))
         with self._precision():
-            output = self.model(**tensors)
+            output = stage_losses(self.model, stage, tensors)
         values = {"stage": stage_name, "loss": output.loss.item()}
         values |= {name: loss.item() for name, loss in output.items() if name.endswith("_loss")}
         check_finite(batch, values)
@@ -191,7 +200,9 @@ class Trainer:
         self.clock.clips += len(batch.clips)
         values["learning_rate"] = rate
         if self._logs(step + 1):
-            values.update(spread(output, tensors["chunk_mask"]), repeated_rows=batch.repeated)
+            values["repeated_rows"] = batch.repeated
+            if stage.objective == "clips":
+                values |= spread(output, tensors["chunk_mask"])
         return values
 
     def _precision(self):

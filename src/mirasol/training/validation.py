@@ -9,34 +9,35 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from mirasol.data.example import ClipExamples, Example
-from mirasol.training.batches import draw_questions, stage_clips
+from mirasol.training.batches import draw_questions, kinds_taken, stage_clips
 from mirasol.training.clip_cache import ClipCache
 from mirasol.training.loader import load_media
 from mirasol.training.randomness import permuted
 from mirasol.training.recipe import Recipe, Stage
+from mirasol.training.stages import stage_losses
 
 IGNORED_LABEL = -100
 
 
 class Validation:
-    """The same `validation_clips` clips (and as many slots, where a stage trains on slots) every time."""
+    """The same `validation_clips` clips (and as many slots or images, where a stage trains on them) every time."""
 
     def __init__(self, recipe: Recipe, examples: Sequence[Example]):
         self.recipe = recipe
         self.parts: dict[str, list[tuple[ClipExamples, tuple[Example, ...]]]] = {}
-        for window in dict.fromkeys(stage.window for stage in recipe.stages.values()):
-            stages = [stage for stage in recipe.stages.values() if stage.window == window]
-            rows = self._rows(examples, window, stages)
+        for part in dict.fromkeys(_part_name(stage) for stage in recipe.stages.values()):
+            stages = [stage for stage in recipe.stages.values() if _part_name(stage) == part]
+            rows = self._rows(examples, part, stages)
             if rows:
-                self.parts[window] = rows
+                self.parts[part] = rows
 
-    def _rows(self, examples: Sequence[Example], window: str, stages: Sequence[Stage]):
+    def _rows(self, examples: Sequence[Example], part: str, stages: Sequence[Stage]):
         types: list[str] | None = []
         for stage in stages:
             types = None if types is None or stage.question_types is None else [*types, *stage.question_types]
-        clips = stage_clips(examples, window, types)
+        clips = stage_clips(examples, kinds_taken(stages[0]), types)
         count, seed = min(self.recipe.validation_clips, len(clips)), self.recipe.seed
-        chosen = [clips[permuted(place, len(clips), seed, "validation", window)] for place in range(count)]
+        chosen = [clips[permuted(place, len(clips), seed, "validation", part)] for place in range(count)]
         most = max(stage.questions_per_clip for stage in stages)
         # Slots tend to hold a single description: asking more of each would only repeat it.
         most = min(most, max((len(clip.examples) for clip in chosen), default=1))
@@ -60,11 +61,13 @@ class Validation:
         """Validates `model` (left in the mode it came in). Returns what `RunLog.validation` takes."""
         was_training = model.training
         model.eval()
-        results = {name: self._part(part, model, processor, cache, device) for name, part in self.parts.items()}
+        results = {name: self._part(name, model, processor, cache, device) for name in self.parts}
         model.train(was_training)
         return results
 
-    def _part(self, part, model, processor, cache, device) -> dict[str, Any]:
+    def _part(self, name, model, processor, cache, device) -> dict[str, Any]:
+        part = self.parts[name]
+        stage = next(stage for stage in self.recipe.stages.values() if _part_name(stage) == name)
         size = max(stage.clips_per_step for stage in self.recipe.stages.values())
         sums: dict[str, list[float]] = defaultdict(lambda: [0.0, 0, 0, 0])
         dense: dict[str, float] = defaultdict(float)
@@ -74,7 +77,7 @@ class Validation:
             rows = [example for _, examples in some for example in examples]
             text = processor.encode_text([row.prompt for row in rows], [row.target for row in rows])
             batch = {name: value.to(device) for name, value in {**media, **text}.items()}
-            output = model(**batch)
+            output = stage_losses(model, stage, batch)
             for name, loss in output.items():
                 if name.endswith("_loss") and name != "text_loss":
                     dense[name] += float(loss) * len(some) / len(part)
@@ -83,6 +86,11 @@ class Validation:
                 for total, value in enumerate((loss, count, int(exact), 1)):
                     sums[row.type_name][total] += value
         return _summary(sums, dense)
+
+
+def _part_name(stage: Stage) -> str:
+    """Which part of the validation belongs to a stage: that of its window, or "image"."""
+    return "image" if stage.objective == "image_text" else stage.window
 
 
 def judge_rows(

@@ -9,7 +9,6 @@ from mirasol.errors import UserError
 
 VIDEO = (".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v", ".flv", ".3gp")
 AUDIO = (".wav", ".flac", ".mp3", ".m4a", ".ogg", ".opus")
-IMAGE = (".jpg", ".jpeg", ".png", ".webp")
 
 
 class Files:

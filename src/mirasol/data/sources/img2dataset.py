@@ -1,7 +1,8 @@
 """Shards of img2dataset (webdataset or files format): images with captions; what failed is only in its statistics."""
 
+from mirasol.data.media_files import IMAGE
 from mirasol.data.sources.contract import Adapter, Options, Rows
-from mirasol.data.sources.files import IMAGE, Files
+from mirasol.data.sources.files import Files
 from mirasol.data.sources.image_text import PROMPT
 from mirasol.data.sources.shards import read_shards, splits
 

@@ -1,0 +1,181 @@
+"""What each stage trains: components by name, which of them its losses reach, and the table that shows it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from mirasol.config import MirasolConfig
+from mirasol.errors import UserError
+from mirasol.model.mirasol import MirasolForConditionalGeneration
+from mirasol.model.outputs import MirasolImageTextOutput, MirasolOutput
+from mirasol.model.sizes import COMPONENTS, component_of
+from mirasol.parts import nearest
+from mirasol.training.recipe import Recipe, Stage
+
+# `num_params` counts the contrastive pass's projections as text; they train, or do not, by a name of their own.
+TRAINABLE = (*COMPONENTS, "contrastive")
+
+
+def trainable_component(name: str) -> str:
+    """The name in `Stage.trains` that a parameter belongs to."""
+    return "contrastive" if name.startswith("contrastive.") else component_of(name)
+
+
+def stage_losses(
+    model: MirasolForConditionalGeneration, stage: Stage, tensors: Mapping[str, Tensor]
+) -> MirasolOutput | MirasolImageTextOutput:
+    """The stage's pass over a batch, with its losses."""
+    return model.image_text(**tensors) if stage.objective == "image_text" else model(**tensors)
+
+
+def reaches(stage: Stage, name: str, config: MirasolConfig) -> bool:
+    """Whether a loss of the stage depends on the parameter `name` of a model of `config`.
+
+    (For some clips: whether any lacks a modality, and how many chunks they have, is the data's matter.)
+    """
+    if stage.objective == "image_text":
+        return _images_reach(stage, name, config)
+    weights, component = stage.loss_weights, trainable_component(name)
+    mels = config.reconstruction.audio and weights.audio > 0
+    pixels = weights.video > 0
+    if component == "contrastive":
+        return False
+    if component in ("text", "cross_attention", "vocabulary"):
+        return weights.text > 0
+    if name.startswith(("reconstruction.mels", "reconstruction.audio_queries")):
+        return mels
+    if name.startswith(("reconstruction.pixels", "reconstruction.queries")):
+        return pixels
+    if component == "reconstruction":
+        return pixels or mels
+    if name.startswith("latent.next_latent"):
+        return weights.latent > 0
+    if name == "latent.hidden_latent" and config.latent.mask_ratio == 0:
+        return False
+    return weights.text > 0 or weights.latent > 0 or pixels or mels
+
+
+def _images_reach(stage: Stage, name: str, config: MirasolConfig) -> bool:
+    """`reaches` of `model.image_text`: 2D patches, the shared ViT and the text decoder."""
+    contrastive, text = stage.loss_weights.contrastive > 0, stage.loss_weights.text > 0
+    component = trainable_component(name)
+    if component == "contrastive":
+        return contrastive
+    if component == "cross_attention" or name.startswith("text.output."):
+        return text
+    if component in ("text", "vocabulary"):
+        return text or contrastive
+    if name.startswith("chunk_encoder.tubes.projections."):
+        number = int(name.split(".")[3])
+        return config.video.tubes[number].flat and (text or contrastive)
+    if name.startswith(("chunk_encoder.shared_output", "chunk_encoder.video_output")):
+        return text  # the contrastive pass takes what the ViT gives
+    return component in ("tubes", "vit") and name != "chunk_encoder.missing_video" and (text or contrastive)
+
+
+@dataclass(frozen=True)
+class ComponentRow:
+    """A line of the table: a component, its parameters, and how many of them each stage trains."""
+
+    component: str
+    parameters: int
+    trained: Mapping[str, int]
+
+
+class StageWeights:
+    """Which of a model's parameters each stage of the recipe trains; `enter` makes one stage's choice hold.
+
+    Raises:
+        UserError: a name in `trains` that is no component, that this model has no weights of, or that no loss of the
+            stage reaches; a stage that trains nothing; `image_text` with a model that has no contrastive pass.
+    """
+
+    def __init__(self, recipe: Recipe, model: MirasolForConditionalGeneration):
+        self.model = model
+        self.stages = recipe.stages
+        self.trained = {name: self._trained(name, stage) for name, stage in recipe.stages.items()}
+
+    def _trained(self, stage_name: str, stage: Stage) -> frozenset[str]:
+        config, place = self.model.config, f"stages.{stage_name}"
+        if stage.objective == "image_text" and config.contrastive is None:
+            raise UserError(
+                f"{place}.objective=image_text needs a model with a contrastive pass: "
+                "set model.overrides.contrastive, e.g. {width: 64}"
+            )
+        names = [name for name, _ in self.model.named_parameters()]
+        present = {trainable_component(name) for name in names}
+        reached = [name for name in names if reaches(stage, name, config)]
+        chosen = set(present if stage.trains is None else stage.trains)
+        for component in stage.trains or ():
+            if component not in TRAINABLE:
+                raise UserError(f"{place}.trains: {component!r} is no component{nearest(component, list(TRAINABLE))}")
+            if component not in present:
+                raise UserError(f"{place}.trains: this model has no weights of {component!r}: leave it out")
+            if component not in {trainable_component(name) for name in reached}:
+                raise UserError(
+                    f"{place}.trains: no loss of this stage (objective {stage.objective}) reaches {component!r}: "
+                    f"leave it out{_hint(stage)}"
+                )
+        trained = frozenset(name for name in reached if trainable_component(name) in chosen)
+        if not trained:
+            raise UserError(f"{place}: no loss reaches any weight that the stage trains{_hint(stage)}")
+        return trained
+
+    def enter(self, stage: str | None) -> None:
+        """From now on gradients exist for what `stage` trains alone; None: for all that any stage trains.
+
+        What is frozen keeps its optimizer state for the next stage that trains it; what no stage trains never has any.
+        """
+        names = frozenset().union(*self.trained.values()) if stage is None else self.trained[stage]
+        for name, parameter in self.model.named_parameters():
+            parameter.requires_grad_(name in names)
+            if name not in names:
+                parameter.grad = None
+
+    def rows(self) -> list[ComponentRow]:
+        """The table, a row for each component that the model has."""
+        sizes = {name: parameter.numel() for name, parameter in self.model.named_parameters()}
+        rows = []
+        for component in TRAINABLE:
+            own = [name for name in sizes if trainable_component(name) == component]
+            if own:
+                trained = {stage: sum(sizes[n] for n in own if n in names) for stage, names in self.trained.items()}
+                rows.append(ComponentRow(component, sum(sizes[name] for name in own), trained))
+        return rows
+
+    def table(self) -> str:
+        """The rows as text: components, their parameters, and what of them each stage trains."""
+        rows = self.rows()
+        total = ComponentRow(
+            "total",
+            sum(row.parameters for row in rows),
+            {stage: sum(row.trained[stage] for row in rows) for stage in self.trained},
+        )
+        cells = [["component", "parameters", *(f"trains in {stage}" for stage in self.trained)]]
+        for row in [*rows, total]:
+            cells.append([row.component, f"{row.parameters:,}", *(_cell(row, stage) for stage in self.trained)])
+        widths = [max(len(line[place]) for line in cells) for place in range(len(cells[0]))]
+        return "\n".join(
+            "  ".join([line[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(line[1:], widths[1:], strict=True))])
+            for line in cells
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, as run.json keeps it."""
+        return {row.component: {"parameters": row.parameters, "trained": dict(row.trained)} for row in self.rows()}
+
+
+def _cell(row: ComponentRow, stage: str) -> str:
+    count = row.trained[stage]
+    if row.component != "total" and count in (0, row.parameters):
+        return "yes" if count else "no"
+    return f"{count:,}"
+
+
+def _hint(stage: Stage) -> str:
+    weights = vars(stage.loss_weights)
+    absent = [name for name, value in weights.items() if value == 0]
+    return f", or raise loss_weights.{absent[0]}=0" if absent else ""
+
