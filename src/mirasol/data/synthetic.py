@@ -64,9 +64,10 @@ def synthesize(
     """Renders a data set of `train` + `validation` + `test` clips into the new folder `root`.
 
     Writes `<split>.jsonl`, `clips/<split>/<id>.mp4` (`images/<split>/<id>.png` for the kind `images`) and
-    `manifest.json` (seed, counts, versions, SHA-256 of every other file). `kind`: one of `KINDS`. The same arguments give the same bytes with the same PyAV version. Splits never share a scene, also not those
-    of data sets with different seeds. `workers` processes render; `progress(done, total)` is called after each clip.
-    An interrupted call leaves no folder behind; a split of no clips gets an empty jsonl file.
+    `manifest.json` (seed, counts, versions, SHA-256 of every other file). `kind`: one of `KINDS`. The same arguments
+    give the same bytes with the same PyAV version. Splits never share a scene, also not those of data sets with
+    different seeds. `workers` processes render; `progress(done, total)` is called after each clip. An interrupted call
+    leaves no folder behind; a split of no clips gets an empty jsonl file.
 
     Raises UserError where `root` is a file or a folder that holds something, for negative counts, for no clips and for
     an unknown kind.

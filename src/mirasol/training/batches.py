@@ -106,9 +106,7 @@ def kinds_taken(stage: Stage) -> tuple[str, ...]:
     return ("clip", "slot") if stage.window == "any" else (stage.window,)
 
 
-def stage_clips(
-    examples: Iterable[Example], kinds: Collection[str], question_types: Sequence[str] | None
-) -> ClipTable:
+def stage_clips(examples: Iterable[Example], kinds: Collection[str], question_types: Sequence[str] | None) -> ClipTable:
     """The clips (slots, images) with the examples that a stage may draw from, in the order of the examples."""
     table = ExampleTable.of(examples)
     wanted = np.logical_or.reduce([kind_rows(table, kind) for kind in kinds])

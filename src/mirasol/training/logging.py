@@ -10,7 +10,8 @@
 - `{"kind": "validation", "step", "clip": part, "slot": part}`: `part` is `{"text_loss", "latent_loss", "video_loss",
   "accuracy", "by_type": {type: {"text_loss", "accuracy", "rows"}}}` over whole clips and over one-slot windows (only
   where the recipe trains on them); "any" over both where a stage takes both; "image" over images, with a
-  "contrastive_loss" in place of the latent and video losses. Accuracy is exact match of the teacher-forced most likely tokens.
+  "contrastive_loss" in place of the latent and video losses. Accuracy is exact match of the teacher-forced most
+  likely tokens.
 
 `step` counts the steps done, from 1.
 """

@@ -125,9 +125,11 @@ class Stage:
                 f"questions_per_clip={self.questions_per_clip}: objective image_text has one text an image: set 1"
             )
         if self.window != "clip":
-            raise UserError(f"window={self.window} has no meaning for objective image_text: images have no time, leave it out")
+            raise UserError(
+                f"window={self.window} has no meaning for objective image_text: images have no time, leave it out"
+            )
         if self.augment != Augment():
-            raise UserError("augment has no effect with objective image_text: images are taken as they are, leave it out")
+            raise UserError("augment has no effect with objective image_text: images stay as they are, leave it out")
         for name in ("drop_video", "drop_audio"):
             if getattr(self, name):
                 raise UserError(f"{name}={getattr(self, name)} has no effect with objective image_text: leave it out")

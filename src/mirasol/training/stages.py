@@ -44,9 +44,9 @@ def reaches(stage: Stage, name: str, config: MirasolConfig) -> bool:
         return False
     if component in ("text", "cross_attention", "vocabulary"):
         return weights.text > 0
-    if name.startswith(("reconstruction.mels", "reconstruction.audio_queries")):
+    if name.startswith("reconstruction.mels."):
         return mels
-    if name.startswith(("reconstruction.pixels", "reconstruction.queries")):
+    if name.startswith("reconstruction.pixels."):
         return pixels
     if component == "reconstruction":
         return pixels or mels
@@ -157,10 +157,8 @@ class StageWeights:
         for row in [*rows, total]:
             cells.append([row.component, f"{row.parameters:,}", *(_cell(row, stage) for stage in self.trained)])
         widths = [max(len(line[place]) for line in cells) for place in range(len(cells[0]))]
-        return "\n".join(
-            "  ".join([line[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(line[1:], widths[1:], strict=True))])
-            for line in cells
-        )
+        lines = [[f"{cell:>{width}}" for cell, width in zip(line, widths, strict=True)] for line in cells]
+        return "\n".join("  ".join([line[0].strip().ljust(widths[0]), *line[1:]]) for line in lines)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, as run.json keeps it."""
@@ -178,4 +176,3 @@ def _hint(stage: Stage) -> str:
     weights = vars(stage.loss_weights)
     absent = [name for name, value in weights.items() if value == 0]
     return f", or raise loss_weights.{absent[0]}=0" if absent else ""
-
