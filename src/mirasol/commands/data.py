@@ -3,12 +3,16 @@
 import json
 import sys
 import time
+from collections import Counter
 from typing import Any
 
 from mirasol.commands.common import add_data_arguments, add_source_arguments
+from mirasol.errors import UserError
 
-HELP = "make and check data sets (data synthesize, data check)"
-DESCRIPTION = "Makes data sets on disk, and checks those that are there."
+SHOWN = 20  # clips that are left out and named on the screen
+
+HELP = "make, check and shard data sets (data synthesize, data check, data shard)"
+DESCRIPTION = "Makes data sets on disk, checks those that are there, and packs them into shards."
 SYNTHESIZE = """Renders shapes and sounds: real mp4 files and questions about them, deterministic in the seed.
 
   mirasol data synthesize data/shapes --seed 7 --train 0 --validation 0 --test 100
@@ -22,9 +26,16 @@ docs/datasets.md lists; ROOT is the folder where its annotations and media lie.
   mirasol data check folder data/shapes
   mirasol data check msrvtt_qa data/msrvtt --split test --json"""
 
+SHARD = """Packs a data set into WebDataset tars with an index: few large files instead of many small ones, on request
+encoded anew at the size that training needs. Reads as the source `shards` with the same examples.
+Interrupted, the same command goes on; finished shards are not made again.
+
+  mirasol data shard msrvtt_qa data/msrvtt data/msrvtt-shards --reencode 256@8 --processes 8
+  mirasol data check shards data/msrvtt-shards --hashes"""
+
 
 def add_arguments(parser: Any, make: Any) -> None:
-    """Declares the arguments of `synthesize` and `check`."""
+    """Declares the arguments of `synthesize`, `check` and `shard`."""
     commands = parser.add_subcommands(required=True, dest="action", metavar="ACTION", title="actions")
     synthesize = make(SYNTHESIZE)
     commands.add_subcommand("synthesize", synthesize, help="render shapes and sounds to mp4 files with questions")
@@ -41,11 +52,27 @@ def add_arguments(parser: Any, make: Any) -> None:
     check.add_argument("--json", action="store_true", help="print one JSON object instead of tables")
     check.add_argument("--skip-media", action="store_true", help="look which media files are there, but open none")
     check.add_argument("--workers", type=int, default=0, help="threads that open media; 0 is one per core")
+    check.add_argument("--hashes", action="store_true", help="of shards: read every byte and compare its hash")
+    shard = make(SHARD)
+    commands.add_subcommand("shard", shard, help="pack a data set into tars with an index")
+    add_source_arguments(shard)
+    shard.add_argument("out", metavar="OUT", help="folder for the shards, outside of ROOT")
+    shard.add_argument("--split", type=str, help="only this split")
+    shard.add_argument("--shard-bytes", type=int, default=500_000_000, help="bytes of media that fill a shard")
+    shard.add_argument("--clips-per-shard", type=int, default=10_000, help="media files that fill a shard")
+    shard.add_argument(
+        "--reencode", type=str, metavar="SIZE[@FPS]", help="shorter side in pixels, and most frames a second"
+    )
+    shard.add_argument("--processes", type=int, default=0, help="processes that write shards; 0 is one per core")
+    shard.add_argument("--executor", type=str, default="local", help="local processes, or ray: a Ray cluster")
+    shard.add_argument(
+        "--on-bad-clip", type=str, default="error", help="skip leaves out what cannot be used, error stops at it"
+    )
 
 
 def run(options: Any) -> None:
     """Does the action."""
-    {"synthesize": _synthesize, "check": _check}[options.action](options[options.action])
+    {"synthesize": _synthesize, "check": _check, "shard": _shard}[options.action](options[options.action])
 
 
 def _check(chosen: Any) -> None:
@@ -60,6 +87,7 @@ def _check(chosen: Any) -> None:
             chosen.split,
             source_options(chosen),
             open_media=not chosen.skip_media,
+            hashes=chosen.hashes,
             workers=chosen.workers or cores(),
             progress=report,
         )
@@ -86,3 +114,45 @@ def _synthesize(chosen: Any) -> None:
         )
     total = chosen.train + chosen.validation + chosen.test
     out.print(f"{chosen.directory}: {total} clips in {time.monotonic() - began:.0f} s")
+
+
+def _shard(chosen: Any) -> None:
+    from mirasol.commands.common import source_options
+    from mirasol.console import console, cores, progress
+    from mirasol.data.sharding import Sharding, shard_source
+    from mirasol.media.reencoding import Reencoding
+
+    for name, known in (("executor", ("local", "ray")), ("on_bad_clip", ("error", "skip"))):
+        if chosen[name] not in known:
+            raise UserError(f"--{name.replace('_', '-')} {chosen[name]}: choose {' or '.join(known)}")
+    if chosen.executor == "ray" and chosen.processes:
+        raise UserError(f"--processes {chosen.processes} has no effect with --executor ray: leave it out")
+    if chosen.processes < 0:
+        raise UserError(f"--processes {chosen.processes}: must be at least 0")
+    reencode = Reencoding.parse(chosen.reencode) if chosen.reencode else None
+    out, began = console(), time.monotonic()
+    with progress(out, "Sharding", "clips") as report:
+        done = shard_source(
+            chosen.source,
+            chosen.root,
+            chosen.out,
+            chosen.split,
+            source_options(chosen),
+            Sharding(chosen.shard_bytes, chosen.clips_per_shard, reencode),
+            on_bad_clip=chosen.on_bad_clip,
+            processes=chosen.processes or cores(),
+            executor=chosen.executor,
+            progress=report,
+        )
+    for split, examples in done.examples.items():
+        lost = f", {done.not_usable[split]} examples left out" if done.not_usable[split] else ""
+        out.print(f"{split}: {examples} examples on {done.clips[split]} clips{lost}")
+    for entry in done.bad[:SHOWN]:
+        out.print(f"left out: {entry['media']}: {entry['reason']}")
+    if len(done.bad) > SHOWN:
+        out.print(f"left out: … and {len(done.bad) - SHOWN} more: see manifest.json")
+    for reason, count in Counter(done.kept.values()).items():
+        out.print(f"not encoded anew: {count} files ({reason})")
+    before = f", {done.finished_before} of them finished before" if done.finished_before else ""
+    seconds = time.monotonic() - began
+    out.print(f"{chosen.out}: {done.shards} shards{before}, {done.bytes / 1e6:.1f} MB in {seconds:.0f} s")

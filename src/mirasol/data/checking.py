@@ -15,10 +15,11 @@ from mirasol.data.media_files import (
     named_otherwise,
     open_media_file,
 )
+from mirasol.data.shard_checking import shard_problems
 from mirasol.data.sources import AnnotationError, Options, Problem, Source
 from mirasol.data.sources.files import Files
 from mirasol.data.sources.registry import adapter_of, read_split, splits_of
-from mirasol.errors import BadClip
+from mirasol.errors import BadClip, UserError
 from mirasol.media.reader import END_TOLERANCE, probe
 
 # Upper edges of the duration histogram in seconds; the last bin is open.
@@ -63,16 +64,20 @@ def check_source(
     options: Options = Options(),  # noqa: B008 - frozen
     *,
     open_media: bool = True,
+    hashes: bool = False,
     workers: int = 1,
     progress: Callable[[int, int], None] | None = None,
 ) -> Report:
     """Reads all annotations of a data set (or of one split) and opens every media file that they name.
 
     `open_media=False` stops after looking which files are there. `workers` threads open files; `progress(done, total)`
-    is called after each. Raises UserError for an unknown data set, folder, split or option; what is wrong within the
+    is called after each. Of shards the indices are compared with the tars, and with `hashes` every byte with its hash.
+    Raises UserError for an unknown data set, folder, split or option; what is wrong within the
     data set is in the report.
     """
     adapter = adapter_of(name, options)
+    if hashes and name != "shards":
+        raise UserError(f"--hashes: only shards have hashes to compare, {name} has none: leave it out")
     files = Files(root, options.annotations)
     known = splits_of(name, files)
     chosen = [split] if split is not None else [s for s in known if s not in adapter.overlapping] or known
@@ -90,6 +95,8 @@ def check_source(
     problems += _shared_videos(sources)
     facts = _open_all(files.root, sources, workers, progress) if open_media else []
     found_wrong = _media_problems(files.root, sources, facts)
+    if name == "shards":
+        found_wrong += shard_problems(files.root, sources, {p.file for p in found_wrong if p.examples}, hashes=hashes)
     problems += found_wrong
     return Report(entries, _media(sources, facts, found_wrong), tuple(problems))
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import json
 import os
 import re
 import tarfile
@@ -9,12 +10,15 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 from mirasol.errors import BadClip
 
 IMAGE = (".jpg", ".jpeg", ".png", ".webp")
 _MEMBER = re.compile(r"(.+?\.tar)/(.+)", re.IGNORECASE)
 _BLOCK = 512
+_NAME = 100  # bytes of a name in the header of a tar's member
+_COPIED = 2**20
 # What a file begins with, by the name its kind goes by. Downloads that failed are pages; extensions lie.
 _BEGINNINGS = {
     "matroska": re.compile(rb"\x1a\x45\xdf\xa3"),
@@ -57,16 +61,25 @@ def is_image(media: str) -> bool:
 
 @dataclass(frozen=True)
 class TarIndex:
-    """Where each member's bytes lie, in the tar's order: name → (offset, size). `cut`: why it ends early, or ""."""
+    """Where each member's bytes lie, in the tar's order: name → (offset, size).
+
+    cut: why the tar ends early, or ""; written: known from an index file, not from the tar's own headers
+    """
 
     members: dict[str, tuple[int, int]]
     cut: str
+    written: bool = False
+
+
+def index_file(tar: Path) -> Path:
+    """The file beside a tar in which `mirasol data shard` keeps where its members lie."""
+    return tar.with_suffix(".index.json")
 
 
 def tar_index(path: Path) -> TarIndex:
-    """The index of a tar. One that was cut short gives the members that are whole.
+    """Where a tar's members lie, from the index file beside it, or where that is not of this tar, from the tar itself.
 
-    Raises BadClip where there is no tar.
+    A tar that was cut short gives the members that are whole. Raises BadClip where there is no tar.
     """
     try:
         facts = path.stat()
@@ -77,6 +90,24 @@ def tar_index(path: Path) -> TarIndex:
 
 @functools.lru_cache(maxsize=64)
 def _tar_index(path: Path, size: int, changed: int) -> TarIndex:
+    written = _written_index(path, size)
+    return TarIndex(written, "", True) if written is not None else scan_tar(path)
+
+
+def _written_index(path: Path, size: int) -> dict[str, tuple[int, int]] | None:
+    """The members that the index file of a tar of `size` bytes tells; None where there is none, or one of another."""
+    try:
+        index = json.loads(index_file(path).read_bytes())
+        if index["tar"] != path.name or index["bytes"] != size:
+            return None
+        return {name: (int(offset), int(length)) for name, (offset, length, _) in index["members"].items()}
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return None
+
+
+def scan_tar(path: Path) -> TarIndex:
+    """As `tar_index`, from the tar's own headers. Reads nothing else of it."""
+    size = path.stat().st_size
     members: dict[str, tuple[int, int]] = {}
     end = 0
     try:
@@ -108,14 +139,48 @@ def stored_file(root: Path, media: str) -> Path:
 
 
 def read_member(path: Path, name: str, limit: int = -1) -> bytes:
-    """The bytes of a tar's member, the first `limit` of them where that is not negative. Raises BadClip."""
+    """The bytes of a tar's member, the first `limit` of them where that is not negative. Raises BadClip.
+
+    No other part of the tar is read, and none is left open.
+    """
+    with open_member(path, name) as (stream, size):
+        wanted = size if limit < 0 else min(limit, size)
+        content = stream.read(wanted)
+    if len(content) < wanted:
+        raise BadClip(path, f"cut short: member {name} is not all there")
+    return content
+
+
+@contextlib.contextmanager
+def open_member(path: Path, name: str) -> Iterator[tuple[BinaryIO, int]]:
+    """The tar, open where the member's bytes begin, and how many they are. Raises BadClip."""
+    index = tar_index(path)
     try:
-        offset, size = tar_index(path).members[name]
+        offset, size = index.members[name]
     except KeyError as error:
-        raise BadClip(path, f"has no member {name}") from error
+        raise BadClip(path, f"has no member {name}{f' ({index.cut})' if index.cut else ''}") from error
     with path.open("rb") as stream:
-        stream.seek(offset)
-        return stream.read(size if limit < 0 else min(limit, size))
+        if index.written:
+            # The name stands in the header just before: an index of another tar would give other media in silence.
+            stream.seek(offset - _BLOCK)
+            if stream.read(_BLOCK)[:_NAME].rstrip(b"\0") != name.encode():
+                raise BadClip(path, f"member {name} is not where its index says: see `mirasol data check shards`")
+        else:
+            stream.seek(offset)
+        yield stream, size
+
+
+def media_size(root: Path, media: str) -> int:
+    """Bytes of a media file, or of a tar's member. Raises BadClip where it is not there."""
+    stored = stored_file(root, media)
+    parts = split_member(media)
+    if parts is not None and stored != root / media:
+        with open_member(stored, parts[1]) as (_, size):
+            return size
+    try:
+        return stored.stat().st_size
+    except OSError as error:
+        raise BadClip(stored, "no such file") from error
 
 
 @contextlib.contextmanager
@@ -129,11 +194,15 @@ def open_media_file(root: Path, media: str) -> Iterator[Path]:
     if parts is None or stored == root / media:
         yield stored
         return
-    content = read_member(stored, parts[1])
     handle, name = tempfile.mkstemp(prefix="mirasol-", suffix=os.path.splitext(parts[1])[1])
     try:
-        with os.fdopen(handle, "wb") as stream:
-            stream.write(content)
+        with os.fdopen(handle, "wb") as copy, open_member(stored, parts[1]) as (stream, size):
+            while size:
+                block = stream.read(min(size, _COPIED))
+                if not block:
+                    raise BadClip(stored, f"cut short: member {parts[1]} is not all there")
+                copy.write(block)
+                size -= len(block)
         yield Path(name)
     finally:
         os.unlink(name)

@@ -3,6 +3,7 @@
 import itertools
 import math
 import statistics
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import av
@@ -217,6 +218,12 @@ class WaveformBuilder:
                 self._buffer[low:high] = samples[low - first : high - first]
                 self._runs[-1][1] = high
             self._position = stop
+
+    def runs(self) -> Iterator[tuple[int, Float[np.ndarray, "sample"]]]:
+        """Every run without a gap: at which sample after `start` it begins, and its samples."""
+        for first, stop in self._runs:
+            if stop > first:
+                yield first, self._buffer[first:stop]
 
     def result(self) -> tuple[Float[Tensor, "sample"], float]:
         """The waveform from its first to its last real sample, and the container second of the first."""

@@ -20,6 +20,7 @@ WARNINGS = (
     "other annotations",
     "identical files",
     "video in two splits",
+    "no index",
 )
 
 
@@ -105,6 +106,17 @@ class Counts:
     reasons: Mapping[str, int]
 
 
+@dataclass(frozen=True)
+class Retold:
+    """What shards say of the data set they were made from: its name and protocol.
+
+    Its problems, missing media and counts that differ among them, were found then and are told again as they were.
+    """
+
+    name: str
+    protocol: str
+
+
 class Rows:
     """Collects one split's examples and problems while an adapter reads; nothing that it is given gets lost."""
 
@@ -116,6 +128,7 @@ class Rows:
         self.classes: tuple[str, ...] = ()
         self.facts: dict[str, str | int] = {}
         self.published: Published | None = None  # where the counts depend on the options
+        self.retold: Retold | None = None
         self._ids: dict[str, int | None] = {}
 
     def add(self, example: Example, file: str, line: int | None = None, column: int | None = None) -> None:

@@ -15,6 +15,7 @@ from mirasol.data.sources import (
     msrvtt_qa,
     nextqa_mc,
     nextqa_oe,
+    sharded,
     vggsound,
     video2dataset,
     webvid,
@@ -38,6 +39,7 @@ SOURCES: dict[str, Adapter] = {
     "video2dataset": video2dataset.ADAPTER,
     "image_text": image_text.ADAPTER,
     "img2dataset": img2dataset.ADAPTER,
+    "shards": sharded.ADAPTER,
 }
 # Other words for a split, for data sets that do not have the word itself.
 SPLIT_NAMES = {"val": "validation", "valid": "validation", "dev": "validation", "test": "eval"}
@@ -75,13 +77,14 @@ def read_split(name: str, files: Files, split: str, options: Options = ANY) -> S
     published = rows.published or adapter.published.get(split, Published())
     if not rows.examples and not rows.reasons and name != "folder":
         rows.skip("no examples", "holds no examples", ", ".join(rows.annotation_files), rows=0)
-    _list_missing(rows)
-    _compare(rows, published)
+    if rows.retold is None:
+        _list_missing(rows)
+        _compare(rows, published)
     return Source(
-        name=name,
+        name=name if rows.retold is None else rows.retold.name,
         root=files.root,
         split=split,
-        protocol=adapter.protocol,
+        protocol=adapter.protocol if rows.retold is None else rows.retold.protocol,
         annotated=tuple(rows.examples),
         problems=tuple(rows.problems),
         reasons=dict(rows.reasons),
