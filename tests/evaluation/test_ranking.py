@@ -3,7 +3,15 @@ import math
 import numpy as np
 import pytest
 
-from mirasol.evaluation.ranking import area_under_curve, average_precision, d_prime, in_top, mean_over_classes
+from mirasol.evaluation.ranking import (
+    Thresholds,
+    area_under_curve,
+    average_precision,
+    d_prime,
+    in_top,
+    mean_intervals,
+    mean_over_classes,
+)
 
 RIGHT = np.array([True, False, True, False])
 
@@ -60,3 +68,39 @@ def test_d_prime_is_nothing_at_chance_and_symmetric():
     assert d_prime(0.9) == pytest.approx(1.8124, abs=1e-4)  # sqrt(2) * 1.28155
     assert d_prime(0.1) == pytest.approx(-d_prime(0.9))
     assert d_prime(1.0) == math.inf
+
+
+def test_weights_count_as_copies_of_examples():
+    generator = np.random.default_rng(2)
+    scores, right = generator.integers(0, 9, 40).astype(float), generator.random(40) < 0.3
+    weights = generator.integers(0, 4, (40, 3)).astype(np.uint16)
+    precision, area = Thresholds(scores, right).weighted(weights, weights.sum(axis=0).astype(float))
+    for place in range(3):
+        copies = np.repeat(np.arange(40), weights[:, place])
+        assert precision[place] == pytest.approx(average_precision(scores[copies], right[copies]))
+        assert area[place] == pytest.approx(area_under_curve(scores[copies], right[copies]))
+
+
+def test_intervals_of_map_and_area_hold_the_values_and_draw_videos():
+    generator = np.random.default_rng(3)
+    labels = np.eye(4, dtype=bool)[generator.integers(0, 4, 160)]
+    scores = generator.normal(size=labels.shape) + 1.2 * labels
+    videos = [f"v{n}" for n in range(160)]
+    found = mean_intervals(scores, labels, videos)
+    for one, metric in zip(found, (average_precision, area_under_curve), strict=True):
+        assert one.low < mean_over_classes(metric, scores, labels) < one.high
+    assert found == mean_intervals(scores[::-1], labels[::-1], videos[::-1]), "the order changes nothing"
+    repeated = mean_intervals(scores.repeat(5, axis=0), labels.repeat(5, axis=0), np.repeat(videos, 5).tolist())
+    assert [(one.low, one.high) for one in repeated] == [pytest.approx((one.low, one.high)) for one in found]
+    assert mean_intervals(scores, np.zeros_like(labels), videos)[0].low is None
+
+
+def test_the_width_of_the_area_is_that_of_its_normal_approximation():
+    generator = np.random.default_rng(4)
+    right = np.arange(400) < 200
+    scores = generator.normal(size=400) + right
+    area = area_under_curve(scores, right)
+    q1, q2 = area / (2 - area), 2 * area**2 / (1 + area)  # Hanley and McNeil 1982
+    error = np.sqrt((area * (1 - area) + 199 * (q1 - area**2) + 199 * (q2 - area**2)) / 200**2)
+    found = mean_intervals(scores[:, None], right[:, None], [f"v{n}" for n in range(400)])[1]
+    assert found.high - found.low == pytest.approx(2 * 1.96 * error, rel=0.15)

@@ -5,10 +5,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int, UInt16
 
 REPLICATES = 2_000
-_AT_ONCE = 2**22  # drawn numbers of videos held at a time
+_AT_ONCE = 2**23  # drawn numbers of videos held at a time
 
 
 @dataclass(frozen=True)
@@ -28,8 +28,8 @@ def mean_intervals(
 ) -> list[Interval]:
     """The interval of the mean value of each group of questions."""
     parts = list(_means(values, videos, groups, seed, replicates))
-    means = np.concatenate(parts) if parts else np.empty((0, groups.shape[1]))
-    return [_interval(column) for column in means.T]
+    means = np.concatenate(parts, axis=1) if parts else np.empty((groups.shape[1], 0))
+    return [interval_of(row) for row in means]
 
 
 def class_mean_interval(
@@ -40,35 +40,57 @@ def class_mean_interval(
     replicates: int = REPLICATES,
 ) -> Interval:
     """The interval of the mean over groups (classes) of their mean values, of those that a replicate holds."""
-    parts = [np.nanmean(means, axis=1) for means in _means(values, videos, groups, seed, replicates)]
-    return _interval(np.concatenate(parts)) if parts else Interval(None, None)
+    parts = [np.nanmean(means, axis=0) for means in _means(values, videos, groups, seed, replicates)]
+    return interval_of(np.concatenate(parts)) if parts else Interval(None, None)
 
 
-def _means(values, videos, groups, seed: int, replicates: int) -> Iterator[np.ndarray]:
-    """Group means of the replicates, [replicate, group], NaN where a replicate has nothing of a group.
+def numbered(videos: Sequence[str]) -> tuple[int, Int[np.ndarray, "question"]]:
+    """How many videos there are, and the number of each question's.
 
     Videos are numbered by name, so the order of questions changes nothing.
     """
-    if not len(values):
-        return
-    names, video = np.unique(np.asarray(videos), return_inverse=True)
-    weighted = groups.astype(float)
-    sums, counts = np.zeros((len(names), groups.shape[1])), np.zeros((len(names), groups.shape[1]))
-    np.add.at(sums, video, weighted * np.asarray(values, dtype=float)[:, None])
-    np.add.at(counts, video, weighted)
+    names, number = np.unique(np.asarray(videos), return_inverse=True)
+    return len(names), number
+
+
+def draws(count: int, seed: int, replicates: int = REPLICATES) -> Iterator[UInt16[np.ndarray, "video replicate"]]:
+    """How often each replicate drew each of `count` videos, some replicates at a time; the same for the same seed."""
     generator = np.random.default_rng(seed)
-    at_once = max(1, _AT_ONCE // len(names))
-    for first in range(0, replicates, at_once):
-        drawn = generator.multinomial(len(names), np.full(len(names), 1 / len(names)), min(at_once, replicates - first))
-        total = drawn @ counts
+    at_once = max(1, _AT_ONCE // max(count, 1))
+    for first in range(0, replicates if count else 0, at_once):
+        size = min(at_once, replicates - first)
+        drawn = generator.integers(count, size=(size, count), dtype=np.int32)
+        drawn += np.arange(size, dtype=np.int32)[:, None] * count  # below 2 * _AT_ONCE or count
+        times = np.bincount(drawn.ravel(), minlength=size * count).reshape(size, count)
+        yield np.ascontiguousarray(times.T.astype(np.uint16))
+
+
+def _means(values, videos, groups, seed: int, replicates: int) -> Iterator[np.ndarray]:
+    """Group means of the replicates, [group, replicate], NaN where a replicate has nothing of a group."""
+    videos_count, video = numbered(videos)
+    values = np.asarray(values, dtype=float)
+    parts = []
+    for chosen in groups.T:
+        counts = np.bincount(video[chosen], minlength=videos_count)
+        there = np.flatnonzero(counts)
+        sums = np.bincount(video[chosen], values[chosen], minlength=videos_count)
+        parts.append((there, np.stack([sums[there], counts[there]]).astype(float)))
+    for times in draws(videos_count, seed, replicates):
+        sums = np.empty((len(parts), 2, times.shape[1]))
+        for place, (there, weights) in enumerate(parts):
+            sums[place] = weights @ times[there].astype(float)
         with np.errstate(invalid="ignore", divide="ignore"):
-            yield np.where(total > 0, (drawn @ sums) / total, np.nan)
+            yield np.where(sums[:, 1] > 0, sums[:, 0] / sums[:, 1], np.nan)
 
 
-def _interval(replicated: np.ndarray) -> Interval:
+def interval_of(replicated: Float[np.ndarray, "replicate"], around: float | None = None) -> Interval:
+    """The interval of a metric, of the replicates that define it; shifted, where `around` is given, so that it is the
+    replicates' mean."""
     defined = replicated[~np.isnan(replicated)]
     if not len(defined):
         return Interval(None, None)
+    if around is not None:
+        defined = np.clip(defined + (around - defined.mean()), 0, 1)
     low, high = np.percentile(defined, [2.5, 97.5])
     return Interval(float(low), float(high))
 

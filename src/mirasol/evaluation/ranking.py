@@ -6,10 +6,13 @@ counts as chosen.
 """
 
 import math
+from collections.abc import Sequence
 from statistics import NormalDist
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, UInt16
+
+from mirasol.evaluation.intervals import REPLICATES, Interval, draws, interval_of, numbered
 
 
 def in_top(
@@ -23,31 +26,98 @@ def in_top(
 
 def average_precision(scores: Float[np.ndarray, "example"], right: Bool[np.ndarray, "example"]) -> float:
     """Sum over the thresholds of precision times the recall gained there; NaN without a right example."""
-    if not right.any():
-        return math.nan
-    hits, taken = _at_thresholds(scores, right)
-    gained = np.diff(hits, prepend=0) / hits[-1]
-    return float((hits / taken * gained).sum())
+    return float(_once(scores, right)[0][0])
 
 
 def area_under_curve(scores: Float[np.ndarray, "example"], right: Bool[np.ndarray, "example"]) -> float:
     """Share of pairs of a right and a wrong example in which the right one scores higher, equal ones by half; NaN where
     there is no such pair."""
-    positive, negative = int(right.sum()), int((~right).sum())
-    if not positive or not negative:
-        return math.nan
-    hits, taken = _at_thresholds(scores, right)
-    gained, false = np.diff(hits, prepend=0), taken - hits
-    below = negative - false + np.diff(false, prepend=0) / 2
-    return float((gained * below).sum() / (positive * negative))
+    return float(_once(scores, right)[1][0])
 
 
-def _at_thresholds(scores: np.ndarray, right: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Numbers of right examples and of all examples at or above every distinct score, falling."""
-    order = np.argsort(-scores, kind="stable")
-    falling = scores[order]
-    last = np.append(np.flatnonzero(falling[1:] != falling[:-1]), len(falling) - 1)
-    return np.cumsum(right[order])[last].astype(float), last + 1.0
+def _once(scores: np.ndarray, right: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    weights = np.ones((len(right), 1), dtype=np.uint16)
+    return Thresholds(scores, right).weighted(weights, np.array([float(len(right))]))
+
+
+class Thresholds:
+    """The examples of one class in falling order of score, cut at the distinct scores of right examples: nothing
+    changes in between. Sorted once, it serves any weights."""
+
+    def __init__(self, scores: Float[np.ndarray, "example"], right: Bool[np.ndarray, "example"]):
+        order = np.argsort(-scores, kind="stable")
+        falling, is_right = scores[order], right[order]
+        hits = falling[is_right]
+        levels = hits[np.append(True, hits[1:] != hits[:-1])] if len(hits) else hits
+        first = np.searchsorted(-falling, -levels, side="left")  # of the examples that score a level
+        end = np.searchsorted(-falling, -levels, side="right")
+        self.order = order[: end[-1] if len(end) else 0].astype(np.int32)
+        self.starts = np.append(0, end[:-1])[: len(end)]
+        self.right = order[is_right]
+        self.right_starts = np.searchsorted(-hits, -levels, side="left")
+        tied = [np.arange(low, high) for low, high in zip(first, end, strict=True)]
+        self.tied = order[np.concatenate(tied)] if tied else order[:0]
+        self.tied_starts = np.cumsum(end - first) - (end - first)
+
+    def weighted(
+        self, weights: UInt16[np.ndarray, "example replicate"], totals: Float[np.ndarray, "replicate"]
+    ) -> tuple[Float[np.ndarray, "replicate"], Float[np.ndarray, "replicate"]]:
+        """Average precision and area under the curve where every example counts as often as its weight says.
+
+        totals: the sums of the weights over all examples
+        """
+        if not len(self.right):
+            nothing = np.full(weights.shape[1], np.nan)
+            return nothing, nothing
+        whole = np.uint16 if totals.max() < 2**16 else np.uint32  # the smaller, the faster
+        between = np.split(self.order, self.starts[1:])
+        taken = np.array([weights[rows].sum(axis=0, dtype=whole) for rows in between], dtype=float).cumsum(axis=0)
+        gained = _sums(weights, self.right, self.right_starts)
+        equal = _sums(weights, self.tied, self.tied_starts)
+        hits = gained.cumsum(axis=0)
+        positive = hits[-1]
+        below = totals - positive - (taken - hits) + (equal - gained) / 2  # the wrong examples, tied ones by half
+        with np.errstate(invalid="ignore", divide="ignore"):
+            precision = np.where(gained > 0, hits / taken, 0.0)
+            area = (gained * below).sum(axis=0) / (positive * (totals - positive))
+            return (precision * gained).sum(axis=0) / positive, area
+
+
+def _sums(weights: np.ndarray, rows: np.ndarray, starts: np.ndarray) -> np.ndarray:
+    """Sums of the weights of runs of `rows`, [run, replicate]; none of the runs is empty."""
+    return np.add.reduceat(weights[rows], starts, axis=0, dtype=np.uint32).astype(float)
+
+
+def mean_intervals(
+    scores: Float[np.ndarray, "example category"],
+    labels: Bool[np.ndarray, "example category"],
+    videos: Sequence[str],
+    seed: int = 0,
+    replicates: int = REPLICATES // 2,
+) -> tuple[Interval, Interval]:
+    """The 95 % intervals of mAP and of mean AUC, means over the classes that a replicate defines; videos are drawn.
+
+    A right example that is drawn twice stands beside itself, which raises average precision: replicates lie above the
+    metric on average, so their spread is taken and laid around the metric's value. Half the replicates of a mean's
+    interval: here every one of them costs a pass over all scores.
+    """
+    count, video = numbered(videos)
+    classes = [Thresholds(scores[:, place], labels[:, place]) for place in np.flatnonzero(labels.any(axis=0))]
+    if not classes:
+        return Interval(None, None), Interval(None, None)
+
+    def means(weights: np.ndarray) -> list[np.ndarray]:
+        totals = weights.sum(axis=0, dtype=float)
+        by_class = np.array([one.weighted(weights, totals) for one in classes])
+        return [np.nanmean(one[:, ~np.isnan(one).all(axis=0)], axis=0) for one in by_class.transpose(1, 0, 2)]
+
+    values = means(np.ones((len(video), 1), dtype=np.uint16))
+    replicated = zip(*(means(times[video]) for times in draws(count, seed, replicates)), strict=True)
+    precision, area = (
+        interval_of(np.concatenate(parts), around=float(value[0]) if len(value) else None)
+        for parts, value in zip(replicated, values, strict=True)
+    )
+    return precision, area
 
 
 def mean_over_classes(metric, scores: np.ndarray, labels: np.ndarray) -> float:

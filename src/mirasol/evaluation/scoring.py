@@ -4,9 +4,11 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
+from jaxtyping import Bool
 
 from mirasol.data.example import Example
 from mirasol.data.sources import Problem
@@ -26,8 +28,8 @@ CANDIDATES = "candidate scoring"
 class Estimate:
     """One number of a table: between 0 and 1 for shares, over `n` questions; `low` and `high` bound its 95 % interval.
 
-    `value` is None where nothing defines it; low and high also where no interval is computed (average precision, area,
-    d-prime, and numbers of an official script).
+    `value` is None where nothing defines it; low and high also where no interval is computed (baselines, and numbers of
+    an official script).
     """
 
     value: float | None
@@ -127,16 +129,19 @@ def score_choices(
         UserError: a choice or a number of scores that does not fit the candidates.
     """
     examples = with_answers(examples)
-    judged = [_judge_choice(example, predictions.get(example.id), classes) for example in examples]
-    single = all(right_places(example, classes).sum() == 1 for example in examples)
+    places = [right_places(example, classes) for example in examples]
+    judged = [_judge_choice(e, predictions.get(e.id), classes, right) for e, right in zip(examples, places, strict=True)]
+    single = all(len(right) == 1 for right in places)
     metrics, name = {}, headline(source)
     ranked = classes and all(p.scores is not None for e in examples if (p := predictions.get(e.id)) is not None)
     if ranked and examples:
-        metrics |= class_metrics(examples, predictions, classes, single, seed)
+        labels = np.zeros((len(examples), len(classes)), dtype=bool)
+        for row, right in zip(labels, places, strict=True):
+            row[list(right)] = True
+        metrics |= class_metrics(examples, predictions, labels, single, seed)
         name = next(iter(metrics))
     if not ranked or (single and any(example.question_type for example in examples)):
         metrics |= table(source, judged, seed)
-    places = [np.flatnonzero(right_places(example, classes)).tolist() for example in examples]
     baselines = {"chance": _estimate([_chance(example) for example in examples]), "majority": _majority(places)}
     facts = {"classes": len(classes)} if classes else {}
     return Scored(CANDIDATES, None, metrics, baselines if single else {}, name, tuple(judged), facts=facts)
@@ -152,16 +157,26 @@ def right_texts(example: Example) -> tuple[str, ...]:
     return example.references if example.target in example.references else (example.target,)
 
 
-def right_places(example: Example, classes: Sequence[str]) -> np.ndarray:
-    """Which candidates (or else classes) are right, bool [candidate]."""
-    candidates = example.candidates or classes
+def right_places(example: Example, classes: Sequence[str]) -> tuple[int, ...]:
+    """The places of the right ones among the candidates (or else the classes)."""
     if example.answer_index is not None:
-        return np.arange(len(candidates)) == example.answer_index
-    right = set(example.references) or {example.target}
-    return np.array([candidate in right for candidate in candidates], dtype=bool)
+        return (example.answer_index,)
+    where = _where(tuple(example.candidates or classes))
+    return tuple(sorted(place for text in set(example.references) or {example.target} for place in where.get(text, ())))
 
 
-def _judge_choice(example: Example, prediction: Prediction | None, classes: Sequence[str]) -> Judged:
+@lru_cache(maxsize=4)
+def _where(candidates: tuple[str, ...]) -> dict[str, list[int]]:
+    """The places of each candidate's text."""
+    found: dict[str, list[int]] = {}
+    for place, text in enumerate(candidates):
+        found.setdefault(text, []).append(place)
+    return found
+
+
+def _judge_choice(
+    example: Example, prediction: Prediction | None, classes: Sequence[str], right: Sequence[int]
+) -> Judged:
     if prediction is None:
         return Judged(example, None, 0.0)
     candidates = example.candidates or classes
@@ -173,7 +188,7 @@ def _judge_choice(example: Example, prediction: Prediction | None, classes: Sequ
         choice = int(np.argmax(prediction.scores))
     if choice is None or not 0 <= choice < len(candidates):
         raise UserError(f"question {example.id!r}: prediction {choice} is out of range: 0 to {len(candidates) - 1}")
-    return Judged(example, candidates[choice], float(right_places(example, classes)[choice]))
+    return Judged(example, candidates[choice], float(choice in right))
 
 
 def table(source: str, judged: Sequence[Judged], seed: int = 0) -> dict[str, Estimate]:
@@ -195,32 +210,41 @@ def _row(row: Row, values: np.ndarray, chosen: np.ndarray, interval: Interval) -
 def class_metrics(
     examples: Sequence[Example],
     predictions: Mapping[str, Prediction],
-    classes: Sequence[str],
+    labels: Bool[np.ndarray, "example category"],
     single: bool,
     seed: int = 0,
 ) -> dict[str, Estimate]:
     """What papers on these data sets print; `single`: every example has exactly one class."""
-    nothing = (-math.inf,) * len(classes)
+    nothing = (-math.inf,) * labels.shape[1]
     found = [predictions.get(example.id) for example in examples]
     scores = np.array([nothing if p is None or p.scores is None else p.scores for p in found])
-    labels = np.array([right_places(example, classes) for example in examples])
     videos, n = [example.video_name for example in examples], len(examples)
     metrics = {}
     if single:
-        for k in (1, 5):
-            right = ranking.in_top(scores, labels, k)
+        best, among = ranking.in_top(scores, labels, 1), ranking.in_top(scores, labels, 5)
+        for name, right in (("top-1", best), ("top-5", among)):
             interval = mean_intervals(right, videos, np.ones((n, 1), dtype=bool), seed)[0]
-            metrics[f"top-{k}"] = Estimate(float(right.mean()), interval.low, interval.high, n)
-        right = ranking.in_top(scores, labels, 1)
+            metrics[name] = Estimate(float(right.mean()), interval.low, interval.high, n)
         present = labels[:, labels.any(axis=0)]
-        by_class = [right[column].mean() for column in present.T]
-        interval = class_mean_interval(right, videos, present, seed)
+        by_class = [best[column].mean() for column in present.T]
+        interval = class_mean_interval(best, videos, present, seed)
         metrics["mean class accuracy"] = Estimate(float(np.mean(by_class)), interval.low, interval.high, n)
     area = ranking.mean_over_classes(ranking.area_under_curve, scores, labels)
     precision = ranking.mean_over_classes(ranking.average_precision, scores, labels)
-    for name, value in (("mAP", precision), ("AUC", area), ("d-prime", ranking.d_prime(area))):
-        metrics[name] = Estimate(value if math.isfinite(value) else None, None, None, n)
+    of_precision, of_area = ranking.mean_intervals(scores, labels, videos, seed)
+    # d-prime rises with the area, so its percentiles are those of the area.
+    bounds = (ranking.d_prime(math.nan if bound is None else bound) for bound in (of_area.low, of_area.high))
+    for name, value, low, high in (
+        ("mAP", precision, of_precision.low, of_precision.high),
+        ("AUC", area, of_area.low, of_area.high),
+        ("d-prime", ranking.d_prime(area), *bounds),
+    ):
+        metrics[name] = Estimate(_finite(value), _finite(low), _finite(high), n)
     return metrics
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None
 
 
 def _official_free(judged: Sequence[Judged]) -> float | None:
