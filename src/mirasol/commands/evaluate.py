@@ -37,6 +37,7 @@ def add_arguments(parser: Any, make: Any) -> None:
     parser.add_argument("--clips-per-batch", type=int, default=16, help="changes speed and memory, not answers")
     parser.add_argument("--max-new-tokens", type=int, default=16, help="longest answer, in tokens")
     parser.add_argument("--device", type=str, default="cpu", help="where to compute, e.g. cuda")
+    parser.add_argument("--wordnet", type=str, metavar="DIR", help="score by WUPS, too: folder of NLTK's data")
     parser.add_argument("--processes", type=int, default=1, help="of a data set: processes that answer")
     add_source_options(parser)
 
@@ -63,8 +64,10 @@ def _evaluate_source(options: Any) -> None:
     from mirasol.evaluation.journal import NAME
     from mirasol.evaluation.source_evaluation import evaluate_source, write_evaluation
     from mirasol.evaluation.source_report import write_report
+    from mirasol.evaluation.wups import Wups
 
     output, out = _output_or_unfinished(options.output), console()
+    wups = Wups(Path(options.wordnet)) if options.wordnet else None
     source = read_source(options.data, Path(options.root), options.split, source_options(options))
     loaded = load_checkpoint(options.checkpoint, check_device(options.device))
     asking = Asking(
@@ -75,7 +78,7 @@ def _evaluate_source(options: Any) -> None:
         make_folder(output)
     journal = output / NAME if output is not None else None
     with progress(out, "Answering", "clips") as report:
-        evaluated = evaluate_source(loaded, source, asking, journal, options.processes, report)
+        evaluated = evaluate_source(loaded, source, asking, journal, options.processes, report, wups)
     for problem in source.problems:
         out.print(str(problem), markup=False)
     for clip in evaluated.record["unusable_clips"]:
@@ -108,6 +111,7 @@ def _evaluate_folder(options: Any) -> None:
     from mirasol.training.clip_cache import ClipCache
 
     unused = list(source_options(options).chosen()) + (["processes"] if options.processes > 1 else [])
+    unused += ["wordnet"] if options.wordnet else []
     if unused:
         raise UserError(f"--{unused[0].replace('_', '-')} is of data sets: give SOURCE and ROOT instead of a folder")
     output = check_no_results(options.output) if options.output else None

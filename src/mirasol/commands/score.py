@@ -15,6 +15,7 @@ need not be there. Questions without prediction are wrong; predictions of unknow
 told.
 
   mirasol score activitynet_qa data/activitynet_qa pred.json --split validation
+  mirasol score nextqa_oe data/nextqa pred.json --split validation --wordnet nltk_data
   mirasol score vggsound data/vggsound scores.npy --split test --json"""
 
 
@@ -24,6 +25,7 @@ def add_arguments(parser: Any, make: Any) -> None:
     parser.add_argument("predictions", metavar="PREDICTIONS", help="json, jsonl or npy file")
     parser.add_argument("--split", type=str, default="test", help="which split the predictions are of")
     parser.add_argument("--normalisation", type=str, default="none", help="none (as official scripts), light or folded")
+    parser.add_argument("--wordnet", type=str, metavar="DIR", help="score by WUPS: folder of NLTK's data, with WordNet")
     parser.add_argument("--output", type=str, help="new folder for results.json and predictions.jsonl")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
 
@@ -35,10 +37,12 @@ def run(options: Any) -> None:
     from mirasol.data.sources import read_source
     from mirasol.evaluation.results import score_file, write_scored
     from mirasol.evaluation.scoring import as_text
+    from mirasol.evaluation.wups import Wups
 
     output = check_no_results(options.output) if options.output else None
     source = read_source(options.source, Path(options.root), options.split, source_options(options))
-    scored = score_file(source, Path(options.predictions), options.normalisation)
+    wups = Wups(Path(options.wordnet)) if options.wordnet else None
+    scored = score_file(source, Path(options.predictions), options.normalisation, wups)
     out = console()
     for problem in scored.problems:
         out.print(str(problem), markup=False)

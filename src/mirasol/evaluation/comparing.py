@@ -81,7 +81,7 @@ def compare(first: Path, second: Path, seed: int = 0) -> Comparison:
 
 
 def _difference(pairs: Sequence[tuple[dict[str, Any], dict[str, Any]]], seed: int) -> Difference:
-    right = np.array([(a["right"], b["right"]) for a, b in pairs], dtype=float)
+    right = np.array([[row.get("value", row["right"]) for row in pair] for pair in pairs], dtype=float)
     gained = right[:, 1] - right[:, 0]
     videos = [a["video"] for a, _ in pairs]
     interval = mean_intervals(gained, videos, np.ones((len(pairs), 1), dtype=bool), seed)[0]

@@ -12,15 +12,18 @@ from mirasol.data.sources import Source
 from mirasol.errors import UserError
 from mirasol.evaluation.normalisation import NORMALISATIONS
 from mirasol.evaluation.predictions import read_predictions, unmatched
-from mirasol.evaluation.scoring import Scored, score_answers, score_choices
+from mirasol.evaluation.scoring import Scored, score_answers, score_choices, score_wups
+from mirasol.evaluation.wups import Wups
 from mirasol.files import write_whole
 
 
-def score_file(source: Source, predictions: Path, normalisation: str = "none", seed: int = 0) -> Scored:
+def score_file(
+    source: Source, predictions: Path, normalisation: str = "none", wups: Wups | None = None, seed: int = 0
+) -> Scored:
     """The numbers of a file of predictions (`read_predictions`) of a split, over all its annotated examples.
 
-    A file of choices or scores is scored by them, another by exact match of its texts. Problems, such as questions
-    without prediction, are in the result.
+    A file of choices or scores is scored by them, another by exact match of its texts, or by WUPS where `wups` is
+    given. Problems, such as questions without prediction, are in the result.
 
     Raises:
         UserError: unknown normalisation, unreadable predictions, a split without published answers.
@@ -31,7 +34,11 @@ def score_file(source: Source, predictions: Path, normalisation: str = "none", s
     if not any(example.target for example in source.annotated):
         raise UserError(f"{source.name} {source.split}: publishes no answers, so nothing can be scored here")
     if any(prediction.choice is not None or prediction.scores is not None for prediction in found.values()):
+        if wups is not None:
+            raise UserError(f"{predictions}: holds choices or scores; WUPS compares texts: leave --wordnet out")
         scored = score_choices(source.name, source.annotated, found, source.classes, seed)
+    elif wups is not None:
+        scored = score_wups(source.name, source.annotated, found, wups, seed)
     else:
         scored = score_answers(source.name, source.annotated, found, normalisation, seed)
     costly = [problem for problem in source.problems if problem.kind != "missing media" and problem.severity == "error"]

@@ -18,10 +18,13 @@ from mirasol.evaluation import ranking
 from mirasol.evaluation.intervals import Interval, class_mean_interval, mean_intervals
 from mirasol.evaluation.normalisation import NORMALISATIONS
 from mirasol.evaluation.predictions import Prediction
-from mirasol.evaluation.tables import Row, headline, table_rows
+from mirasol.evaluation.tables import Row, headline, table_rows, wups_rows
+from mirasol.evaluation.wups import Wups
 
 OPEN = "open generation"
 CANDIDATES = "candidate scoring"
+WUPS = "WUPS"
+WUPS_THRESHOLD = 0.9  # of the second of the two numbers that papers print
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,10 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Judged:
-    """One question with what was predicted. `predicted` is the text, for a choice the candidate's; None without one."""
+    """One question with what was predicted. `predicted` is the text, for a choice the candidate's; None without one.
+
+    value: what it counts, 1 where it is right and 0 where it is wrong; WUPS may lie between
+    """
 
     example: Example
     predicted: str | None
@@ -61,6 +67,7 @@ class Judged:
             "target": example.target,
             "answer": self.predicted,
             "right": self.right,
+            **({} if self.value in (0.0, 1.0) else {"value": self.value}),
         }
 
 
@@ -108,12 +115,39 @@ def score_answers(
         answer = None if prediction is None else prediction.answer
         right = answer is not None and form(answer) in {form(text) for text in right_texts(example)}
         judged.append(Judged(example, answer, float(right)))
-    metrics = table(source, judged, seed)
+    metrics = table(_rows(source, judged), judged, seed)
     if source == "activitynet_qa":
         metrics["free_official_script"] = Estimate(_official_free(judged), None, None, len(judged))
     baselines = {"chance": _estimate([_chance(example) for example in examples])}
     baselines["majority"] = _majority([[form(text) for text in right_texts(example)] for example in examples])
     return Scored(OPEN, normalisation, metrics, baselines, headline(source), tuple(judged))
+
+
+def score_wups(
+    source: str, examples: Sequence[Example], predictions: Mapping[str, Prediction], wups: Wups, seed: int = 0
+) -> Scored:
+    """WUPS of answer texts, without a threshold (the headline) and with 0.9. A question without a prediction scores 0.
+
+    Questions of which the data set publishes no answer are left out.
+    """
+    examples = with_answers(examples)
+    said = [None if (found := predictions.get(example.id)) is None else found.answer for example in examples]
+
+    def judge(answers: Sequence[str | None], threshold: float) -> list[Judged]:
+        return [
+            Judged(e, text, 0.0 if text is None else wups.score(text, right_texts(e), e.question_type, threshold))
+            for e, text in zip(examples, answers, strict=True)
+        ]
+
+    judged = judge(said, 0.0)
+    rows = wups_rows(source, [example.type_name for example in examples])
+    metrics = table(rows, judged, seed)
+    strict = table(rows, judge(said, WUPS_THRESHOLD), seed)
+    metrics |= {f"{name}@{WUPS_THRESHOLD}": estimate for name, estimate in strict.items()}
+    common = Counter(example.target for example in examples).most_common(1)
+    constant = judge([common[0][0]] * len(examples), 0.0) if common else []
+    baselines = {"most frequent answer": _estimate([item.value for item in constant])}
+    return Scored(WUPS, None, metrics, baselines, rows[-1].name, tuple(judged))
 
 
 def score_choices(
@@ -130,7 +164,9 @@ def score_choices(
     """
     examples = with_answers(examples)
     places = [right_places(example, classes) for example in examples]
-    judged = [_judge_choice(e, predictions.get(e.id), classes, right) for e, right in zip(examples, places, strict=True)]
+    judged = [
+        _judge_choice(e, predictions.get(e.id), classes, right) for e, right in zip(examples, places, strict=True)
+    ]
     single = all(len(right) == 1 for right in places)
     metrics, name = {}, headline(source)
     ranked = classes and all(p.scores is not None for e in examples if (p := predictions.get(e.id)) is not None)
@@ -141,7 +177,7 @@ def score_choices(
         metrics |= class_metrics(examples, predictions, labels, single, seed)
         name = next(iter(metrics))
     if not ranked or (single and any(example.question_type for example in examples)):
-        metrics |= table(source, judged, seed)
+        metrics |= table(_rows(source, judged), judged, seed)
     baselines = {"chance": _estimate([_chance(example) for example in examples]), "majority": _majority(places)}
     facts = {"classes": len(classes)} if classes else {}
     return Scored(CANDIDATES, None, metrics, baselines if single else {}, name, tuple(judged), facts=facts)
@@ -191,9 +227,12 @@ def _judge_choice(
     return Judged(example, candidates[choice], float(choice in right))
 
 
-def table(source: str, judged: Sequence[Judged], seed: int = 0) -> dict[str, Estimate]:
-    """The numbers of the data set's table: means over the questions of each row."""
-    rows = table_rows(source, [item.example.type_name for item in judged])
+def _rows(source: str, judged: Sequence[Judged]) -> tuple[Row, ...]:
+    return table_rows(source, [item.example.type_name for item in judged])
+
+
+def table(rows: Sequence[Row], judged: Sequence[Judged], seed: int = 0) -> dict[str, Estimate]:
+    """The numbers of a table: means over the questions of each row."""
     values = np.array([item.value for item in judged])
     groups = np.array([[row.holds(item.example.question_type) for row in rows] for item in judged], dtype=bool)
     groups = groups.reshape(len(judged), len(rows))

@@ -20,14 +20,17 @@ from mirasol.evaluation.results import describe_data, versions
 from mirasol.evaluation.scoring import (
     CANDIDATES,
     OPEN,
+    WUPS,
     Estimate,
     Scored,
     as_text,
     score_answers,
     score_choices,
+    score_wups,
     with_answers,
 )
 from mirasol.evaluation.tables import normalisation_of
+from mirasol.evaluation.wups import Wups
 from mirasol.files import write_whole
 from mirasol.media.processor import MirasolProcessor
 
@@ -35,7 +38,11 @@ HOW = {
     OPEN: "greedy decoding over the whole vocabulary; right where it equals a reference after the normalisation",
     CANDIDATES: "the candidate of highest log-likelihood per token, <eos> included; for mAP, AUC and d-prime its "
     "log-softmax over the candidates",
+    WUPS: "greedy decoding over the whole vocabulary; a word counts by its WordNet similarity to the reference's, as "
+    "in NExT-QA's script, without a threshold and with 0.9",
 }
+
+FILES = {OPEN: "predictions.jsonl", WUPS: "predictions.wups.jsonl", CANDIDATES: "predictions.candidates.jsonl"}
 
 
 @dataclass(frozen=True)
@@ -81,8 +88,9 @@ def evaluate_source(
     journal: Path | None = None,
     processes: int = 1,
     progress: Callable[[int, int], None] | None = None,
+    wups: Wups | None = None,
 ) -> Evaluated:
-    """Asks the model every usable question of the split and scores the answers.
+    """Asks the model every usable question of the split and scores the answers, by WUPS, too, where it is given.
 
     `journal` is the file that an interrupted evaluation goes on from; None keeps everything in memory. The numbers do
     not depend on interruptions, `processes`, or batches.
@@ -110,7 +118,7 @@ def evaluate_source(
             for batch in ask(loaded, left, asking, processes, progress):
                 kept.append(batch)
             rows = list(kept.rows)
-    return _evaluated(source, asking, clips, rows, record, too_long)
+    return _evaluated(source, asking, clips, rows, record, too_long, wups)
 
 
 def _fitting(
@@ -139,6 +147,7 @@ def _evaluated(
     rows: Sequence[Row],
     record: dict[str, Any],
     too_long: Sequence[Example],
+    wups: Wups | None,
 ) -> Evaluated:
     by_clip = {tuple(row["clip"]): row for row in rows}
     usable, unusable, chunks = [], [], {}
@@ -153,7 +162,7 @@ def _evaluated(
     places = {example.id: place for place, example in enumerate(source.annotated)}
     usable.sort(key=lambda example: places[example.id])
     found = {name: _predictions(rows, name) for name in ("test", *asking.controls)}
-    scored = {name: _score(source, asking, usable, said) for name, said in found.items()}
+    scored = {name: _score(source, usable, said, wups) for name, said in found.items()}
     counts = _counts(source, usable, unusable, too_long)
     protocols = scored.pop("test")
     controls = {protocol: {name: by[protocol] for name, by in scored.items()} for protocol in protocols}
@@ -191,10 +200,12 @@ def _log_softmax(scores: Sequence[float]) -> tuple[float, ...]:
 
 
 def _score(
-    source: Source, asking: Asking, examples: Sequence[Example], said: Mapping[str, Prediction]
+    source: Source, examples: Sequence[Example], said: Mapping[str, Prediction], wups: Wups | None
 ) -> dict[str, Scored]:
     """Numbers by protocol; candidate scoring where every question has candidates and some answer is published."""
     scored = {OPEN: score_answers(source.name, examples, said, normalisation_of(source.name))}
+    if wups is not None:
+        scored[WUPS] = score_wups(source.name, examples, said, wups)
     if with_answers(examples) and all(said[example.id].scores is not None for example in examples):
         scored[CANDIDATES] = score_choices(source.name, examples, said, source.classes)
     return scored
@@ -245,7 +256,7 @@ def write_evaluation(folder: Path, evaluated: Evaluated) -> list[str]:
     for protocol, scored in evaluated.protocols.items():
         right = {item.example.id: item for item in scored.judged}
         rows = [_line(example, evaluated.predictions[example.id], right, protocol) for example in evaluated.examples]
-        written.append("predictions.jsonl" if protocol == OPEN else "predictions.candidates.jsonl")
+        written.append(FILES[protocol])
         lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         write_whole(folder / written[-1], lines)
     official = official_format(evaluated.source.name, evaluated.examples, evaluated.predictions)
@@ -261,8 +272,9 @@ def _line(example: Example, prediction: Prediction, right: Mapping[str, Any], pr
     judged = right.get(example.id)
     line = {"id": example.id, "video": example.video_name, "question_type": example.question_type,
             "prompt": example.prompt, "target": example.target}  # fmt: skip
-    if protocol == OPEN:
-        line["answer"] = prediction.answer
-    else:
+    if protocol == CANDIDATES:
         line |= {"prediction": prediction.choice, "scores": prediction.scores}
-    return {**line, "right": None if judged is None else judged.right}
+    else:
+        line["answer"] = prediction.answer
+    value = {"value": judged.value} if protocol == WUPS and judged is not None else {}
+    return {**line, "right": None if judged is None else judged.right, **value}

@@ -71,6 +71,14 @@ def table_rows(source: str, types: Sequence[str]) -> tuple[Row, ...]:
     return (*_each(*own), Row("All"))
 
 
+def wups_rows(source: str, types: Sequence[str]) -> tuple[Row, ...]:
+    """The rows of a table of WUPS; NExT-QA's are called as in its papers."""
+    if source != "nextqa_oe":
+        return (*table_rows(source, types)[:-1], Row("WUPS"))
+    summed = {"C": "WUPS_C", "T": "WUPS_T", "D": "WUPS_D", "All": "WUPS"}
+    return tuple(Row(summed.get(row.name, row.name), row.types) for row in _NEXT_OE)
+
+
 def headline(source: str) -> str:
     """The row that stands for the whole data set."""
     return table_rows(source, ())[-1].name if source != "activitynet_qa" else "All"
