@@ -12,9 +12,8 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from mirasol.data.checking import media_facts
-from mirasol.data.media_files import index_file, open_media_file
+from mirasol.data.media_files import index_file, is_image, open_media_file
 from mirasol.data.shard_format import Sample, ShardJob, file_hash, finished_index
-from mirasol.data.sources.files import IMAGE
 from mirasol.errors import BadClip, UserError
 from mirasol.files import write_whole
 from mirasol.media.reencoding import Reencoding, reencode
@@ -97,7 +96,7 @@ def _content(root: Path, sample: Sample, settings: Reencoding | None) -> Iterato
     """The file that goes into the tar, its name there, and why it was not encoded anew where it should have been."""
     suffix = os.path.splitext(sample.media)[1].lower()
     with open_media_file(root, sample.media) as path:
-        if settings is None or suffix in IMAGE:
+        if settings is None or is_image(sample.media):
             yield path, sample.key + suffix, "an image" if settings is not None else ""
             return
         with tempfile.TemporaryDirectory(prefix="mirasol-") as folder:
