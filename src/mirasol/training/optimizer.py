@@ -1,10 +1,9 @@
 """What changes the weights: parameter groups, the optimizers, and the learning rate as a function of the step."""
 
 import math
-from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from mirasol.training.recipe import OptimizerRecipe, Recipe
 
@@ -47,7 +46,8 @@ class Optimizer:
 
     def __init__(self, model: nn.Module, settings: OptimizerRecipe):
         decay, no_decay = decay_groups(model)
-        self.parameters = [*decay.values(), *no_decay.values()]
+        named = {**decay, **no_decay}
+        self.parameters = list(named.values())
         self.members: list[torch.optim.Optimizer] = []
         if settings.name == "muon":
             matrices = [parameter for parameter in decay.values() if parameter.ndim == 2]
@@ -71,6 +71,8 @@ class Optimizer:
             torch.optim.AdamW(groups, lr=settings.learning_rate, betas=settings.betas, eps=1e-8, fused=True)
         )
         self.gradient_clip = settings.gradient_clip
+        self.names = {parameter: name for name, parameter in named.items()}
+        self._begin_state()
 
     def set_learning_rate(self, rate: float) -> None:
         for member in self.members:
@@ -90,9 +92,25 @@ class Optimizer:
         for member in self.members:
             member.zero_grad(set_to_none=True)
 
-    def state_dict(self) -> dict[str, Any]:
-        return {str(place): member.state_dict() for place, member in enumerate(self.members)}
+    def tensors(self) -> dict[str, Tensor]:
+        """The optimizers' whole state by name: of every parameter its moments and steps, all of them there from the
+        start. Loading a checkpoint writes into these."""
+        return {
+            f"{name}.{part}": value
+            for member in self.members
+            for parameter, state in member.state.items()
+            for name in [self.names[parameter]]
+            for part, value in state.items()
+        }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        for place, member in enumerate(self.members):
-            member.load_state_dict(state[str(place)])
+    def _begin_state(self) -> None:
+        """What the optimizers would make at the first step: zeros."""
+        for member in self.members:
+            moments = ("momentum_buffer",) if isinstance(member, torch.optim.Muon) else ("exp_avg", "exp_avg_sq")
+            for group in member.param_groups:
+                for parameter in group["params"]:
+                    state = member.state[parameter]
+                    if "exp_avg" in moments:
+                        state["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device)
+                    for moment in moments:
+                        state[moment] = torch.zeros_like(parameter, memory_format=torch.preserve_format)

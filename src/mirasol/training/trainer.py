@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mirasol.checkpoint import load_checkpoint
 from mirasol.console import Progress
-from mirasol.errors import Stopped
+from mirasol.errors import Stopped, UserError
 from mirasol.training.batches import KINDS, Batch, BatchPlan
 from mirasol.training.checkpoints import Checkpoints, save_model, write_folder
 from mirasol.training.clip_cache import BadWindow, ClipCache, UnreadableWindow, write_bad_clips
@@ -135,7 +135,7 @@ class Trainer:
 
     def run(self) -> Path:
         """Trains from the newest checkpoint, or from the start, to the end."""
-        state = self.checkpoints.load_newest(self.model, self.optimizer, self.recipe.fingerprint(), self._warn)
+        state = self.checkpoints.load_newest(self._tensors(), self.recipe.fingerprint(), self._warn)
         self.folder.clear_error()
         first = state["step"]
         log = RunLog(self.folder.path, first)
@@ -149,12 +149,21 @@ class Trainer:
                     values = self._step(step, batch, tensors)
                     self._after_step(step + 1, values, log, progress)
                     self._stop_if_asked(step + 1)
-        except NonFiniteLoss as error:
-            self.folder.record_error(str(error), error.facts)
+            self.checkpoints.wait()
+        except BaseException as error:
+            if isinstance(error, NonFiniteLoss):
+                self.folder.record_error(str(error), error.facts)
+            # Whatever ends the run, the checkpoint that is being written is worth its last seconds.
+            with contextlib.suppress(UserError):
+                self.checkpoints.wait()
             raise
         finally:
             log.close()
         return self._finish()
+
+    def _tensors(self) -> dict[str, dict[str, Tensor]]:
+        """All that a checkpoint holds."""
+        return {"model": self.model.state_dict(), "optimizer": self.optimizer.tensors()}
 
     def _warn(self, message: str) -> None:
         self.console.print(f"warning: {message}", highlight=False, markup=False, soft_wrap=True)
@@ -196,6 +205,7 @@ class Trainer:
         output.loss.backward()
         values["gradient_norm"] = self.optimizer.clip_gradients()
         check_finite(batch, values)
+        self.checkpoints.wait_until_copied()
         self.optimizer.step()
         self.clock.clips += len(batch.clips)
         values["learning_rate"] = rate
@@ -215,6 +225,7 @@ class Trainer:
 
     def _after_step(self, done: int, values: dict[str, Any], log: RunLog, progress: Progress) -> None:
         recipe, last = self.recipe, done == self.recipe.total_steps
+        self.checkpoints.poll()
         if self._logs(done):
             log.train(done, {**values, **self.clock.lap()})
         losses = " ".join(f"{name[:-5]} {loss:.3f}" for name, loss in values.items() if name.endswith("_loss"))
@@ -228,15 +239,16 @@ class Trainer:
     def _save(self, done: int) -> None:
         with self.clock.paused():
             state = {"seconds": self.clock.seconds(), "fingerprint": self.recipe.fingerprint()}
-            self.checkpoints.save(done, self.model, self.processor, self.optimizer, state)
+            self.checkpoints.save(done, self._tensors(), state)
 
     def _stop_if_asked(self, done: int) -> None:
         """Saves and raises Stopped where a signal came. After the last step the run is as good as finished: it ends."""
         number, total = self.signals.received, self.recipe.total_steps
         if number is None or done == total:
             return
-        if done not in self.checkpoints.steps():
+        if done % self.recipe.checkpoint_every:
             self._save(done)
+        self.checkpoints.wait()
         raise Stopped(
             f"{self.folder.path}: stopped by {number.name} after step {done} of {total}, which is saved: "
             "--resume goes on from there", number,

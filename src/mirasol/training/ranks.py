@@ -1,0 +1,103 @@
+"""The processes of a run: which one this is, and how they agree. A run has one unless `torchrun` starts more."""
+
+import pickle
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
+
+import torch.distributed as dist
+from torch import Tensor
+
+Value = TypeVar("Value")
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among those of the run. A run of one process needs no process group: it is this class as it is.
+
+    rank, world_size: which process this is, and of how many
+    local_rank: which one on its machine: the number of its GPU
+    host: group for what the processes tell each other in the CPU's memory; `files` is another one for checkpoints,
+        whose collectives run in a thread of their own beside the step's
+    """
+
+    rank: int = 0
+    world_size: int = 1
+    local_rank: int = 0
+    host: dist.ProcessGroup | None = None
+    files: dist.ProcessGroup | None = None
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this process writes the run's files and speaks for all."""
+        return self.rank == 0
+
+    def in_thread(self) -> "Ranks":
+        """The same processes for a thread beside the step: its collectives have a group of their own."""
+        return replace(self, host=self.files)
+
+    def from_first(self, value: Value) -> Value:
+        """The first process's value, on all of them."""
+        if self.host is None:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box, src=0, group=self.host)
+        return box[0]
+
+    def gathered(self, value: Value) -> list[Value]:
+        """Every process's value, by rank."""
+        if self.host is None:
+            return [value]
+        values: list[Any] = [None] * self.world_size
+        dist.all_gather_object(values, value, group=self.host)
+        return values
+
+    def summed(self, tensor: Tensor) -> Tensor:
+        """The sum of every process's tensor, on the device it lies on; the tensor itself in a run of one."""
+        if self.host is None:
+            return tensor
+        total = tensor.detach().clone()
+        dist.all_reduce(total, group=self.host if tensor.device.type == "cpu" else None)
+        return total
+
+    def together(self, work: Callable[[], Value]) -> Value:
+        """`work()` of this process; where it fails on any process, it fails on all of them, with one error.
+
+        The error of the lowest rank that failed is raised everywhere: nobody is left waiting for a process that has
+        gone.
+        """
+        if self.host is None:
+            return work()
+        result, error = None, None
+        try:
+            result = work()
+        except Exception as raised:
+            error = raised
+        failures = [failure for failure in self.gathered(_sendable(error)) if failure is not None]
+        if error is not None:
+            raise error
+        if failures:
+            raise failures[0]
+        return result
+
+    def first_then_rest(self, work: Callable[[], Value]) -> Value:
+        """`work()` of the first process, then of the others: what it leaves on the disk they find there."""
+        if self.host is None:
+            return work()
+        if self.is_first:
+            result = self.together(work)
+            self.together(lambda: None)
+            return result
+        self.together(lambda: None)
+        return self.together(work)
+
+
+def _sendable(error: Exception | None) -> Exception | None:
+    """An error as another process can build it again."""
+    if error is None:
+        return None
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:
+        return RuntimeError(f"{type(error).__name__}: {error}")
+    return error
