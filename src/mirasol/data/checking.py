@@ -12,6 +12,7 @@ from typing import Any
 
 from mirasol.data.media_files import (
     content_kind,
+    is_image,
     named_otherwise,
     open_media_file,
 )
