@@ -219,9 +219,10 @@ class BatchPlan:
         """Seed of PyTorch's random numbers (dropout, masking of x) in step `step`."""
         return hash64(self.recipe.seed, "noise", step) >> 1
 
-    def used_clips(self) -> list[tuple[str, float | None, float | None]]:
-        """Every (media, start, end) that some step may ask for."""
-        return list(dict.fromkeys(window for clips in self.clips.values() for window in clips.windows()))
+    def used_clips(self, stages: Iterable[str] | None = None) -> list[tuple[str, float | None, float | None]]:
+        """Every (media, start, end) that some step, or some step of these stages, may ask for."""
+        names = self.clips if stages is None else stages
+        return list(dict.fromkeys(window for name in names for window in self.clips[name].windows()))
 
 
 def _check_types(types: Iterable[str], known: Sequence[str], key: str, root: str) -> None:

@@ -83,6 +83,12 @@ class ClipCache:
         self._files: dict[Window, Path] = {}
         self._cuts: dict[Window, tuple[int, int] | None] = {}
 
+    def at_size(self, image_size: int) -> "ClipCache":
+        """The cache, in the same folder, of the same clips with frames of `image_size` pixels."""
+        if image_size == self.settings["image_size"]:
+            return self
+        return ClipCache(self.folder, self.root, self.settings | {"image_size": image_size}, self.whole, self.limit)
+
     def file(self, window: Window) -> Path:
         """Where the window's tensors lie, or would. Raises BadClip where the media file is missing."""
         if window not in self._files:

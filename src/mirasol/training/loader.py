@@ -6,11 +6,13 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
+from mirasol.media.augmentation import decoded_size
 from mirasol.media.processor import MirasolFeatureExtractor
 from mirasol.processes import process_context
 from mirasol.training.batches import Batch, BatchPlan, clip_seed
 from mirasol.training.clip_cache import ClipCache, Window
 from mirasol.training.mixup import mixed, own_share, with_partners
+from mirasol.training.recipe import Recipe
 
 OTHER = {"video": "audio", "audio": "video"}
 _STATUS_BYTES = 1024
@@ -58,7 +60,8 @@ class StepBatches(Dataset):
         augment: Augment | None = None,
         status: WorkerStatus | None = None,
     ):
-        self.plan, self.cache, self.extractor = plan, cache, extractor
+        self.plan, self.extractor = plan, extractor
+        self.caches = {name: cache.at_size(size) for name, size in decoded_sizes(plan.recipe, extractor).items()}
         self.rows, self.augment, self.status = rows, augment, status
 
     def __len__(self) -> int:
@@ -85,12 +88,17 @@ class StepBatches(Dataset):
         clip = batch.clips[row]
         if self.status is not None:
             self.status.report(f"step {batch.step + 1}, {_named((clip.media, clip.start, clip.end))}")
-        tensors = self.cache.load(clip.media, clip.start, clip.end)
+        tensors = self.caches[batch.stage].load(clip.media, clip.start, clip.end)
         if self.augment is not None:
             tensors = self.augment(tensors, batch, row)
         if self.status is not None:
             self.status.report("")
         return tensors
+
+
+def decoded_sizes(recipe: Recipe, extractor: MirasolFeatureExtractor) -> dict[str, int]:
+    """How large, in pixels, each stage needs its frames decoded: larger than the model takes them where it crops."""
+    return {name: decoded_size(extractor.image_size, stage.augment.crop) for name, stage in recipe.stages.items()}
 
 
 def _named(window: Window) -> str:

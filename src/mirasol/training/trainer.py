@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import itertools
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -19,7 +20,7 @@ from mirasol.training.checkpoints import Checkpoints, save_model, write_folder
 from mirasol.training.clip_cache import BadWindow, ClipCache, UnreadableWindow, write_bad_clips
 from mirasol.training.clock import Clock
 from mirasol.training.examples import read_split
-from mirasol.training.loader import StepBatches, make_loader
+from mirasol.training.loader import StepBatches, decoded_sizes, make_loader
 from mirasol.training.logging import RunLog
 from mirasol.training.measures import NonFiniteLoss, check_finite, spread
 from mirasol.training.optimizer import Optimizer, learning_rate
@@ -117,16 +118,24 @@ class Trainer:
             write_folder(folder.path / "processor", self.processor.save_pretrained)
 
     def _decode_clips(self) -> list[BadWindow]:
-        windows = list(dict.fromkeys([*self.plan.used_clips(), *self.validation.windows()]))
+        sizes = decoded_sizes(self.recipe, self.processor.feature_extractor)
+        windows = {
+            size: self.plan.used_clips(name for name in sizes if sizes[name] == size)
+            for size in dict.fromkeys(sizes.values())
+        }
+        own = self.cache.settings["image_size"]
+        windows[own] = list(dict.fromkeys([*windows.get(own, []), *self.validation.windows()]))
         workers, policy = max(os.cpu_count() or 1, self.recipe.workers), self.recipe.data.on_bad_clip
-        with Progress(self.console, "Decoding clips", len(windows), "clips") as progress:
+        with Progress(self.console, "Decoding clips", sum(map(len, windows.values())), "clips") as progress:
 
             def report(done: int, total: int) -> None:
                 progress.total = total
                 progress.update(done)
 
             try:
-                return self.cache.fill(windows, workers, policy, report)
+                caches = ((self.cache.at_size(size), clips) for size, clips in windows.items())
+                bad = [cache.fill(clips, workers, policy, report) for cache, clips in caches]
+                return list(dict.fromkeys(itertools.chain.from_iterable(bad)))
             except UnreadableWindow as error:
                 # A run that is there keeps its own list: what cannot be read today may be read tomorrow.
                 if not self.folder.holds_run:
