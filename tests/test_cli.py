@@ -354,3 +354,29 @@ def test_the_module_is_a_program():
         timeout=120,
     )
     assert (result.returncode, result.stdout, result.stderr.count("\n")) == (2, "", 1)
+
+
+def test_plan_tells_what_a_recipe_costs_before_it_runs(tmp_path, monkeypatch, capsys):
+    from mirasol.training import planning
+
+    monkeypatch.setattr(planning, "step_cost", lambda *given, **named: planning.StepCost(1, 2, 3, 4, 5))
+    file = tmp_path / "recipe.yaml"
+    file.write_text(f"seed: 0\noutput: {tmp_path / 'x'}\ndata: {{root: absent}}\nstages: {{a: {{steps: 2}}}}\n")
+    options = ["--peak-tflops", "0.1", "--chunks", "2", "--text-length", "8", "--device-memory", "0.001"]
+    shown, _ = run(capsys, "plan", "--config", file, "--stages.a.steps", "3", *options, "--json")
+    plan = json.loads(shown)
+    stage = plan["stages"]["a"]
+    assert stage["steps"] == 3 and stage["shape"]["chunks"] == 2 and stage["fits"] is False
+    assert plan["parameters"] == sum(row["parameters"] for row in plan["components"].values())
+    shown, _ = run(capsys, "plan", "--config", file, *options)
+    assert f"{plan['parameters']:,}" in shown and "absent: no such data folder" in shown and "NO" in shown
+    assert not (tmp_path / "x").exists()
+
+
+def test_plan_refuses_what_it_cannot_count(tmp_path, refused):
+    file = tmp_path / "recipe.yaml"
+    file.write_text("seed: 0\noutput: x\ndata: {root: absent}\nstages: {a: {steps: 2, clips_per_step: 3}}\n")
+    assert "--config recipes/demo.yaml" in refused("plan")
+    assert "--mfu 2.0: must be above 0 and at most 1" in refused("plan", "--config", file, "--mfu", "2")
+    assert "--chunks 0: must be at least 1" in refused("plan", "--config", file, "--chunks", "0")
+    assert "does not divide among 2 processes" in refused("plan", "--config", file, "--processes", "2")

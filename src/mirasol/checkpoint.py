@@ -70,7 +70,7 @@ def load_checkpoint(name: str | Path, device: str | torch.device = "cpu") -> Loa
             misshapen weights (named), no tokenizer, a processor that does not fit the model.
     """
     folder = find_checkpoint(name)
-    config = _read_config(folder)
+    config = read_config(folder)
     _check_weights(folder, config)
     model = MirasolForConditionalGeneration.from_pretrained(
         folder, config=config, dtype=torch.float32, use_safetensors=True, local_files_only=True
@@ -78,7 +78,8 @@ def load_checkpoint(name: str | Path, device: str | torch.device = "cpu") -> Loa
     return Loaded(model.to(device).eval(), _load_processor(folder, config), folder)
 
 
-def _read_config(folder: Path) -> MirasolConfig:
+def read_config(folder: Path) -> MirasolConfig:
+    """The config of a checkpoint's folder. Raises UserError as `load_checkpoint` does."""
     file = folder / "config.json"
     try:
         values: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))

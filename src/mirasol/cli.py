@@ -9,13 +9,14 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from mirasol.commands import ask, compare, data, demo, evaluate, info, init, score, train
+from mirasol.commands import ask, compare, data, demo, evaluate, info, init, plan, score, train
 from mirasol.errors import Stopped, UserError
 
 DESCRIPTION = "Ask questions about what is seen and heard in a video; train and evaluate the model that answers them."
 COMMANDS = {
     "ask": ask,
     "train": train,
+    "plan": plan,
     "evaluate": evaluate,
     "score": score,
     "compare": compare,
@@ -52,7 +53,7 @@ def run(arguments: list[str]) -> None:
         import jsonargparse
     except ImportError as error:
         raise UserError("the command line needs the package jsonargparse: pip install jsonargparse") from error
-    # A recipe's keys are options of `train` without being declared one by one: the recipe's own reader checks them.
+    # A recipe's keys are options of `train` and `plan` without being declared: the recipe's own reader checks them.
     arguments, overrides = train.split_overrides(arguments)
     parser = _parser(jsonargparse, arguments)
     try:
@@ -92,7 +93,7 @@ def _parser(jsonargparse: Any, arguments: Sequence[str]) -> Any:
         sub = make(command.DESCRIPTION)
         commands.add_subcommand(name, sub, help=command.HELP)
         command.add_arguments(sub, make)
-        if command is train and arguments[:1] == ["train"] and {"-h", "--help"} & set(arguments):
+        if command in (train, plan) and arguments[:1] == [name] and {"-h", "--help"} & set(arguments):
             sub.epilog = train.recipe_help()
     return parser
 

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from mirasol.commands import plan
 from mirasol.errors import UserError
 
 HELP = "train a model from a recipe"
@@ -17,7 +18,8 @@ Every key of the recipe is an option too; of several --config files the later on
   mirasol train --config recipes/demo.yaml --resume        go on with an interrupted run, to the same bits
   mirasol train --config recipes/demo.yaml --print-recipe  show what would be trained"""
 
-_OWN = ("--config", "--resume", "--print-recipe", "--help", "-h")
+# What is not a key of the recipe, for each command that takes one.
+_OWN = {"train": ("--config", "--resume", "--print-recipe"), "plan": plan.OWN}
 
 
 def add_arguments(parser: Any, make: Any) -> None:
@@ -28,20 +30,21 @@ def add_arguments(parser: Any, make: Any) -> None:
 
 
 def split_overrides(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Parts the arguments of `train` that are keys of a recipe from its own.
+    """Parts the arguments of `train` and `plan` that are keys of a recipe from its own.
 
     `--key.path value` and `--key.path=value` become `key.path=value`. Raises UserError for a key without a value.
     """
-    if not arguments or arguments[0] != "train":
+    if not arguments or arguments[0] not in _OWN:
         return list(arguments), []
     own, overrides, rest = [arguments[0]], [], list(arguments[1:])
+    names = (*_OWN[arguments[0]], "--help", "-h")
     while rest:
         word = rest.pop(0)
         name, equals, _ = word.partition("=")
         if name == "--config" and not equals:
             own += [word, *rest[:1]]
             rest = rest[1:]
-        elif not word.startswith("--") or name in _OWN:
+        elif not word.startswith("--") or name in names:
             own.append(word)
         elif equals:
             overrides.append(word.removeprefix("--"))
