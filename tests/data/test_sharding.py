@@ -136,7 +136,8 @@ def test_shards_are_read_as_what_they_were_made_from(tmp_path, clips, name):
             if field.name not in ("root", "annotated"):
                 assert getattr(old, field.name) == getattr(new, field.name), field.name
         for before, after in zip(old.annotated, new.annotated, strict=True):
-            assert dataclasses.replace(after, media=before.media) == before
+            assert dataclasses.replace(after, media=before.media, video=before.video) == before
+            assert after.video_name == before.video_name
             assert bool(before.media) == bool(after.media)
             if before.media:
                 assert content(root, before.media) == content(out, after.media)

@@ -56,6 +56,11 @@ class ClipExamples:
     end: float | None
     examples: tuple[Example, ...]
 
+    @property
+    def video_name(self) -> str:
+        """The video's name, which stays with it where its media file is packed or moved."""
+        return self.examples[0].video_name
+
 
 def group_by_clip(examples: Iterable[Example]) -> list[ClipExamples]:
     """Gathers examples that share (media, start, end), so that one encoding serves them all.

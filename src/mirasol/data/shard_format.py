@@ -29,8 +29,11 @@ _TUPLES = ("candidates", "references")
 
 
 def example_row(example: Example, classes: tuple[str, ...]) -> dict[str, Any]:
-    """An example as plain data, without `media` and without the fields that have their default."""
-    row = {}
+    """An example as plain data, without `media` and without the fields that have their default.
+
+    A video without a name keeps the one that it goes by, its file's (`Example.video_name`): its member has another.
+    """
+    row = {} if example.video else {"video": example.media}
     for name, field in _FIELDS.items():
         value = getattr(example, name)
         if name == "media" or (value == field.default and value is not dataclasses.MISSING):

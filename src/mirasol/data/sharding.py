@@ -102,7 +102,7 @@ def shard_source(
         UserError: an unknown data set, split, option; `out` holds something else, or shards of another data set or of
             other settings; a bad clip; a disk that is full; a process that died.
     """
-    root, out = Path(root), Path(out)
+    root, out = Path(root).absolute(), Path(out).absolute()  # other processes may work elsewhere
     if out.resolve().is_relative_to(root.resolve()):
         raise UserError(f"{out}: lies within the data set {root}: give a folder outside of it")
     adapter = adapter_of(name, options)

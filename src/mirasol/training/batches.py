@@ -86,7 +86,7 @@ class Batch:
 def clip_seed(seed: int, batch: Batch, row: int) -> int:
     """What all random changes of a row's clip in this epoch follow from."""
     clip = batch.clips[row]
-    return hash64(seed, "augment", batch.stage, batch.epochs[row], clip.media, str(clip.start), str(clip.end))
+    return hash64(seed, "augment", batch.stage, batch.epochs[row], clip.video_name, str(clip.start), str(clip.end))
 
 
 KINDS = {"image": "images", "clip": "about whole clips", "slot": "that name a start and an end"}

@@ -42,7 +42,7 @@ class Validation:
         # Slots tend to hold a single description: asking more of each would only repeat it.
         most = min(most, max((len(clip.examples) for clip in chosen), default=1))
         drawing = Stage(steps=1, questions_per_clip=most)
-        return [(clip, draw_questions(clip, drawing, seed, "validation", clip.media)[0]) for clip in chosen]
+        return [(clip, draw_questions(clip, drawing, seed, "validation", clip.video_name)[0]) for clip in chosen]
 
     def windows(self) -> list[tuple[str, float | None, float | None]]:
         """Every (media, start, end) looked at."""

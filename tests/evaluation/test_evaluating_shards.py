@@ -1,0 +1,25 @@
+"""Shards give the numbers of the data set that they were made from."""
+
+import dataclasses
+
+from mirasol.data.sharding import Sharding, shard_source
+from mirasol.data.sources import read_source
+from mirasol.evaluation.asking import Asking
+from mirasol.evaluation.source_evaluation import evaluate_source
+
+
+def test_evaluation_on_shards_is_evaluation_on_the_folder(loaded, shapes, tmp_path):
+    shard_source("folder", shapes, tmp_path / "shards", "test", sharding=Sharding(clips_per_shard=2))
+    found = []
+    for name, root in (("folder", shapes), ("shards", tmp_path / "shards")):
+        source = read_source(name, root, "test")
+        found.append(evaluate_source(loaded, source, Asking(source.root, max_new_tokens=3)))
+    folder, shards = found
+    assert folder.predictions == shards.predictions
+    assert folder.record["protocols"] == shards.record["protocols"]
+    assert folder.record["counts"] == shards.record["counts"]
+    assert shards.record["source"] == "folder"
+    assert [dataclasses.replace(e, media="", video="") for e in folder.examples] == [
+        dataclasses.replace(e, media="", video="") for e in shards.examples
+    ]
+    assert [e.video_name for e in folder.examples] == [e.video_name for e in shards.examples]
