@@ -3,13 +3,17 @@
 import dataclasses
 import itertools
 import json
+import re
+from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 from mirasol import MirasolConfig, MirasolForConditionalGeneration
 from mirasol.data.example import ClipExamples, Example
 from mirasol.errors import UserError
+from mirasol.media.augmentation import Augment, SpecAugment
 from mirasol.media.processor import MirasolFeatureExtractor
 from mirasol.training.batches import Batch, BatchPlan
 from mirasol.training.clip_cache import ClipCache
@@ -83,6 +87,18 @@ def test_the_papers_values_can_be_said(values):
     recipe = recipe_from_dict(values)
     check_augmentation(recipe, MirasolConfig.preset("3b"))
     assert recipe.stages["vggsound"].augment.spec_augment.time_width == 48
+
+
+def test_the_docs_recipe_and_pictures_are_real(values):
+    docs = Path(__file__).resolve().parents[2] / "docs"
+    page = (docs / "augmentation.md").read_text(encoding="utf-8")
+    values["stages"] = yaml.safe_load(re.search(r"```yaml\n(.*?)```", page, re.DOTALL)[1])["stages"]
+    stage = recipe_from_dict(values).stages["finetune"]
+    for part in (Augment, SpecAugment):
+        assert all(f"`{field.name}`" in page or f"{field.name}:" in page for field in dataclasses.fields(part))
+    assert stage.augment.mixup == 0.5 and stage.layer_drop == 0.3
+    pictures = re.findall(r"!\[[^]]+\]\(([^)]+)\)", page)
+    assert len(pictures) == 8 and all((docs / picture).is_file() for picture in pictures)
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from mirasol.training.batches import Batch
@@ -51,13 +52,25 @@ def mixed(
         there = media[f"{name}_mask"]
         both = torch.stack([there[own] & there[other] for own, other in enumerate(others)])
         is_mixed |= both.any(dim=1)
-        result[name] = media[name][: len(rows)].clone()
-        for own, (other, share) in enumerate(zip(others, shares, strict=True)):
-            chunks = both[own]
-            result[name][own, chunks] = torch.lerp(media[name][other, chunks], media[name][own, chunks], share)
+        result[name] = _lerp(media[name], others, shares, both)
     media = {name: value[: len(rows)] for name, value in media.items()} | result
     shares = [share if mixed else 1.0 for share, mixed in zip(shares, is_mixed.tolist(), strict=True)]
     partners = tuple(batch.examples[other] for other in others)
     batch = replace(batch.only(range(len(rows))), partners=partners, shares=tuple(shares))
     longest = int(media["chunk_mask"].sum(dim=1).max())
     return batch, {name: value[:, :longest] for name, value in media.items()}
+
+
+def _lerp(
+    values: Float[Tensor, "loaded chunk ..."], others: list[int], shares: list[float], both: Bool[Tensor, "row chunk"]
+) -> Float[Tensor, "row chunk ..."]:
+    """The first rows of `values`, each mixed with another in the chunks that both have; chunk by chunk straight into
+    the result, for a batch may be hundreds of megabytes."""
+    result = torch.empty_like(values[: len(others)])
+    for own, (other, share) in enumerate(zip(others, shares, strict=True)):
+        for chunk, is_shared in enumerate(both[own].tolist()):
+            if is_shared:
+                torch.lerp(values[other, chunk], values[own, chunk], share, out=result[own, chunk])
+            else:
+                result[own, chunk] = values[own, chunk]
+    return result
