@@ -13,23 +13,34 @@
   "contrastive_loss" in place of the latent and video losses. Accuracy is exact match of the teacher-forced most
   likely tokens.
 
+- `{"kind": "samples", "step", "answers": [{"id", "media", "prompt", "target", "answer"}]}`: what the model answers to a
+  few fixed questions of the validation, greedily and from its own words; TensorBoard has them as text, and a picture of
+  reconstructed chunks below the true ones.
+
 `step` counts the steps done, from 1.
 """
 
+import dataclasses
 import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from mirasol.training.trackers import Tracker
+
+if TYPE_CHECKING:
+    from mirasol.training.samples import Taken
 
 
 class RunLog:
-    """Writes a run's metrics. On resumption after `step` steps, what was logged beyond them is taken back."""
+    """Writes a run's metrics, and tells them to `tracker` where there is one. On resumption after `step` steps, what
+    was logged beyond them is taken back."""
 
-    def __init__(self, folder: Path, step: int = 0):
+    def __init__(self, folder: Path, step: int = 0, tracker: Tracker | None = None):
         from torch.utils.tensorboard import SummaryWriter
 
-        self.file = folder / "metrics.jsonl"
+        self.file, self.tracker = folder / "metrics.jsonl", tracker
         kept = [line for line in self._lines() if json.loads(line)["step"] <= step]
         unfinished = self.file.with_suffix(".unfinished")
         unfinished.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
@@ -46,20 +57,34 @@ class RunLog:
     def train(self, step: int, values: Mapping[str, Any]) -> None:
         """Logs the values of one training step."""
         self._write({"kind": "train", "step": step, **values})
-        for name, value in values.items():
-            if not isinstance(value, str):
-                self.board.add_scalar(f"train/{name}", value, step)
+        self._numbers(step, {f"train/{name}": value for name, value in values.items() if not isinstance(value, str)})
 
     def validation(self, step: int, parts: Mapping[str, Mapping[str, Any]]) -> None:
         """Logs one validation."""
         self._write({"kind": "validation", "step": step, **parts})
+        numbers = {}
         for part, values in parts.items():
-            for name, value in values.items():
-                if name != "by_type":
-                    self.board.add_scalar(f"validation_{part}/{name}", value, step)
-            for type_name, numbers in values["by_type"].items():
-                self.board.add_scalar(f"validation_{part}_accuracy/{type_name}", numbers["accuracy"], step)
-                self.board.add_scalar(f"validation_{part}_text_loss/{type_name}", numbers["text_loss"], step)
+            numbers |= {f"validation_{part}/{name}": value for name, value in values.items() if name != "by_type"}
+            for type_name, own in values["by_type"].items():
+                numbers[f"validation_{part}_accuracy/{type_name}"] = own["accuracy"]
+                numbers[f"validation_{part}_text_loss/{type_name}"] = own["text_loss"]
+        self._numbers(step, numbers)
+
+    def samples(self, step: int, taken: "Taken") -> None:
+        """Logs sample answers, and a picture of reconstructed chunks."""
+        self._write({"kind": "samples", "step": step, "answers": [dataclasses.asdict(each) for each in taken.answers]})
+        lines = [f"{each.prompt} → {each.answer} (wanted: {each.target})" for each in taken.answers]
+        self.board.add_text("samples/answers", "  \n".join(lines), step)
+        if taken.picture is not None:
+            self.board.add_image("samples/reconstruction", taken.picture.numpy(), step)
+        if self.tracker is not None:
+            self.tracker.samples(step, "\n".join(lines), taken.picture)
+
+    def _numbers(self, step: int, values: Mapping[str, float]) -> None:
+        for name, value in values.items():
+            self.board.add_scalar(name, value, step)
+        if self.tracker is not None:
+            self.tracker.numbers(step, values)
 
     def _write(self, line: Mapping[str, Any]) -> None:
         self.stream.write(json.dumps(line) + "\n")
@@ -68,6 +93,8 @@ class RunLog:
     def close(self) -> None:
         self.stream.close()
         self.board.close()
+        if self.tracker is not None:
+            self.tracker.close()
 
 
 def read_metrics(file: Path) -> list[dict[str, Any]]:

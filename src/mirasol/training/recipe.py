@@ -177,6 +177,8 @@ class Recipe:
     precision: `bf16` computes under autocast; weights and optimizer stay fp32
     device: `auto` takes the GPU where there is one
     validate_every, checkpoint_every, log_every: in steps; validation looks at `validation_clips` clips
+    samples: how many questions of the validation the model answers in its own words at each validation; 0: none
+    tracker: where the run can be watched beside TensorBoard (packages of their own: pip install 'mirasol[wandb]')
     keep_last: how many of the newest checkpoints stay on disk
     threads: PyTorch's threads, 0 leaves its choice; a resumed run is bit-identical only with as many
     workers: processes that load batches ahead (0: none); decoding uses at least one per core
@@ -196,6 +198,8 @@ class Recipe:
     validation_clips: int = 64
     checkpoint_every: int = 500
     keep_last: int = 2
+    samples: int = 4
+    tracker: Literal["none", "wandb", "trackio"] = "none"
     threads: int = 0
     workers: int = 0
 
@@ -204,6 +208,8 @@ class Recipe:
             raise UserError("stages: a recipe needs at least one stage")
         for name in ("log_every", "validate_every", "validation_clips", "checkpoint_every", "keep_last"):
             _positive(self, name)
+        if self.samples < 0:
+            raise UserError(f"samples={self.samples} must not be negative: 0 takes none")
         _check_no_key_is_idle(self)
 
     @property
@@ -241,6 +247,8 @@ UNDECISIVE = frozenset(
         "validation_clips",
         "checkpoint_every",
         "keep_last",
+        "samples",
+        "tracker",
         "workers",
     ]
 )

@@ -28,9 +28,11 @@ from mirasol.training.randomness import hash64
 from mirasol.training.recipe import Recipe
 from mirasol.training.regularisers import ClipAugment, Regularisers, check_augmentation
 from mirasol.training.run_folder import RunFolder, versions
+from mirasol.training.samples import Samples
 from mirasol.training.setup import check_loss_weights, check_texts, make_model, make_processor, pick_device
 from mirasol.training.signals import StopSignals
 from mirasol.training.stages import StageWeights, stage_losses
+from mirasol.training.trackers import check_tracker, make_tracker
 from mirasol.training.validation import Validation
 
 
@@ -67,6 +69,7 @@ class Trainer:
     def __init__(self, recipe: Recipe, folder: RunFolder, console: Any, signals: StopSignals):
         self.recipe, self.folder, self.console, self.signals = recipe, folder, console, signals
         self.device = pick_device(recipe.device)
+        check_tracker(recipe.tracker)
         examples, absent = read_split(recipe.data, recipe.data.train_split)
         validation_examples = []
         if recipe.data.validation_split:
@@ -114,6 +117,7 @@ class Trainer:
         for kind, count in self.plan.unused.items():
             self._warn(f"{count} examples ({KINDS[kind]}) are of a kind that no stage trains on: see stages.….window")
         console.print(self.weights.table(), highlight=False, markup=False, soft_wrap=True)
+        self.samples = Samples(self.validation, recipe.samples)
         if not (folder.path / "processor").exists():
             write_folder(folder.path / "processor", self.processor.save_pretrained)
 
@@ -147,7 +151,7 @@ class Trainer:
         state = self.checkpoints.load_newest(self._tensors(), self.recipe.fingerprint(), self._warn)
         self.folder.clear_error()
         first = state["step"]
-        log = RunLog(self.folder.path, first)
+        log = RunLog(self.folder.path, first, make_tracker(self.recipe))
         self.clock = Clock(state.get("seconds", 0.0))
         self.signals.defer()
         try:
@@ -242,6 +246,8 @@ class Trainer:
         if self.validation.parts and (done % recipe.validate_every == 0 or last):
             with self.clock.paused(), self._precision():
                 log.validation(done, self.validation.run(self.model, self.processor, self.cache, self.device))
+                if self.samples.rows:
+                    log.samples(done, self.samples.take(self.model, self.processor, self.cache, self.device))
         if done % recipe.checkpoint_every == 0 or last:
             self._save(done)
 

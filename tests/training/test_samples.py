@@ -1,0 +1,61 @@
+"""Sample answers and reconstructed chunks while a model trains."""
+
+import torch
+from safetensors.torch import load_file
+
+from mirasol.checkpoint import load_checkpoint
+from mirasol.evaluation.answering import answer_clips
+from mirasol.training.logging import read_metrics
+from mirasol.training.recipe import recipe_from_dict
+from mirasol.training.trainer import train
+
+
+def test_samples_are_the_finished_models_own_answers(values, console, tmp_path, data_root):
+    checkpoint = train(recipe_from_dict(values), console=console)
+    lines = [line for line in read_metrics(tmp_path / "run" / "metrics.jsonl") if line["kind"] == "samples"]
+    assert [line["step"] for line in lines] == [4, 8]
+    last = lines[-1]["answers"]
+    assert len(last) == len({answer["id"] for answer in last}) == 2  # as many as clips are validated
+    assert {(a["id"], a["prompt"]) for a in last} == {(a["id"], a["prompt"]) for a in lines[0]["answers"]}
+    loaded = load_checkpoint(checkpoint)
+    for answer in last:
+        extractor = loaded.processor.feature_extractor
+        clip = extractor.tensors(extractor.read(data_root / answer["media"]))
+        alone = answer_clips(loaded.model, loaded.processor, [clip], [[answer["prompt"]]])
+        assert alone == [[answer["answer"]]]
+    boards = b"".join(file.read_bytes() for file in (tmp_path / "run" / "tensorboard").iterdir())
+    assert b"samples/reconstruction" in boards and b"samples/answers" in boards
+
+
+def test_taking_samples_leaves_the_weights_alone(values, console, tmp_path, monkeypatch):
+    weights = []
+    for count in (0, 3):
+        values["output"] = str(tmp_path / f"run{count}")
+        values["samples"] = count
+        checkpoint = train(recipe_from_dict(values), console=console)
+        weights.append(load_file(checkpoint / "model.safetensors"))
+    lines = read_metrics(tmp_path / "run0" / "metrics.jsonl")
+    assert not any(line["kind"] == "samples" for line in lines)
+    assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
+
+
+def test_the_picture_holds_true_chunks_above_reconstructed_ones(values, console, tmp_path):
+    from mirasol.training.run_folder import RunFolder
+    from mirasol.training.signals import StopSignals
+    from mirasol.training.trainer import Trainer
+
+    recipe = recipe_from_dict(values)
+    with RunFolder(recipe, resume=False) as folder:
+        trainer = Trainer(recipe, folder, console, StopSignals())
+        given = trainer.model, trainer.processor, trainer.cache, trainer.device
+        trainer.model.train()
+        taken = trainer.samples.take(*given)
+        assert trainer.model.training
+        extractor, side = trainer.processor.feature_extractor, trainer.model.config.reconstruction.image_size
+        clip = trainer.samples.rows[0][0]
+        stored = trainer.cache.load(clip.media, clip.start, clip.end)
+        assert taken.picture.dtype == torch.uint8 and taken.picture.shape[1] % (2 * side) == 0
+        # tiny reconstructs at full size: the top row is the clip's own second chunk, to a rounding.
+        wanted = extractor.collate([stored])["video"][0, 1, 0]
+        found = taken.picture[:, :side, :side].int() - extractor.pixels(wanted).int()
+        assert found.abs().max() <= 1
