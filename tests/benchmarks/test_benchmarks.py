@@ -45,6 +45,12 @@ def test_a_missing_peer_is_one_line_that_says_how_to_install_it(tmp_path):
     assert done.stderr.count("\n") == 1 and "pip install" in done.stderr
 
 
+def test_without_a_peer_the_benchmark_is_skipped_so_that_the_others_run():
+    done = run(str(FOLDER / "peer.py"), "--quick", "--items", "tiny-T2")
+    assert done.returncode == 0
+    assert done.stdout.startswith(("skipped: the peer is missing", "tiny-T2"))
+
+
 def test_a_training_step_where_only_torch_and_transformers_are(tmp_path):
     out = tmp_path / "step.json"
     options = ["--device", "cpu", "--preset", "tiny", "--precision", "bfloat16", "--quick", "--out", str(out)]

@@ -181,6 +181,18 @@ def test_official_formats_are_read_back_to_what_was_written(activitynet, choices
     assert read_predictions(predicted(tmp_path, content, name), "nextqa_oe", []) == {"7_0": Prediction("b c")}
 
 
+def test_the_challenge_s_format_of_epic_sounds_is_read_back(tmp_path):
+    said = {"P01_11_0": Prediction(scores=(0.5, -1.0, 2.0)), "P01_11_1": Prediction(scores=(0.0, 1.0, 2.0))}
+    examples = [clip(id, "bark") for id in said]
+    name, content = official_format("epic_sounds", examples, said)
+    assert content["results"]["P01_11_0"] == {"interaction": {"0": 0.5, "1": -1.0, "2": 2.0}}
+    assert content["challenge"] == "audio_based_interaction_recognition"
+    assert read_predictions(predicted(tmp_path, content, name), "epic_sounds", []) == said
+    del content["results"]["P01_11_1"]["interaction"]["1"]
+    with pytest.raises(UserError, match="annotation P01_11_1: expected `interaction` with a score for every class_id"):
+        read_predictions(predicted(tmp_path, content, name), "epic_sounds", [])
+
+
 def test_a_comparison_is_paired(activitynet, tmp_path):
     for name, said in (("one", "yes"), ("two", "no")):
         (tmp_path / name).mkdir()
@@ -207,6 +219,17 @@ def test_a_result_names_its_data_and_changes_with_it(activitynet, tmp_path):
     assert data_hash(read_source("activitynet_qa", tmp_path, "test")) == before
     (tmp_path / "test_a.json").write_text(text.replace("cup", "mug"))
     assert data_hash(read_source("activitynet_qa", tmp_path, "test")) != before
+
+
+def test_a_hash_of_contents_changes_with_a_media_file_of_the_same_size(tmp_path):
+    (tmp_path / "test.jsonl").write_text(json.dumps({"file": "a.mp4", "prompt": "what?", "target": "a bell"}))
+    found = []
+    for content in (b"one", b"two"):
+        (tmp_path / "a.mp4").write_bytes(content)
+        source = read_source("folder", tmp_path, "test")
+        found.append((data_hash(source), data_hash(source, media_contents=True)))
+    assert found[0][0] == found[1][0]
+    assert found[0][1] != found[1][1]
 
 
 def test_light_normalisation_keeps_articles_and_folded_does_not():

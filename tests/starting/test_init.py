@@ -101,6 +101,8 @@ def test_bad_options_are_one_line_with_the_fix(image, preset, tmp_path, capsys):
     assert "unknown preset '2b'" in refused(capsys, "2b", out, "--image", image)
     assert "has shape [48, 3, 16, 16], but vit.width takes [96" in refused(capsys, "tiny", out, "--image", image)
     assert "--resolution 0: must be at least 1" in refused(capsys, preset, out, "--image", image, "--resolution", 0)
+    leftover = refused(capsys, preset, out, "--image", image, "--resolution", 49)
+    assert "patches of 16 pixels leave 1 of 49 pixels over: choose --resolution 48 or 64" in leftover
     assert "no such folder" in refused(capsys, preset, out, "--image", image, "--tokenizer", tmp_path / "none")
     assert "holds no tokenizer" in refused(capsys, preset, out, "--image", image, "--tokenizer", tmp_path / "own")
     assert "no config of Mirasol" in refused(capsys, image / "model.safetensors", out, "--image", image)

@@ -32,6 +32,7 @@ def run(options: Any) -> None:
     """Reads, answers, prints."""
     from mirasol.checkpoint import load_checkpoint
     from mirasol.commands.common import check_device, check_positive
+    from mirasol.commands.init import REPORT
     from mirasol.evaluation.answering import AnswerStreamer, answer_clips
 
     check_positive("--max-new-tokens", options.max_new_tokens)
@@ -42,6 +43,10 @@ def run(options: Any) -> None:
     clip = extractor.read(options.file, options.start, options.end, threads=0)
     tensors = extractor.tensors(clip)
     read_at = time.perf_counter()
+    if (loaded.folder / REPORT).is_file():
+        sys.stderr.write(
+            f"{loaded.folder}: comes from `mirasol init` and was not trained: its answers mean nothing yet\n"
+        )
     for note in clip.notes:
         sys.stderr.write(f"{options.file}: {note}\n")
     sys.stderr.flush()

@@ -38,6 +38,7 @@ def add_arguments(parser: Any, make: Any) -> None:
     parser.add_argument("--max-new-tokens", type=int, default=16, help="longest answer, in tokens")
     parser.add_argument("--device", type=str, default="cpu", help="where to compute, e.g. cuda")
     parser.add_argument("--wordnet", type=str, metavar="DIR", help="score by WUPS, too: folder of NLTK's data")
+    parser.add_argument("--hash-media", action="store_true", help="of a data set: hash the media's contents, too")
     parser.add_argument("--processes", type=int, default=1, help="of a data set: processes that answer")
     add_source_options(parser)
 
@@ -60,6 +61,7 @@ def _evaluate_source(options: Any) -> None:
     from mirasol.console import console, cores, progress
     from mirasol.data.sources import read_source
     from mirasol.evaluation.asking import Asking
+    from mirasol.evaluation.baselines import training_examples
     from mirasol.evaluation.controls import CONTROLS
     from mirasol.evaluation.journal import NAME
     from mirasol.evaluation.source_evaluation import evaluate_source, write_evaluation
@@ -70,6 +72,7 @@ def _evaluate_source(options: Any) -> None:
     wups = Wups(Path(options.wordnet)) if options.wordnet else None
     source = read_source(options.data, Path(options.root), options.split, source_options(options))
     loaded = load_checkpoint(options.checkpoint, check_device(options.device))
+    known = training_examples(source, source_options(options))
     asking = Asking(
         root=source.root, controls=() if options.skip_controls else tuple(CONTROLS), classes=source.classes,
         max_new_tokens=options.max_new_tokens, clips_per_batch=options.clips_per_batch, threads=cores(),
@@ -78,7 +81,9 @@ def _evaluate_source(options: Any) -> None:
         make_folder(output)
     journal = output / NAME if output is not None else None
     with progress(out, "Answering", "clips") as report:
-        evaluated = evaluate_source(loaded, source, asking, journal, options.processes, report, wups)
+        evaluated = evaluate_source(
+            loaded, source, asking, journal, options.processes, report, wups, options.hash_media, known
+        )
     for problem in source.problems:
         out.print(str(problem), markup=False)
     for clip in evaluated.record["unusable_clips"]:
@@ -111,7 +116,7 @@ def _evaluate_folder(options: Any) -> None:
     from mirasol.training.clip_cache import ClipCache
 
     unused = list(source_options(options).chosen()) + (["processes"] if options.processes > 1 else [])
-    unused += ["wordnet"] if options.wordnet else []
+    unused += [name for name in ("wordnet", "hash_media") if options[name]]
     if unused:
         raise UserError(f"--{unused[0].replace('_', '-')} is of data sets: give SOURCE and ROOT instead of a folder")
     output = check_no_results(options.output) if options.output else None

@@ -35,6 +35,7 @@ def run(options: Any) -> None:
     from mirasol.commands.common import check_no_results, make_folder, source_options
     from mirasol.console import console
     from mirasol.data.sources import read_source
+    from mirasol.evaluation.baselines import training_examples
     from mirasol.evaluation.results import score_file, write_scored
     from mirasol.evaluation.scoring import as_text
     from mirasol.evaluation.wups import Wups
@@ -42,7 +43,8 @@ def run(options: Any) -> None:
     output = check_no_results(options.output) if options.output else None
     source = read_source(options.source, Path(options.root), options.split, source_options(options))
     wups = Wups(Path(options.wordnet)) if options.wordnet else None
-    scored = score_file(source, Path(options.predictions), options.normalisation, wups)
+    known, _ = training_examples(source, source_options(options))
+    scored = score_file(source, Path(options.predictions), options.normalisation, wups, known=known)
     out = console()
     for problem in scored.problems:
         out.print(str(problem), markup=False)

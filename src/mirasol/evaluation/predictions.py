@@ -14,6 +14,11 @@ from mirasol.data.sources import Problem
 from mirasol.data.sources.tables import parse_json, read_text
 from mirasol.errors import UserError
 
+# Head of a submission to EPIC-SOUNDS' challenge. The levels of supervision (pre-training, labels, data) are for the
+# submitter to say; t_mod 2: trained on sound and sight.
+CHALLENGE = {"version": "0.1", "challenge": "audio_based_interaction_recognition", "sls_pt": None, "sls_tl": None,
+             "sls_td": None, "t_mod": 2}  # fmt: skip
+
 
 @dataclass(frozen=True)
 class Prediction:
@@ -28,7 +33,8 @@ def read_predictions(path: Path, source: str, examples: Sequence[Example]) -> di
     """The predictions of a file by question id.
 
     json: the data set's official format (ActivityNet-QA: a list of {question_id, answer}; NExT-QA: an object by
-    `{video}_{qid}` of {prediction}, or by video and qid of texts), or for any data set a list of objects with `id` and
+    `{video}_{qid}` of {prediction}, or by video and qid of texts; EPIC-SOUNDS: the challenge's `results` by
+    annotation_id of scores by class_id), or for any data set a list of objects with `id` and
     `answer`, `prediction` or `scores`. jsonl: such objects, one a line. npy: scores [example, class] in the order of
     the annotation.
 
@@ -81,6 +87,9 @@ def _entries(items: Any, path: Path) -> Iterable[tuple[str, Any, str]]:
             if not isinstance(id, str | int) or isinstance(id, bool):
                 raise UserError(f"{path}, entry {place}: expected an object with `id` or `question_id`: {item!r:.80}")
             yield str(id), item, f"entry {place}"
+    elif isinstance(items, dict) and isinstance(items.get("results"), dict):
+        for key, value in items["results"].items():
+            yield key, {"scores": _interaction(value, f"{path}, annotation {key}")}, f"annotation {key}"
     elif isinstance(items, dict):
         for key, value in items.items():
             if isinstance(value, dict) and "prediction" not in value:
@@ -90,6 +99,14 @@ def _entries(items: Any, path: Path) -> Iterable[tuple[str, Any, str]]:
                 yield key, value, f"question {key}"
     else:
         raise UserError(f"{path}: expected a list or an object of predictions, found {type(items).__name__}")
+
+
+def _interaction(value: Any, place: str) -> list[Any]:
+    """The scores in an entry of EPIC-SOUNDS' challenge: {"interaction": {"0": 1.2, "1": …}}."""
+    by_class = value.get("interaction") if isinstance(value, dict) else None
+    if not isinstance(by_class, dict) or by_class.keys() != {str(index) for index in range(len(by_class))}:
+        raise UserError(f"{place}: expected `interaction` with a score for every class_id, 0 and following")
+    return [by_class[str(index)] for index in range(len(by_class))]
 
 
 def _prediction(value: Any, place: str) -> Prediction:
@@ -158,4 +175,11 @@ def official_format(
             qid = example.id.removeprefix(f"{example.video}_")
             by_video.setdefault(example.video, {})[qid] = prediction.answer or ""
         return "predictions.official.json", by_video
+    scored = {e.id: p.scores for e, p in there if p.scores is not None}
+    if source == "epic_sounds" and scored:
+        results = {
+            id: {"interaction": {str(index): score for index, score in enumerate(scores)}}
+            for id, scores in scored.items()
+        }
+        return "predictions.official.json", {**CHALLENGE, "results": results}
     return None

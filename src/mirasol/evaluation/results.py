@@ -4,10 +4,12 @@ import dataclasses
 import hashlib
 import json
 import platform
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import mirasol
+from mirasol.data.example import Example
 from mirasol.data.sources import Source
 from mirasol.errors import UserError
 from mirasol.evaluation.normalisation import NORMALISATIONS
@@ -18,12 +20,18 @@ from mirasol.files import write_whole
 
 
 def score_file(
-    source: Source, predictions: Path, normalisation: str = "none", wups: Wups | None = None, seed: int = 0
+    source: Source,
+    predictions: Path,
+    normalisation: str = "none",
+    wups: Wups | None = None,
+    seed: int = 0,
+    known: Sequence[Example] = (),
 ) -> Scored:
     """The numbers of a file of predictions (`read_predictions`) of a split, over all its annotated examples.
 
     A file of choices or scores is scored by them, another by exact match of its texts, or by WUPS where `wups` is
-    given. Problems, such as questions without prediction, are in the result.
+    given. `known` are examples of the training split, for baselines. Problems, such as questions without prediction,
+    are in the result.
 
     Raises:
         UserError: unknown normalisation, unreadable predictions, a split without published answers.
@@ -36,11 +44,11 @@ def score_file(
     if any(prediction.choice is not None or prediction.scores is not None for prediction in found.values()):
         if wups is not None:
             raise UserError(f"{predictions}: holds choices or scores; WUPS compares texts: leave --wordnet out")
-        scored = score_choices(source.name, source.annotated, found, source.classes, seed)
+        scored = score_choices(source.name, source.annotated, found, source.classes, seed, known)
     elif wups is not None:
         scored = score_wups(source.name, source.annotated, found, wups, seed)
     else:
-        scored = score_answers(source.name, source.annotated, found, normalisation, seed)
+        scored = score_answers(source.name, source.annotated, found, normalisation, seed, known)
     costly = [problem for problem in source.problems if problem.kind != "missing media" and problem.severity == "error"]
     problems = [*costly, *unmatched(found, source.annotated, str(predictions))]
     known = {example.id for example in source.annotated}
@@ -70,30 +78,35 @@ def versions() -> dict[str, str]:
     }
 
 
-def data_hash(source: Source) -> str:
+def data_hash(source: Source, media_contents: bool = False) -> str:
     """Hash of the split's annotated examples and of path and size of their media files, in hexadecimal.
 
-    It depends neither on where the data lies nor on media of other splits; content of media is not read.
+    It depends neither on where the data lies nor on media of other splits. With `media_contents` every media file is
+    read, and its content counts, too.
     """
     digest = hashlib.sha256()
     for example in source.annotated:
         line = json.dumps(dataclasses.asdict(example), sort_keys=True, ensure_ascii=False)
         digest.update(line.encode("utf-8", "surrogatepass") + b"\n")
-    from mirasol.data.media_files import stored_file
+    from mirasol.data.media_files import open_media_file, stored_file
 
     for media in sorted({example.media for example in source.examples}):
         file = stored_file(source.root, media)
         digest.update(f"{media} {file.stat().st_size if file.is_file() else 0}\n".encode("utf-8", "surrogatepass"))
+        if media_contents and file.is_file():
+            with open_media_file(source.root, media) as path, path.open("rb") as stream:
+                digest.update(hashlib.file_digest(stream, "sha256").digest())
     return digest.hexdigest()
 
 
-def describe_data(source: Source) -> dict[str, Any]:
-    """What results.json says of the data."""
+def describe_data(source: Source, media_contents: bool = False) -> dict[str, Any]:
+    """What results.json says of the data; its hash counts the media's contents where that is asked for."""
     return {
         "source": source.name,
         "split": source.split,
         "data": {
-            "sha256": data_hash(source),
+            "sha256": data_hash(source, media_contents),
+            "sha256_of_media": "contents" if media_contents else "paths and sizes",
             "annotation_files": list(source.annotation_files),
             "published_examples": source.published.examples,
             **source.facts,

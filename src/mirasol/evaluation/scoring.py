@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from typing import Any
@@ -15,8 +15,9 @@ from mirasol.data.sources import Problem
 from mirasol.data.sources.activitynet_qa import FREE
 from mirasol.errors import UserError
 from mirasol.evaluation import ranking
+from mirasol.evaluation.baselines import Prior
 from mirasol.evaluation.intervals import Interval, class_mean_interval, mean_intervals
-from mirasol.evaluation.normalisation import NORMALISATIONS
+from mirasol.evaluation.normalisation import NORMALISATIONS, unchanged
 from mirasol.evaluation.predictions import Prediction
 from mirasol.evaluation.tables import Row, headline, table_rows, wups_rows
 from mirasol.evaluation.wups import Wups
@@ -102,24 +103,30 @@ def score_answers(
     predictions: Mapping[str, Prediction],
     normalisation: str,
     seed: int = 0,
+    known: Sequence[Example] = (),
 ) -> Scored:
     """Exact match of answer texts with the target, or one of the references, after the normalisation of that name.
 
-    A question without a prediction is wrong. Questions of which the data set publishes no answer are left out.
+    A question without a prediction is wrong. Questions of which the data set publishes no answer are left out. `known`:
+    examples of the training split, for the baselines of blind guessing.
     """
     form = NORMALISATIONS[normalisation]
     examples = with_answers(examples)
     judged = []
     for example in examples:
-        prediction = predictions.get(example.id)
-        answer = None if prediction is None else prediction.answer
+        answer = None if (prediction := predictions.get(example.id)) is None else prediction.answer
         right = answer is not None and form(answer) in {form(text) for text in right_texts(example)}
         judged.append(Judged(example, answer, float(right)))
     metrics = table(_rows(source, judged), judged, seed)
     if source == "activitynet_qa":
         metrics["free_official_script"] = Estimate(_official_free(judged), None, None, len(judged))
     baselines = {"chance": _estimate([_chance(example) for example in examples])}
-    baselines["majority"] = _majority([[form(text) for text in right_texts(example)] for example in examples])
+    rights = [{form(text) for text in right_texts(example)} for example in examples]
+    baselines["majority"] = _majority(rights)
+    if prior := Prior(known, form):
+        pairs = list(zip(examples, rights, strict=True))
+        baselines["train majority"] = _estimate([prior.constant in right for _, right in pairs])
+        baselines["train blind"] = _estimate([prior.guess(example.prompt) in right for example, right in pairs])
     return Scored(OPEN, normalisation, metrics, baselines, headline(source), tuple(judged))
 
 
@@ -156,8 +163,11 @@ def score_choices(
     predictions: Mapping[str, Prediction],
     classes: Sequence[str] = (),
     seed: int = 0,
+    known: Sequence[Example] = (),
 ) -> Scored:
     """Accuracy of the chosen candidates; with scores of all `classes` also the metrics of a ranking.
+
+    `known`: examples of the training split, for the baseline of blind guessing.
 
     Raises:
         UserError: a choice or a number of scores that does not fit the candidates.
@@ -179,6 +189,9 @@ def score_choices(
     if not ranked or (single and any(example.question_type for example in examples)):
         metrics |= table(_rows(source, judged), judged, seed)
     baselines = {"chance": _estimate([_chance(example) for example in examples]), "majority": _majority(places)}
+    if prior := Prior(known, unchanged):
+        chosen = [prior.choose(example.prompt, example.candidates or classes) for example in examples]
+        baselines["train blind"] = _estimate([one in right for one, right in zip(chosen, places, strict=True)])
     facts = {"classes": len(classes)} if classes else {}
     return Scored(CANDIDATES, None, metrics, baselines if single else {}, name, tuple(judged), facts=facts)
 
@@ -299,11 +312,11 @@ def _chance(example: Example) -> float:
     return 1 / len(example.candidates) if example.candidates else 0.0
 
 
-def _estimate(values: Sequence[float]) -> Estimate:
+def _estimate(values: Sequence[float | bool]) -> Estimate:
     return Estimate(sum(values) / len(values) if values else None, None, None, len(values))
 
 
-def _majority(right: Sequence[Sequence[Any]]) -> Estimate:
+def _majority(right: Sequence[Iterable[Any]]) -> Estimate:
     """What the best constant answer scores on this very split."""
     counts = Counter(answer for answers in right for answer in set(answers))
     best = max(counts.values(), default=0)

@@ -89,8 +89,12 @@ def evaluate_source(
     processes: int = 1,
     progress: Callable[[int, int], None] | None = None,
     wups: Wups | None = None,
+    hash_media: bool = False,
+    known: tuple[Sequence[Example], str] = ((), "none"),
 ) -> Evaluated:
     """Asks the model every usable question of the split and scores the answers, by WUPS, too, where it is given.
+    With `hash_media` the data's hash counts the contents of the media. `known` is what `training_examples` gives, for
+    the baselines of blind guessing.
 
     `journal` is the file that an interrupted evaluation goes on from; None keeps everything in memory. The numbers do
     not depend on interruptions, `processes`, or batches.
@@ -104,9 +108,10 @@ def evaluate_source(
         raise UserError(f"{source.root}: no usable example in split {source.split!r} of {source.name}: {counts}")
     clips = group_by_clip(examples)
     record = {
-        **describe_data(source),
+        **describe_data(source, hash_media),
         "checkpoint": {"name": str(loaded.folder.name), "sha256": checkpoint_hash(loaded.folder)},
         "settings": {"max_new_tokens": asking.max_new_tokens, "controls": list(asking.controls)},
+        "train_baselines": known[1],
         "versions": versions(),
     }
     if journal is None:
@@ -118,7 +123,7 @@ def evaluate_source(
             for batch in ask(loaded, left, asking, processes, progress):
                 kept.append(batch)
             rows = list(kept.rows)
-    return _evaluated(source, asking, clips, rows, record, too_long, wups)
+    return _evaluated(source, asking, clips, rows, record, too_long, wups, known[0])
 
 
 def _fitting(
@@ -148,6 +153,7 @@ def _evaluated(
     record: dict[str, Any],
     too_long: Sequence[Example],
     wups: Wups | None,
+    known: Sequence[Example],
 ) -> Evaluated:
     by_clip = {tuple(row["clip"]): row for row in rows}
     usable, unusable, chunks = [], [], {}
@@ -162,7 +168,7 @@ def _evaluated(
     places = {example.id: place for place, example in enumerate(source.annotated)}
     usable.sort(key=lambda example: places[example.id])
     found = {name: _predictions(rows, name) for name in ("test", *asking.controls)}
-    scored = {name: _score(source, usable, said, wups) for name, said in found.items()}
+    scored = {name: _score(source, usable, said, wups, known) for name, said in found.items()}
     counts = _counts(source, usable, unusable, too_long)
     protocols = scored.pop("test")
     controls = {protocol: {name: by[protocol] for name, by in scored.items()} for protocol in protocols}
@@ -200,14 +206,18 @@ def _log_softmax(scores: Sequence[float]) -> tuple[float, ...]:
 
 
 def _score(
-    source: Source, examples: Sequence[Example], said: Mapping[str, Prediction], wups: Wups | None
+    source: Source,
+    examples: Sequence[Example],
+    said: Mapping[str, Prediction],
+    wups: Wups | None,
+    known: Sequence[Example],
 ) -> dict[str, Scored]:
     """Numbers by protocol; candidate scoring where every question has candidates and some answer is published."""
-    scored = {OPEN: score_answers(source.name, examples, said, normalisation_of(source.name))}
+    scored = {OPEN: score_answers(source.name, examples, said, normalisation_of(source.name), known=known)}
     if wups is not None:
         scored[WUPS] = score_wups(source.name, examples, said, wups)
     if with_answers(examples) and all(said[example.id].scores is not None for example in examples):
-        scored[CANDIDATES] = score_choices(source.name, examples, said, source.classes)
+        scored[CANDIDATES] = score_choices(source.name, examples, said, source.classes, known=known)
     return scored
 
 

@@ -150,7 +150,7 @@ def _parts(
             "input_norm": family.input_norm is not None,
             "final_norm": family.final_norm is not None,
         },
-        "video": video_parts(config, settings.patch_size, resolution),
+        "video": video_parts(config, settings.patch_size, resolution, settings.image_size),
     }
 
 

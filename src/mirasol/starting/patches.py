@@ -26,8 +26,11 @@ def flat_tube(config: MirasolConfig) -> int:
     return flat[0]
 
 
-def video_parts(config: MirasolConfig, patch: int, resolution: int | None) -> dict:
-    """The `video` fields that patches of `patch` pixels with learned positions need."""
+def video_parts(config: MirasolConfig, patch: int, resolution: int | None, own: int | None = None) -> dict:
+    """The `video` fields that patches of `patch` pixels with learned positions need.
+
+    A chosen resolution that the patches do not divide is refused, unless it is the source's own (SigLIP has such).
+    """
     tubes = [
         {"kernel": tube.kernel, "stride": tube.stride, "offset": tube.offset}
         if not tube.flat
@@ -42,6 +45,12 @@ def video_parts(config: MirasolConfig, patch: int, resolution: int | None) -> di
     image_size = config.video.image_size if resolution is None else resolution
     if image_size < patch:
         raise UserError(f"frames of {image_size} pixels are smaller than the source's patches of {patch} pixels")
+    if resolution is not None and image_size % patch and image_size != own:
+        below = image_size // patch * patch
+        raise UserError(
+            f"patches of {patch} pixels leave {image_size % patch} of {image_size} pixels over: "
+            f"choose --resolution {below} or {below + patch}"
+        )
     return {"image_size": image_size, "tubes": tubes, "learned_positions": True}
 
 

@@ -187,7 +187,10 @@ def test_kinetics_sound_class_list_is_a_file(data):
     data.put("mine.txt", "abseiling\ntyping\n")
     source = read_source("kinetics_sound", data.root, "val", Options(class_list="mine.txt"))
     assert [e.target for e in source.annotated] == ["abseiling"]
-    assert source.facts == {"classes": 2, "class_list": "mine.txt"}
+    assert source.facts == {"classes": 2, "class_list": "mine.txt", "rows_of_other_classes": 1}
+    [others] = [p for p in source.problems if p.kind == "other classes"]
+    assert "1 rows of 1 classes outside the class list ('blowing nose', …)" in others.message
+    assert others.severity == "warning" and others.examples == 0
     [warning] = [p for p in source.problems if p.kind == "class without rows"]
     assert "'typing'" in warning.message and warning.severity == "warning"
 

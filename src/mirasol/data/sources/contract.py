@@ -17,6 +17,7 @@ WARNINGS = (
     "other counts",
     "named otherwise",
     "class without rows",
+    "other classes",
     "other annotations",
     "identical files",
     "video in two splits",

@@ -4,6 +4,7 @@ Which classes those are differs from paper to paper (the 36 of Mirasol3B are not
 option and the number of classes belongs to every result.
 """
 
+from collections import Counter
 from pathlib import Path
 
 from mirasol.data.example import Example
@@ -75,9 +76,11 @@ def _read_csv(path: Path, shown: str, files: Files, options: Options, rows: Rows
         message = f"wrong header: expected {','.join(COLUMNS)}; found {','.join(csv_header(path))}"
         raise AnnotationError(Problem("wrong header", message + " (a test file with labels is CVDF's)", shown, 1, 1))
     classes = ClassList(rows.classes)
+    others: Counter[str] = Counter()
     for line, row in csv_rows(path, shown, rows, COLUMNS):
         name, id = classes.find(row["label"]), row["youtube_id"]
         if name is None:
+            others[row["label"]] += 1
             continue
         if not (row["time_start"].isdigit() and row["time_end"].isdigit()):
             message = f"expected whole seconds, found {row['time_start']!r} and {row['time_end']!r}"
@@ -87,6 +90,11 @@ def _read_csv(path: Path, shown: str, files: Files, options: Options, rows: Rows
         folders = (name, name.replace(" ", "_"))
         media = replaced.get(id) or clip_media(files, options, PATTERNS, id, window, folders) or ""
         rows.add(_example(f"{id}_{window[0]:06d}_{window[1]:06d}", id, media, name, options, rows), shown, line)
+    if others:
+        rows.facts["rows_of_other_classes"] = others.total()
+        named = ", ".join(map(repr, sorted(others)[:3]))
+        message = f"{others.total()} rows of {len(others)} classes outside the class list ({named}, …) are left aside"
+        rows.warn("other classes", message, shown)
 
 
 def _read_ogm_ge(path: Path, shown: str, files: Files, options: Options, rows: Rows) -> None:
