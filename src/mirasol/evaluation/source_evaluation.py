@@ -118,8 +118,8 @@ def evaluate_source(
         rows = [row for batch in ask(loaded, clips, asking, processes, progress) for row in batch]
     else:
         with Journal.open(journal, record) as kept:
-            known = {tuple(row["clip"]) for row in kept.rows}
-            left = [clip for clip in clips if tuple(clip_key(clip)) not in known]
+            answered = {tuple(row["clip"]) for row in kept.rows}
+            left = [clip for clip in clips if tuple(clip_key(clip)) not in answered]
             for batch in ask(loaded, left, asking, processes, progress):
                 kept.append(batch)
             rows = list(kept.rows)
