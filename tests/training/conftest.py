@@ -1,9 +1,11 @@
 """A small data set of real mp4 files, a recipe that trains on it in a second or two, and its parts."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from trainings import Trainings
 
 from mirasol.data.folder import read_examples
 from mirasol.training.recipe import Recipe, recipe_from_dict
@@ -70,3 +72,10 @@ def console():
     from rich.console import Console
 
     return Console(file=io.StringIO())
+
+
+@pytest.fixture(scope="session")
+def trainings(tmp_path_factory) -> Iterator[Trainings]:
+    """Starts trainings in processes of their own."""
+    with Trainings(tmp_path_factory.mktemp("trainings")) as server:
+        yield server

@@ -1,5 +1,7 @@
 """The loader: a step's number to its batch and tensors."""
 
+import os
+
 import pytest
 import torch
 
@@ -7,8 +9,9 @@ from mirasol.config import MirasolConfig
 from mirasol.media.processor import MirasolFeatureExtractor
 from mirasol.training.batches import BatchPlan
 from mirasol.training.clip_cache import ClipCache
-from mirasol.training.loader import StepBatches, WorkerStatus, make_loader
+from mirasol.training.loader import StepBatches, make_loader
 from mirasol.training.recipe import recipe_from_dict
+from mirasol.training.worker_status import WorkerStatus
 
 SETTINGS = MirasolConfig.preset("tiny").media_settings()
 
@@ -98,5 +101,5 @@ def test_the_sample_at_hand_is_known_from_outside(recipe, examples, cache):
     batches.augment = lambda tensors, batch, row: seen.append(status.current()) or tensors
     batch, _ = batches[1]
     expected = [f"step 2, {clip.media} from {clip.start:g} s to {clip.end:g} s" for clip in batch.clips]
-    assert [now[-1] for now in seen] == expected
+    assert [now[os.getpid()] for now in seen] == expected
     assert status.current() == {}

@@ -5,9 +5,11 @@ import functools
 import hashlib
 import json
 import os
+import queue
 import warnings
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,7 @@ from mirasol.errors import BadClip, UserError
 from mirasol.media.processor import MirasolFeatureExtractor
 from mirasol.media.timeline import cut
 from mirasol.processes import process_context
+from mirasol.training.worker_status import WorkerStatus
 
 CACHE_FORMAT = 1
 TENSORS = ("video", "audio", "video_mask", "audio_mask")
@@ -175,15 +178,18 @@ class ClipCache:
         workers: int = 1,
         on_bad: str = "error",
         on_progress: Callable[[int, int], None] | None = None,
+        seconds: float | None = None,
     ) -> list[BadWindow]:
         """Decodes what is not decoded yet, in `workers` processes; `on_progress(done, total)` after every clip.
+
+        seconds: how long no process may end a clip before WorkerFailed names those they are at; None is for ever.
 
         A file whose whole clip is bad is bad in all its windows. Returns the bad ones (`on_bad="skip"`) in the order
         given, or stops at the first with UnreadableWindow (`on_bad="error"`).
         """
         windows = list(windows)
         wholes = dict.fromkeys((w[0], *WHOLE) for w in windows if w[1:] == WHOLE or w[0] in self.whole)
-        bad = self._fill(list(wholes), workers, on_bad, on_progress)
+        bad = self._fill(list(wholes), workers, on_bad, on_progress, seconds)
         broken = {window[0]: reason for window, reason in bad.items()}
         alone = []
         for window in windows:
@@ -191,10 +197,10 @@ class ClipCache:
                 bad[window] = broken[window[0]]
             elif window[1:] != WHOLE and (window[0] not in self.whole or self._chunks_of_whole(window) is None):
                 alone.append(window)
-        bad.update(self._fill(alone, workers, on_bad, on_progress))
+        bad.update(self._fill(alone, workers, on_bad, on_progress, seconds))
         return [BadWindow(*window, bad[window]) for window in windows if window in bad]
 
-    def _fill(self, windows, workers, on_bad, on_progress) -> dict[Window, str]:
+    def _fill(self, windows, workers, on_bad, on_progress, seconds) -> dict[Window, str]:
         bad: dict[Window, str] = {}
         jobs = []
         for window in windows:
@@ -205,7 +211,7 @@ class ClipCache:
                 bad[window] = error.reason
                 if on_bad == "error":
                     raise UnreadableWindow(self.root, BadWindow(*window, error.reason)) from error
-        for done, (window, reason) in enumerate(_decode_all(jobs, workers), start=1):
+        for done, (window, reason) in enumerate(_decode_all(jobs, workers, seconds), start=1):
             if reason is not None:
                 bad[window] = reason
                 if on_bad == "error":
@@ -236,6 +242,14 @@ class ClipCache:
         if len(found) != len(wanted) or (found - wanted).abs().max() > 1e-6:
             return None
         return first, first + len(wanted) - 1
+
+
+def named(window: Window) -> str:
+    """A window as messages name it."""
+    media, start, end = window
+    if start is None and end is None:
+        return media
+    return f"{media} from {start or 0:g} s to {'its end' if end is None else f'{end:g} s'}"
 
 
 @functools.lru_cache(maxsize=4)
@@ -280,19 +294,59 @@ def _decode(job: tuple[str, Window, str, str]) -> str | None:
     return None
 
 
-def _decode_all(jobs: Sequence[tuple[Window, tuple]], workers: int):
-    """Yields (window, reason or None) as jobs end; in this process where a pool would not pay."""
+def _decode_all(jobs: Sequence[tuple[Window, tuple]], workers: int, seconds: float | None):
+    """Yields (window, reason or None) as jobs end; in this process where a pool would not pay.
+
+    Raises WorkerFailed where a process dies, and where none ends a job for `seconds`.
+    """
     if workers <= 1 or len(jobs) < 16:
         for window, job in jobs:
             yield window, _decode(job)
         return
-    pool = ProcessPoolExecutor(workers, mp_context=process_context(), initializer=torch.set_num_threads, initargs=(1,))
+    context, status = process_context(), WorkerStatus(workers)
+    pool = ProcessPoolExecutor(
+        workers, mp_context=context, initializer=_begin_decoding, initargs=(status, context.Value("i", 0))
+    )
+    ended: queue.SimpleQueue = queue.SimpleQueue()
     try:
-        running = {pool.submit(_decode, job): window for window, job in jobs}
-        for future in as_completed(running):
+        running = {pool.submit(_decode_reporting, job): window for window, job in jobs}
+        for future in running:
+            future.add_done_callback(ended.put)
+        for _ in jobs:
+            future = ended.get(timeout=seconds)
             yield running[future], future.result()
+    except queue.Empty:
+        stuck = status.named()
+        status.kill_workers()
+        raise WorkerFailed(
+            f"no clip decoded within batch_seconds={seconds:g}: being decoded are {stuck}: "
+            "leave out the one that hangs, or allow more time"
+        ) from None
+    except BrokenProcessPool as error:
+        raise WorkerFailed(
+            f"a process that decodes clips died, out of memory perhaps; being decoded were {status.named()}"
+        ) from error
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def _begin_decoding(status: WorkerStatus, entered: Any) -> None:
+    """A process of the decoding pool begins: with one thread, and a place to report to."""
+    global _status
+    torch.set_num_threads(1)
+    with entered.get_lock():
+        entered.value += 1
+        status.enter(entered.value)
+    _status = status
+
+
+# Of a process of the decoding pool.
+_status: WorkerStatus | None = None
+
+
+def _decode_reporting(job: tuple[str, Window, str, str]) -> str | None:
+    with _status.at(named(job[1])):
+        return _decode(job)
 
 
 def write_bad_clips(file: Path, bad: Sequence[BadWindow]) -> None:

@@ -1,46 +1,26 @@
 """The DataLoader that turns a step's number into its batch and media tensors."""
 
+import contextlib
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, get_worker_info
+from torch.utils.data import DataLoader, Dataset
 
 from mirasol.media.augmentation import decoded_size
 from mirasol.media.processor import MirasolFeatureExtractor
 from mirasol.processes import process_context
 from mirasol.training.batches import Batch, BatchPlan, clip_seed
-from mirasol.training.clip_cache import ClipCache, Window
+from mirasol.training.clip_cache import ClipCache, Window, named
 from mirasol.training.mixup import mixed, own_share, with_partners
 from mirasol.training.recipe import Recipe
+from mirasol.training.worker_status import WorkerStatus
 
 OTHER = {"video": "audio", "audio": "video"}
-_STATUS_BYTES = 1024
 
 # Takes a clip's compact tensors (`MirasolFeatureExtractor.tensors`), its batch and its row there; gives what the step
 # sees instead. Runs in the loader's workers, so it must be importable, and follow from its arguments alone.
 Augment = Callable[[dict[str, Tensor], Batch, int], dict[str, Tensor]]
-
-
-class WorkerStatus:
-    """What each loading process is at, in memory that outlives the process: who hangs or dies can be named.
-
-    Slot 0 is the main process (no workers), slot w + 1 worker w.
-    """
-
-    def __init__(self, workers: int):
-        self._slots = [process_context().RawArray("c", _STATUS_BYTES) for _ in range(workers + 1)]
-
-    def report(self, text: str) -> None:
-        """Says what the calling process works on now; "" for nothing."""
-        info = get_worker_info()
-        slot = self._slots[0 if info is None else info.id + 1]
-        slot.value = text.encode()[: _STATUS_BYTES - 1]
-
-    def current(self) -> dict[int, str]:
-        """What is being worked on, by worker (-1 is the main process); idle ones are left out."""
-        texts = {place - 1: slot.value.decode(errors="replace") for place, slot in enumerate(self._slots)}
-        return {worker: text for worker, text in texts.items() if text}
 
 
 class StepBatches(Dataset):
@@ -86,27 +66,15 @@ class StepBatches(Dataset):
     def _clip(self, batch: Batch, row: int) -> dict[str, Tensor]:
         """The compact tensors of a row's clip, as the step sees them."""
         clip = batch.clips[row]
-        if self.status is not None:
-            self.status.report(f"step {batch.step + 1}, {_named((clip.media, clip.start, clip.end))}")
-        tensors = self.caches[batch.stage].load(clip.media, clip.start, clip.end)
-        if self.augment is not None:
-            tensors = self.augment(tensors, batch, row)
-        if self.status is not None:
-            self.status.report("")
-        return tensors
+        text = f"step {batch.step + 1}, {named((clip.media, clip.start, clip.end))}"
+        with contextlib.nullcontext() if self.status is None else self.status.at(text):
+            tensors = self.caches[batch.stage].load(clip.media, clip.start, clip.end)
+            return tensors if self.augment is None else self.augment(tensors, batch, row)
 
 
 def decoded_sizes(recipe: Recipe, extractor: MirasolFeatureExtractor) -> dict[str, int]:
     """How large, in pixels, each stage needs its frames decoded: larger than the model takes them where it crops."""
     return {name: decoded_size(extractor.image_size, stage.augment.crop) for name, stage in recipe.stages.items()}
-
-
-def _named(window: Window) -> str:
-    """A window as messages name it."""
-    media, start, end = window
-    if start is None and end is None:
-        return media
-    return f"{media} from {start or 0:g} s to {'its end' if end is None else f'{end:g} s'}"
 
 
 def load_media(cache: ClipCache, extractor: MirasolFeatureExtractor, windows: Sequence[Window]) -> dict[str, Tensor]:
@@ -118,8 +86,14 @@ def _as_is(item):
     return item
 
 
-def make_loader(batches: StepBatches, steps: range, workers: int, pin_memory: bool = False) -> DataLoader:
-    """Yields the batches of `steps` in order. With workers they are loaded ahead, to the same effect."""
+def make_loader(
+    batches: StepBatches, steps: range, workers: int, pin_memory: bool = False, seconds: float = 0
+) -> DataLoader:
+    """Yields the batches of `steps` in order. With workers they are loaded ahead, to the same effect.
+
+    seconds: with workers, how long one batch may be waited for; 0 is for ever. `WorkerStatus.failure` says what the
+        RuntimeError means that follows.
+    """
     return DataLoader(
         batches,
         batch_size=None,
@@ -131,4 +105,5 @@ def make_loader(batches: StepBatches, steps: range, workers: int, pin_memory: bo
         multiprocessing_context=process_context() if workers else None,
         prefetch_factor=4 if workers else None,
         pin_memory=pin_memory,
+        timeout=seconds if workers else 0,
     )

@@ -182,6 +182,8 @@ class Recipe:
     keep_last: how many of the newest checkpoints stay on disk
     threads: PyTorch's threads, 0 leaves its choice; a resumed run is bit-identical only with as many
     workers: processes that load batches ahead (0: none); decoding uses at least one per core
+    batch_seconds: how long the run waits for one batch of its workers, or for one more decoded clip, before it ends
+        with an error that names the clips they are at
     """
 
     seed: int
@@ -202,6 +204,7 @@ class Recipe:
     tracker: Literal["none", "wandb", "trackio"] = "none"
     threads: int = 0
     workers: int = 0
+    batch_seconds: float = 600.0
 
     def __post_init__(self):
         if not self.stages:
@@ -210,6 +213,7 @@ class Recipe:
             _positive(self, name)
         if self.samples < 0:
             raise UserError(f"samples={self.samples} must not be negative: 0 takes none")
+        _positive(self, "batch_seconds")
         _check_no_key_is_idle(self)
 
     @property
@@ -250,6 +254,7 @@ UNDECISIVE = frozenset(
         "samples",
         "tracker",
         "workers",
+        "batch_seconds",
     ]
 )
 

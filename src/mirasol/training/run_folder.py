@@ -5,6 +5,7 @@ processor/, checkpoints/ (to resume from), checkpoint/ (the result), error.txt (
 bad_step.json (the samples of a step whose loss was no number).
 """
 
+import contextlib
 import fcntl
 import hashlib
 import importlib.metadata
@@ -141,9 +142,11 @@ class RunFolder:
 
     def record_error(self, message: str, bad_step: Mapping[str, Any] | None = None) -> None:
         """Keeps the line that a run stopped with, and the facts of a step whose numbers were none."""
-        write_whole(self.path / "error.txt", message + "\n")
-        if bad_step is not None:
-            write_whole(self.path / "bad_step.json", json.dumps(bad_step, indent=1) + "\n")
+        # On a full disk, which may be what stopped it, the line on the console has to do.
+        with contextlib.suppress(OSError):
+            write_whole(self.path / "error.txt", message + "\n")
+            if bad_step is not None:
+                write_whole(self.path / "bad_step.json", json.dumps(bad_step, indent=1) + "\n")
 
     def clear_error(self) -> None:
         """The run goes on: what stopped it before is past."""

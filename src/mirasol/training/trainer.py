@@ -34,6 +34,7 @@ from mirasol.training.signals import StopSignals
 from mirasol.training.stages import StageWeights, stage_losses
 from mirasol.training.trackers import check_tracker, make_tracker
 from mirasol.training.validation import Validation
+from mirasol.training.worker_status import WorkerStatus
 
 
 def train(recipe: Recipe, *, resume: bool = False, console: Any = None) -> Path:
@@ -48,6 +49,7 @@ def train(recipe: Recipe, *, resume: bool = False, console: Any = None) -> Path:
             trains into the same output, bad data, and everything the parts of a run refuse.
         BadClip: a clip that cannot be read, with `on_bad_clip: error`.
         NonFiniteLoss: a loss or gradient norm is not finite; nothing of that step reached the weights.
+        WorkerFailed: a process that decodes or loads clips died, or took longer than `batch_seconds`.
         Stopped: SIGTERM, SIGUSR1 or SIGINT (Ctrl-C) asked the run to stop; the step at hand was finished and saved.
     """
     if console is None:
@@ -138,7 +140,7 @@ class Trainer:
 
             try:
                 caches = ((self.cache.at_size(size), clips) for size, clips in windows.items())
-                bad = [cache.fill(clips, workers, policy, report) for cache, clips in caches]
+                bad = [cache.fill(clips, workers, policy, report, self.recipe.batch_seconds) for cache, clips in caches]
                 return list(dict.fromkeys(itertools.chain.from_iterable(bad)))
             except UnreadableWindow as error:
                 # A run that is there keeps its own list: what cannot be read today may be read tomorrow.
@@ -152,7 +154,7 @@ class Trainer:
         self.folder.clear_error()
         first = state["step"]
         log = RunLog(self.folder.path, first, make_tracker(self.recipe))
-        self.clock = Clock(state.get("seconds", 0.0))
+        self.clock, self.status = Clock(state.get("seconds", 0.0)), WorkerStatus(self.recipe.workers)
         self.signals.defer()
         try:
             with Progress(self.console, "Training", self.recipe.total_steps, "steps", start=first) as progress:
@@ -163,13 +165,14 @@ class Trainer:
                     self._after_step(step + 1, values, log, progress)
                     self._stop_if_asked(step + 1)
             self.checkpoints.wait()
-        except BaseException as error:
-            if isinstance(error, NonFiniteLoss):
-                self.folder.record_error(str(error), error.facts)
+        except BaseException as raised:
+            error = self.status.failure(raised) or raised
             # Whatever ends the run, the checkpoint that is being written is worth its last seconds.
             with contextlib.suppress(UserError):
                 self.checkpoints.wait()
-            raise
+            if isinstance(error, UserError):
+                self.folder.record_error(str(error), error.facts if isinstance(error, NonFiniteLoss) else None)
+            raise error from error.__cause__
         finally:
             log.close()
         return self._finish()
@@ -184,10 +187,11 @@ class Trainer:
     def _batches(self, first: int) -> Iterator[tuple[int, Batch, dict[str, Tensor]]]:
         """(step, batch, its tensors on the device) for every step left; keeps count of the time spent waiting."""
         extractor = self.processor.feature_extractor
-        steps = StepBatches(self.plan, self.cache, extractor, augment=ClipAugment(self.recipe, extractor.image_size))
+        augment = ClipAugment(self.recipe, extractor.image_size)
+        steps = StepBatches(self.plan, self.cache, extractor, augment=augment, status=self.status)
         on_gpu = self.device.type == "cuda"
         remaining = range(first, self.recipe.total_steps)
-        loaded = iter(make_loader(steps, remaining, self.recipe.workers, pin_memory=on_gpu))
+        loaded = iter(make_loader(steps, remaining, self.recipe.workers, on_gpu, self.recipe.batch_seconds))
         for step in remaining:
             with self.clock.waiting():
                 batch, media = next(loaded)

@@ -1,0 +1,133 @@
+"""Trainings that are killed, asked to stop, or lose a helper, in real processes: they go on to the same bits, or end
+with a word about what happened."""
+
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from mirasol.training.batches import BatchPlan
+from mirasol.training.clip_cache import ClipCache
+from mirasol.training.logging import read_metrics
+from mirasol.training.recipe import recipe_from_dict
+
+MEASURED = ("clips_per_second", "data_wait", "seconds")
+
+
+def finished(values) -> tuple[bytes, list[dict]]:
+    """The weights of a finished run, and its metrics without what a clock measured."""
+    folder = Path(values["output"])
+    lines = [{k: v for k, v in line.items() if k not in MEASURED} for line in read_metrics(folder / "metrics.jsonl")]
+    return (folder / "checkpoint" / "model.safetensors").read_bytes(), lines
+
+
+def elsewhere(values, name: str) -> dict:
+    return {**values, "output": str(Path(values["output"]).parent / name)}
+
+
+@pytest.mark.parametrize(("name", "code"), [("SIGTERM", 0), ("SIGUSR1", 0), ("SIGINT", 130)])
+def test_a_signal_saves_the_step_at_hand_and_the_run_goes_on_to_the_same_bits(trainings, values, name, code):
+    values["checkpoint_every"] = 100
+    whole = trainings.start(elsewhere(values, "whole"))
+    assert whole.wait() == 0, whole.text
+    stopped = trainings.start(values, fault="signal_after", step=3, name=name)
+    assert stopped.wait() == code, stopped.text
+    output = values["output"]
+    assert stopped.text.splitlines()[-1] == (
+        f"mirasol: {output}: stopped by {name} after step 4 of 8, which is saved: --resume goes on from there"
+    )
+    assert not (Path(output) / "checkpoint").exists()
+    resumed = trainings.start(values)
+    assert resumed.wait() == 0, resumed.text
+    assert finished(values) == finished(elsewhere(values, "whole"))
+
+
+def test_a_signal_before_the_first_step_ends_the_run_which_can_begin_again(trainings, values):
+    stopped = trainings.start(values, fault="signal_while_decoding", name="SIGTERM")
+    assert stopped.wait() == 0, stopped.text
+    assert "stopped by SIGTERM before the first step" in stopped.text.splitlines()[-1]
+    assert "Traceback" not in stopped.text
+    assert trainings.start(values).wait() == 0
+
+
+def test_a_signal_in_the_last_step_changes_nothing(trainings, values):
+    ended = trainings.start(values, fault="signal_after", step=7, name="SIGTERM")
+    assert ended.wait() == 0
+    assert "stopped" not in ended.text
+    assert (Path(values["output"]) / "checkpoint").is_dir()
+
+
+def test_a_second_signal_does_not_wait(trainings, values):
+    ended = trainings.start(values, fault="signals_without_end", name="SIGINT")
+    assert ended.wait() == 130
+    assert "stopped at once by a second SIGINT" in ended.text.splitlines()[-1]
+
+
+def first_clip_of(values, step: int) -> tuple[Path, str]:
+    """The cache's file and the medium of the first clip that step `step` (from 0) trains on."""
+    from mirasol import MirasolConfig
+    from mirasol.data.folder import read_examples
+
+    recipe = recipe_from_dict(values)
+    examples = read_examples(Path(recipe.data.root), "train")
+    clip = BatchPlan(recipe, examples).batch(step).clips[0]
+    settings = MirasolConfig.preset(recipe.model.preset, **recipe.model.overrides).media_settings()
+    cache = ClipCache(Path(recipe.data.cache), Path(recipe.data.root), settings)
+    return cache.file((clip.media, None, None)), clip.media
+
+
+@pytest.fixture
+def hanging(values, tmp_path, trainings) -> tuple[dict, str]:
+    """A recipe with a worker that will read without end at the clip whose medium is returned: the clip's tensors are
+    a pipe that nobody writes to."""
+    cache = tmp_path / "cache"
+    values["data"]["cache"] = str(cache)
+    values["stages"] = {"questions": {"steps": 8, "clips_per_step": 1, "questions_per_clip": 2}}
+    values["validate_every"] = 100
+    assert trainings.start(elsewhere(values, "filled")).wait() == 0
+    file, medium = first_clip_of(values, 3)
+    file.unlink()
+    os.mkfifo(file)
+    return {**values, "workers": 1}, medium
+
+
+def test_a_worker_that_hangs_ends_the_run_and_is_named_with_its_clip(trainings, hanging):
+    values, medium = hanging
+    # A worker may take longer to start than a test may take.
+    ended = trainings.start(values, fault="limit_from_the_second_batch_on", seconds=1)
+    assert ended.wait() == 2, ended.text
+    line = ended.text.splitlines()[-1]
+    assert "no batch within batch_seconds=1" in line
+    assert f"step 4, {medium}" in line
+    assert (Path(values["output"]) / "error.txt").read_text().strip() in line
+
+
+def test_a_worker_that_dies_ends_the_run_and_is_named_with_its_clip(trainings, hanging):
+    values, medium = hanging
+    training = trainings.start(values)
+    steps_done(values, 3)
+    os.kill(worker_of(training.pid), signal.SIGKILL)
+    assert training.wait() == 2, training.text
+    line = training.text.splitlines()[-1]
+    assert "a worker that loads clips died" in line
+    assert f"step 4, {medium}" in line
+    assert (Path(values["output"]) / "error.txt").read_text().strip() in line
+
+
+def steps_done(values, steps: int, seconds: float = 120) -> None:
+    """Waits until so many steps are logged, and a moment more."""
+    file, deadline = Path(values["output"]) / "metrics.jsonl", time.monotonic() + seconds
+    while not file.is_file() or file.read_text().count('"train"') < steps:
+        assert time.monotonic() < deadline, f"{file}: no {steps} steps in {seconds} s"
+        time.sleep(0.02)
+    time.sleep(0.5)
+
+
+def worker_of(pid: int) -> int:
+    """The one child of a process that loads clips; the other is multiprocessing's tracker."""
+    listed = subprocess.run(["ps", "-o", "pid=,args=", "--ppid", str(pid)], capture_output=True, text=True).stdout
+    (worker,) = [int(line.split()[0]) for line in listed.splitlines() if "spawn_main" in line]
+    return worker
