@@ -2,9 +2,11 @@
 
 import os
 import signal
+import time
 
 from mirasol.training import trainer
 from mirasol.training.trainer import Trainer
+from mirasol.training.worker_status import WorkerStatus
 
 
 def signal_after(step: int, name: str) -> None:
@@ -40,14 +42,27 @@ def signals_without_end(name: str) -> None:
     Trainer._step = interrupted
 
 
-def limit_from_the_second_batch_on(seconds: float) -> None:
-    """The loader's time limit holds from the second batch on, when its workers have started."""
+def when_a_worker_hangs(do: str, seconds: float = 0.5) -> None:
+    """Once a worker has been at the same clip for so long, it is killed (`kill`), or the loader's time limit is over
+    (`limit`); before that a worker may take any time to start."""
     make = trainer.make_loader
 
-    def waiting(*arguments):
-        loaded = iter(make(*arguments))
-        yield next(loaded)
-        loaded._timeout = seconds
-        yield from loaded
+    def watched(batches, *arguments):
+        loaded, worker = iter(make(batches, *arguments)), _hanging(batches.status, seconds)
+        if do == "kill":
+            os.kill(worker, signal.SIGKILL)
+        else:
+            loaded._timeout = seconds
+        return loaded
 
-    trainer.make_loader = waiting
+    trainer.make_loader = watched
+
+
+def _hanging(status: WorkerStatus, seconds: float) -> int:
+    """Waits for a process that stays at one text for so long; its id."""
+    before, since = {}, time.monotonic()
+    while not before or time.monotonic() - since < seconds:
+        time.sleep(0.02)
+        if status.current() != before:
+            before, since = status.current(), time.monotonic()
+    return next(iter(before))

@@ -2,9 +2,6 @@
 with a word about what happened."""
 
 import os
-import signal
-import subprocess
-import time
 from pathlib import Path
 
 import pytest
@@ -94,40 +91,14 @@ def hanging(values, tmp_path, trainings) -> tuple[dict, str]:
     return {**values, "workers": 1}, medium
 
 
-def test_a_worker_that_hangs_ends_the_run_and_is_named_with_its_clip(trainings, hanging):
+@pytest.mark.parametrize(
+    ("do", "what"), [("limit", "no batch within batch_seconds=0.5"), ("kill", "a worker that loads clips died")]
+)
+def test_a_worker_that_hangs_or_dies_ends_the_run_and_is_named_with_its_clip(trainings, hanging, do, what):
     values, medium = hanging
-    # A worker may take longer to start than a test may take.
-    ended = trainings.start(values, fault="limit_from_the_second_batch_on", seconds=1)
+    ended = trainings.start(values, fault="when_a_worker_hangs", do=do)
     assert ended.wait() == 2, ended.text
     line = ended.text.splitlines()[-1]
-    assert "no batch within batch_seconds=1" in line
+    assert what in line
     assert f"step 4, {medium}" in line
     assert (Path(values["output"]) / "error.txt").read_text().strip() in line
-
-
-def test_a_worker_that_dies_ends_the_run_and_is_named_with_its_clip(trainings, hanging):
-    values, medium = hanging
-    training = trainings.start(values)
-    steps_done(values, 3)
-    os.kill(worker_of(training.pid), signal.SIGKILL)
-    assert training.wait() == 2, training.text
-    line = training.text.splitlines()[-1]
-    assert "a worker that loads clips died" in line
-    assert f"step 4, {medium}" in line
-    assert (Path(values["output"]) / "error.txt").read_text().strip() in line
-
-
-def steps_done(values, steps: int, seconds: float = 120) -> None:
-    """Waits until so many steps are logged, and a moment more."""
-    file, deadline = Path(values["output"]) / "metrics.jsonl", time.monotonic() + seconds
-    while not file.is_file() or file.read_text().count('"train"') < steps:
-        assert time.monotonic() < deadline, f"{file}: no {steps} steps in {seconds} s"
-        time.sleep(0.02)
-    time.sleep(0.5)
-
-
-def worker_of(pid: int) -> int:
-    """The one child of a process that loads clips; the other is multiprocessing's tracker."""
-    listed = subprocess.run(["ps", "-o", "pid=,args=", "--ppid", str(pid)], capture_output=True, text=True).stdout
-    (worker,) = [int(line.split()[0]) for line in listed.splitlines() if "spawn_main" in line]
-    return worker
