@@ -72,3 +72,19 @@ def test_a_helper_can_be_ended():
     helper.terminate()
     helper.join(timeout=20)
     assert helper.exitcode == -signal.SIGKILL
+
+
+# Its helper holds on to the interpreter's lock, so that nothing within it can end it.
+STUCK = """
+import os, sys
+from mirasol.processes import process_context
+helper = process_context().Process(target=sum, args=(range(10**15),), daemon=True)
+helper.start()
+print(helper.pid, flush=True)
+"""
+
+
+def test_a_helper_that_hangs_does_not_keep_the_program_from_ending():
+    ended = subprocess.run([sys.executable, "-c", STUCK], capture_output=True, text=True, timeout=120)
+    assert ended.returncode == 0, ended.stderr
+    assert not is_running(int(ended.stdout))

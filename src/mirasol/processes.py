@@ -5,7 +5,7 @@ import signal
 import sys
 import threading
 import types
-from multiprocessing import connection, parent_process, resource_tracker
+from multiprocessing import connection, parent_process, resource_tracker, util
 from multiprocessing.context import SpawnContext, SpawnProcess
 
 # What a scheduler or a person sends, often to all processes at once. The program that asked for the help decides.
@@ -32,6 +32,8 @@ class HelperProcess(SpawnProcess):
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
         try:
             super().start()
+            # When the program ends, multiprocessing asks its helpers to end and waits: one that hangs never would.
+            util.Finalize(self, self._popen.kill, exitpriority=1)
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
             sys.modules["__main__"] = main

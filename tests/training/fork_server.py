@@ -1,6 +1,8 @@
 """Runs trainings in processes of their own, to be killed for real: forked from one that has imported everything, so
 that each costs no more than its steps. `trainings.py` talks to it: a JSON request a line, a JSON answer a line."""
 
+import atexit
+import contextlib
 import json
 import os
 import signal
@@ -26,6 +28,8 @@ def run(request: dict) -> int:
     try:
         cli.main([])
     except SystemExit as ended:
+        # As when an interpreter ends: what the error refers to is still there, and all that runs at exit runs.
+        atexit._run_exitfuncs()
         return ended.code
     return 0
 
@@ -54,6 +58,8 @@ def wait(pid: int, seconds: float) -> int | None:
     while time.monotonic() < deadline:
         ended, status = os.waitpid(pid, os.WNOHANG)
         if ended:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(pid, signal.SIGKILL)
             return os.waitstatus_to_exitcode(status)
         time.sleep(0.002)
     os.killpg(pid, signal.SIGKILL)
