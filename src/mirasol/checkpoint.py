@@ -78,6 +78,12 @@ def load_checkpoint(name: str | Path, device: str | torch.device = "cpu") -> Loa
     return Loaded(model.to(device).eval(), _load_processor(folder, config), folder)
 
 
+def load_processor(name: str | Path) -> MirasolProcessor:
+    """Loads a checkpoint's processor alone, its tokenizer with it. Raises UserError as `load_checkpoint` does."""
+    folder = find_checkpoint(name)
+    return _load_processor(folder, read_config(folder))
+
+
 def read_config(folder: Path) -> MirasolConfig:
     """The config of a checkpoint's folder. Raises UserError as `load_checkpoint` does."""
     file = folder / "config.json"

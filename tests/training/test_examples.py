@@ -14,7 +14,7 @@ from mirasol.errors import UserError
 from mirasol.training.batches import pick_target
 from mirasol.training.clip_cache import ClipCache
 from mirasol.training.examples import read_split, tokenizer_texts
-from mirasol.training.recipe import DataRecipe, recipe_from_dict
+from mirasol.training.recipe import DataSetRecipe, recipe_from_dict
 
 
 @pytest.fixture
@@ -31,16 +31,16 @@ def msrvtt(shapes, tmp_path):
 
 
 def test_a_missing_clip_stops_or_is_listed(msrvtt):
-    data = DataRecipe(str(msrvtt), source="msrvtt_qa")
+    data = DataSetRecipe(str(msrvtt), source="msrvtt_qa")
     with pytest.raises(UserError, match="1 of 3 annotated examples cannot be used, the first: video2: no media file"):
         read_split(data, "train")
-    examples, absent = read_split(DataRecipe(str(msrvtt), source="msrvtt_qa", on_bad_clip="skip"), "train")
+    examples, absent = read_split(DataSetRecipe(str(msrvtt), source="msrvtt_qa"), "train", "skip")
     assert [example.media for example in examples] == ["video0.mp4", "video1.mp4"]
     assert [(entry.media, entry.start) for entry in absent] == [("video2", None)]
 
 
 def test_the_folder_is_read_as_ever(shapes):
-    assert read_split(DataRecipe(str(shapes)), "train") == (read_examples(shapes, "train"), [])
+    assert read_split(DataSetRecipe(str(shapes)), "train") == (read_examples(shapes, "train"), [])
 
 
 def test_a_split_without_answers_cannot_be_learnt(msrvtt):
@@ -49,7 +49,7 @@ def test_a_split_without_answers_cannot_be_learnt(msrvtt):
     question = {"video_name": "abc", "question": "is it red", "question_id": "v_abc_1"}
     (msrvtt / "test_q.json").write_text(json.dumps([question]))
     with pytest.raises(UserError, match="'v_abc_1' has no answer to learn"):
-        read_split(DataRecipe(str(msrvtt), source="activitynet_qa"), "test")
+        read_split(DataSetRecipe(str(msrvtt), source="activitynet_qa"), "test")
 
 
 def test_a_recipe_names_source_and_options():

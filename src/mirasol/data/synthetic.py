@@ -29,8 +29,8 @@ from mirasol.processes import process_context
 DATA_VERSION = 1
 
 # What is rendered: clips with questions, or what the stages before question answering are trained on: stills with
-# texts (image-text), clips of which three in four are silent with captions (video-text), clips with the class names of
-# their sounds (audio).
+# texts (image-text), clips of which three in four are silent, with captions (video-text; of the others also what is
+# heard), clips with the class names of their sounds (audio).
 KINDS = ("questions", "images", "captions", "sounds")
 SILENT_SHARE = 0.75
 
@@ -158,9 +158,9 @@ def _render_job(job: tuple[Path, int, str, str, int]) -> tuple[str, str, list[st
         write_clip(scene, root / name)
         asked = clip_questions(scene, seed, split, index)
     else:
-        silent = stable_hash("silent", scene.seed) % 100 < 100 * SILENT_SHARE
-        write_clip(scene, root / name, sound=kind == "sounds" or not silent)
-        asked = sound_classes(scene) if kind == "sounds" else captions(scene)
+        silent = kind == "captions" and stable_hash("silent", scene.seed) % 100 < 100 * SILENT_SHARE
+        write_clip(scene, root / name, sound=not silent)
+        asked = [*(captions(scene) if kind == "captions" else []), *([] if silent else sound_classes(scene))]
     digest = hashlib.sha256((root / name).read_bytes()).hexdigest()
     return name, digest, [_row(name, clip_id(split, index), number, item) for number, item in enumerate(asked)]
 

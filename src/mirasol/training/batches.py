@@ -3,7 +3,7 @@
 import difflib
 import math
 from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -11,7 +11,8 @@ import numpy as np
 from mirasol.data.example import ClipExamples, Example
 from mirasol.data.example_table import ClipTable, ExampleTable
 from mirasol.errors import UserError
-from mirasol.training.randomness import hash64, permuted, uniform
+from mirasol.training.mixture import Mixture
+from mirasol.training.randomness import hash64, uniform
 from mirasol.training.recipe import Recipe, Stage
 
 
@@ -25,6 +26,7 @@ class Batch:
     stage: name of the stage the step belongs to
     epochs: for each clip, how often its stage has been through all its clips before
     positions: for each clip, its place in the order that its stage walks through, over all epochs
+    data_sets: for each clip, the name of its data set in `data.mixture`; "" without a mixture
     partners: for each clip, the examples of the one that is mixed into it; none where nothing is mixed
     shares: for each clip, how much of its mix is its own
     """
@@ -37,6 +39,7 @@ class Batch:
     stage: str = ""
     epochs: tuple[int, ...] = ()
     positions: tuple[int, ...] = ()
+    data_sets: tuple[str, ...] = ()
     partners: tuple[tuple[Example, ...], ...] = ()
     shares: tuple[float, ...] = ()
 
@@ -53,6 +56,7 @@ class Batch:
             dropped=chosen(self.dropped),
             epochs=chosen(self.epochs),
             positions=chosen(self.positions),
+            data_sets=chosen(self.data_sets),
             partners=chosen(self.partners),
             shares=chosen(self.shares),
         )
@@ -156,52 +160,61 @@ class BatchPlan:
     """All batches of a run, none of them computed before it is asked for.
 
     Every stage walks through its own clips, epoch after epoch, each epoch in the order of its own permutation; a
-    batch may span two epochs.
+    batch may span two epochs. Of several data sets each has its share of the clips (see `Mixture`).
 
-    `unused` counts the examples, by kind, that are of a kind that no stage trains on.
+    `examples` are those of the only data set, or of each data set by name. `unused` counts those, by kind, that are of
+    a kind that no stage trains on.
 
     Raises:
         UserError: a stage that names a question type the examples do not have, or that finds no example.
     """
 
-    def __init__(self, recipe: Recipe, examples: Sequence[Example]):
+    def __init__(self, recipe: Recipe, examples: Sequence[Example] | Mapping[str, Sequence[Example]]):
         self.recipe = recipe
-        examples = ExampleTable.of(examples)
-        self.clips = {
-            name: stage_clips(examples, kinds_taken(stage), stage.question_types)
-            for name, stage in recipe.stages.items()
-        }
+        by_name = examples if isinstance(examples, Mapping) else {"": examples}
+        tables = {name: ExampleTable.of(some) for name, some in by_name.items()}
         taken = {kind for stage in recipe.stages.values() for kind in kinds_taken(stage)}
-        counts = {kind: int(kind_rows(examples, kind).sum()) for kind in KINDS if kind not in taken}
+        counts = {
+            kind: sum(int(kind_rows(table, kind).sum()) for table in tables.values())
+            for kind in KINDS
+            if kind not in taken
+        }
         self.unused = {kind: count for kind, count in counts.items() if count}
-        known = sorted(examples.types)
-        for name, stage in recipe.stages.items():
-            for key, types in (("question_types", stage.question_types or ()), ("type_weights", stage.type_weights)):
-                _check_types(types, known, f"stages.{name}.{key}", recipe.data.root)
-            if not self.clips[name]:
+        self.mixtures = {name: self._mixture(name, stage, tables) for name, stage in recipe.stages.items()}
+
+    def _mixture(self, stage_name: str, stage: Stage, tables: Mapping[str, ExampleTable]) -> Mixture:
+        data_sets = {name: tables[name] for name in stage.data_sets or tables}
+        known, place = sorted({name for table in data_sets.values() for name in table.types}), f"stages.{stage_name}"
+        roots = ", ".join(self.recipe.data.data_sets[name].root for name in data_sets)
+        for key, types in (("question_types", stage.question_types or ()), ("type_weights", stage.type_weights)):
+            _check_types(types, known, f"{place}.{key}", roots)
+        clips = {}
+        for name, table in data_sets.items():
+            clips[name] = stage_clips(table, kinds_taken(stage), stage.question_types)
+            if not clips[name]:
                 types = "any type" if stage.question_types is None else f"types {', '.join(stage.question_types)}"
                 kinds = " or ".join(KINDS[kind] for kind in kinds_taken(stage))
-                raise UserError(f"stages.{name}: no examples {kinds} of {types} in {recipe.data.root}")
+                raise UserError(f"{place}: no examples {kinds} of {types} in {self.recipe.data.data_sets[name].root}")
+        weights = {name: self.recipe.data.data_sets[name].weight for name in clips}
+        return Mixture(clips, weights, (self.recipe.seed, stage_name))
 
     def batch(self, step: int) -> Batch:
         """The batch of step `step`, counted from 0 over all stages."""
         name, step_in_stage = self.recipe.stage_at(step)
         first = step_in_stage * self.recipe.stages[name].clips_per_step
         positions = tuple(range(first, first + self.recipe.stages[name].clips_per_step))
-        clips, examples, dropped, epochs, repeats = zip(*(self._row(name, place) for place in positions), strict=True)
-        return Batch(step, clips, examples, sum(repeats), dropped, name, epochs, positions)
+        rows = zip(*(self._row(name, place) for place in positions), strict=True)
+        clips, examples, dropped, epochs, repeats, data_sets = rows
+        return Batch(step, clips, examples, sum(repeats), dropped, name, epochs, positions, data_sets)
 
     def _row(self, name: str, position: int, attempt: int = 0):
-        """(clip, examples, dropped, epoch, repeats) of a stage's `position`; `attempt` counts the clips that turned
-        out to be bad in its place."""
-        stage, clips, seed = self.recipe.stages[name], self.clips[name], self.recipe.seed
-        epoch, index = divmod(position, len(clips))
-        if attempt:
-            index = int(uniform(seed, "instead", name, position, attempt) * len(clips))
-        clip = clips[permuted(index, len(clips), seed, "order", name, epoch)]
+        """(clip, examples, dropped, epoch, repeats, data set) of a stage's `position`; `attempt` counts the clips that
+        turned out to be bad in its place."""
+        stage, seed = self.recipe.stages[name], self.recipe.seed
+        data_set, clip, epoch = self.mixtures[name].at(position, attempt)
         drawn, repeats = draw_questions(clip, stage, seed, name, position)
         examples = tuple(pick_target(example, seed, name, position) for example in drawn)
-        return clip, examples, drop_modality(stage, seed, name, position), epoch, repeats
+        return clip, examples, drop_modality(stage, seed, name, position), epoch, repeats, data_set
 
     def instead(self, batch: Batch, row: int, attempt: int) -> Batch:
         """The batch with another clip in place of a row's, which is bad; `attempt` counts from 1.
@@ -221,8 +234,17 @@ class BatchPlan:
 
     def used_clips(self, stages: Iterable[str] | None = None) -> list[tuple[str, float | None, float | None]]:
         """Every (media, start, end) that some step, or some step of these stages, may ask for."""
-        names = self.clips if stages is None else stages
-        return list(dict.fromkeys(window for name in names for window in self.clips[name].windows()))
+        names = self.mixtures if stages is None else stages
+        tables = (clips for name in names for clips in self.mixtures[name].clips.values())
+        return list(dict.fromkeys(window for clips in tables for window in clips.windows()))
+
+    @property
+    def clips(self) -> dict[str, Sequence[ClipExamples]]:
+        """The clips of each stage, those of several data sets one after the other."""
+        tables = {name: list(mixture.clips.values()) for name, mixture in self.mixtures.items()}
+        return {
+            name: own[0] if len(own) == 1 else [clip for table in own for clip in table] for name, own in tables.items()
+        }
 
 
 def _check_types(types: Iterable[str], known: Sequence[str], key: str, root: str) -> None:

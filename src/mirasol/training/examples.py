@@ -1,5 +1,7 @@
 """The examples that a recipe trains and validates on, whatever data set they come from."""
 
+import os
+from dataclasses import replace
 from pathlib import Path
 
 from mirasol.data.example import Example
@@ -7,21 +9,41 @@ from mirasol.data.folder import read_examples
 from mirasol.data.sources import Options, read_source, usable_examples
 from mirasol.errors import UserError
 from mirasol.training.clip_cache import BadWindow
-from mirasol.training.recipe import DataRecipe
+from mirasol.training.recipe import DataRecipe, DataSetRecipe
 
 
-def read_split(data: DataRecipe, split: str) -> tuple[list[Example], list[BadWindow]]:
+def read_data(data: DataRecipe, part: str) -> tuple[dict[str, list[Example]], list[BadWindow]]:
+    """The examples of every data set, media relative to `data.folder`, and what annotations name that is not there.
+
+    `part` is "train" or "validation"; data sets without a validation split are left out there. Raises UserError as
+    `read_split` does.
+    """
+    examples, absent = {}, []
+    for name, data_set in data.data_sets.items():
+        split = data_set.train_split if part == "train" else data_set.validation_split
+        if split is None:
+            continue
+        own, missing = read_split(data_set, split, data.on_bad_clip)
+        inside = os.path.relpath(os.path.abspath(data_set.root), data.folder) if data.mixture else "."
+        if inside != ".":
+            own = [replace(example, media=f"{inside}/{example.media}") for example in own]
+        examples[name] = own
+        absent += missing
+    return examples, absent
+
+
+def read_split(data: DataSetRecipe, split: str, on_bad_clip: str = "error") -> tuple[list[Example], list[BadWindow]]:
     """The examples of a split, and what its annotations name that is not there.
 
     (Of your own folder all that is named: what cannot be read is found when clips are decoded.)
 
-    Raises UserError for annotations that cannot be read, and, unless the recipe skips them, for the first bad row or
-    missing clip; and where the split has no answers to learn.
+    Raises UserError for annotations that cannot be read, and, unless they are skipped, for the first bad row or missing
+    clip; and where the split has no answers to learn.
     """
     if data.source == "folder" and data.options == Options():
         return read_examples(Path(data.root), split), []
     source = read_source(data.source, Path(data.root), split, data.options)
-    examples = usable_examples(source, data.on_bad_clip)
+    examples = usable_examples(source, on_bad_clip)
     unlabelled = next((example for example in examples if not example.target), None)
     if unlabelled is not None:
         raise UserError(

@@ -12,6 +12,8 @@
   where the recipe trains on them); "any" over both where a stage takes both; "image" over images, with a
   "contrastive_loss" in place of the latent and video losses. Accuracy is exact match of the teacher-forced most
   likely tokens.
+- With several data sets (`data.mixture`) a step has "clips_of_NAME", how many of its clips are of each, and validation
+  parts are called "NAME_clip" and so on.
 
 - `{"kind": "samples", "step", "answers": [{"id", "media", "prompt", "target", "answer"}]}`: what the model answers to a
   few fixed questions of the validation, greedily and from its own words; TensorBoard has them as text, and a picture of

@@ -6,22 +6,22 @@ import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from mirasol.checkpoint import find_checkpoint, read_config
+from mirasol.checkpoint import find_checkpoint, load_processor, read_config
 from mirasol.config import MirasolConfig
 from mirasol.errors import UserError
 from mirasol.model.execution import layers
 from mirasol.model.mirasol import MirasolForConditionalGeneration
 from mirasol.training.batches import BatchPlan
 from mirasol.training.counting import StepCost, StepShape, step_cost
-from mirasol.training.examples import read_split
+from mirasol.training.examples import read_data
 from mirasol.training.optimizer import decay_groups
 from mirasol.training.recipe import OptimizerRecipe, Recipe, Stage
+from mirasol.training.setup import with_media_size
 from mirasol.training.stages import StageWeights
 
 # Dense bfloat16 TFLOP/s of the data sheets; the first name found in a device's own counts.
@@ -175,15 +175,17 @@ def planned_config(recipe: Recipe, preset: str | None, notes: list[str]) -> Mira
     """
     if recipe.model.init is None:
         config = MirasolConfig.preset(preset or recipe.model.preset, **recipe.model.overrides)
-        if config.vocab_size != recipe.tokenizer.vocab_size:
+        if recipe.tokenizer.init is not None:
+            config.vocab_size = len(load_processor(recipe.tokenizer.init).tokenizer)
+        elif config.vocab_size != recipe.tokenizer.vocab_size:
             config.vocab_size = recipe.tokenizer.vocab_size
             notes.append(f"vocabulary: the {config.vocab_size:,} pieces that tokenizer.vocab_size allows")
         return config
     if preset is not None:
         notes.append(f"model.init={recipe.model.init}: counted as a model of the preset {preset}")
-        return MirasolConfig.preset(preset, **recipe.model.overrides)
+        return with_media_size(MirasolConfig.preset(preset, **recipe.model.overrides), recipe.model)
     try:
-        return read_config(find_checkpoint(recipe.model.init))
+        return with_media_size(read_config(find_checkpoint(recipe.model.init)), recipe.model)
     except UserError as error:
         raise UserError(f"model.init: {error}, or plan with --preset, e.g. --preset 3b") from error
 
@@ -191,7 +193,7 @@ def planned_config(recipe: Recipe, preset: str | None, notes: list[str]) -> Mira
 def clips_of_stages(recipe: Recipe, notes: list[str]) -> dict[str, Sequence[Any]]:
     """The clips that each stage draws from; nothing where the data cannot be read, which a note says."""
     try:
-        examples, _ = read_split(recipe.data, recipe.data.train_split)
+        examples, _ = read_data(recipe.data, "train")
         return dict(BatchPlan(recipe, examples).clips)
     except (UserError, OSError) as error:
         notes.append(f"epochs are not told, for the data cannot be read: {error}")
@@ -238,7 +240,7 @@ def chunks_of(config: MirasolConfig, recipe: Recipe, clips: Sequence[Any] | None
     for clip in some[:SAMPLED_CLIPS]:
         end = clip.end
         if end is None:
-            end = media_facts(Path(recipe.data.root), clip.media).seconds
+            end = media_facts(recipe.data.folder, clip.media).seconds
         if end is not None:
             found.append(cut(clip.start or 0.0, end, grid).num_chunks)
     if found:

@@ -5,6 +5,8 @@ import dataclasses
 import difflib
 import hashlib
 import json
+import math
+import os
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -19,41 +21,97 @@ from mirasol.parts import LossWeights
 
 
 @dataclass(frozen=True)
+class DataSetRecipe:
+    """One data set of a run; the fields that `DataRecipe` has too mean the same.
+
+    weight: how many of the clips are of this data set, relative to the others
+    """
+
+    root: str
+    train_split: str = "train"
+    validation_split: str | None = "validation"
+    source: str = "folder"
+    options: Options = field(default_factory=Options)
+    weight: float = 1.0
+
+    def __post_init__(self):
+        if not 0 < self.weight < math.inf:
+            raise UserError(f"weight={self.weight} must be positive and finite")
+
+
+@dataclass(frozen=True)
 class DataRecipe:
     """Which examples to train and validate on, and where their decoded clips are kept.
 
-    root: the data set's folder
+    root: the data set's folder; null where `mixture` names several
     source: which data set it is, a name of docs/datasets.md; `folder` is your own, as `read_examples` takes it
     options: what can be chosen about the data set
     validation_split: null trains without validation
     on_bad_clip: `error` stops at the first clip that is missing or cannot be read and at the first bad row of the
         annotations, `skip` trains without them; both list clips in the run's `bad_clips.jsonl`
     cache: folder for decoded clips; null is `<output>/cache`. Runs on the same data may share one.
+    mixture: several data sets by name, each with its own root, source, splits and options, in place of those here
     """
 
-    root: str
+    root: str | None = None
     train_split: str = "train"
     validation_split: str | None = "validation"
     on_bad_clip: Literal["error", "skip"] = "error"
     cache: str | None = None
     source: str = "folder"
     options: Options = field(default_factory=Options)
+    mixture: dict[str, DataSetRecipe] = field(default_factory=dict)
+
+    def __post_init__(self):
+        if not self.mixture and self.root is None:
+            raise UserError("missing key 'data.root' (str), or data.mixture with several data sets")
+        single = {"root": None, "train_split": "train", "validation_split": "validation", "source": "folder"}
+        for name, default in {**single, "options": Options()}.items():
+            if self.mixture and getattr(self, name) != default:
+                raise UserError(f"data.{name} has no effect beside data.mixture: set it for each data set there")
+
+    @property
+    def data_sets(self) -> dict[str, DataSetRecipe]:
+        """All data sets by name; a single one has the name ""."""
+        if self.mixture:
+            return self.mixture
+        assert self.root is not None
+        return {"": DataSetRecipe(self.root, self.train_split, self.validation_split, self.source, self.options)}
+
+    @property
+    def folder(self) -> Path:
+        """What the media of all examples are relative to: the root, of several the deepest folder that holds all."""
+        if not self.mixture:
+            return Path(self.root)
+        return Path(os.path.commonpath([os.path.abspath(entry.root) for entry in self.mixture.values()]))
 
 
 @dataclass(frozen=True)
 class ModelRecipe:
-    """A preset with parts laid over it, or a checkpoint to go on from (its config and tokenizer are kept)."""
+    """A preset with parts laid over it, or a checkpoint to go on from (its config and tokenizer are kept).
+
+    image_size, num_chunks: frame side in pixels and chunks per clip that a checkpoint is gone on with; null: its own
+    """
 
     preset: str = "tiny"
     overrides: dict[str, Any] = field(default_factory=dict)
     init: str | None = None
+    image_size: int | None = None
+    num_chunks: int | None = None
 
 
 @dataclass(frozen=True)
 class TokenizerRecipe:
-    """`vocab_size`: the largest number of pieces, 256 to 256,000; small data may give fewer."""
+    """vocab_size: the largest number of pieces, 256 to 256,000; small data may give fewer
+    init: a checkpoint whose tokenizer is taken instead, for a model that is to learn other texts later
+    """
 
     vocab_size: int = 512
+    init: str | None = None
+
+    def __post_init__(self):
+        if self.init is not None and self.vocab_size != TokenizerRecipe.vocab_size:
+            raise UserError(f"tokenizer.vocab_size={self.vocab_size} has no effect beside tokenizer.init: leave it out")
 
 
 @dataclass(frozen=True)
@@ -74,6 +132,7 @@ class Stage:
     augment: how clips are changed (docs/augmentation.md)
     trains: components that this stage trains, all others are frozen (names: docs/training.md); null trains all that
         its losses reach
+    data_sets: names in `data.mixture` that this stage trains on; null is all
     objective: `clips` has text, latent and reconstruction losses, `image_text` MaMMUT's contrastive and generative
         passes over images with one text each
     """
@@ -94,6 +153,7 @@ class Stage:
     augment: Augment = field(default_factory=Augment)
     trains: list[str] | None = None
     objective: Literal["clips", "image_text"] = "clips"
+    data_sets: list[str] | None = None
 
     def __post_init__(self):
         if self.trains is not None and not self.trains:
@@ -215,6 +275,7 @@ class Recipe:
             raise UserError(f"samples={self.samples} must not be negative: 0 takes none")
         _positive(self, "batch_seconds")
         _check_no_key_is_idle(self)
+        _check_data_sets(self)
 
     @property
     def total_steps(self) -> int:
@@ -267,15 +328,39 @@ def _check_no_key_is_idle(recipe: Recipe) -> None:
     if model.init is not None and model.preset != ModelRecipe.preset:
         raise UserError(f"model.preset={model.preset} has no effect beside model.init: leave it out")
     if model.init is not None and recipe.tokenizer != TokenizerRecipe():
+        tokenizer = recipe.tokenizer
+        key = "tokenizer.vocab_size" if tokenizer.init is None else "tokenizer.init"
+        value = tokenizer.vocab_size if tokenizer.init is None else tokenizer.init
         raise UserError(
-            f"tokenizer.vocab_size={recipe.tokenizer.vocab_size} has no effect beside model.init: "
-            f"the checkpoint's tokenizer is kept: leave it out"
+            f"{key}={value} has no effect beside model.init: the checkpoint's tokenizer is kept: leave it out"
         )
+    for name, part in (("image_size", "video"), ("num_chunks", "chunking")):
+        value = getattr(model, name)
+        if value is not None and value <= 0:
+            raise UserError(f"model.{name}={value} must be positive")
+        if value is not None and model.init is None:
+            raise UserError(f"model.{name}={value} belongs to model.init: set model.overrides.{part}.{name} instead")
     if "loss_weights" in model.overrides:
         raise UserError("model.overrides.loss_weights has no effect: set loss_weights of each stage instead")
     text = model.overrides.get("text")
     if isinstance(text, Mapping) and "vocab_size" in text:
         raise UserError("model.overrides.text.vocab_size has no effect: set tokenizer.vocab_size instead")
+
+
+def _check_data_sets(recipe: Recipe) -> None:
+    """Refuses stages that name unknown data sets, and data sets that no stage trains on."""
+    known = recipe.data.mixture
+    for name, stage in recipe.stages.items():
+        if stage.data_sets is not None and not known:
+            raise UserError(f"stages.{name}.data_sets={stage.data_sets} needs data.mixture: leave it out")
+        for data_set in stage.data_sets or ():
+            if data_set not in known:
+                raise UserError(f"stages.{name}.data_sets: {data_set!r} is not in data.mixture: {', '.join(known)}")
+        if stage.data_sets == []:
+            raise UserError(f"stages.{name}.data_sets=[] names none: leave it out to train on all")
+    for data_set in known:
+        if all(stage.data_sets is not None and data_set not in stage.data_sets for stage in recipe.stages.values()):
+            raise UserError(f"data.mixture.{data_set}: no stage trains on it: leave it out")
 
 
 def _positive(part: Any, name: str) -> None:

@@ -115,7 +115,7 @@ class RunFolder:
             recorded = json.loads((self.path / "run.json").read_text(encoding="utf-8"))["data"]
             for name in sorted(recorded.keys() | data.keys()):
                 if recorded.get(name) != data.get(name):
-                    raise UserError(f"{self.recipe.data.root}: {name} changed since the run {self.path} began")
+                    raise UserError(f"{self.recipe.data.folder}: {name} changed since the run {self.path} began")
             self._check_same_bad_clips(bad)
             return
         import yaml
@@ -155,11 +155,17 @@ class RunFolder:
 
 
 def data_hashes(recipe: Recipe) -> dict[str, str]:
-    """SHA-256 of the data set's manifest and of the splits used."""
-    splits = [split for split in (recipe.data.train_split, recipe.data.validation_split) if split]
-    names = ["manifest.json", *(f"{split}.jsonl" for split in splits)]
-    files = {name: Path(recipe.data.root) / name for name in names}
-    return {name: hashlib.sha256(file.read_bytes()).hexdigest() for name, file in files.items() if file.is_file()}
+    """SHA-256 of each data set's manifest and of the splits used; of several data sets `NAME/` stands before."""
+    hashes = {}
+    for data_set, data in recipe.data.data_sets.items():
+        splits = [split for split in (data.train_split, data.validation_split) if split]
+        names = ["manifest.json", *(f"{split}{suffix}" for split in splits for suffix in (".jsonl", ".csv"))]
+        for name in names:
+            file = Path(data.root) / name
+            if file.is_file():
+                key = f"{data_set}/{name}" if data_set else name
+                hashes[key] = hashlib.sha256(file.read_bytes()).hexdigest()
+    return hashes
 
 
 def versions() -> dict[str, str]:

@@ -1,18 +1,19 @@
 """What a run is made of before its first step: device, processor, model, and the checks that need them."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 # From the top of the package, which registers them with the Auto classes that the processor loads its parts through.
 from mirasol import MirasolConfig, MirasolFeatureExtractor, MirasolForConditionalGeneration, MirasolProcessor
-from mirasol.checkpoint import Loaded
+from mirasol.checkpoint import Loaded, load_checkpoint, load_processor
 from mirasol.data.example import Example
 from mirasol.errors import UserError
 from mirasol.media.tokenizer import train_tokenizer
 from mirasol.parts import LossWeights
 from mirasol.training.examples import tokenizer_texts
-from mirasol.training.recipe import Recipe
+from mirasol.training.recipe import ModelRecipe, Recipe
 
 
 def pick_device(name: str) -> torch.device:
@@ -23,17 +24,55 @@ def pick_device(name: str) -> torch.device:
     return torch.device("cuda" if available and name != "cpu" else "cpu")
 
 
+def load_initial(recipe: Recipe) -> Loaded | None:
+    """The checkpoint to go on from, with the frame size and number of chunks that the recipe asks for; None for none.
+
+    Raises UserError for a checkpoint that cannot be used, or whose clips are cut by seconds where chunks are asked for.
+    """
+    settings = recipe.model
+    if settings.init is None:
+        return None
+    initial = load_checkpoint(settings.init)
+    config = initial.model.config
+    if settings.image_size is not None and settings.image_size != config.video.image_size:
+        initial.model.set_image_size(settings.image_size)
+    with_media_size(config, settings)
+    initial.processor.feature_extractor = MirasolFeatureExtractor.for_config(config)
+    return initial
+
+
+def with_media_size(config: MirasolConfig, settings: ModelRecipe) -> MirasolConfig:
+    """The config, changed to the frame size and number of chunks that the recipe asks for beside `model.init`.
+
+    Raises UserError where clips are cut by seconds and a number of chunks is asked for.
+    """
+    if settings.image_size is not None:
+        config.video = replace(config.video, image_size=settings.image_size)
+    if settings.num_chunks is not None:
+        if config.chunking.num_chunks is None:
+            raise UserError(
+                f"model.num_chunks={settings.num_chunks}: {settings.init} cuts clips into chunks of "
+                f"{config.chunking.chunk_seconds} s: leave it out"
+            )
+        most = max(config.chunking.max_chunks, settings.num_chunks)
+        config.chunking = replace(config.chunking, num_chunks=settings.num_chunks, max_chunks=most)
+    return config
+
+
 def make_processor(
     recipe: Recipe, examples: list[Example], initial: Loaded | None, saved: Path | None
 ) -> MirasolProcessor:
     """The run's processor: as saved by an earlier part of the run, of the checkpoint it goes on from, or new with a
-    tokenizer trained on the training texts."""
+    tokenizer taken from a checkpoint or trained on the training texts."""
     if saved is not None and saved.is_dir():
         return MirasolProcessor.from_pretrained(saved)
     if initial is not None:
         return initial.processor
     config = MirasolConfig.preset(recipe.model.preset, **recipe.model.overrides)
-    tokenizer = train_tokenizer(tokenizer_texts(examples), recipe.tokenizer.vocab_size)
+    if recipe.tokenizer.init is not None:
+        tokenizer = load_processor(recipe.tokenizer.init).tokenizer
+    else:
+        tokenizer = train_tokenizer(tokenizer_texts(examples), recipe.tokenizer.vocab_size)
     return MirasolProcessor(MirasolFeatureExtractor.for_config(config), tokenizer, config.text.max_length)
 
 

@@ -5,6 +5,7 @@ import hashlib
 import itertools
 import json
 import os
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,14 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mirasol.checkpoint import load_checkpoint
 from mirasol.console import Progress
 from mirasol.errors import Stopped, UserError
 from mirasol.training.batches import KINDS, Batch, BatchPlan
 from mirasol.training.checkpoints import Checkpoints, save_model, write_folder
 from mirasol.training.clip_cache import BadWindow, ClipCache, UnreadableWindow, write_bad_clips
 from mirasol.training.clock import Clock
-from mirasol.training.examples import read_split
+from mirasol.training.examples import read_data
 from mirasol.training.loader import StepBatches, decoded_sizes, make_loader
 from mirasol.training.logging import RunLog
 from mirasol.training.measures import NonFiniteLoss, check_finite, spread
@@ -29,7 +29,14 @@ from mirasol.training.recipe import Recipe
 from mirasol.training.regularisers import ClipAugment, Regularisers, check_augmentation
 from mirasol.training.run_folder import RunFolder, versions
 from mirasol.training.samples import Samples
-from mirasol.training.setup import check_loss_weights, check_texts, make_model, make_processor, pick_device
+from mirasol.training.setup import (
+    check_loss_weights,
+    check_texts,
+    load_initial,
+    make_model,
+    make_processor,
+    pick_device,
+)
 from mirasol.training.signals import StopSignals
 from mirasol.training.stages import StageWeights, stage_losses
 from mirasol.training.trackers import check_tracker, make_tracker
@@ -72,14 +79,14 @@ class Trainer:
         self.recipe, self.folder, self.console, self.signals = recipe, folder, console, signals
         self.device = pick_device(recipe.device)
         check_tracker(recipe.tracker)
-        examples, absent = read_split(recipe.data, recipe.data.train_split)
-        validation_examples = []
-        if recipe.data.validation_split:
-            validation_examples, also_absent = read_split(recipe.data, recipe.data.validation_split)
-            absent += also_absent
-        self.plan, self.validation = BatchPlan(recipe, examples), Validation(recipe, validation_examples)
+        by_data_set, absent = read_data(recipe.data, "train")
+        held_out, also_absent = read_data(recipe.data, "validation")
+        absent += also_absent
+        self.plan, self.validation = BatchPlan(recipe, by_data_set), Validation(recipe, held_out)
+        examples = [example for some in by_data_set.values() for example in some]
+        validation_examples = [example for some in held_out.values() for example in some]
 
-        initial = load_checkpoint(recipe.model.init) if recipe.model.init is not None else None
+        initial = load_initial(recipe)
         self.processor = make_processor(
             recipe, examples, initial, folder.path / "processor" if folder.holds_run else None
         )
@@ -95,17 +102,21 @@ class Trainer:
         settings = self.model.config.media_settings()
         cache_folder = Path(recipe.data.cache) if recipe.data.cache else folder.path / "cache"
         whole = {e.media for e in [*examples, *validation_examples] if e.start is None and e.end is None}
-        self.cache = ClipCache(cache_folder, Path(recipe.data.root), settings, whole)
+        self.cache = ClipCache(cache_folder, recipe.data.folder, settings, whole)
         self.checkpoints = Checkpoints(folder.path / "checkpoints", recipe.keep_last)
 
         bad = self._decode_clips()
         if bad:
             unusable = {(entry.media, entry.start, entry.end) for entry in bad}
-            usable = [e for e in examples if (e.media, e.start, e.end) not in unusable]
+            usable = {
+                name: [e for e in some if (e.media, e.start, e.end) not in unusable]
+                for name, some in by_data_set.items()
+            }
             self.plan = BatchPlan(recipe, usable)
             self.validation.without(unusable)
+            lost = len(examples) - sum(map(len, usable.values()))
             console.print(
-                f"{len(bad)} clips cannot be read and are left out ({len(examples) - len(usable)} training examples): "
+                f"{len(bad)} clips cannot be read and are left out ({lost} training examples): "
                 f"see {folder.path / 'bad_clips.jsonl'}",
                 highlight=False, soft_wrap=True,
             )  # fmt: skip
@@ -228,6 +239,9 @@ class Trainer:
         values["learning_rate"] = rate
         if self._logs(step + 1):
             values["repeated_rows"] = batch.repeated
+            if self.recipe.data.mixture:
+                shares = Counter(self.plan.batch(step).data_sets)
+                values |= {f"clips_of_{name}": shares[name] for name in self.recipe.data.mixture}
             if stage.objective == "clips":
                 values |= spread(output, tensors["chunk_mask"])
         return values

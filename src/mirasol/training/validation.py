@@ -1,7 +1,7 @@
 """A small, fixed validation: text loss and teacher-forced exact match for each question type."""
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -20,16 +20,21 @@ IGNORED_LABEL = -100
 
 
 class Validation:
-    """The same `validation_clips` clips (and as many slots or images, where a stage trains on them) every time."""
+    """The same `validation_clips` clips (and as many slots or images, where a stage trains on them) of each data set
+    every time."""
 
-    def __init__(self, recipe: Recipe, examples: Sequence[Example]):
+    def __init__(self, recipe: Recipe, examples: Sequence[Example] | Mapping[str, Sequence[Example]]):
         self.recipe = recipe
         self.parts: dict[str, list[tuple[ClipExamples, tuple[Example, ...]]]] = {}
-        for part in dict.fromkeys(_part_name(stage) for stage in recipe.stages.values()):
-            stages = [stage for stage in recipe.stages.values() if _part_name(stage) == part]
-            rows = self._rows(examples, part, stages)
-            if rows:
-                self.parts[part] = rows
+        self.stage_of: dict[str, Stage] = {}
+        for data_set, some in (examples if isinstance(examples, Mapping) else {"": examples}).items():
+            own = [stage for stage in recipe.stages.values() if data_set in (stage.data_sets or (data_set,))]
+            for kind in dict.fromkeys(map(_kind, own)):
+                part = f"{data_set}_{kind}" if data_set else kind
+                stages = [stage for stage in own if _kind(stage) == kind]
+                rows = self._rows(some, part, stages)
+                if rows:
+                    self.parts[part], self.stage_of[part] = rows, stages[0]
 
     def _rows(self, examples: Sequence[Example], part: str, stages: Sequence[Stage]):
         types: list[str] | None = []
@@ -67,7 +72,7 @@ class Validation:
 
     def _part(self, name, model, processor, cache, device) -> dict[str, Any]:
         part = self.parts[name]
-        stage = next(stage for stage in self.recipe.stages.values() if _part_name(stage) == name)
+        stage = self.stage_of[name]
         size = max(stage.clips_per_step for stage in self.recipe.stages.values())
         sums: dict[str, list[float]] = defaultdict(lambda: [0.0, 0, 0, 0])
         dense: dict[str, float] = defaultdict(float)
@@ -88,8 +93,8 @@ class Validation:
         return _summary(sums, dense)
 
 
-def _part_name(stage: Stage) -> str:
-    """Which part of the validation belongs to a stage: that of its window, or "image"."""
+def _kind(stage: Stage) -> str:
+    """What a stage is validated on: the name of its window, or "image"."""
     return "image" if stage.objective == "image_text" else stage.window
 
 
