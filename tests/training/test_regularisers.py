@@ -19,6 +19,7 @@ from mirasol.training.batches import Batch, BatchPlan
 from mirasol.training.clip_cache import ClipCache
 from mirasol.training.loader import StepBatches, make_loader
 from mirasol.training.mixup import mixed, own_share, partner, with_partners
+from mirasol.training.planning import Assumptions, clip_bytes, stage_shape
 from mirasol.training.recipe import Stage, recipe_from_dict
 from mirasol.training.regularisers import ClipAugment, Regularisers, check_augmentation
 from mirasol.training.trainer import train
@@ -217,6 +218,15 @@ def test_mixed_batches_ask_both_clips_questions_in_their_shares():
     assert batch.targets == [["t0", "t1"], ["t1", "t0"]]
     assert batch.row_weights == [0.75, 0.25, 0.5, 0.5]
     assert batch.only([1]).row_weights == [0.5, 0.5] and batch.only([1]).prompts == [["p1", "p0"]]
+
+
+def test_the_plan_counts_the_partners_rows_and_the_larger_pictures(values):
+    given = Assumptions(chunks=6)
+    plain = stage_shape(recipe_from_dict(values), "questions", CONFIG, given, None, [])[0]
+    values["stages"]["questions"]["augment"] = {"mixup": 0.5}
+    mixing = stage_shape(recipe_from_dict(values), "questions", CONFIG, given, None, [])[0]
+    assert mixing == dataclasses.replace(plain, questions=2 * plain.questions)
+    assert clip_bytes(CONFIG, 6, crop=0.5) - clip_bytes(CONFIG, 6) == 6 * 4 * 3 * (46**2 - 32**2)
 
 
 def test_partners_are_others_and_are_loaded_once():

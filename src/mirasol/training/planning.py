@@ -14,6 +14,7 @@ from torch import nn
 from mirasol.checkpoint import find_checkpoint, load_processor, read_config
 from mirasol.config import MirasolConfig
 from mirasol.errors import UserError
+from mirasol.media.augmentation import decoded_size
 from mirasol.model.execution import layers
 from mirasol.model.mirasol import MirasolForConditionalGeneration
 from mirasol.training.batches import BatchPlan
@@ -163,7 +164,8 @@ def plan_run(recipe: Recipe, given: Assumptions) -> Plan:
         given.processes, kind_of_parallelism(recipe), given.mfu, peak, source, chosen.to_dict(), weights // FLOAT,
         stages, sum(stage.seconds for stage in stages.values()), checkpoint, weights,
         kept_checkpoints(recipe) * checkpoint + weights,
-        clip_bytes(config, max(stage.shape.chunks for stage in stages.values())), list(dict.fromkeys(notes)),
+        max(clip_bytes(config, stages[name].shape.chunks, stage.augment.crop) for name, stage in recipe.stages.items()),
+        list(dict.fromkeys(notes)),
     )  # fmt: skip
 
 
@@ -223,7 +225,7 @@ def stage_shape(
     targets = length - 1 if given.target_tokens is None else min(given.target_tokens, length - 1)
     images = stage.objective == "image_text"
     chunks = 1 if images else given.chunks or chunks_of(config, recipe, clips, notes)
-    return StepShape(share, chunks, stage.questions_per_clip, length, targets, stage.objective), microbatches
+    return StepShape(share, chunks, stage.rows_per_clip, length, targets, stage.objective), microbatches
 
 
 def chunks_of(config: MirasolConfig, recipe: Recipe, clips: Sequence[Any] | None, notes: list[str]) -> int:
@@ -322,10 +324,10 @@ def optimizer_bytes(model: nn.Module, settings: OptimizerRecipe) -> int:
     return FLOAT * (2 * numbers - (matrices if settings.name == "muon" else 0))
 
 
-def clip_bytes(config: MirasolConfig, chunks: int) -> int:
-    """Bytes of a decoded clip: uint8 pixels and a float16 spectrogram."""
+def clip_bytes(config: MirasolConfig, chunks: int, crop: float = 1.0) -> int:
+    """Bytes of a decoded clip: uint8 pixels, more of them where crops are taken, and a float16 spectrogram."""
     video, audio = config.video, config.audio
-    pixels = video.frames_per_chunk * 3 * video.image_size**2
+    pixels = video.frames_per_chunk * 3 * decoded_size(video.image_size, crop) ** 2
     return chunks * (pixels + 2 * audio.spectrogram_frames * audio.num_mel_bins)
 
 

@@ -178,6 +178,11 @@ class Stage:
                     f"type_weights.{question_type}={weight} must be positive: use question_types to leave it out"
                 )
 
+    @property
+    def rows_per_clip(self) -> int:
+        """Text rows of each clip in a batch: mixed clips have those of their partner too."""
+        return self.questions_per_clip * (2 if self.augment.mixup else 1)
+
     def _check_images(self) -> None:
         """Refuses what has no meaning for images: each has one text, and neither sound nor time."""
         if self.questions_per_clip != 1:
