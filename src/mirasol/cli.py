@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from mirasol.commands import ask, compare, data, demo, evaluate, info, init, plan, score, train
+from mirasol.commands import ask, compare, data, demo, evaluate, export, info, init, plan, score, train
 from mirasol.errors import Stopped, UserError
 
 DESCRIPTION = "Ask questions about what is seen and heard in a video; train and evaluate the model that answers them."
@@ -24,6 +24,7 @@ COMMANDS = {
     "demo": demo,
     "info": info,
     "init": init,
+    "export": export,
 }
 
 

@@ -105,10 +105,16 @@ class RunFolder:
                 f"({len(changed)} changed: {', '.join(changed)})"
             )
 
-    def start(self, bad: list[BadWindow], components: Mapping[str, Any] | None = None) -> None:
+    def start(
+        self,
+        bad: list[BadWindow],
+        components: Mapping[str, Any] | None = None,
+        model_config: Mapping[str, Any] | None = None,
+    ) -> None:
         """Writes down recipe and surroundings, or checks that data and bad clips are as they were.
 
-        `components`: parameters by component and how many of them each stage trains.
+        components: parameters by component and how many of them each stage trains
+        model_config: the model's config, for a checkpoint holds tensors only
         """
         data = data_hashes(self.recipe)
         if self.holds_run:
@@ -127,6 +133,7 @@ class RunFolder:
         write_bad_clips(self.path / "bad_clips.jsonl", bad)
         surroundings = {**surroundings_now(), "fingerprint": self.recipe.fingerprint(), "data": data}
         surroundings["components"] = dict(components or {})
+        surroundings["model_config"] = dict(model_config or {})
         write_whole(self.path / "run.json", json.dumps(surroundings, indent=1) + "\n")
         # Written last: a folder with a recipe can be resumed.
         write_whole(self.path / "recipe.yaml", yaml.safe_dump(self.recipe.to_dict(), sort_keys=False))

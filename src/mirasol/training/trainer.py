@@ -126,7 +126,7 @@ class Trainer:
                 f"see {folder.path / 'bad_clips.jsonl'}",
                 highlight=False, soft_wrap=True,
             )  # fmt: skip
-        folder.start([*absent, *bad], self.weights.to_dict())
+        folder.start([*absent, *bad], self.weights.to_dict(), self.model.config.to_dict())
         for kind, count in self.plan.unused.items():
             self._warn(f"{count} examples ({KINDS[kind]}) are of a kind that no stage trains on: see stages.….window")
         console.print(self.weights.table(), highlight=False, markup=False, soft_wrap=True)

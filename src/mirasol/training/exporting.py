@@ -1,0 +1,244 @@
+"""From a run's folder to one that others can load: weights, processor, and a card that says how they came to be."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed.checkpoint as dcp
+from torch import Tensor
+
+from mirasol import MirasolConfig, MirasolForConditionalGeneration, MirasolProcessor
+from mirasol.checkpoint import find_checkpoint, load_checkpoint, read_config
+from mirasol.errors import UserError
+from mirasol.training.checkpoints import Checkpoints, save_model, write_folder
+from mirasol.training.logging import read_metrics
+from mirasol.training.recipe import Recipe, recipe_from_dict
+from mirasol.training.shard_files import DamagedFile, ShardReader
+
+
+def export_run(
+    run: str | Path, out: str | Path, step: int | None = None, best: bool = False, average: bool | None = None
+) -> Path:
+    """Writes a folder that `from_pretrained` takes, with a model card (README.md). Returns it.
+
+    step: the checkpoint after so many steps; None is the finished model, or the newest checkpoint of an unfinished run
+    best: the checkpoint with the highest accuracy in validation, of those that are there
+    average: the moving average of the weights (`ema`); None takes it where the recipe keeps one
+
+    Raises:
+        UserError: no run, no such checkpoint, a damaged one, no average, or `out` exists.
+    """
+    run, out = Path(run), Path(out)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"{out}: already exists: give another folder, for nothing is overwritten")
+    recipe, facts = _read_run(run)
+    checkpoints = Checkpoints(run / "checkpoints", recipe.keep_last)
+    if best:
+        step = _best_step(run, checkpoints.steps())
+    finished = (run / "checkpoint").is_dir()
+    if step is None and not finished:
+        if not checkpoints.steps():
+            raise UserError(f"{run}: this run has no checkpoint yet: go on with `mirasol train --resume`")
+        step = checkpoints.steps()[-1]
+    if step is None and average is False and _keeps_average(recipe):
+        step = checkpoints.steps()[-1]
+    if step is None:
+        if average and not _keeps_average(recipe):
+            raise UserError(f"{run}: this run keeps no average of its weights: leave out --ema, or train with ema")
+        loaded = load_checkpoint(run / "checkpoint")
+        model, processor, step = loaded.model, loaded.processor, recipe.total_steps
+    else:
+        model, processor = _load(run, recipe, facts, checkpoints, step, average), _processor(run)
+
+    def fill(folder: Path) -> None:
+        save_model(folder, model, processor)
+        digest = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+        training = {**facts, "steps": step, "weights_sha256": digest, "recipe": recipe.to_dict()}
+        (folder / "training.json").write_text(json.dumps(training, indent=1) + "\n", encoding="utf-8")
+        (folder / "README.md").write_text(model_card(recipe, training, _validation(run, step), model), encoding="utf-8")
+
+    write_folder(out, fill)
+    return out
+
+
+def _keeps_average(recipe: Recipe) -> bool:
+    return getattr(recipe, "ema", None) is not None
+
+
+def _read_run(run: Path) -> tuple[Recipe, dict[str, Any]]:
+    """The run's recipe, and what run.json records."""
+    import yaml
+
+    for name in ("recipe.yaml", "run.json"):
+        if not (run / name).is_file():
+            raise UserError(f"{run}: not the folder of a run: it has no {name}")
+    recipe = recipe_from_dict(yaml.safe_load((run / "recipe.yaml").read_text(encoding="utf-8")), str(run))
+    return recipe, json.loads((run / "run.json").read_text(encoding="utf-8"))
+
+
+def _best_step(run: Path, steps: list[int]) -> int:
+    """The step with the highest mean accuracy over the validation's parts, of those that have a checkpoint."""
+    found = {}
+    for line in read_metrics(run / "metrics.jsonl"):
+        if line["kind"] == "validation" and line["step"] in steps:
+            parts = [value["accuracy"] for value in line.values() if isinstance(value, Mapping)]
+            found[line["step"]] = sum(parts) / len(parts)
+    if not found:
+        raise UserError(f"{run}: no checkpoint that is there was validated: choose one with --step ({_told(steps)})")
+    return max(found, key=lambda step: (found[step], step))
+
+
+def _load(
+    run: Path,
+    recipe: Recipe,
+    facts: Mapping[str, Any],
+    checkpoints: Checkpoints,
+    step: int,
+    average: bool | None,
+) -> MirasolForConditionalGeneration:
+    """The model as it was after `step` steps."""
+    if step not in checkpoints.steps():
+        raise UserError(f"{run}: has no checkpoint after {step} steps: {_told(checkpoints.steps())}")
+    model = MirasolForConditionalGeneration(_config(recipe, facts))
+    model.config.loss_weights = recipe.stages[recipe.stage_at(step - 1)[0]].loss_weights
+    folder = checkpoints.path(step)
+    _read_part(folder, "model", model.state_dict())
+    if average or (average is None and _keeps_average(recipe)):
+        if not _keeps_average(recipe):
+            raise UserError(f"{run}: this run keeps no average of its weights: leave out --ema, or train with ema")
+        _read_part(folder, "average", dict(model.named_parameters()))
+    return model.eval()
+
+
+@torch.no_grad()
+def _read_part(folder: Path, part: str, tensors: dict[str, Tensor]) -> None:
+    """Puts one part of a checkpoint into the tensors, by name. Raises UserError for a damaged one."""
+    reader = ShardReader(folder)
+    try:
+        reader.check()
+        held = {name for name in reader.read_metadata().state_dict_metadata if name.startswith(f"{part}.")}
+        differing = sorted(held ^ {f"{part}.{name}" for name in tensors})
+        if differing:
+            raise UserError(f"{folder}: does not fit the run's model: {differing[0]} is not in both")
+        tensors = {name: value.detach() for name, value in tensors.items()}
+        dcp.load({part: tensors}, storage_reader=reader, no_dist=True)
+    except DamagedFile as error:
+        raise UserError(f"{folder}: damaged ({error}): choose another one with --step") from error
+    except dcp.CheckpointException as error:
+        raise UserError(f"{folder}: damaged ({' '.join(str(error).split())[-200:]}): choose another one") from error
+
+
+def _config(recipe: Recipe, facts: Mapping[str, Any]) -> MirasolConfig:
+    if facts.get("model_config"):
+        return MirasolConfig(**facts["model_config"])
+    # Runs of before the config was recorded.
+    if recipe.model.init is not None:
+        return read_config(find_checkpoint(recipe.model.init))
+    return MirasolConfig.preset(recipe.model.preset, **recipe.model.overrides)
+
+
+def _processor(run: Path) -> MirasolProcessor:
+    return MirasolProcessor.from_pretrained(run / "processor", local_files_only=True)
+
+
+def _validation(run: Path, step: int) -> dict[str, Any] | None:
+    """The newest validation that is not of later steps."""
+    file = run / "metrics.jsonl"
+    lines = read_metrics(file) if file.is_file() else []
+    found = [line for line in lines if line["kind"] == "validation" and line["step"] <= step]
+    return found[-1] if found else None
+
+
+def _told(steps: list[int]) -> str:
+    return f"there are {', '.join(map(str, steps))}" if steps else "there is none"
+
+
+def model_card(
+    recipe: Recipe,
+    facts: Mapping[str, Any],
+    validation: Mapping[str, Any] | None,
+    model: MirasolForConditionalGeneration,
+) -> str:
+    """README.md of a model: how to use it, what it was trained on and how, and what it reached."""
+    import yaml
+
+    parameters = sum(model.num_params().values())
+    versions = ", ".join(f"{name} {version}" for name, version in facts.get("versions", {}).items())
+    data = yaml.safe_dump(recipe.to_dict()["data"], sort_keys=False).rstrip()
+    hashes = "\n".join(f"| {name} | `{digest}` |" for name, digest in facts.get("data", {}).items())
+    return CARD.format(
+        parameters=f"{parameters:,}", steps=f"{facts['steps']:,}", total=f"{recipe.total_steps:,}",
+        weights=facts["weights_sha256"], versions=versions, commit=facts.get("commit") or "not known",
+        components="\n".join(f"| {name} | {count:,} |" for name, count in model.num_params().items()),
+        data=data, hashes=hashes or "| none | |", metrics=_metrics(validation),
+        recipe=yaml.safe_dump(replace(recipe, output="").to_dict(), sort_keys=False).rstrip(),
+    )  # fmt: skip
+
+
+def _metrics(validation: Mapping[str, Any] | None) -> str:
+    if validation is None:
+        return "This run was not validated."
+    lines = [f"Validation after {validation['step']:,} steps: exact match of the teacher-forced most likely tokens.",
+             "What the model answers in its own words is measured by `mirasol evaluate`.", "",
+             "| part | type | accuracy | text loss | rows |", "|---|---|---|---|---|"]  # fmt: skip
+    for part, values in validation.items():
+        if not isinstance(values, Mapping):
+            continue
+        lines.append(f"| {part} | all | {values['accuracy']:.4f} | {values['text_loss']:.4f} | |")
+        for name, own in values["by_type"].items():
+            lines.append(f"| {part} | {name} | {own['accuracy']:.4f} | {own['text_loss']:.4f} | {own['rows']} |")
+    return "\n".join(lines)
+
+
+CARD = """---
+# license: to be chosen by whoever publishes the model; the terms of the data and of the starting weights may limit it
+library_name: mirasol
+pipeline_tag: video-text-to-text
+tags: [mirasol, video, audio, question-answering]
+---
+
+# A Mirasol model
+
+Answers questions about what is seen and heard in a video. {parameters} parameters, after {steps} of {total} training
+steps.
+
+```python
+import mirasol  # registers the model with transformers' Auto classes
+from transformers import AutoModelForSeq2SeqLM, AutoProcessor
+
+model = AutoModelForSeq2SeqLM.from_pretrained(".")
+processor = AutoProcessor.from_pretrained(".")
+```
+
+On the command line: `mirasol ask clip.mp4 "what is heard?" --checkpoint .`
+
+| component | parameters |
+|---|---|
+{components}
+
+## Data
+
+```yaml
+{data}
+```
+
+| manifest | SHA-256 |
+|---|---|
+{hashes}
+
+## Metrics
+
+{metrics}
+
+## Training
+
+Weights: SHA-256 `{weights}`. Versions: {versions}. Commit: {commit}.
+
+```yaml
+{recipe}
+```
+"""
