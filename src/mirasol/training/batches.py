@@ -1,16 +1,19 @@
 """Which clips and which questions a step trains on: a pure function of (recipe, examples, step)."""
 
+import copy
 import difflib
 import math
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 
 from mirasol.data.example import ClipExamples, Example
 from mirasol.data.example_table import ClipTable, ExampleTable
 from mirasol.errors import UserError
+from mirasol.training.clip_cache import BadWindow
 from mirasol.training.mixture import Mixture
 from mirasol.training.randomness import hash64, uniform
 from mirasol.training.recipe import Recipe, Stage
@@ -29,6 +32,7 @@ class Batch:
     data_sets: for each clip, the name of its data set in `data.mixture`; "" without a mixture
     partners: for each clip, the examples of the one that is mixed into it; none where nothing is mixed
     shares: for each clip, how much of its mix is its own
+    replaced: clips that turned out to be bad while they were loaded, and others took the place of
     """
 
     step: int
@@ -42,6 +46,7 @@ class Batch:
     data_sets: tuple[str, ...] = ()
     partners: tuple[tuple[Example, ...], ...] = ()
     shares: tuple[float, ...] = ()
+    replaced: tuple[BadWindow, ...] = ()
 
     def only(self, rows: Sequence[int]) -> "Batch":
         """The batch of these rows alone, in this order; `repeated` stays the whole batch's."""
@@ -216,17 +221,33 @@ class BatchPlan:
         examples = tuple(pick_target(example, seed, name, position) for example in drawn)
         return clip, examples, drop_modality(stage, seed, name, position), epoch, repeats, data_set
 
-    def instead(self, batch: Batch, row: int, attempt: int) -> Batch:
-        """The batch with another clip in place of a row's, which is bad; `attempt` counts from 1.
+    def instead(self, batch: Batch, row: int, attempt: int, bad: BadWindow) -> Batch:
+        """The batch with another clip in place of a row's, which is `bad`; `attempt` counts from 1.
 
-        It follows from the row's position and the attempt alone: a resumed run draws the same.
+        Which one follows from the row's position and the attempt alone: a resumed run draws the same.
         """
         clip, examples, *_ = self._row(batch.stage, batch.positions[row], attempt)
         return replace(
             batch,
             clips=(*batch.clips[:row], clip, *batch.clips[row + 1 :]),
             examples=(*batch.examples[:row], examples, *batch.examples[row + 1 :]),
+            replaced=(*batch.replaced, bad),
         )
+
+    def stored(self, folder: Path) -> "BatchPlan":
+        """The same plan, its examples in files of `folder`: processes share them, and they need not be in memory."""
+        tables = {
+            id(clips.examples): clips.examples for each in self.mixtures.values() for clips in each.clips.values()
+        }
+        stored = {key: tables[key].stored(folder / f"table-{number}") for number, key in enumerate(tables)}
+        plan = copy.copy(self)
+        plan.mixtures = {name: copy.copy(mixture) for name, mixture in self.mixtures.items()}
+        for number, mixture in enumerate(plan.mixtures.values()):
+            mixture.clips = {
+                name: clips.stored(folder / f"stage-{number}-{place}", stored[id(clips.examples)])
+                for place, (name, clips) in enumerate(mixture.clips.items())
+            }
+        return plan
 
     def noise_seed(self, step: int) -> int:
         """Seed of PyTorch's random numbers (dropout, masking of x) in step `step`."""

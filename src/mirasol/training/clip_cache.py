@@ -32,6 +32,7 @@ TENSORS = ("video", "audio", "video_mask", "audio_mask")
 # (media relative to the data's root, start in seconds or None, end in seconds or None)
 Window = tuple[str, float | None, float | None]
 WHOLE = (None, None)
+_MOST_CUTS = 100_000  # remembered: a run may go through millions of windows
 
 
 @dataclass(frozen=True)
@@ -48,8 +49,11 @@ class UnreadableWindow(BadClip):
     """The clip that `ClipCache.fill` stopped at; `window` says which part of the file was wanted."""
 
     def __init__(self, root: Path, window: BadWindow):
-        super().__init__(root / window.media, window.reason)
-        self.window = window
+        super().__init__(Path(root) / window.media, window.reason)
+        self.root, self.window = root, window
+
+    def __reduce__(self):
+        return type(self), (self.root, self.window)
 
 
 class ClipCache:
@@ -83,7 +87,6 @@ class ClipCache:
         self.folder, self.root, self.settings = folder and Path(folder), Path(root), dict(settings)
         self._settings = json.dumps(self.settings, sort_keys=True)
         self.grid = _extractor(self._settings).grid
-        self._files: dict[Window, Path] = {}
         self._cuts: dict[Window, tuple[int, int] | None] = {}
 
     def at_size(self, image_size: int) -> "ClipCache":
@@ -94,15 +97,13 @@ class ClipCache:
 
     def file(self, window: Window) -> Path:
         """Where the window's tensors lie, or would. Raises BadClip where the media file is missing."""
-        if window not in self._files:
-            try:
-                facts = stored_file(self.root, window[0]).stat()
-            except OSError as error:
-                raise BadClip(self.root / window[0], "no such file") from error
-            key = [CACHE_FORMAT, *window, facts.st_size, facts.st_mtime_ns, self.settings]
-            name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:32]
-            self._files[window] = self.folder / name[:2] / f"{name}.safetensors"
-        return self._files[window]
+        try:
+            facts = stored_file(self.root, window[0]).stat()
+        except OSError as error:
+            raise BadClip(self.root / window[0], "no such file") from error
+        key = [CACHE_FORMAT, *window, facts.st_size, facts.st_mtime_ns, self.settings]
+        name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:32]
+        return self.folder / name[:2] / f"{name}.safetensors"
 
     def load(self, media: str, start: float | None = None, end: float | None = None) -> dict[str, Tensor]:
         """The clip's tensors as `MirasolFeatureExtractor.tensors` gives them; of an image file `image` alone.
@@ -225,6 +226,8 @@ class ClipCache:
 
     def _chunks_of_whole(self, window: Window) -> tuple[int, int] | None:
         """First and last (exclusive) chunk of the decoded whole clip that make up the window, if they exactly do."""
+        if len(self._cuts) > _MOST_CUTS:
+            self._cuts.clear()
         if window not in self._cuts:
             self._cuts[window] = self._find_chunks(*window)
         return self._cuts[window]

@@ -5,7 +5,8 @@ import time
 
 
 class Clock:
-    """Seconds of training, and since the last lap clips per second and the share of time spent waiting for data.
+    """Seconds of training, and since the last lap clips per second, the share of time spent waiting for data, and how
+    many clips were bad and replaced.
 
     Validation and checkpoints count into the seconds, not into the rates.
     """
@@ -15,7 +16,7 @@ class Clock:
         self._new_lap()
 
     def _new_lap(self) -> None:
-        self.lap_began, self.clips, self.waited, self.pause = time.monotonic(), 0, 0.0, 0.0
+        self.lap_began, self.clips, self.replaced, self.waited, self.pause = time.monotonic(), 0, 0, 0.0, 0.0
 
     def seconds(self) -> float:
         """Training time in all, earlier parts of a resumed run included."""
@@ -39,6 +40,7 @@ class Clock:
         numbers = {
             "clips_per_second": self.clips / elapsed,
             "data_wait": self.waited / elapsed,
+            "replaced_clips": self.replaced,
             "seconds": self.seconds(),
         }
         self._new_lap()

@@ -1,22 +1,25 @@
 """The DataLoader that turns a step's number into its batch and media tensors."""
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from mirasol.errors import BadClip, UserError
 from mirasol.media.augmentation import decoded_size
 from mirasol.media.processor import MirasolFeatureExtractor
 from mirasol.processes import process_context
 from mirasol.training.batches import Batch, BatchPlan, clip_seed
-from mirasol.training.clip_cache import ClipCache, Window, named
+from mirasol.training.clip_cache import BadWindow, ClipCache, UnreadableWindow, Window, named
 from mirasol.training.mixup import mixed, own_share, with_partners
 from mirasol.training.recipe import Recipe
 from mirasol.training.worker_status import WorkerStatus
 
 OTHER = {"video": "audio", "audio": "video"}
+# Bad clips in a row, drawn anew each time, that show the data to be wrong rather than some of it.
+_MOST_BAD = 20
 
 # Takes a clip's compact tensors (`MirasolFeatureExtractor.tensors`), its batch and its row there; gives what the step
 # sees instead. Runs in the loader's workers, so it must be importable, and follow from its arguments alone.
@@ -29,6 +32,8 @@ class StepBatches(Dataset):
     rows: which rows of a step's global batch this process loads, and in which order; by default all
     augment: what is done to each clip's compact tensors
     status: where the sample at hand is reported
+    on_bad: what a clip does that cannot be read: "error" raises UnreadableWindow, "skip" takes another in its place,
+        which `Batch.replaced` tells
     """
 
     def __init__(
@@ -39,36 +44,63 @@ class StepBatches(Dataset):
         rows: Callable[[int], Sequence[int]] | None = None,
         augment: Augment | None = None,
         status: WorkerStatus | None = None,
+        on_bad: str = "error",
     ):
-        self.plan, self.extractor = plan, extractor
+        self.plan, self.extractor, self.root = plan, extractor, cache.root
         self.caches = {name: cache.at_size(size) for name, size in decoded_sizes(plan.recipe, extractor).items()}
-        self.rows, self.augment, self.status = rows, augment, status
+        self.rows, self.augment, self.status, self.on_bad = rows, augment, status, on_bad
+        self._bad: dict[Window, str] = {}
 
     def __len__(self) -> int:
         return self.plan.recipe.total_steps
 
     def __getitem__(self, step: int) -> tuple[Batch, dict[str, Tensor]]:
         batch = self.plan.batch(step)
-        clips, alpha = len(batch.clips), self.plan.recipe.stages[batch.stage].augment.mixup
-        rows = range(clips) if self.rows is None else self.rows(step)
-        loaded = with_partners(rows, clips) if alpha else rows
+        count, alpha = len(batch.clips), self.plan.recipe.stages[batch.stage].augment.mixup
+        rows = range(count) if self.rows is None else self.rows(step)
+        loaded = with_partners(rows, count) if alpha else rows
         batch = batch.only(loaded)
-        media = dict(self.extractor.collate([self._clip(batch, row) for row in range(len(batch.clips))]))
+        clips = []
+        for row in range(len(batch.clips)):
+            batch, tensors = self._clip(batch, row)
+            clips.append(tensors)
+        media = dict(self.extractor.collate(clips))
         for row, modality in enumerate(batch.dropped):
             # A silent clip keeps its video: nothing at all would teach only to guess.
             if modality is not None and media[f"{OTHER[modality]}_mask"][row].any():
                 media[f"{modality}_mask"][row] = False
         if alpha:
             seeds = [clip_seed(self.plan.recipe.seed, batch, place) for place in range(len(rows))]
-            batch, media = mixed(batch, media, rows, loaded, clips, [own_share(alpha, seed) for seed in seeds])
+            batch, media = mixed(batch, media, rows, loaded, count, [own_share(alpha, seed) for seed in seeds])
         return batch, media
 
-    def _clip(self, batch: Batch, row: int) -> dict[str, Tensor]:
-        """The compact tensors of a row's clip, as the step sees them."""
-        clip = batch.clips[row]
-        text = f"step {batch.step + 1}, {named((clip.media, clip.start, clip.end))}"
+    def _clip(self, batch: Batch, row: int) -> tuple[Batch, dict[str, Tensor]]:
+        """The compact tensors of a row's clip, as the step sees them, and the batch with the clip that was taken."""
+        attempt = 1
+        while True:
+            clip = batch.clips[row]
+            window = (clip.media, clip.start, clip.end)
+            try:
+                return batch, self._load(batch, row, window)
+            except BadClip as error:
+                self._bad[window] = error.reason
+                bad = BadWindow(*window, error.reason)
+                if self.on_bad == "error":
+                    raise UnreadableWindow(self.root, bad) from error
+            if attempt > _MOST_BAD:
+                raise UserError(
+                    f"step {batch.step + 1}: {attempt} clips in a row cannot be read, the last is "
+                    f"{self.root / bad.media}: {bad.reason}"
+                )
+            batch = self.plan.instead(batch, row, attempt, bad)
+            attempt += 1
+
+    def _load(self, batch: Batch, row: int, window: Window) -> dict[str, Tensor]:
+        if window in self._bad:
+            raise BadClip(self.root / window[0], self._bad[window])
+        text = f"step {batch.step + 1}, {named(window)}"
         with contextlib.nullcontext() if self.status is None else self.status.at(text):
-            tensors = self.caches[batch.stage].load(clip.media, clip.start, clip.end)
+            tensors = self.caches[batch.stage].load(*window)
             return tensors if self.augment is None else self.augment(tensors, batch, row)
 
 
@@ -86,16 +118,47 @@ def _as_is(item):
     return item
 
 
+class _Told(Dataset):
+    """The same items; an error of the user's is an item too, or a worker would wrap it in its traceback."""
+
+    def __init__(self, batches: StepBatches):
+        self.batches = batches
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __getitem__(self, step: int) -> tuple[Batch, dict[str, Tensor]] | UserError:
+        try:
+            return self.batches[step]
+        except UserError as error:
+            return error
+
+
+class StepLoader(DataLoader):
+    """A DataLoader over `_Told` that raises the errors it is told."""
+
+    def __iter__(self) -> Iterator[tuple[Batch, dict[str, Tensor]]]:
+        for item in super().__iter__():
+            if isinstance(item, UserError):
+                raise item
+            yield item
+
+
 def make_loader(
-    batches: StepBatches, steps: range, workers: int, pin_memory: bool = False, seconds: float = 0
-) -> DataLoader:
-    """Yields the batches of `steps` in order. With workers they are loaded ahead, to the same effect.
+    batches: StepBatches,
+    steps: range,
+    workers: int,
+    pin_memory: bool = False,
+    seconds: float = 0,
+    prefetch: int = 4,
+) -> StepLoader:
+    """Yields the batches of `steps` in order. With workers, each loads `prefetch` of them ahead, to the same effect.
 
     seconds: with workers, how long one batch may be waited for; 0 is for ever. `WorkerStatus.failure` says what the
         RuntimeError means that follows.
     """
-    return DataLoader(
-        batches,
+    return StepLoader(
+        _Told(batches),
         batch_size=None,
         sampler=steps,
         num_workers=workers,
@@ -103,7 +166,7 @@ def make_loader(
         # An iterator draws a seed for its workers: from here, so that the global generator stays untouched.
         generator=torch.Generator().manual_seed(0),
         multiprocessing_context=process_context() if workers else None,
-        prefetch_factor=4 if workers else None,
+        prefetch_factor=prefetch if workers else None,
         pin_memory=pin_memory,
         timeout=seconds if workers else 0,
     )

@@ -3,9 +3,10 @@
 `metrics.jsonl` holds one JSON object a line, in the order of the steps:
 
 - `{"kind": "train", "step", "stage", "loss", "text_loss", "latent_loss", "video_loss", "gradient_norm",
-  "learning_rate", "x_cosine", "x_std", "repeated_rows", "clips_per_second", "data_wait", "seconds"}`: the values of
-  that very step (losses unweighted but `loss`, which is the weighted sum); the last three are measured since the line
-  before: clips per second, the share of time spent waiting for data, and seconds of training so far. A model that
+  "learning_rate", "x_cosine", "x_std", "repeated_rows", "clips_per_second", "data_wait", "replaced_clips",
+  "seconds"}`: the values of that very step (losses unweighted but `loss`, which is the weighted sum); the last four are
+  measured since the line before: clips per second, the share of time spent waiting for data, clips that turned out to
+  be bad while they were decoded ahead, and seconds of training so far. A model that
   reconstructs audio has an "audio_loss" too, here and below.
 - `{"kind": "validation", "step", "clip": part, "slot": part}`: `part` is `{"text_loss", "latent_loss", "video_loss",
   "accuracy", "by_type": {type: {"text_loss", "accuracy", "rows"}}}` over whole clips and over one-slot windows (only

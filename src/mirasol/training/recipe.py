@@ -49,7 +49,11 @@ class DataRecipe:
     validation_split: null trains without validation
     on_bad_clip: `error` stops at the first clip that is missing or cannot be read and at the first bad row of the
         annotations, `skip` trains without them; both list clips in the run's `bad_clips.jsonl`
-    cache: folder for decoded clips; null is `<output>/cache`. Runs on the same data may share one.
+    decode: `before` decodes every clip into the cache before the first step; `ahead` decodes what the next steps need
+        in the loader's workers, each clip anew every time it comes up unless there is a `cache`
+    cache: folder for decoded clips. Runs on the same data may share one. null is `<output>/cache`, or with `ahead`
+        none but for validation's clips, in that place
+    cache_limit: with `ahead`, the most gigabytes (10^9 bytes) that `cache` may take; null is any number
     mixture: several data sets by name, each with its own root, source, splits and options, in place of those here
     """
 
@@ -57,7 +61,9 @@ class DataRecipe:
     train_split: str = "train"
     validation_split: str | None = "validation"
     on_bad_clip: Literal["error", "skip"] = "error"
+    decode: Literal["before", "ahead"] = "before"
     cache: str | None = None
+    cache_limit: float | None = None
     source: str = "folder"
     options: Options = field(default_factory=Options)
     mixture: dict[str, DataSetRecipe] = field(default_factory=dict)
@@ -312,6 +318,7 @@ UNDECISIVE = frozenset(
     [
         "output",
         "data.cache",
+        "data.cache_limit",
         "log_every",
         "validate_every",
         "validation_clips",
@@ -345,6 +352,14 @@ def _check_no_key_is_idle(recipe: Recipe) -> None:
             raise UserError(f"model.{name}={value} must be positive")
         if value is not None and model.init is None:
             raise UserError(f"model.{name}={value} belongs to model.init: set model.overrides.{part}.{name} instead")
+    data = recipe.data
+    if data.cache_limit is not None:
+        _positive(data, "cache_limit")
+        if data.decode == "before" or data.cache is None:
+            raise UserError(
+                f"data.cache_limit={data.cache_limit:g} has no effect without data.decode: ahead and a data.cache: "
+                "leave it out, or set both"
+            )
     if "loss_weights" in model.overrides:
         raise UserError("model.overrides.loss_weights has no effect: set loss_weights of each stage instead")
     text = model.overrides.get("text")

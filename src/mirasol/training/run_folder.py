@@ -13,7 +13,8 @@ import json
 import os
 import platform
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -140,12 +141,23 @@ class RunFolder:
 
     def _check_same_bad_clips(self, bad: list[BadWindow]) -> None:
         lines = (self.path / "bad_clips.jsonl").read_text(encoding="utf-8").splitlines()
-        before = {(row["media"], row["start"], row["end"]) for row in map(json.loads, lines)}
+        # Those with a step were found while training; the others are known before every start.
+        rows = [row for row in map(json.loads, lines) if "step" not in row]
+        before = {(row["media"], row["start"], row["end"]) for row in rows}
         now = {(entry.media, entry.start, entry.end) for entry in bad}
         for media, start, end in sorted(before ^ now, key=str):
             raise UserError(
                 f"{media} ({start} to {end} s) became readable or unreadable since the run {self.path} began"
             )
+
+    def add_bad_clips(self, bad: Sequence[BadWindow], step: int) -> None:
+        """Lists clips that step `step` (from 1) found to be bad, each one once."""
+        file = self.path / "bad_clips.jsonl"
+        lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
+        listed = {(row["media"], row["start"], row["end"]) for row in map(json.loads, lines)}
+        new = [entry for entry in dict.fromkeys(bad) if (entry.media, entry.start, entry.end) not in listed]
+        lines += [json.dumps({**asdict(entry), "step": step}) for entry in new]
+        write_whole(file, "".join(line + "\n" for line in lines))
 
     def record_error(self, message: str, bad_step: Mapping[str, Any] | None = None) -> None:
         """Keeps the line that a run stopped with, and the facts of a step whose numbers were none."""

@@ -1,7 +1,9 @@
 """What a run is made of before its first step: device, processor, model, and the checks that need them."""
 
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -12,6 +14,7 @@ from mirasol.data.example import Example
 from mirasol.errors import UserError
 from mirasol.media.tokenizer import train_tokenizer
 from mirasol.parts import LossWeights
+from mirasol.training.clip_cache import ClipCache
 from mirasol.training.examples import tokenizer_texts
 from mirasol.training.recipe import ModelRecipe, Recipe
 
@@ -83,6 +86,23 @@ def make_model(recipe: Recipe, processor: MirasolProcessor, initial: Loaded | No
     config = MirasolConfig.preset(recipe.model.preset, **recipe.model.overrides)
     config.vocab_size = len(processor.tokenizer)
     return MirasolForConditionalGeneration(config)
+
+
+def make_caches(
+    recipe: Recipe, output: Path, settings: Mapping[str, Any], examples: Iterable[Example]
+) -> tuple[ClipCache, ClipCache]:
+    """Where the clips come from in training, and in validation.
+
+    Decoded before the first step, both lie in one cache and windows are cut from whole clips. Decoded ahead, training
+    keeps clips only where the recipe says so; validation's few, the same every time, are kept in any case.
+    """
+    data = recipe.data
+    folder, root = Path(data.cache) if data.cache else output / "cache", data.folder
+    if data.decode == "before":
+        cache = ClipCache(folder, root, settings, {e.media for e in examples if e.start is None and e.end is None})
+        return cache, cache
+    limit = None if data.cache_limit is None else int(data.cache_limit * 1e9)
+    return ClipCache(folder if data.cache else None, root, settings, limit=limit), ClipCache(folder, root, settings)
 
 
 def check_loss_weights(recipe: Recipe, config: MirasolConfig) -> None:

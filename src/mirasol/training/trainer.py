@@ -16,8 +16,8 @@ from torch import Tensor
 from mirasol.console import Progress
 from mirasol.errors import Stopped, UserError
 from mirasol.training.batches import KINDS, Batch, BatchPlan
-from mirasol.training.checkpoints import Checkpoints, save_model, write_folder
-from mirasol.training.clip_cache import BadWindow, ClipCache, UnreadableWindow, write_bad_clips
+from mirasol.training.checkpoints import Checkpoints, remove_folder, save_model, write_folder
+from mirasol.training.clip_cache import BadWindow, UnreadableWindow, write_bad_clips
 from mirasol.training.clock import Clock
 from mirasol.training.examples import read_data
 from mirasol.training.loader import StepBatches, decoded_sizes, make_loader
@@ -33,6 +33,7 @@ from mirasol.training.setup import (
     check_loss_weights,
     check_texts,
     load_initial,
+    make_caches,
     make_model,
     make_processor,
     pick_device,
@@ -100,9 +101,8 @@ class Trainer:
         self.weights.enter(None)  # the optimizer takes all that some stage trains
         self.optimizer = Optimizer(self.model, recipe.optimizer)
         settings = self.model.config.media_settings()
-        cache_folder = Path(recipe.data.cache) if recipe.data.cache else folder.path / "cache"
-        whole = {e.media for e in [*examples, *validation_examples] if e.start is None and e.end is None}
-        self.cache = ClipCache(cache_folder, recipe.data.folder, settings, whole)
+        # Of training, and of validation and samples.
+        self.clips, self.cache = make_caches(recipe, folder.path, settings, [*examples, *validation_examples])
         self.checkpoints = Checkpoints(folder.path / "checkpoints", recipe.keep_last)
 
         bad = self._decode_clips()
@@ -131,11 +131,14 @@ class Trainer:
             self._warn(f"{count} examples ({KINDS[kind]}) are of a kind that no stage trains on: see stages.….window")
         console.print(self.weights.table(), highlight=False, markup=False, soft_wrap=True)
         self.samples = Samples(self.validation, recipe.samples)
+        # In files that the loading processes share.
+        self.plan = self.plan.stored(folder.path / "examples")
         if not (folder.path / "processor").exists():
             write_folder(folder.path / "processor", self.processor.save_pretrained)
 
     def _decode_clips(self) -> list[BadWindow]:
-        sizes = decoded_sizes(self.recipe, self.processor.feature_extractor)
+        before = self.recipe.data.decode == "before"
+        sizes = decoded_sizes(self.recipe, self.processor.feature_extractor) if before else {}
         windows = {
             size: self.plan.used_clips(name for name in sizes if sizes[name] == size)
             for size in dict.fromkeys(sizes.values())
@@ -197,15 +200,20 @@ class Trainer:
 
     def _batches(self, first: int) -> Iterator[tuple[int, Batch, dict[str, Tensor]]]:
         """(step, batch, its tensors on the device) for every step left; keeps count of the time spent waiting."""
-        extractor = self.processor.feature_extractor
+        data, extractor = self.recipe.data, self.processor.feature_extractor
         augment = ClipAugment(self.recipe, extractor.image_size)
-        steps = StepBatches(self.plan, self.cache, extractor, augment=augment, status=self.status)
+        steps = StepBatches(
+            self.plan, self.clips, extractor, augment=augment, status=self.status, on_bad=data.on_bad_clip
+        )
         on_gpu = self.device.type == "cuda"
         remaining = range(first, self.recipe.total_steps)
-        loaded = iter(make_loader(steps, remaining, self.recipe.workers, on_gpu, self.recipe.batch_seconds))
+        # Batches decoded ahead may be large, and there is none to catch up with.
+        prefetch = 4 if data.decode == "before" else 2
+        seconds = self.recipe.batch_seconds
+        loaded = iter(make_loader(steps, remaining, self.recipe.workers, on_gpu, seconds, prefetch))
         for step in remaining:
             with self.clock.waiting():
-                batch, media = next(loaded)
+                batch, media = self._next(loaded, step)
                 text = self.processor.encode_text(batch.prompts, batch.targets)
                 if batch.row_weights is not None:
                     text["row_weights"] = torch.tensor(batch.row_weights)
@@ -213,6 +221,18 @@ class Trainer:
                     name: value.to(self.device, non_blocking=on_gpu) for name, value in {**media, **text}.items()
                 }
             yield step, batch, tensors
+
+    def _next(self, loaded: Iterator[tuple[Batch, dict[str, Tensor]]], step: int) -> tuple[Batch, dict[str, Tensor]]:
+        """The next batch; clips that turned out to be bad are listed."""
+        try:
+            batch, media = next(loaded)
+        except UnreadableWindow as error:
+            self.folder.add_bad_clips([error.window], step + 1)
+            raise
+        if batch.replaced:
+            self.folder.add_bad_clips(batch.replaced, step + 1)
+            self.clock.replaced += len(batch.replaced)
+        return batch, media
 
     def _step(self, step: int, batch: Batch, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
         """One optimizer step. Returns its values; raises NonFiniteLoss before anything reaches the weights."""
@@ -301,4 +321,5 @@ class Trainer:
             (target / "training.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
 
         write_folder(self.folder.checkpoint, fill)
+        remove_folder(self.folder.path / "examples")
         return self.folder.checkpoint
