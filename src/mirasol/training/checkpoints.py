@@ -100,8 +100,9 @@ class Checkpoints:
         """The folder of the checkpoint after `step` steps."""
         return self.folder / f"step-{step:08d}"
 
-    def save(self, step: int, tensors: Tensors, state: Mapping[str, Any]) -> None:
-        """Begins to write the checkpoint after `step` steps; once it is there, the oldest beyond `keep_last` go.
+    def save(self, step: int, tensors: Tensors, state: Mapping[str, Any], best: int | None = None) -> None:
+        """Begins to write the checkpoint after `step` steps; once it is there, the oldest beyond `keep_last` go, but
+        not the one of step `best`.
 
         The training goes on meanwhile, but must call `wait_until_copied` before it changes one of the tensors. Only one
         checkpoint is written at a time: this waits for the one before.
@@ -113,7 +114,7 @@ class Checkpoints:
         self._staged.clear()
         on_gpu = any(value.is_cuda for part in tensors.values() for value in part.values())
         ready = torch.cuda.current_stream().record_event() if on_gpu else None
-        arguments = (step, tensors, {"step": step, **state}, ready)
+        arguments = (step, tensors, {"step": step, **state}, ready, best)
         # A daemon, lest a process that stops with an error stay for a collective that nobody else comes to.
         self._writing = threading.Thread(target=self._write, args=arguments, name="checkpoint", daemon=True)
         self._writing.start()
@@ -145,7 +146,7 @@ class Checkpoints:
         if self.ranks.world_size == 1 and self._writing is not None and not self._writing.is_alive():
             self.wait()
 
-    def _write(self, step: int, tensors: Tensors, state: dict[str, Any], ready: Any) -> None:
+    def _write(self, step: int, tensors: Tensors, state: dict[str, Any], ready: Any, best: int | None) -> None:
         unfinished = self.folder / f".{self.path(step).name}.unfinished"
         in_thread = self.ranks.in_thread()
         try:
@@ -158,7 +159,7 @@ class Checkpoints:
                 process_group=in_thread.host,
                 no_dist=in_thread.host is None,
             )
-            in_thread.together(lambda: self._commit(step, unfinished, state))
+            in_thread.together(lambda: self._commit(step, unfinished, state, best))
         except BaseException as error:  # of any kind: `wait` raises it again in the thread that trains
             self._failure = error
             if self.ranks.is_first:
@@ -186,7 +187,7 @@ class Checkpoints:
             torch.cuda.current_stream().synchronize()
         return copies
 
-    def _commit(self, step: int, unfinished: Path, state: dict[str, Any]) -> None:
+    def _commit(self, step: int, unfinished: Path, state: dict[str, Any], best: int | None) -> None:
         """The checkpoint's files are on the disk: it gets its name, and those it replaces go."""
         if not self.ranks.is_first:
             return
@@ -199,7 +200,7 @@ class Checkpoints:
         # Later ones are damaged: the run went back behind them, or it would be further on.
         kept = [found for found in self.steps() if found <= step][-self.keep_last :]
         for other in self.steps():
-            if other not in kept:
+            if other not in kept and other != best:
                 remove_folder(self.path(other))
 
     def load_newest(self, tensors: Tensors, fingerprint: str, warn: Callable[[str], None]) -> dict[str, Any]:

@@ -251,6 +251,8 @@ class Recipe:
     samples: how many questions of the validation the model answers in its own words at each validation; 0: none
     tracker: where the run can be watched beside TensorBoard (packages of their own: pip install 'mirasol[wandb]')
     keep_last: how many of the newest checkpoints stay on disk
+    keep_best: a number of the validation, e.g. `clip.accuracy` or `clip.text_loss` (docs/training.md): the checkpoint
+        of the step where it was best stays too, and is written even between two `checkpoint_every`
     threads: PyTorch's threads, 0 leaves its choice; a resumed run is bit-identical only with as many
     workers: processes that load batches ahead (0: none); decoding uses at least one per core
     batch_seconds: how long the run waits for one batch of its workers, or for one more decoded clip, before it ends
@@ -271,6 +273,7 @@ class Recipe:
     validation_clips: int = 64
     checkpoint_every: int = 500
     keep_last: int = 2
+    keep_best: str | None = None
     samples: int = 4
     tracker: Literal["none", "wandb", "trackio"] = "none"
     threads: int = 0
@@ -324,6 +327,7 @@ UNDECISIVE = frozenset(
         "validation_clips",
         "checkpoint_every",
         "keep_last",
+        "keep_best",
         "samples",
         "tracker",
         "workers",
@@ -334,6 +338,8 @@ UNDECISIVE = frozenset(
 
 def _check_no_key_is_idle(recipe: Recipe) -> None:
     """Refuses keys that something else in the recipe decides, so that none is ignored in silence."""
+    if recipe.keep_best is not None and recipe.data.validation_split is None:
+        raise UserError(f"keep_best={recipe.keep_best} has no effect without data.validation_split: leave it out")
     model = recipe.model
     if model.init is not None and model.overrides:
         raise UserError("model.overrides must be empty when model.init names a checkpoint: its config is kept")

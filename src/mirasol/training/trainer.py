@@ -16,12 +16,13 @@ from torch import Tensor
 from mirasol.console import Progress
 from mirasol.errors import Stopped, UserError
 from mirasol.training.batches import KINDS, Batch, BatchPlan
+from mirasol.training.best import BestStep, check_metric
 from mirasol.training.checkpoints import Checkpoints, remove_folder, save_model, write_folder
 from mirasol.training.clip_cache import BadWindow, UnreadableWindow, write_bad_clips
 from mirasol.training.clock import Clock
 from mirasol.training.examples import read_data
 from mirasol.training.loader import StepBatches, decoded_sizes, make_loader
-from mirasol.training.logging import RunLog
+from mirasol.training.logging import RunLog, read_metrics
 from mirasol.training.measures import NonFiniteLoss, check_finite, spread
 from mirasol.training.optimizer import Optimizer, learning_rate
 from mirasol.training.randomness import hash64
@@ -96,6 +97,8 @@ class Trainer:
         self.model = make_model(recipe, self.processor, initial).to(self.device)
         check_loss_weights(recipe, self.model.config)
         check_augmentation(recipe, self.model.config)
+        if recipe.keep_best is not None:
+            check_metric(recipe.keep_best, self.validation.parts)
         self.regularisers = Regularisers(self.model)
         self.weights = StageWeights(recipe, self.model)
         self.weights.enter(None)  # the optimizer takes all that some stage trains
@@ -168,6 +171,8 @@ class Trainer:
         self.folder.clear_error()
         first = state["step"]
         log = RunLog(self.folder.path, first, make_tracker(self.recipe))
+        self.best = BestStep(self.recipe.keep_best, read_metrics(log.file)) if self.recipe.keep_best else None
+        self.saved = first
         self.clock, self.status = Clock(state.get("seconds", 0.0)), WorkerStatus(self.recipe.workers)
         self.signals.defer()
         try:
@@ -281,26 +286,32 @@ class Trainer:
             log.train(done, {**values, **self.clock.lap()})
         losses = " ".join(f"{name[:-5]} {loss:.3f}" for name, loss in values.items() if name.endswith("_loss"))
         progress.update(done, f"{values['stage']}: {losses}")
+        is_best = False
         if self.validation.parts and (done % recipe.validate_every == 0 or last):
             with self.clock.paused(), self._precision():
-                log.validation(done, self.validation.run(self.model, self.processor, self.cache, self.device))
+                found = self.validation.run(self.model, self.processor, self.cache, self.device)
+                log.validation(done, found)
+                is_best = self.best is not None and self.best.add(done, found)
                 if self.samples.rows:
                     log.samples(done, self.samples.take(self.model, self.processor, self.cache, self.device))
-        if done % recipe.checkpoint_every == 0 or last:
+        if done % recipe.checkpoint_every == 0 or is_best or last:
             self._save(done)
 
     def _save(self, done: int) -> None:
+        """Begins to write a checkpoint, unless this step's is there or being written."""
+        if done == self.saved:
+            return
         with self.clock.paused():
             state = {"seconds": self.clock.seconds(), "fingerprint": self.recipe.fingerprint()}
-            self.checkpoints.save(done, self._tensors(), state)
+            self.checkpoints.save(done, self._tensors(), state, self.best.step if self.best is not None else None)
+        self.saved = done
 
     def _stop_if_asked(self, done: int) -> None:
         """Saves and raises Stopped where a signal came. After the last step the run is as good as finished: it ends."""
         number, total = self.signals.received, self.recipe.total_steps
         if number is None or done == total:
             return
-        if done % self.recipe.checkpoint_every:
-            self._save(done)
+        self._save(done)
         self.checkpoints.wait()
         raise Stopped(
             f"{self.folder.path}: stopped by {number.name} after step {done} of {total}, which is saved: "
