@@ -12,7 +12,11 @@ from mirasol.training.trainer import train
 
 
 def line(step: int, accuracy: float, loss: float) -> dict:
-    part = {"accuracy": accuracy, "text_loss": loss, "by_type": {"sight": {"accuracy": 1 - accuracy}}}
+    part = {
+        "accuracy": accuracy,
+        "text_loss": loss,
+        "by_type": {"sight": {"accuracy": 1 - accuracy, "text_loss": loss}},
+    }
     return {"kind": "validation", "step": step, "clip": part}
 
 
