@@ -18,7 +18,14 @@ from mirasol.evaluation.journal import Journal
 from mirasol.evaluation.results import score_file
 from mirasol.evaluation.scoring import CANDIDATES, OPEN
 from mirasol.evaluation.source_evaluation import evaluate_source, write_evaluation
-from mirasol.evaluation.source_report import accuracy_by_length, confusion_picture, most_confused, write_report
+from mirasol.evaluation.source_report import (
+    accuracy_by_length,
+    by_control,
+    confusion_picture,
+    confusion_table,
+    most_confused,
+    write_report,
+)
 
 
 @pytest.fixture(scope="module")
@@ -221,7 +228,9 @@ def test_a_set_of_classes_is_scored_and_shown_as_one(untrained, classes, tmp_pat
     assert found["metrics"]["top-5"]["value"] == 1
     assert found["baselines"]["chance"]["value"] == 0.25
     assert found["controls"].keys() == {"no_video", "no_audio", "no_media", "shifted_audio"}
-    assert "confusion matrix" in (output / "report.html").read_text()
+    page = (output / "report.html").read_text()
+    assert "Confusion of classes" in page and "rain, thunder" in page
+    assert "Under each control" in page and "mAP" in page and "map," not in page
     source = read_source("vggsound", classes, "test")
     again = score_file(source, output / "predictions.candidates.jsonl").to_dict()["metrics"]
     assert again == found["metrics"], "also mAP and AUC: the written scores are those that were scored"
@@ -256,3 +265,10 @@ def test_plots_hold_every_question(evaluated):
     assert sum(count for *_, count in most_confused(judged)) == wrong
     assert confusion_picture(judged, ("red", "blue", "low", "a bell", "two")).startswith("data:image/png")
     assert confusion_picture(judged, ()) is None
+    table = confusion_table(judged, ("red", "blue", "low", "a bell", "two"))
+    assert sum(cell["count"] for row in table for cell in row["cells"]) == len(judged)
+    assert sum(cell["count"] for row in table for cell in row["cells"] if cell["right"]) == len(judged) - wrong
+    assert confusion_table(judged, [f"class {n}" for n in range(60)]) is None
+    rows = by_control(evaluated.protocols[CANDIDATES], evaluated.controls[CANDIDATES])
+    assert all(len(row["values"]) == 2 for row in rows)
+    assert {row["name"] for row in rows} >= {"Acc", "Bef&Aft"}

@@ -90,7 +90,7 @@ def _evaluate_source(options: Any) -> None:
         out.print(f"left out, {clip['questions']} questions: {clip['media']}: {clip['reason']}", markup=False)
     if output is not None:
         write_report(output / "report.html", loaded, evaluated)
-        for name in write_evaluation(output, evaluated):
+        for name in [*write_evaluation(output, evaluated), "report.html"]:
             out.print(f"written: {output / name}")
     sys.stdout.write((json.dumps(evaluated.record) if options.json else evaluated.table()) + "\n")
 

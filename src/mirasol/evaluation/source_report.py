@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from mirasol.checkpoint import Loaded
 from mirasol.errors import BadClip
 from mirasol.evaluation.charts import heat, png_url
 from mirasol.evaluation.evaluate import DecodedClips
+from mirasol.evaluation.intervals import mean_intervals
 from mirasol.evaluation.scoring import CANDIDATES, Judged, Scored
 from mirasol.evaluation.source_evaluation import Evaluated
 from mirasol.files import write_whole
@@ -20,6 +21,8 @@ SHOWN = 6  # right examples, and as many wrong ones
 BINS = 5
 CONFUSIONS = 15
 LARGEST_MATRIX = 600  # classes; a larger picture shows nothing
+LARGEST_TABLE = 45  # classes whose names find room beside the matrix
+MOST_UNUSABLE = 20
 
 
 def write_report(file: Path, loaded: Loaded, evaluated: Evaluated) -> None:
@@ -34,11 +37,14 @@ def write_report(file: Path, loaded: Loaded, evaluated: Evaluated) -> None:
         undefined=jinja2.StrictUndefined,
     )
     environment.filters["percent"] = lambda share: "–" if share is None else f"{100 * share:.1f}"
+    environment.filters["sentence"] = lambda text: text[:1].upper() + text[1:]
     clips = DecodedClips(loaded.processor.feature_extractor, evaluated.source.root)
     record = {key: value for key, value in evaluated.record.items() if key not in ("protocols", "unusable_clips")}
     page = environment.get_template("source_report.html.jinja").render(
         record=evaluated.record,
         facts=json.dumps(record, indent=1),
+        unusable=evaluated.record["unusable_clips"][:MOST_UNUSABLE],
+        more_unusable=max(0, len(evaluated.record["unusable_clips"]) - MOST_UNUSABLE),
         protocols=[_protocol(evaluated, name, scored, clips) for name, scored in evaluated.protocols.items()],
     )
     write_whole(file, page)
@@ -52,32 +58,58 @@ def _protocol(evaluated: Evaluated, name: str, scored: Scored, clips: DecodedCli
         "how": evaluated.record["protocols"][name]["how"],
         "normalisation": scored.normalisation,
         "headline": scored.headline,
+        "value": scored.metrics[scored.headline],
+        "over_annotated": evaluated.record["protocols"][name]["headline_over_annotated"],
         "metrics": scored.metrics,
         "baselines": scored.baselines,
         "controls": {key: control.metrics[scored.headline] for key, control in evaluated.controls[name].items()},
+        "by_control": by_control(scored, evaluated.controls[name]),
         "lengths": accuracy_by_length(scored.judged, evaluated.chunks),
         "confusions": most_confused(scored.judged),
+        "table": confusion_table(scored.judged, evaluated.source.classes) if name == CANDIDATES else None,
         "matrix": confusion_picture(scored.judged, evaluated.source.classes) if name == CANDIDATES else None,
-        "examples": [_example(item, clips) for group in (right, wrong) for item in _spread(group)],
+        "right": [_example(item, clips) for item in _spread(right)],
+        "wrong": [_example(item, clips) for item in _spread(wrong)],
+        "right_count": len(right),
+        "wrong_count": len(wrong),
     }
 
 
+def by_control(scored: Scored, controls: Mapping[str, Scored]) -> list[dict[str, Any]]:
+    """One row for each number of the table: its value as asked, and under each control; None where nothing defines it.
+
+    Nothing without controls, and of a table that has no more than its headline.
+    """
+    if not controls or len(scored.metrics) == 1:
+        return []
+    return [
+        {"name": name, "values": [estimate.value, *(control.metrics[name].value for control in controls.values())]}
+        for name, estimate in scored.metrics.items()
+        if estimate.value is not None and estimate.value <= 1 and name != "d-prime"
+    ]
+
+
 def accuracy_by_length(judged: Sequence[Judged], chunks: dict[str, int]) -> list[dict[str, Any]]:
-    """Accuracy of up to five bins of about equally many questions, by the number of chunks of their clips."""
+    """Accuracy of up to five bins of about equally many questions, by the number of chunks of their clips; with 95 %
+    intervals over videos."""
     lengths = np.array([chunks[item.example.id] for item in judged])
     if not len(lengths):
         return []
     edges = np.unique(np.quantile(lengths, np.linspace(0, 1, BINS + 1), method="lower"))
     bins = np.searchsorted(edges[1:-1], lengths, side="right")
     values = np.array([item.value for item in judged])
+    chosen = bins[:, None] == np.unique(bins)
+    intervals = mean_intervals(values, [item.example.video_name for item in judged], chosen)
     return [
         {
-            "low": int(lengths[bins == place].min()),
-            "high": int(lengths[bins == place].max()),
-            "value": float(values[bins == place].mean()),
-            "n": int((bins == place).sum()),
+            "shortest": int(lengths[inside].min()),
+            "longest": int(lengths[inside].max()),
+            "value": float(values[inside].mean()),
+            "low": interval.low,
+            "high": interval.high,
+            "n": int(inside.sum()),
         }
-        for place in np.unique(bins)
+        for inside, interval in zip(chosen.T, intervals, strict=True)
     ]
 
 
@@ -88,15 +120,40 @@ def most_confused(judged: Sequence[Judged]) -> list[tuple[str, str, int]]:
     return [(*pair, count) for pair, count in ranked]
 
 
-def confusion_picture(judged: Sequence[Judged], classes: Sequence[str]) -> str | None:
-    """A pixel for every pair of classes: the share of a row's clips (target) that were given a column's class."""
+def _confusion(judged: Sequence[Judged], classes: Sequence[str]) -> np.ndarray | None:
+    """How many clips of each class (row) were given each class (column); None where there are none."""
     place = {name: index for index, name in enumerate(classes)}
     pairs = [(place.get(item.example.target), place.get(item.predicted or "")) for item in judged]
     known = [(target, said) for target, said in pairs if target is not None and said is not None]
-    if not known or len(classes) > LARGEST_MATRIX:
+    if not known:
         return None
-    counts = np.zeros((len(classes), len(classes)))
+    counts = np.zeros((len(classes), len(classes)), dtype=int)
     np.add.at(counts, tuple(np.array(known).T), 1)
+    return counts
+
+
+def confusion_table(judged: Sequence[Judged], classes: Sequence[str]) -> list[dict[str, Any]] | None:
+    """The confusion of classes with their names, of those that occur; None where they are too many for a table."""
+    counts = _confusion(judged, classes)
+    if counts is None:
+        return None
+    there = np.flatnonzero(counts.any(axis=0) | counts.any(axis=1))
+    if len(there) > LARGEST_TABLE:
+        return None
+    rows = []
+    for row in there:
+        total = max(int(counts[row].sum()), 1)
+        cells = [{"count": int(counts[row, column]), "share": counts[row, column] / total, "said": classes[column],
+                  "right": row == column} for column in there]  # fmt: skip
+        rows.append({"name": classes[row], "cells": cells, "n": int(counts[row].sum())})
+    return rows
+
+
+def confusion_picture(judged: Sequence[Judged], classes: Sequence[str]) -> str | None:
+    """A pixel for every pair of classes: the share of a row's clips (target) that were given a column's class."""
+    counts = _confusion(judged, classes) if len(classes) <= LARGEST_MATRIX else None
+    if counts is None:
+        return None
     return png_url(heat(counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)))
 
 
@@ -116,6 +173,7 @@ def _example(item: Judged, clips: DecodedClips) -> dict[str, Any]:
         "target": example.target,
         "answer": item.predicted or "",
         "right": item.right,
+        "type": example.question_type,
         "media": example.media,
         "frames": _frames(clips, example.media, example.start, example.end),
     }
