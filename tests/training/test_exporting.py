@@ -57,7 +57,8 @@ def test_the_card_tells_recipe_data_metrics_and_versions(run, tmp_path):
     folder = export_run(run, tmp_path / "out", step=4)
     card = (folder / "README.md").read_text()
     facts, training = (json.loads(f.read_text()) for f in (run / "run.json", folder / "training.json"))
-    assert all(digest in card for digest in facts["data"].values()) and facts["data"]
+    digests = [*facts["data"].values(), *facts["examples"].values()]
+    assert len(facts["examples"]) == 2 and all(digest in card for digest in digests)
     assert training["steps"] == 4 and training["weights_sha256"] in card
     assert "after 4 of 6 training" in card and "Validation after 4 steps" in card
     assert f"torch {facts['versions']['torch']}" in card

@@ -169,7 +169,8 @@ def model_card(
     parameters = sum(model.num_params().values())
     versions = ", ".join(f"{name} {version}" for name, version in facts.get("versions", {}).items())
     data = yaml.safe_dump(recipe.to_dict()["data"], sort_keys=False).rstrip()
-    hashes = "\n".join(f"| {name} | `{digest}` |" for name, digest in facts.get("data", {}).items())
+    digests = {**facts.get("data", {}), **facts.get("examples", {})}
+    hashes = "\n".join(f"| {name} | `{digest}` |" for name, digest in digests.items())
     return CARD.format(
         parameters=f"{parameters:,}", steps=f"{facts['steps']:,}", total=f"{recipe.total_steps:,}",
         weights=facts["weights_sha256"], versions=versions, commit=facts.get("commit") or "not known",

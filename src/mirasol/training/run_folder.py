@@ -111,19 +111,27 @@ class RunFolder:
         bad: list[BadWindow],
         components: Mapping[str, Any] | None = None,
         model_config: Mapping[str, Any] | None = None,
+        examples: Mapping[str, str] | None = None,
     ) -> None:
         """Writes down recipe and surroundings, or checks that data and bad clips are as they were.
 
         components: parameters by component and how many of them each stage trains
         model_config: the model's config, for a checkpoint holds tensors only
+        examples: hashes of what was read, by name
         """
         data = data_hashes(self.recipe)
         if self.holds_run:
-            recorded = json.loads((self.path / "run.json").read_text(encoding="utf-8"))["data"]
+            recorded = self.recorded()["data"]
             for name in sorted(recorded.keys() | data.keys()):
                 if recorded.get(name) != data.get(name):
                     raise UserError(f"{self.recipe.data.folder}: {name} changed since the run {self.path} began")
             self._check_same_bad_clips(bad)
+            before = self.recorded().get("examples", {})
+            for name, digest in (examples or {}).items():
+                if before.get(name, digest) != digest:
+                    raise UserError(
+                        f"{name}: other examples, or media files of other sizes, than when the run {self.path} began"
+                    )
             return
         import yaml
 
@@ -135,9 +143,14 @@ class RunFolder:
         surroundings = {**surroundings_now(), "fingerprint": self.recipe.fingerprint(), "data": data}
         surroundings["components"] = dict(components or {})
         surroundings["model_config"] = dict(model_config or {})
+        surroundings["examples"] = dict(examples or {})
         write_whole(self.path / "run.json", json.dumps(surroundings, indent=1) + "\n")
         # Written last: a folder with a recipe can be resumed.
         write_whole(self.path / "recipe.yaml", yaml.safe_dump(self.recipe.to_dict(), sort_keys=False))
+
+    def recorded(self) -> dict[str, Any]:
+        """What run.json holds."""
+        return json.loads((self.path / "run.json").read_text(encoding="utf-8"))
 
     def _check_same_bad_clips(self, bad: list[BadWindow]) -> None:
         lines = (self.path / "bad_clips.jsonl").read_text(encoding="utf-8").splitlines()

@@ -20,7 +20,7 @@ from mirasol.training.best import BestStep, check_metric
 from mirasol.training.checkpoints import Checkpoints, remove_folder, save_model, write_folder
 from mirasol.training.clip_cache import BadWindow, UnreadableWindow, write_bad_clips
 from mirasol.training.clock import Clock
-from mirasol.training.examples import read_data
+from mirasol.training.examples import examples_hash, read_data
 from mirasol.training.loader import StepBatches, decoded_sizes, make_loader
 from mirasol.training.logging import RunLog, read_metrics
 from mirasol.training.measures import NonFiniteLoss, check_finite, spread
@@ -129,7 +129,12 @@ class Trainer:
                 f"see {folder.path / 'bad_clips.jsonl'}",
                 highlight=False, soft_wrap=True,
             )  # fmt: skip
-        folder.start([*absent, *bad], self.weights.to_dict(), self.model.config.to_dict())
+        hashes = {
+            f"{name}/{part} examples" if name else f"{part} examples": examples_hash(recipe.data.folder, some)
+            for part, data_sets in (("train", by_data_set), ("validation", held_out))
+            for name, some in data_sets.items()
+        }
+        folder.start([*absent, *bad], self.weights.to_dict(), self.model.config.to_dict(), hashes)
         for kind, count in self.plan.unused.items():
             self._warn(f"{count} examples ({KINDS[kind]}) are of a kind that no stage trains on: see stages.….window")
         console.print(self.weights.table(), highlight=False, markup=False, soft_wrap=True)
