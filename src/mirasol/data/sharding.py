@@ -166,9 +166,9 @@ def _plan(sources: Sequence[Source], options: Options, sharding: Sharding) -> di
     """All that decides the bytes: shards of another plan are not gone on with."""
     digest = hashlib.sha256()
     for source in sources:
-        digest.update(f"{source.split}\n{json.dumps(source.facts)}\n".encode())
+        digest.update(json.dumps([source.split, source.facts, source.classes]).encode() + b"\n")
         for example in source.annotated:
-            digest.update(json.dumps([*dataclasses.astuple(example)]).encode() + b"\n")
+            digest.update(json.dumps([example.media, example_row(example, source.classes)]).encode() + b"\n")
         for media in dict.fromkeys(example.media for example in source.examples):
             digest.update(json.dumps([media, _size(source.root, media)]).encode() + b"\n")
     reencode = sharding.reencode

@@ -229,7 +229,8 @@ class _Writing:
 
     def _finish_video(self) -> None:
         self._take_packets(self.video.encode(None))
-        self.held.duration = max(1, round(self.end / TICK) - self.held.pts)
+        end = min(self.end, self.span.seconds)  # a file may say that its last frame is not shown for its whole time
+        self.held.duration = max(1, round(end / TICK) - self.held.pts)
 
     def _write(self, copies: list[Packet]) -> None:
         """All packets by time; of sound, where there is any."""
