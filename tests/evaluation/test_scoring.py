@@ -41,7 +41,8 @@ def choices(tmp_path):
 
 
 def predicted(path, content, name="pred.json"):
-    (path / name).write_text(content if isinstance(content, str) else json.dumps(content))
+    text = content if isinstance(content, str) else json.dumps(content)
+    (path / name).write_bytes(text.encode("utf-8", "surrogateescape"))
     return path / name
 
 
@@ -137,6 +138,10 @@ def test_a_matrix_is_the_same_as_its_rows(tmp_path):
     lines = predicted(tmp_path, '{"id": "1", "scores": [1, 2, 3]}\n{"id": "2", "scores": [4, 5, 6]}\n', "s.jsonl")
     matrix = read_predictions(tmp_path / "s.npy", "vggsound", examples)
     assert matrix == read_predictions(lines, "vggsound", examples)
+    for name, content in (("text", np.array([["a", "b"], ["c", "d"]])), ("complex", np.ones((2, 3), complex))):
+        np.save(tmp_path / f"{name}.npy", content)
+        with pytest.raises(UserError, match="expected real numbers"):
+            read_predictions(tmp_path / f"{name}.npy", "vggsound", examples)
     np.save(tmp_path / "short.npy", np.ones((1, 3)))
     with pytest.raises(UserError, match=r"\[2, classes\].*\[1, 3\]"):
         read_predictions(tmp_path / "short.npy", "vggsound", examples)
@@ -150,6 +155,11 @@ def test_a_matrix_is_the_same_as_its_rows(tmp_path):
         ('[{"id": "1", "answer": 3}]', "expected a text"),
         ('[{"id": "1", "prediction": "3"}]', "place of an option"),
         ('[{"id": "1", "scores": [1, NaN]}]', "finite"),
+        ('[{"id": "1", "answer": "\\ud800"}]', "entry 1: expected a text"),
+        ('[{"id": "1", "answer": "\udcff"}]', "line 1, column 25: is not UTF-8"),
+        ("", "line 1, column 1: is not JSON"),
+        ("<!doctype html>", "line 1, column 1: is not JSON"),
+        ('{"results": {"P01_1": {"verb": {"0": 1}}}}', "annotation P01_1: expected `interaction`"),
         ('[{"id": "1", "answer": "a"', "line 1"),
         ("7", "list or an object"),
         ('{"7_0": {"prediction": 1}, "7_0": {"prediction": 2}}', "'7_0' stands in one object twice"),
@@ -159,6 +169,12 @@ def test_malformed_predictions_are_refused_in_one_line(tmp_path, content, messag
     with pytest.raises(UserError, match=message) as refused:
         read_predictions(predicted(tmp_path, content), "activitynet_qa", [])
     assert "\n" not in str(refused.value)
+
+
+def test_choices_are_refused_where_answers_are_open(activitynet, tmp_path):
+    mixed = [{"id": "v_a_1", "answer": "yes"}, {"id": "v_a_2", "prediction": 1}]
+    with pytest.raises(UserError, match="holds choices or scores, but activitynet_qa is open"):
+        score_file(activitynet, predicted(tmp_path, mixed))
 
 
 def test_a_malformed_line_is_named(tmp_path):

@@ -11,7 +11,7 @@ import numpy as np
 
 from mirasol.data.example import Example
 from mirasol.data.sources import Problem
-from mirasol.data.sources.tables import parse_json, read_text
+from mirasol.data.sources.tables import check_utf8, is_utf8, parse_json, read_text
 from mirasol.errors import UserError
 
 # Head of a submission to EPIC-SOUNDS' challenge. The levels of supervision (pre-training, labels, data) are for the
@@ -47,6 +47,7 @@ def read_predictions(path: Path, source: str, examples: Sequence[Example]) -> di
     if path.suffix == ".npy":
         return _from_matrix(path, examples)
     text = read_text(path)
+    check_utf8(text, str(path))
     if path.suffix == ".jsonl":
         lines = enumerate(text.splitlines(), start=1)
         items: Any = [parse_line(line, f"{path}, line {number}") for number, line in lines if line.strip()]
@@ -121,7 +122,7 @@ def _prediction(value: Any, place: str) -> Prediction:
         if not isinstance(choice, int) or isinstance(choice, bool):
             raise UserError(f"{place}: `prediction` must be the place of an option, found {choice!r:.80}")
         return Prediction(choice=choice)
-    if not isinstance(answer, str):
+    if not isinstance(answer, str) or not is_utf8(answer):
         raise UserError(f"{place}: expected a text as `answer`, found {answer!r:.80}")
     return Prediction(answer)
 
@@ -134,7 +135,9 @@ def _from_matrix(path: Path, examples: Sequence[Example]) -> dict[str, Predictio
     try:
         scores = np.load(path, allow_pickle=False)
     except (ValueError, OSError) as error:
-        raise UserError(f"{path}: not an array of numbers ({error})") from error
+        raise UserError(f"{path}: not an array of numbers, as numpy.save writes it") from error
+    if scores.dtype.kind not in "iuf":
+        raise UserError(f"{path}: expected real numbers, found {scores.dtype}")
     if scores.ndim != 2 or len(scores) != len(examples) or not np.isfinite(scores).all():
         raise UserError(
             f"{path}: expected finite scores [{len(examples)}, classes], a row for each annotated example; "

@@ -44,6 +44,8 @@ def score_file(
     if any(prediction.choice is not None or prediction.scores is not None for prediction in found.values()):
         if wups is not None:
             raise UserError(f"{predictions}: holds choices or scores; WUPS compares texts: leave --wordnet out")
+        if not source.classes and not all(example.candidates for example in source.annotated):
+            raise UserError(f"{predictions}: holds choices or scores, but {source.name} is open: give `answer` texts")
         scored = score_choices(source.name, source.annotated, found, source.classes, seed, known)
     elif wups is not None:
         scored = score_wups(source.name, source.annotated, found, wups, seed)

@@ -12,8 +12,9 @@ from typing import Any
 
 from mirasol.data.sources.contract import AnnotationError, Problem, Rows
 
-# Bytes that are not UTF-8 are kept as these, so that one bad caption costs one row and not the file.
-_NOT_UTF8 = re.compile("[\udc80-\udcff]")
+# Bytes that are not UTF-8 are kept as such halves of characters, so that one bad caption costs one row and not the
+# file; JSON can hold them escaped, too.
+_NOT_UTF8 = re.compile("[\ud800-\udfff]")
 # Python's csv module refuses fields over 128 KiB unless told otherwise; captions of the web may be longer.
 csv.field_size_limit(16 * 2**20)
 
@@ -86,10 +87,15 @@ def read_json_object(path: Path, file: str) -> dict[str, Any]:
     value = parse_json(text, file)
     if not isinstance(value, dict):
         raise malformed(f"must hold one object, not {kind_of(value)}", file, 1, 1)
+    check_utf8(text, file)
+    return value
+
+
+def check_utf8(text: str, file: str) -> None:
+    """Refuses a text (of `read_text`) of which not all is UTF-8. Raises AnnotationError with line and column."""
     if not is_utf8(text):
         line, column = _place(text, _NOT_UTF8.search(text).start())
         raise AnnotationError(Problem("not UTF-8", "is not UTF-8 text", file, line, column))
-    return value
 
 
 def _place(text: str, position: int) -> tuple[int, int]:
