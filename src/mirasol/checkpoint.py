@@ -56,7 +56,9 @@ def find_checkpoint(name: str | Path) -> Path:
         if (candidate / "config.json").is_file():
             return candidate
     if (folder / "checkpoints").is_dir():
-        raise UserError(f"{folder}: this run is not finished and has no checkpoint yet: go on with `--resume`")
+        raise UserError(
+            f"{folder}: this run is not finished: go on with `--resume`, or take what there is with `mirasol export`"
+        )
     raise UserError(f"{folder}: not a checkpoint: it has no config.json")
 
 
