@@ -182,6 +182,16 @@ def test_compiled_layers_compute_the_same(what, batch):
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("unchecked")
+def test_compiled_layers_pass_over_the_same_branches(batch):
+    """Layer drop draws outside of the layers: the random numbers are those of an eager model, and one graph serves all
+    rates."""
+    stacks = ("combiner", "latent", "reconstruction", "text")
+    parts = {"vit": {"layer_drop": 0.3}} | {name: {"stack": {"layer_drop": 0.3}} for name in stacks}
+    compiled_equals_eager("aot_eager", batch, "none", parts)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("unchecked")
 def test_layers_compiled_to_machine_code_compute_the_same(batch):
     compiled_equals_eager("inductor", batch, "none", {})
 
