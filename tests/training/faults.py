@@ -1,10 +1,17 @@
 """What goes wrong in a training of `trainings.py`, arranged in its process before it begins."""
 
+import atexit
+import ctypes
 import os
+import shutil
 import signal
+import threading
 import time
+from pathlib import Path
 
-from mirasol.training import trainer
+from mirasol.training import checkpoints, trainer
+from mirasol.training.checkpoints import Checkpoints
+from mirasol.training.shard_files import ShardWriter
 from mirasol.training.trainer import Trainer
 from mirasol.training.worker_status import WorkerStatus
 
@@ -66,3 +73,89 @@ def _hanging(status: WorkerStatus, seconds: float) -> int:
         if status.current() != before:
             before, since = status.current(), time.monotonic()
     return next(iter(before))
+
+
+def _kill() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def kill_at_random(steps: int, share: float) -> None:
+    """The training is killed so many steps after it began, and then that share of a step's time later."""
+    take, taken = Trainer._step, [time.monotonic()]
+
+    def counted(self, *arguments):
+        values = take(self, *arguments)
+        taken.append(time.monotonic())
+        if len(taken) == steps + 2:
+            threading.Timer(share * (taken[-1] - taken[-2]), _kill).start()
+        return values
+
+    Trainer._step = counted
+
+
+def kill_while_saving(step: int, at: str) -> None:
+    """The training is killed while it writes the checkpoint of a step: amid its data (`data`), before it says what lies
+    where (`metadata`), before the folder has its name (`name`), or amid the removal of older ones (`removal`)."""
+    write, finish, commit = ShardWriter.write_data, ShardWriter.finish, Checkpoints._commit
+    remove = checkpoints.shutil.rmtree
+
+    def writing(self, plan, planner):
+        if at == "data" and _is_of(self.folder, step):
+            planner = _DeadlyPlanner(planner, len(plan.items) // 2)
+        return write(self, plan, planner)
+
+    def finishing(self, *arguments, **named):
+        if at == "metadata" and _is_of(self.folder, step):
+            _kill()
+        return finish(self, *arguments, **named)
+
+    def committing(self, number, *arguments):
+        if at == "name" and number == step:
+            _kill()
+        if at == "removal" and number == step:
+            checkpoints.shutil.rmtree = half_removed
+        return commit(self, number, *arguments)
+
+    def half_removed(folder, **options):
+        if Path(folder).exists():
+            next(Path(folder).glob("*.bin")).unlink()
+            _kill()
+        remove(folder, **options)
+
+    ShardWriter.write_data, ShardWriter.finish, Checkpoints._commit = writing, finishing, committing
+
+
+def _is_of(folder: Path, step: int) -> bool:
+    return f"{step:08d}" in folder.name
+
+
+class _DeadlyPlanner:
+    """Kills the process at one of the tensors it is asked for."""
+
+    def __init__(self, planner, tensors: int):
+        self.planner, self.left = planner, tensors
+
+    def resolve_data(self, item):
+        self.left -= 1
+        if self.left == 0:
+            _kill()
+        return self.planner.resolve_data(item)
+
+
+NO_NAMESPACES = 77
+
+
+def small_disk(folder: str, size: str, keep: str) -> None:
+    """`folder` lies on a disk of its own of that size, a tmpfs that this process alone sees; in the end all that is on
+    it is copied to `keep`. Ends the process with NO_NAMESPACES where the system does not let users mount."""
+    new_namespaces = 0x10000000 | 0x00020000  # CLONE_NEWUSER | CLONE_NEWNS
+    Path(folder).mkdir(parents=True)
+    libc = ctypes.CDLL(None, use_errno=True)
+    uid, gid = os.getuid(), os.getgid()
+    if libc.unshare(new_namespaces):
+        os._exit(NO_NAMESPACES)
+    for name, line in (("setgroups", "deny"), ("uid_map", f"0 {uid} 1"), ("gid_map", f"0 {gid} 1")):
+        Path("/proc/self", name).write_text(line)
+    if libc.mount(b"none", folder.encode(), b"tmpfs", 0, f"size={size}".encode()):
+        os._exit(NO_NAMESPACES)
+    atexit.register(shutil.copytree, folder, keep)

@@ -1,12 +1,14 @@
 """The best checkpoint: which it is, and that it stays."""
 
+import json
 from pathlib import Path
 
 import pytest
 
 from mirasol.errors import UserError
-from mirasol.training.best import BestStep, best_step
+from mirasol.training.best import BestStep
 from mirasol.training.checkpoints import Checkpoints
+from mirasol.training.exporting import export_run
 from mirasol.training.recipe import recipe_from_dict
 from mirasol.training.trainer import train
 
@@ -39,7 +41,7 @@ def test_a_number_that_is_not_there_is_refused_with_those_that_are(metric):
         BestStep(metric, LINES)
 
 
-def test_the_best_checkpoint_stays_and_is_found_again(values, console, monkeypatch):
+def test_the_best_checkpoint_stays_and_is_found_again(values, console, monkeypatch, tmp_path):
     accuracies = iter([0.1, 0.9, 0.2, 0.3])
     measured = "mirasol.training.validation.Validation.run"
     monkeypatch.setattr(measured, lambda *_: {"clip": line(0, next(accuracies), 1.0)["clip"]})
@@ -48,7 +50,7 @@ def test_the_best_checkpoint_stays_and_is_found_again(values, console, monkeypat
     folder = train(recipe_from_dict(values), console=console).parent
     # Written at 2 and 4, since they were the best so far, and at 3, 6 and 7.
     assert Checkpoints(folder / "checkpoints", 1).steps() == [4, 7]
-    assert best_step(folder) == 4
+    assert json.loads((export_run(folder, tmp_path / "best", best=True) / "training.json").read_text())["steps"] == 4
 
 
 @pytest.mark.parametrize(
@@ -66,10 +68,3 @@ def test_keep_best_without_a_validation_is_refused(values):
     values["data"]["validation_split"] = None
     with pytest.raises(UserError, match="keep_best=clip.accuracy has no effect without data.validation_split"):
         recipe_from_dict(values)
-
-
-def test_a_run_without_keep_best_has_no_best_checkpoint(values, console):
-    values["stages"] = {"questions": {"steps": 1, "clips_per_step": 2, "questions_per_clip": 2}}
-    folder = train(recipe_from_dict(values), console=console).parent
-    with pytest.raises(UserError, match="names no keep_best"):
-        best_step(folder)

@@ -17,7 +17,7 @@ def add_arguments(parser: Any, make: Any) -> None:
     parser.add_argument("run", metavar="RUN", help="folder of the run")
     parser.add_argument("out", metavar="DIR", help="folder to write, which must not be there yet")
     parser.add_argument("--step", type=int, help="the checkpoint after so many steps; by default the finished model")
-    parser.add_argument("--best", action="store_true", help="the checkpoint with the highest accuracy in validation")
+    parser.add_argument("--best", action="store_true", help="the checkpoint with the best validation (keep_best)")
     parser.add_argument("--ema", type=bool, help="whether averaged weights; by default where the run keeps them")
 
 

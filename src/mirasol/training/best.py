@@ -1,11 +1,9 @@
 """Which step of a run was the best by a number of its validation."""
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from mirasol.errors import UserError
-from mirasol.training.logging import read_metrics
 
 
 class BestStep:
@@ -59,20 +57,3 @@ def check_metric(metric: str, parts: Mapping[str, Any]) -> None:
             f"keep_best={metric} names no part of the validation: write {' or '.join(parts)} and one of its numbers, "
             f"e.g. {next(iter(parts), 'clip')}.accuracy"
         )
-
-
-def best_step(run: Path) -> int:
-    """The best step of the run in this folder, by its recipe's `keep_best`.
-
-    Raises:
-        UserError: the recipe names no `keep_best`, or the run has not validated yet.
-    """
-    import yaml
-
-    metric = yaml.safe_load((run / "recipe.yaml").read_text(encoding="utf-8")).get("keep_best")
-    if metric is None:
-        raise UserError(f"{run}: its recipe names no keep_best: the best of its checkpoints is not known")
-    best = BestStep(metric, read_metrics(run / "metrics.jsonl"))
-    if not best.step:
-        raise UserError(f"{run}: it has not validated yet: there is no best checkpoint")
-    return best.step

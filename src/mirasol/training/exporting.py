@@ -14,6 +14,7 @@ from torch import Tensor
 from mirasol import MirasolConfig, MirasolForConditionalGeneration, MirasolProcessor
 from mirasol.checkpoint import find_checkpoint, load_checkpoint, read_config
 from mirasol.errors import UserError
+from mirasol.training.best import BestStep
 from mirasol.training.checkpoints import Checkpoints, save_model, write_folder
 from mirasol.training.logging import read_metrics
 from mirasol.training.recipe import Recipe, recipe_from_dict
@@ -26,7 +27,8 @@ def export_run(
     """Writes a folder that `from_pretrained` takes, with a model card (README.md). Returns it.
 
     step: the checkpoint after so many steps; None is the finished model, or the newest checkpoint of an unfinished run
-    best: the checkpoint with the highest accuracy in validation, of those that are there
+    best: the checkpoint with the best validation of those that are there, by the recipe's `keep_best`, or by the mean
+        accuracy over the validation's parts where it names none
     average: the moving average of the weights (`ema`); None takes it where the recipe keeps one
 
     Raises:
@@ -38,7 +40,7 @@ def export_run(
     recipe, facts = _read_run(run)
     checkpoints = Checkpoints(run / "checkpoints", recipe.keep_last)
     if best:
-        step = _best_step(run, checkpoints.steps())
+        step = _best_step(run, checkpoints.steps(), recipe.keep_best)
     finished = (run / "checkpoint").is_dir()
     if step is None and not finished:
         if not checkpoints.steps():
@@ -80,15 +82,20 @@ def _read_run(run: Path) -> tuple[Recipe, dict[str, Any]]:
     return recipe, json.loads((run / "run.json").read_text(encoding="utf-8"))
 
 
-def _best_step(run: Path, steps: list[int]) -> int:
-    """The step with the highest mean accuracy over the validation's parts, of those that have a checkpoint."""
-    found = {}
-    for line in read_metrics(run / "metrics.jsonl"):
-        if line["kind"] == "validation" and line["step"] in steps:
-            parts = [value["accuracy"] for value in line.values() if isinstance(value, Mapping)]
-            found[line["step"]] = sum(parts) / len(parts)
-    if not found:
+def _best_step(run: Path, steps: list[int], metric: str | None) -> int:
+    """The step with the best `metric`, or the highest mean accuracy over the validation's parts, of those that have a
+    checkpoint."""
+    lines = [
+        line for line in read_metrics(run / "metrics.jsonl") if line["kind"] == "validation" and line["step"] in steps
+    ]
+    if not lines:
         raise UserError(f"{run}: no checkpoint that is there was validated: choose one with --step ({_told(steps)})")
+    if metric is not None:
+        return BestStep(metric, lines).step
+    found = {}
+    for line in lines:
+        parts = [value["accuracy"] for value in line.values() if isinstance(value, Mapping)]
+        found[line["step"]] = sum(parts) / len(parts)
     return max(found, key=lambda step: (found[step], step))
 
 
