@@ -3,13 +3,14 @@
 import dataclasses
 
 from mirasol.data.sharding import Sharding, shard_source
-from mirasol.data.sources import read_source
+from mirasol.data.sources import Options, read_source
 from mirasol.evaluation.asking import Asking
+from mirasol.evaluation.baselines import training_examples
 from mirasol.evaluation.source_evaluation import evaluate_source
 
 
 def test_evaluation_on_shards_is_evaluation_on_the_folder(loaded, shapes, tmp_path):
-    shard_source("folder", shapes, tmp_path / "shards", "test", sharding=Sharding(clips_per_shard=2))
+    shard_source("folder", shapes, tmp_path / "shards", sharding=Sharding(clips_per_shard=2))
     found = []
     for name, root in (("folder", shapes), ("shards", tmp_path / "shards")):
         source = read_source(name, root, "test")
@@ -18,6 +19,8 @@ def test_evaluation_on_shards_is_evaluation_on_the_folder(loaded, shapes, tmp_pa
     assert folder.predictions == shards.predictions
     assert folder.record["protocols"] == shards.record["protocols"]
     assert folder.record["counts"] == shards.record["counts"]
+    known, where = training_examples(read_source("shards", tmp_path / "shards", "test"), Options())
+    assert len(known) > 5 and "none" not in where  # what guessing scores is found in the shards, too
     assert shards.record["source"] == "folder"
     assert [dataclasses.replace(e, media="", video="") for e in folder.examples] == [
         dataclasses.replace(e, media="", video="") for e in shards.examples

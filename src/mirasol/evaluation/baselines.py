@@ -20,9 +20,9 @@ def training_examples(source: Source, options: Options) -> tuple[tuple[Example, 
     if source.split == TRAIN or source.protocol in ("labels", "captions"):
         return (), "none"
     try:
-        if TRAIN not in source_splits(source.name, Path(source.root), options):
+        if TRAIN not in source_splits(source.read_as, Path(source.root), options):
             return (), "none: there is no training split"
-        found = read_source(source.name, Path(source.root), TRAIN, options)
+        found = read_source(source.read_as, Path(source.root), TRAIN, options)
     except UserError as error:
         return (), f"none: {error}"
     known = tuple(example for example in found.annotated if example.target)

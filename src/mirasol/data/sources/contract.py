@@ -185,6 +185,8 @@ class Adapter:
 class Source:
     """One split of a data set as it lies on disk.
 
+    name: the data set; of shards the one that they were made from, for it says how answers are scored
+    read_as: the name that reads it from `root`: `shards` for shards
     annotated: every annotation row that is an example, in the file's order; `media` is "" where it was not found
     problems: everything wrong, missing media included, one entry a video
     reasons: how many annotation rows give no usable example, by reason
@@ -203,6 +205,7 @@ class Source:
     published: Published
     facts: Mapping[str, str | int]
     annotation_files: tuple[str, ...]
+    read_as: str = ""
 
     @cached_property
     def examples(self) -> tuple[Example, ...]:

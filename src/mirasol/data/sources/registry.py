@@ -92,6 +92,7 @@ def read_split(name: str, files: Files, split: str, options: Options = ANY) -> S
         published=published,
         facts={**({"classes": len(rows.classes)} if rows.classes else {}), **options.chosen(), **rows.facts},
         annotation_files=tuple(rows.annotation_files),
+        read_as=name,
     )
 
 
