@@ -74,7 +74,7 @@ def test_the_optimizer_decays_just_these(model):
         assert torch.equal(parameter, before[name])
 
 
-@pytest.mark.parametrize("name", ["adamw", "muon"])
+@pytest.mark.parametrize("name", ["adam", "adamw", "muon"])
 def test_state_goes_through_save_and_load(model, name, tmp_path):
     settings = OptimizerRecipe(name=name)
     first = MirasolForConditionalGeneration(model.config)

@@ -42,7 +42,7 @@ def decay_groups(model: nn.Module) -> tuple[dict[str, nn.Parameter], dict[str, n
 
 
 class Optimizer:
-    """The optimizers of a run behind one `step`: AdamW alone, or Muon on hidden matrices beside it."""
+    """The optimizers of a run behind one `step`: Adam or AdamW alone, or Muon on hidden matrices beside AdamW."""
 
     def __init__(self, model: nn.Module, settings: OptimizerRecipe):
         decay, no_decay = decay_groups(model)
@@ -52,24 +52,25 @@ class Optimizer:
         if settings.name == "muon":
             matrices = [parameter for parameter in decay.values() if parameter.ndim == 2]
             decay = {name: parameter for name, parameter in decay.items() if parameter.ndim != 2}
-            self.members.append(
-                torch.optim.Muon(
-                    matrices,
-                    lr=settings.learning_rate,
-                    weight_decay=settings.weight_decay,
-                    momentum=0.95,
-                    # Updates as large as AdamW's, so that one learning rate serves both.
-                    adjust_lr_fn="match_rms_adamw",
+            if matrices:
+                self.members.append(
+                    torch.optim.Muon(
+                        matrices,
+                        lr=settings.learning_rate,
+                        weight_decay=settings.weight_decay,
+                        momentum=0.95,
+                        # Updates as large as AdamW's, so that one learning rate serves both.
+                        adjust_lr_fn="match_rms_adamw",
+                    )
                 )
-            )
         groups = [
             {"params": list(decay.values()), "weight_decay": settings.weight_decay},
             {"params": list(no_decay.values()), "weight_decay": 0.0},
         ]
         groups = [group for group in groups if group["params"]]
-        self.members.append(
-            torch.optim.AdamW(groups, lr=settings.learning_rate, betas=settings.betas, eps=1e-8, fused=True)
-        )
+        kind = torch.optim.Adam if settings.name == "adam" else torch.optim.AdamW
+        if groups:
+            self.members.append(kind(groups, lr=settings.learning_rate, betas=settings.betas, eps=1e-8, fused=True))
         self.gradient_clip = settings.gradient_clip
         self.names = {parameter: name for name, parameter in named.items()}
         self._begin_state()

@@ -208,7 +208,8 @@ class Stage:
 
 @dataclass(frozen=True)
 class OptimizerRecipe:
-    """AdamW, or Muon for the matrices of hidden layers with AdamW for all else; and the learning rate over the run.
+    """AdamW, or Adam, whose weight decay is a part of the gradient, or Muon for the matrices of hidden layers with AdamW
+    for all else; and the learning rate over the run.
 
     weight_decay: on the weights of linear and convolution layers only
     warmup_steps: the rate grows linearly over these; then `schedule` leads to `final_scale` times learning_rate;
@@ -216,7 +217,7 @@ class OptimizerRecipe:
     gradient_clip: largest gradient norm; null leaves gradients as they are
     """
 
-    name: Literal["adamw", "muon"] = "adamw"
+    name: Literal["adam", "adamw", "muon"] = "adamw"
     learning_rate: float = 1e-3
     betas: tuple[float, float] = (0.9, 0.95)
     weight_decay: float = 0.05

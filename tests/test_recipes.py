@@ -1,0 +1,189 @@
+"""The recipes that come with the project: all can be read, and those of the paper say what the paper says."""
+
+import functools
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from mirasol import MirasolConfig, MirasolForConditionalGeneration
+from mirasol.errors import UserError
+from mirasol.training.recipe import Recipe, load_recipe, recipe_from_dict
+from mirasol.training.setup import check_loss_weights, load_initial, with_media_size
+from mirasol.training.stages import StageWeights
+
+RECIPES = Path(__file__).parents[1] / "recipes"
+PAPER = sorted(path.stem for path in (RECIPES / "paper").glob("*.yaml"))
+QUESTIONS = ["msrvtt_qa", "activitynet_qa", "activitynet_qa_512", "nextqa", "nextqa_512"]
+SOUNDS = ["vggsound", "epic_sounds", "kinetics_sound"]
+HEADER = ("# Command:", "# Hardware:", "# Time:", "# Expected score:")
+
+
+@functools.cache
+def recipe_of(name: str) -> Recipe:
+    return load_recipe(RECIPES / f"{name}.yaml")
+
+
+@pytest.fixture(scope="module")
+def models():
+    """Models of a preset without memory, made once for each size."""
+    made: dict[tuple, MirasolForConditionalGeneration] = {}
+
+    def make(recipe: Recipe, preset: str) -> MirasolForConditionalGeneration:
+        key = (preset, recipe.model.image_size, recipe.model.num_chunks)
+        if key not in made:
+            config = with_media_size(MirasolConfig.preset(preset), recipe.model)
+            with torch.device("meta"):
+                made[key] = MirasolForConditionalGeneration(config)
+        return made[key]
+
+    return make
+
+
+@pytest.mark.parametrize("file", sorted(RECIPES.rglob("*.yaml")), ids=lambda file: file.stem)
+def test_every_recipe_loads_and_says_command_hardware_time_and_score(file):
+    load_recipe(file)
+    lines = file.read_text().splitlines()
+    for wanted in HEADER:
+        assert any(line.startswith((wanted, wanted.replace("Expected score", "Score"))) for line in lines), wanted
+    relative = file.relative_to(RECIPES.parent).as_posix()
+    assert f"--config {relative}" in file.read_text()
+
+
+def test_all_the_papers_trainings_are_there():
+    assert set(PAPER) == {"image_text", "video_text", "audio", *(f"finetune_{name}" for name in QUESTIONS + SOUNDS)}
+
+
+@pytest.mark.parametrize("preset", ["3b", "1b"])
+@pytest.mark.parametrize("name", PAPER)
+def test_each_stage_trains_what_the_paper_trains_in_models_of_both_sizes(models, name, preset):
+    recipe = recipe_of(f"paper/{name}")
+    model = models(recipe, preset)
+    check_loss_weights(recipe, model.config)
+    [(stage, trained)] = StageWeights(recipe, model).to_dict()["vit"]["trained"].items()
+    rows = StageWeights(recipe, model).to_dict()
+    whole = {part for part, row in rows.items() if row["trained"][stage] == row["parameters"] > 0}
+    frozen = {part for part, row in rows.items() if row["trained"][stage] == 0}
+    if name == "image_text":
+        assert {"text", "vocabulary", "cross_attention", "contrastive"} == whole
+        assert {"audio", "combiner", "latent", "reconstruction"} == frozen
+        assert trained > 0.99 * rows["vit"]["parameters"]  # all but what stands for a video that is missing
+        flat = [tube for tube in model.config.video.tubes if tube.flat]
+        width = model.config.vit.width
+        [tube] = flat
+        assert rows["tubes"]["trained"][stage] == width * (3 * tube.kernel[1] * tube.kernel[2] + 1)
+    elif name == "video_text":
+        assert frozen == {"text", "vocabulary", "contrastive"}
+    elif name == "audio":
+        assert whole == {"audio"} == set(rows) - frozen
+    else:
+        assert frozen == {"contrastive"}
+        assert whole == set(rows) - frozen
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_frames_chunks_and_pixels(models, name):
+    recipe = recipe_of(f"paper/{name}")
+    config = models(recipe, "3b").config
+    fine = name.startswith("finetune")
+    assert config.video.image_size == (448 if fine else 224)
+    assert config.video.tokens == (1612 if fine else 403)
+    chunks = 64 if name.endswith("_512") else 16
+    assert config.chunking.num_chunks == chunks <= config.chunking.max_chunks
+    assert chunks * config.video.frames_per_chunk == (512 if name.endswith("_512") else 128)
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_each_training_starts_from_the_one_before(name):
+    before = {"image_text": None, "video_text": "runs/paper/image_text", "audio": "runs/paper/video_text"}
+    recipe = recipe_of(f"paper/{name}")
+    assert recipe.model.init == before.get(name, "runs/paper/audio")
+    assert recipe.output == f"runs/paper/{name}"
+
+
+def test_image_text_is_mammuts():
+    recipe = recipe_of("paper/image_text")
+    [stage], optimizer = recipe.stages.values(), recipe.optimizer
+    assert recipe.model.preset == "3b"
+    assert stage.objective == "image_text"
+    assert (stage.loss_weights.contrastive, stage.loss_weights.text) == (1.0, 1.0)
+    assert (optimizer.name, optimizer.learning_rate, optimizer.weight_decay) == ("adamw", 1e-3, 0.01)
+    assert (optimizer.warmup_steps, optimizer.schedule) == (10_000, "linear")
+    assert recipe.tokenizer.vocab_size == 256_000
+    small = load_recipe(RECIPES / "paper/image_text.yaml", ["--model.preset=1b", "--output=runs/paper/1b/image_text"])
+    assert small.model.preset == "1b"
+
+
+def test_video_text_is_the_papers():
+    recipe = recipe_of("paper/video_text")
+    [stage] = recipe.stages.values()
+    weights = stage.loss_weights
+    assert (weights.text, weights.latent, weights.video) == (1.0, 1.0, 1.0)
+    assert (recipe.optimizer.learning_rate, stage.clips_per_step) == (1e-5, 32)
+
+
+def test_audio_learns_the_text_of_audiosets_class_names():
+    recipe = recipe_of("paper/audio")
+    assert (recipe.data.source, recipe.data.train_split, recipe.data.options.targets) == ("audioset", "train", "all")
+
+
+@pytest.mark.parametrize(
+    ("name", "source", "epochs", "questions"),
+    [
+        ("msrvtt_qa", "msrvtt_qa", 10, 158_581),
+        ("activitynet_qa", "activitynet_qa", 80, 32_000),
+        ("activitynet_qa_512", "activitynet_qa", 80, 32_000),
+        ("nextqa", "nextqa_oe", 20, 37_523),
+        ("nextqa_512", "nextqa_oe", 20, 37_523),
+    ],
+)
+def test_question_answering_is_fine_tuned_as_in_the_paper(name, source, epochs, questions):
+    recipe = recipe_of(f"paper/finetune_{name}")
+    [stage], optimizer = recipe.stages.values(), recipe.optimizer
+    assert recipe.data.source == source
+    assert stage.clips_per_step * stage.questions_per_clip == 32
+    assert stage.steps == round(epochs * questions / 32)
+    assert (stage.loss_weights.text, stage.loss_weights.latent, stage.loss_weights.video) == (10.0, 1.0, 1.0)
+    assert (stage.dropout, stage.label_smoothing) == (0.1, 0.2)
+    assert (optimizer.learning_rate, optimizer.weight_decay) == (5e-6, 0.01)
+
+
+def test_nextqa_is_fine_tuned_on_multiple_choice_as_its_header_says():
+    for name in ("finetune_nextqa", "finetune_nextqa_512"):
+        file = RECIPES / f"paper/{name}.yaml"
+        assert "--data.source nextqa_mc --stages.questions.steps 21333" in file.read_text()
+        recipe = load_recipe(file, ["--data.source=nextqa_mc", "--stages.questions.steps=21333"])
+        assert recipe.total_steps == math.ceil(20 * 34_132 / 32)
+
+
+@pytest.mark.parametrize(
+    ("name", "clips"), [("vggsound", 183_730), ("epic_sounds", 60_055), ("kinetics_sound", 22_000)]
+)
+def test_sounds_are_fine_tuned_as_in_the_paper_and_in_its_reference_5(name, clips):
+    recipe = recipe_of(f"paper/finetune_{name}")
+    [stage], optimizer = recipe.stages.values(), recipe.optimizer
+    assert (recipe.data.source, stage.clips_per_step, stage.window) == (name, 32, "any")
+    assert stage.steps == round(20 * clips / 32)
+    assert (optimizer.learning_rate, optimizer.weight_decay) == (1e-5, 1e-4)
+    assert (optimizer.name, optimizer.betas, optimizer.schedule) == ("adam", (0.9, 0.999), "cosine")
+    mask = stage.augment.spec_augment
+    assert (mask.frequency_masks, mask.frequency_width, mask.time_masks, mask.time_width) == (1, 48, 4, 48)
+    assert (stage.augment.mixup, stage.label_smoothing, stage.dropout) == (0.5, 0.3, 0.1)
+    assert stage.loss_weights.text == 10.0
+
+
+def test_a_checkpoint_is_gone_on_with_at_another_size(tmp_path):
+    values = {"seed": 1, "output": "x", "data": {"root": "x"}, "stages": {"a": {"steps": 1}}}
+    larger = load_initial(recipe_from_dict({**values, "model": {"init": "tiny", "image_size": 64}}))
+    assert larger.model.config.video.image_size == larger.processor.feature_extractor.image_size == 64
+    with pytest.raises(UserError, match=r"model\.num_chunks=4: tiny cuts clips into chunks of 0\.5 s"):
+        load_initial(recipe_from_dict({**values, "model": {"init": "tiny", "num_chunks": 4}}))
+    with pytest.raises(UserError, match=r"model\.image_size=64 belongs to model\.init"):
+        recipe_from_dict({**values, "model": {"image_size": 64}})
+    with pytest.raises(UserError, match=r"model\.num_chunks=0 must be positive"):
+        recipe_from_dict({**values, "model": {"init": "tiny", "num_chunks": 0}})
+    with pytest.raises(UserError, match=r"tokenizer\.init=tiny has no effect beside model\.init"):
+        recipe_from_dict({**values, "model": {"init": "tiny"}, "tokenizer": {"init": "tiny"}})
+    with pytest.raises(UserError, match=r"vocab_size=300 has no effect beside tokenizer\.init"):
+        recipe_from_dict({**values, "tokenizer": {"init": "tiny", "vocab_size": 300}})
