@@ -20,8 +20,7 @@ PROJECT = "mirasol"
 class Tracker:
     """Hands a run's numbers, sample answers and pictures on to `wandb` or `trackio`, which share an interface.
 
-    A resumed run goes on under its name. What it logs again of steps it had logged before is the service's matter: W&B
-    keeps what it has, trackio both.
+    A resumed run goes on under its name. What becomes of steps that it logs a second time is the service's matter.
     """
 
     def __init__(self, module: ModuleType, recipe: Recipe):
