@@ -52,6 +52,7 @@ class ContrastiveSpace(nn.Module):
         images: Float[Tensor, "image width"],
         texts: Float[Tensor, "text width"],
         first: int = 0,
+        total: float | None = None,
     ) -> Float[Tensor, ""]:
         """`contrastive_loss` at the learned temperature: image i belongs to text `first` + i."""
-        return contrastive_loss(images, texts, self.temperature, self.bias, self.settings.gamma, first)
+        return contrastive_loss(images, texts, self.temperature, self.bias, self.settings.gamma, first, total)

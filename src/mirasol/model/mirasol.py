@@ -16,6 +16,7 @@ from mirasol.errors import UserError
 from mirasol.model.combiner import make_combiner
 from mirasol.model.contrastive import ContrastiveSpace
 from mirasol.model.encoder import ChunkEncoder
+from mirasol.model.global_batch import IGNORED_LABEL, GlobalBatch
 from mirasol.model.latent import CausalLatentModel
 from mirasol.model.losses import latent_loss, reconstruction_loss, text_loss
 from mirasol.model.outputs import MirasolCandidateScores, MirasolEncoderOutput, MirasolImageTextOutput, MirasolOutput
@@ -26,8 +27,6 @@ from mirasol.model.scoring import score_candidates
 from mirasol.model.sizes import count_parameters, flops
 from mirasol.model.streaming import MirasolStream
 from mirasol.model.text import TextDecoder
-
-IGNORED_LABEL = -100
 
 
 def check_chunks(name: str, chunks: Float[Tensor, "clip chunk ..."], shape: tuple[int, ...]) -> None:
@@ -182,12 +181,14 @@ class MirasolForConditionalGeneration(MirasolPreTrainedModel, GenerationMixin):
         return_dict: bool | None = None,
         decoder_inputs_embeds: Float[Tensor, "row token width"] | None = None,
         row_weights: Float[Tensor, " given"] | None = None,
+        whole: GlobalBatch | None = None,
     ) -> MirasolOutput | tuple:
         """One pass. Text rows are the clips' questions in order: Q consecutive rows for each clip; they come as ids, or
         embedded as by `get_input_embeddings`.
 
         With `labels` (-100 everywhere but on target tokens) the three losses are computed, each for itself;
         `row_weights` then says how much the tokens of each row count in the text loss (mixed clips have rows of both).
+        `whole` is the batch that the clips are a part of: the losses are then their shares of that batch's.
 
         Raises:
             UserError: text rows that are no multiple of the clips, labels without the media they are about, row weights
@@ -227,7 +228,7 @@ class MirasolForConditionalGeneration(MirasolPreTrainedModel, GenerationMixin):
         if labels is None or not self.training:
             output.logits = self.text.logits(hidden)
         if labels is not None:
-            self._add_losses(output, hidden, labels, row_weights, **media)
+            self._add_losses(output, hidden, labels, row_weights, whole, **media)
         return_dict = settings.return_dict if return_dict is None else return_dict
         output = replace(output)  # anew, for its values stand in the order in which they were set: the loss comes first
         return output if return_dict else output.to_tuple()
@@ -238,12 +239,14 @@ class MirasolForConditionalGeneration(MirasolPreTrainedModel, GenerationMixin):
         decoder_input_ids: Int[Tensor, "row token"],
         decoder_attention_mask: Int[Tensor, "row token"] | Bool[Tensor, "row token"] | None = None,
         labels: Int[Tensor, "row token"] | None = None,
+        whole: GlobalBatch | None = None,
     ) -> MirasolImageTextOutput:
         """MaMMUT's two passes of the text decoder over images and a text for each, in the units of one video frame.
 
         Contrastive: the text read in both directions, without cross-attention, against the image. Generative, with
         `labels`: the text written token by token, with cross-attention to the image's features at the Combiner's
-        width; the Combiner and the latent model have no part in it.
+        width; the Combiner and the latent model have no part in it. With `whole`, the batch that these images are a
+        part of, they meet the texts of all processes, and the losses are their shares of that batch's.
 
         Raises:
             UserError: a config without `contrastive` or without 2D patches, or another number of texts than of images.
@@ -261,7 +264,10 @@ class MirasolForConditionalGeneration(MirasolPreTrainedModel, GenerationMixin):
             text_features=self.contrastive.text(self.text.read(decoder_input_ids, is_real), is_real),
             temperature=self.contrastive.temperature,
         )
-        output.contrastive_loss = self.contrastive.loss(output.image_features, output.text_features)
+        texts, place = output.text_features, {}
+        if whole is not None:
+            texts, place = whole.gather(texts), {"first": whole.first, "total": whole.totals["images"]}
+        output.contrastive_loss = self.contrastive.loss(output.image_features, texts, **place)
         output.loss = self.config.loss_weights.contrastive * output.contrastive_loss
         if labels is not None:
             latents = self.chunk_encoder.project_image(seen)
@@ -269,7 +275,7 @@ class MirasolForConditionalGeneration(MirasolPreTrainedModel, GenerationMixin):
             hidden, _ = self.text(decoder_input_ids, decoder_attention_mask, latents, latent_mask)
             if not self.training:
                 output.logits = self.text.logits(hidden)
-            output.text_loss = self._text_loss(hidden, labels)
+            output.text_loss = self._text_loss(hidden, labels, None, whole)
             output.loss = output.loss + self.config.loss_weights.text * output.text_loss
         return output
 
@@ -278,13 +284,17 @@ class MirasolForConditionalGeneration(MirasolPreTrainedModel, GenerationMixin):
         hidden: Float[Tensor, "row token width"],
         labels: Int[Tensor, "row token"],
         row_weights: Float[Tensor, " row"] | None = None,
+        whole: GlobalBatch | None = None,
     ) -> Float[Tensor, ""]:
         """Each token is predicted from what the decoder gave for the one before; only targets meet the vocabulary."""
         is_target = labels[:, 1:] != IGNORED_LABEL
         targets = hidden[:, :-1][is_target], labels[:, 1:][is_target]
         weights = None if row_weights is None else row_weights[:, None].expand(is_target.shape)[is_target]
         smoothing = self.config.text.label_smoothing if self.training else 0.0
-        return text_loss(*targets, self.text.logits, self.config.vocab_size, weights=weights, smoothing=smoothing)
+        return text_loss(
+            *targets, self.text.logits, self.config.vocab_size, weights=weights, smoothing=smoothing,
+            total=None if whole is None else whole.totals["text"],
+        )  # fmt: skip
 
     def _add_losses(
         self,
@@ -292,6 +302,7 @@ class MirasolForConditionalGeneration(MirasolPreTrainedModel, GenerationMixin):
         hidden: Float[Tensor, "row token width"],
         labels: Int[Tensor, "row token"],
         row_weights: Float[Tensor, " row"] | None,
+        whole: GlobalBatch | None,
         video: Float[Tensor, "clip chunk frame 3 height width_px"],
         audio: Float[Tensor, "clip chunk mel_frame mel"],
         chunk_mask: Bool[Tensor, "clip chunk"],
@@ -303,33 +314,37 @@ class MirasolForConditionalGeneration(MirasolPreTrainedModel, GenerationMixin):
         `hidden` is the text decoder's output; what it looked at, x and h, stands in `output` already.
         """
         h, x = output.latents, output.combined
-        output.text_loss = self._text_loss(hidden, labels, row_weights)
+        output.text_loss = self._text_loss(hidden, labels, row_weights, whole)
         settings, weights = self.config.latent, self.config.loss_weights
+        across = () if whole is None else (whole.totals["latent"], whole.add, whole.chunks)
         output.latent_loss = latent_loss(
-            self.latent.predict_next(h), x, chunk_mask, video_mask, audio_mask, settings.distance, settings.target
-        )
+            self.latent.predict_next(h), x, chunk_mask, video_mask, audio_mask, settings.distance, settings.target,
+            *across,
+        )  # fmt: skip
         output.loss = weights.text * output.text_loss + weights.latent * output.latent_loss
-        self._add_reconstruction_losses(output, video, audio, video_mask & chunk_mask, audio_mask & chunk_mask)
+        self._add_reconstruction_losses(output, whole, video, audio, video_mask & chunk_mask, audio_mask & chunk_mask)
 
     def _add_reconstruction_losses(
         self,
         output: MirasolOutput,
+        whole: GlobalBatch | None,
         video: Float[Tensor, "clip chunk frame 3 height width_px"],
         audio: Float[Tensor, "clip chunk mel_frame mel"],
         has_video: Bool[Tensor, "clip chunk"],
         has_audio: Bool[Tensor, "clip chunk"],
     ) -> None:
         settings, weights, model = self.config.reconstruction, self.config.loss_weights, self.reconstruction
+        kind, totals = (settings.distance, settings.step), {} if whole is None else whole.totals
         patches, mel_patches = model(output.latents)
         # Masked before the loss: a NaN times zero would still be NaN.
         target = model.video_target(video.masked_fill(~has_video[:, :, None, None, None, None], 0.0))
         output.reconstruction = model.video(patches)
-        output.video_loss = reconstruction_loss(patches, target, has_video, settings.distance, settings.step)
+        output.video_loss = reconstruction_loss(patches, target, has_video, *kind, totals.get("video"))
         output.loss = output.loss + weights.video * output.video_loss
         if mel_patches is not None:
             target = model.audio_target(audio.masked_fill(~has_audio[:, :, None, None], 0.0))
             output.audio_reconstruction = model.audio(mel_patches)
-            output.audio_loss = reconstruction_loss(mel_patches, target, has_audio, settings.distance, settings.step)
+            output.audio_loss = reconstruction_loss(mel_patches, target, has_audio, *kind, totals.get("audio"))
             output.loss = output.loss + weights.audio * output.audio_loss
 
     @torch.no_grad()

@@ -60,25 +60,34 @@ class Ranks:
         dist.all_reduce(total, group=self.host if tensor.device.type == "cpu" else None)
         return total
 
-    def together(self, work: Callable[[], Value]) -> Value:
-        """`work()` of this process; where it fails on any process, it fails on all of them, with one error.
+    def exchange(self, work: Callable[[], Value]) -> list[Value]:
+        """What `work()` gave on every process, by rank; where it fails on any, it fails on all of them, with one error.
 
         The error of the lowest rank that failed is raised everywhere: nobody is left waiting for a process that has
-        gone.
+        gone. On all but the first process it is marked as `told_by_first`.
         """
         if self.host is None:
-            return work()
+            return [work()]
         result, error = None, None
         try:
             result = work()
         except Exception as raised:
             error = raised
-        failures = [failure for failure in self.gathered(_sendable(error)) if failure is not None]
-        if error is not None:
-            raise error
-        if failures:
-            raise failures[0]
-        return result
+        told = self.gathered((result, _sendable(error)))
+        failure = next((failed for _, failed in told if failed is not None), None)
+        if failure is None:
+            return [value for value, _ in told]
+        failure = failure if error is None else error
+        failure.told_by_first = not self.is_first
+        raise failure
+
+    def together(self, work: Callable[[], Value]) -> Value:
+        """`work()` of this process; errors are shared as by `exchange`."""
+        if self.host is None:
+            return work()
+        results: list[Value] = []
+        self.exchange(lambda: results.append(work()))
+        return results[0]
 
     def first_then_rest(self, work: Callable[[], Value]) -> Value:
         """`work()` of the first process, then of the others: what it leaves on the disk they find there."""

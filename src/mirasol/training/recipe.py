@@ -241,12 +241,36 @@ class OptimizerRecipe:
 
 
 @dataclass(frozen=True)
+class ParallelRecipe:
+    """How the processes that `torchrun` starts share a run. The result is the same up to rounding, save for what noise
+    (dropout, masking of x) each process draws; a process alone ignores it, so that it can resume what many began.
+
+    kind: `ddp` keeps the whole model in every process, `fsdp` a share of weights, gradients and optimizer state (FSDP2)
+    reshard: with `fsdp`, weights gathered for a layer's forward pass are given back before its backward pass gathers
+        them again: less memory for more communication
+    """
+
+    kind: Literal["none", "ddp", "fsdp"] = "none"
+    reshard: bool = True
+
+    def __post_init__(self):
+        if not self.reshard and self.kind != "fsdp":
+            raise UserError(f"parallel.reshard=false has no effect with parallel.kind={self.kind}: leave it out")
+
+
+@dataclass(frozen=True)
 class Recipe:
     """One training run.
 
     output: the run's folder
     stages: by name, run in the order they are written
-    precision: `bf16` computes under autocast; weights and optimizer stay fp32
+    precision: `bf16` computes under autocast (with parallel.kind `fsdp` in bf16 copies of the weights); weights, their
+        sums of gradients and the optimizer stay fp32
+    accumulation: microbatches that a step's clips are computed in, one after the other; gradients add up
+    recompute: activations that the backward pass computes again: none, the feed-forwards' `hidden` layers, or every
+        `block`
+    compile: compiles every Transformer layer with torch.compile
+    ema: decay per step of a moving average of the weights; validation and the finished checkpoint are the average's
     device: `auto` takes the GPU where there is one
     validate_every, checkpoint_every, log_every: in steps; validation looks at `validation_clips` clips
     samples: how many questions of the validation the model answers in its own words at each validation; 0: none
@@ -267,7 +291,12 @@ class Recipe:
     model: ModelRecipe = field(default_factory=ModelRecipe)
     tokenizer: TokenizerRecipe = field(default_factory=TokenizerRecipe)
     optimizer: OptimizerRecipe = field(default_factory=OptimizerRecipe)
+    parallel: ParallelRecipe = field(default_factory=ParallelRecipe)
     precision: Literal["fp32", "bf16"] = "fp32"
+    accumulation: int = 1
+    recompute: Literal["none", "hidden", "block"] = "none"
+    compile: bool = False
+    ema: float | None = None
     device: Literal["auto", "cpu", "cuda"] = "auto"
     log_every: int = 10
     validate_every: int = 200
@@ -289,6 +318,15 @@ class Recipe:
         if self.samples < 0:
             raise UserError(f"samples={self.samples} must not be negative: 0 takes none")
         _positive(self, "batch_seconds")
+        _positive(self, "accumulation")
+        for name, stage in self.stages.items():
+            if stage.clips_per_step % self.accumulation:
+                raise UserError(
+                    f"stages.{name}.clips_per_step={stage.clips_per_step} is no multiple of "
+                    f"accumulation={self.accumulation}: every microbatch must have as many clips"
+                )
+        if self.ema is not None and not 0 < self.ema < 1:
+            raise UserError(f"ema={self.ema} must lie in (0, 1)")
         _check_no_key_is_idle(self)
         _check_data_sets(self)
 
@@ -317,9 +355,13 @@ class Recipe:
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
-# What may change between an interrupted run and its resumption: none of it alters the weights.
+# What may change between an interrupted run and its resumption: none of it alters the weights (beyond their rounding,
+# where another number of processes adds up gradients in another order).
 UNDECISIVE = frozenset(
     [
+        "parallel.kind",
+        "parallel.reshard",
+        "recompute",
         "output",
         "data.cache",
         "data.cache_limit",

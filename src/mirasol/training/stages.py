@@ -8,6 +8,7 @@ from torch import Tensor
 
 from mirasol.config import MirasolConfig
 from mirasol.errors import UserError
+from mirasol.model.global_batch import GlobalBatch
 from mirasol.model.mirasol import MirasolForConditionalGeneration
 from mirasol.model.outputs import MirasolImageTextOutput, MirasolOutput
 from mirasol.model.sizes import COMPONENTS, component_of
@@ -24,10 +25,14 @@ def trainable_component(name: str) -> str:
 
 
 def stage_losses(
-    model: MirasolForConditionalGeneration, stage: Stage, tensors: Mapping[str, Tensor]
+    model: MirasolForConditionalGeneration,
+    stage: Stage,
+    tensors: Mapping[str, Tensor],
+    whole: GlobalBatch | None = None,
 ) -> MirasolOutput | MirasolImageTextOutput:
-    """The stage's pass over a batch, with its losses."""
-    return model.image_text(**tensors) if stage.objective == "image_text" else model(**tensors)
+    """The stage's pass over a batch, with its losses; `whole` is the batch that this one is a part of, if it is."""
+    given = dict(tensors) if whole is None else {**tensors, "whole": whole}
+    return model.image_text(**given) if stage.objective == "image_text" else model(**given)
 
 
 def reaches(stage: Stage, name: str, config: MirasolConfig) -> bool:

@@ -1,0 +1,247 @@
+"""How the processes of a run share it: joining them, sharding the model, cutting a batch and adding up its losses."""
+
+import contextlib
+import datetime
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from signal import Signals
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.autograd import Function
+from torch.nn import functional as F
+from torch.nn.parallel import DistributedDataParallel
+
+from mirasol.config import MirasolConfig
+from mirasol.errors import UserError
+from mirasol.model.execution import layers
+from mirasol.model.global_batch import GlobalBatch, chunk_totals, text_total
+from mirasol.model.mirasol import MirasolForConditionalGeneration
+from mirasol.training.ranks import Ranks
+from mirasol.training.recipe import Recipe, Stage
+from mirasol.training.stages import stage_losses
+
+MASKS = ("chunk_mask", "video_mask", "audio_mask")
+
+
+@contextlib.contextmanager
+def joined_ranks(recipe: Recipe):
+    """The processes that `torchrun` started, while the context is open; one process alone where it did not.
+
+    Raises:
+        UserError: several processes and a recipe with `parallel.kind: none`, or clips that cannot be shared evenly.
+    """
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    if "RANK" not in os.environ or (world_size == 1 and recipe.parallel.kind == "none"):
+        yield Ranks()
+        return
+    rank, local_rank = int(os.environ["RANK"]), int(os.environ["LOCAL_RANK"])
+    _check_shares(recipe, rank, world_size)
+    on_gpu = torch.cuda.is_available() and recipe.device != "cpu"
+    if on_gpu:
+        torch.cuda.set_device(local_rank)
+    # The first process decodes a data set's clips while the others wait.
+    waiting = datetime.timedelta(days=7)
+    dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo")
+    try:
+        host, files = (dist.new_group(backend="gloo", timeout=waiting) for _ in range(2))
+        yield Ranks(rank, world_size, local_rank, host, files)
+    finally:
+        dist.destroy_process_group()
+
+
+def _check_shares(recipe: Recipe, rank: int, world_size: int) -> None:
+    error = None
+    if recipe.parallel.kind == "none":
+        error = UserError(f"torchrun started {world_size} processes: set parallel.kind to ddp or fsdp")
+    for name, stage in recipe.stages.items():
+        if stage.clips_per_step % (world_size * recipe.accumulation) and error is None:
+            error = UserError(
+                f"stages.{name}.clips_per_step={stage.clips_per_step} cannot be shared by {world_size} processes "
+                f"in {recipe.accumulation} microbatches: set a multiple of {world_size * recipe.accumulation}"
+            )
+    if error is not None:
+        error.told_by_first = rank > 0
+        raise error
+
+
+def rows_of_rank(clips: int, accumulation: int, ranks: Ranks) -> list[int]:
+    """The rows of a step's batch of `clips` clips that this process computes, microbatch by microbatch.
+
+    A microbatch is a run of consecutive rows; so is every process's part of it.
+    """
+    share = clips // (accumulation * ranks.world_size)
+    starts = [(part * ranks.world_size + ranks.rank) * share for part in range(accumulation)]
+    return [row for start in starts for row in range(start, start + share)]
+
+
+@dataclass(frozen=True)
+class Share:
+    """What the other processes must know of this one's part of a step's batch.
+
+    text: weight of its target tokens
+    masks: its chunk, video and audio masks, bool [3, clip, chunk]; None for images
+    asked_to_stop: a signal that came to this process
+    """
+
+    text: float
+    masks: Tensor | None
+    asked_to_stop: Signals | None = None
+
+
+def share_of(tensors: Mapping[str, Tensor], asked_to_stop: Signals | None = None) -> Share:
+    """The share that a process's tensors of a step are."""
+    masks = torch.stack([tensors[name] for name in MASKS]) if MASKS[0] in tensors else None
+    return Share(text_total(tensors["labels"], tensors.get("row_weights")), masks, asked_to_stop)
+
+
+def global_batches(
+    shares: Sequence[Share], clips: int, accumulation: int, config: MirasolConfig, ranks: Ranks
+) -> list[GlobalBatch | None]:
+    """For each microbatch, what its losses must know of the step's batch of `clips` clips; None where it is all."""
+    if accumulation == ranks.world_size == 1:
+        return [None]
+    totals = {"text": sum(share.text for share in shares), "images": float(clips)}
+    longest = 0
+    if shares[0].masks is not None:
+        longest = max(share.masks.shape[2] for share in shares)
+        padded = [F.pad(share.masks, (0, longest - share.masks.shape[2])).chunk(accumulation, 1) for share in shares]
+        for parts in zip(*padded, strict=True):
+            for name, total in chunk_totals(config, *torch.cat(parts, dim=1)).items():
+                totals[name] = totals.get(name, 0.0) + total
+    rows = clips // (accumulation * ranks.world_size)
+    gather = (lambda tensor: _GatheredRows.apply(tensor, ranks)) if ranks.world_size > 1 else (lambda tensor: tensor)
+    return [GlobalBatch(totals, longest, ranks.summed, gather, ranks.rank * rows)] * accumulation
+
+
+def microbatches(tensors: Mapping[str, Tensor], accumulation: int) -> list[dict[str, Tensor]]:
+    """A process's tensors of a step, cut into its microbatches along the first dimension."""
+    parts = {name: value.split(len(value) // accumulation) for name, value in tensors.items()}
+    return [{name: values[place] for name, values in parts.items()} for place in range(accumulation)]
+
+
+class _GatheredRows(Function):
+    """The rows of all processes, by rank; each process's gradient of its own rows is the sum over all of them."""
+
+    @staticmethod
+    def forward(ctx, rows: Tensor, ranks: Ranks) -> Tensor:
+        ctx.ranks, ctx.first = ranks, ranks.rank * len(rows)
+        ctx.rows = len(rows)
+        gathered = torch.zeros(ranks.world_size * len(rows), *rows.shape[1:], dtype=rows.dtype, device=rows.device)
+        gathered[ctx.first : ctx.first + ctx.rows] = rows
+        return ranks.summed(gathered)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:
+        return ctx.ranks.summed(gradient)[ctx.first : ctx.first + ctx.rows], None
+
+
+class _StagePass(nn.Module):
+    """One stage's pass as a module, for DDP to wrap: whatever leaves it beside the loss has no gradient."""
+
+    def __init__(self, model: MirasolForConditionalGeneration, stage: Stage):
+        super().__init__()
+        self.model, self.stage = model, stage
+
+    def forward(self, tensors: Mapping[str, Tensor], whole: GlobalBatch | None) -> tuple[Tensor, Any]:
+        output = stage_losses(self.model, self.stage, tensors, whole)
+        loss = output.loss
+        for name, value in output.items():
+            if isinstance(value, Tensor):
+                output[name] = value.detach()
+        return loss, [output]
+
+
+class ParallelModel:
+    """A model as the processes of a run compute it. `model` itself keeps its names and its methods.
+
+    With `fsdp` only the first process needs weights in it; the others may pass a model on the meta device.
+    """
+
+    def __init__(self, model: MirasolForConditionalGeneration, recipe: Recipe, ranks: Ranks, device: torch.device):
+        self.model, self.recipe, self.ranks, self.device = model, recipe, ranks, device
+        self.kind = recipe.parallel.kind if ranks.host is not None else "none"
+        if recipe.recompute != "none":
+            model.recompute_activations(recipe.recompute)
+        if self.kind == "fsdp":
+            self._shard()
+        else:
+            model.to(device)
+        if recipe.compile:
+            compile_layers(model, self.kind)
+        self._pass: nn.Module | None = None
+        self._stage: Stage | None = None
+
+    def _shard(self) -> None:
+        from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
+        from torch.distributed.device_mesh import init_device_mesh
+        from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+
+        # The initial weights are the first process's, whatever the number of processes.
+        weights = self.model.state_dict() if self.ranks.is_first else {}
+        self.model.to("meta")
+        mesh = init_device_mesh(self.device.type, (self.ranks.world_size,))
+        policy = MixedPrecisionPolicy(cast_forward_inputs=False)
+        if self.recipe.precision == "bf16":
+            policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
+        for layer in layers(self.model):
+            fully_shard(layer, mesh=mesh, mp_policy=policy, reshard_after_forward=self.recipe.parallel.reshard)
+        fully_shard(self.model, mesh=mesh, mp_policy=policy)
+        for name in ("image_text", "encode", "generate", "score"):
+            register_fsdp_forward_method(self.model, name)
+        self.model.to_empty(device=self.device)
+        options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
+        set_model_state_dict(self.model, weights, options=options)
+
+    def precision(self) -> contextlib.AbstractContextManager:
+        """The arithmetic of the recipe, for a pass of the model."""
+        if self.recipe.precision == "bf16" and self.kind != "fsdp":
+            return torch.autocast(self.device.type, torch.bfloat16)
+        return contextlib.nullcontext()
+
+    def enter(self, stage: Stage) -> None:
+        """From now on `losses` are this stage's, of the parameters that need gradients now."""
+        self._stage = stage
+        if self.kind == "ddp":
+            on_gpu = [self.device.index or self.ranks.local_rank] if self.device.type == "cuda" else None
+            # What a batch does not reach (a modality that all its clips lack) has gradients of zero, not none.
+            self._pass = DistributedDataParallel(
+                _StagePass(self.model, stage), device_ids=on_gpu, find_unused_parameters=True,
+                gradient_as_bucket_view=True,
+            )  # fmt: skip
+
+    def backward(self, tensors: Mapping[str, Tensor], whole: GlobalBatch | None, is_last: bool) -> Any:
+        """One microbatch forward and backward. Gradients add up; after the last they are those of the whole batch, on
+        every process. Returns the pass's output, its losses without gradient."""
+        assert self._stage is not None
+        if self._pass is None:
+            with self.precision():
+                output = stage_losses(self.model, self._stage, tensors, whole)
+            (output.loss * self.ranks.world_size).backward()
+            return output
+        with contextlib.nullcontext() if is_last else self._pass.no_sync():
+            with self.precision():
+                loss, (output,) = self._pass(tensors, whole)
+            # DDP, as FSDP, takes the mean over the processes of what is to be added up.
+            (loss * self.ranks.world_size).backward()
+        return output
+
+    def full_weights(self) -> dict[str, Tensor]:
+        """All weights in the CPU's memory of the first process (none on the others)."""
+        if self.kind != "fsdp":
+            return self.model.state_dict() if self.ranks.is_first else {}
+        from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+
+        return get_model_state_dict(self.model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+
+
+def compile_layers(model: MirasolForConditionalGeneration, kind: str) -> None:
+    """Compiles every layer; under FSDP its forward alone, for the hooks that gather its weights cannot be compiled."""
+    if kind != "fsdp":
+        model.compile_blocks()
+        return
+    for layer in layers(model):
+        layer.forward = torch.compile(layer.forward)
