@@ -33,9 +33,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         run(list(sys.argv[1:] if arguments is None else arguments))
     except UserError as error:
-        _stop(str(error), 2)
+        _stop(None if getattr(error, "told_by_first", False) else str(error), 2)
     except Stopped as stopped:
-        _stop(str(stopped), stopped.exit_code)
+        _stop(None if getattr(stopped, "told_by_first", False) else str(stopped), stopped.exit_code)
     except KeyboardInterrupt:
         _stop("interrupted", 130)
     except BrokenPipeError:
@@ -117,8 +117,10 @@ def _quiet_libraries() -> None:
     logging.set_verbosity_error()
 
 
-def _stop(message: str, code: int) -> None:
-    sys.stderr.write(f"mirasol: {' '.join(message.split())}\n")
+def _stop(message: str | None, code: int) -> None:
+    """Ends with one line, unless another process of the run has told it already."""
+    if message is not None:
+        sys.stderr.write(f"mirasol: {' '.join(message.split())}\n")
     raise SystemExit(code) from None
 
 

@@ -249,9 +249,10 @@ class BatchPlan:
             }
         return plan
 
-    def noise_seed(self, step: int) -> int:
-        """Seed of PyTorch's random numbers (dropout, masking of x) in step `step`."""
-        return hash64(self.recipe.seed, "noise", step) >> 1
+    def noise_seed(self, step: int, part: int = 0, rank: int = 0) -> int:
+        """Seed of PyTorch's random numbers (dropout, masking of x) in a microbatch of step `step` on a process."""
+        place = () if part == rank == 0 else (part, rank)
+        return hash64(self.recipe.seed, "noise", step, *place) >> 1
 
     def used_clips(self, stages: Iterable[str] | None = None) -> list[tuple[str, float | None, float | None]]:
         """Every (media, start, end) that some step, or some step of these stages, may ask for."""

@@ -55,12 +55,15 @@ def remove_folder(target: Path) -> None:
         shutil.rmtree(removed)
 
 
-def save_model(folder: Path, model: PreTrainedModel, processor: ProcessorMixin) -> None:
-    """What `from_pretrained` needs, without the library's own progress bar between ours."""
+def save_model(
+    folder: Path, model: PreTrainedModel, processor: ProcessorMixin, weights: Mapping[str, Tensor] | None = None
+) -> None:
+    """What `from_pretrained` needs, without the library's own progress bar between ours. `weights` are the model's own
+    unless they are given."""
     shown = transformers_logging.is_progress_bar_enabled()
     transformers_logging.disable_progress_bar()
     try:
-        model.save_pretrained(folder)
+        model.save_pretrained(folder, state_dict=weights)
         processor.save_pretrained(folder)
     finally:
         if shown:

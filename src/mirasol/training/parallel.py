@@ -12,14 +12,19 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.autograd import Function
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, set_model_state_dict
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
 from mirasol.config import MirasolConfig
-from mirasol.errors import UserError
+from mirasol.errors import Stopped, UserError
 from mirasol.model.execution import layers
 from mirasol.model.global_batch import GlobalBatch, chunk_totals, text_total
 from mirasol.model.mirasol import MirasolForConditionalGeneration
+from mirasol.training.batches import Batch
+from mirasol.training.clip_cache import BadWindow
 from mirasol.training.ranks import Ranks
 from mirasol.training.recipe import Recipe, Stage
 from mirasol.training.stages import stage_losses
@@ -49,6 +54,10 @@ def joined_ranks(recipe: Recipe):
     try:
         host, files = (dist.new_group(backend="gloo", timeout=waiting) for _ in range(2))
         yield Ranks(rank, world_size, local_rank, host, files)
+    except (UserError, Stopped) as error:
+        # They come to all processes alike; one of them speaks for all.
+        error.told_by_first = rank > 0
+        raise
     finally:
         dist.destroy_process_group()
 
@@ -68,14 +77,23 @@ def _check_shares(recipe: Recipe, rank: int, world_size: int) -> None:
         raise error
 
 
-def rows_of_rank(clips: int, accumulation: int, ranks: Ranks) -> list[int]:
-    """The rows of a step's batch of `clips` clips that this process computes, microbatch by microbatch.
+@dataclass(frozen=True)
+class RowsOfRank:
+    """The rows of a step's batch that a process computes, microbatch by microbatch; asked by the loader's processes.
 
     A microbatch is a run of consecutive rows; so is every process's part of it.
     """
-    share = clips // (accumulation * ranks.world_size)
-    starts = [(part * ranks.world_size + ranks.rank) * share for part in range(accumulation)]
-    return [row for start in starts for row in range(start, start + share)]
+
+    recipe: Recipe
+    rank: int
+    world_size: int
+
+    def __call__(self, step: int) -> list[int]:
+        stage, _ = self.recipe.stage_at(step)
+        accumulation = self.recipe.accumulation
+        share = self.recipe.stages[stage].clips_per_step // (accumulation * self.world_size)
+        starts = [(part * self.world_size + self.rank) * share for part in range(accumulation)]
+        return [row for start in starts for row in range(start, start + share)]
 
 
 @dataclass(frozen=True)
@@ -85,17 +103,19 @@ class Share:
     text: weight of its target tokens
     masks: its chunk, video and audio masks, bool [3, clip, chunk]; None for images
     asked_to_stop: a signal that came to this process
+    replaced: clips that it found to be bad and put others in place of
     """
 
     text: float
     masks: Tensor | None
     asked_to_stop: Signals | None = None
+    replaced: tuple[BadWindow, ...] = ()
 
 
-def share_of(tensors: Mapping[str, Tensor], asked_to_stop: Signals | None = None) -> Share:
+def share_of(batch: Batch, tensors: Mapping[str, Tensor], asked_to_stop: Signals | None = None) -> Share:
     """The share that a process's tensors of a step are."""
     masks = torch.stack([tensors[name] for name in MASKS]) if MASKS[0] in tensors else None
-    return Share(text_total(tensors["labels"], tensors.get("row_weights")), masks, asked_to_stop)
+    return Share(text_total(tensors["labels"], tensors.get("row_weights")), masks, asked_to_stop, batch.replaced)
 
 
 def global_batches(
@@ -176,9 +196,6 @@ class ParallelModel:
         self._stage: Stage | None = None
 
     def _shard(self) -> None:
-        from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
-        from torch.distributed.device_mesh import init_device_mesh
-        from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 
         # The initial weights are the first process's, whatever the number of processes.
         weights = self.model.state_dict() if self.ranks.is_first else {}
@@ -207,9 +224,9 @@ class ParallelModel:
         self._stage = stage
         if self.kind == "ddp":
             on_gpu = [self.device.index or self.ranks.local_rank] if self.device.type == "cuda" else None
-            # What a batch does not reach (a modality that all its clips lack) has gradients of zero, not none.
+            # A batch reaches all that trains: what it lacks (a modality, a second chunk) has gradients of zero.
             self._pass = DistributedDataParallel(
-                _StagePass(self.model, stage), device_ids=on_gpu, find_unused_parameters=True,
+                _StagePass(self.model, stage), device_ids=on_gpu,
                 gradient_as_bucket_view=True,
             )  # fmt: skip
 
@@ -229,12 +246,17 @@ class ParallelModel:
             (loss * self.ranks.world_size).backward()
         return output
 
+    def rest(self) -> None:
+        """Gives back weights that a pass without a backward pass left gathered: they may change now."""
+        if self.kind == "fsdp":
+            for module in self.model.modules():
+                if isinstance(module, FSDPModule):
+                    module.reshard()
+
     def full_weights(self) -> dict[str, Tensor]:
         """All weights in the CPU's memory of the first process (none on the others)."""
         if self.kind != "fsdp":
             return self.model.state_dict() if self.ranks.is_first else {}
-        from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
-
         return get_model_state_dict(self.model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
 
 

@@ -39,7 +39,8 @@ RUN_FILES = (
 
 
 class RunFolder:
-    """The folder `recipe.output`, locked against other processes while the context manager is open.
+    """The folder `recipe.output`, locked against other runs while the context manager is open. Of a run's own processes
+    the first alone locks it and writes to it.
 
     Nothing is written to it before `start`, save the lock where it holds a run.
 
@@ -48,11 +49,15 @@ class RunFolder:
             something that decides the weights; another process is training into it.
     """
 
-    def __init__(self, recipe: Recipe, resume: bool):
-        self.recipe, self.path = recipe, Path(recipe.output)
+    def __init__(self, recipe: Recipe, resume: bool, is_first: bool = True):
+        self.recipe, self.path, self.is_first = recipe, Path(recipe.output), is_first
         if self.path.exists() and not self.path.is_dir():
             raise UserError(f"{self.path}: is a file, output must be a folder")
         self._lock: int | None = None
+        if not is_first:
+            # It looks at the folder once the first process has begun or gone on with the run there.
+            self.holds_run = True
+            return
         self.holds_run = self._find_run()
         if self.holds_run and not resume:
             raise UserError(f"{self.path}: already holds a run: choose another output, or --resume to go on with it")
@@ -119,6 +124,8 @@ class RunFolder:
         model_config: the model's config, for a checkpoint holds tensors only
         examples: hashes of what was read, by name
         """
+        if not self.is_first:
+            return
         data = data_hashes(self.recipe)
         if self.holds_run:
             recorded = self.recorded()["data"]
@@ -165,6 +172,8 @@ class RunFolder:
 
     def add_bad_clips(self, bad: Sequence[BadWindow], step: int) -> None:
         """Lists clips that step `step` (from 1) found to be bad, each one once."""
+        if not self.is_first:
+            return
         file = self.path / "bad_clips.jsonl"
         lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
         listed = {(row["media"], row["start"], row["end"]) for row in map(json.loads, lines)}
@@ -174,6 +183,8 @@ class RunFolder:
 
     def record_error(self, message: str, bad_step: Mapping[str, Any] | None = None) -> None:
         """Keeps the line that a run stopped with, and the facts of a step whose numbers were none."""
+        if not self.is_first:
+            return
         # On a full disk, which may be what stopped it, the line on the console has to do.
         with contextlib.suppress(OSError):
             write_whole(self.path / "error.txt", message + "\n")
@@ -182,6 +193,8 @@ class RunFolder:
 
     def clear_error(self) -> None:
         """The run goes on: what stopped it before is past."""
+        if not self.is_first:
+            return
         for name in ("error.txt", "bad_step.json"):
             (self.path / name).unlink(missing_ok=True)
 

@@ -9,22 +9,26 @@ import torch
 
 # From the top of the package, which registers them with the Auto classes that the processor loads its parts through.
 from mirasol import MirasolConfig, MirasolFeatureExtractor, MirasolForConditionalGeneration, MirasolProcessor
-from mirasol.checkpoint import Loaded, load_checkpoint, load_processor
+from mirasol.checkpoint import Loaded, find_checkpoint, load_checkpoint, load_processor
 from mirasol.data.example import Example
 from mirasol.errors import UserError
 from mirasol.media.tokenizer import train_tokenizer
 from mirasol.parts import LossWeights
 from mirasol.training.clip_cache import ClipCache
 from mirasol.training.examples import tokenizer_texts
+from mirasol.training.randomness import hash64
 from mirasol.training.recipe import ModelRecipe, Recipe
 
 
-def pick_device(name: str) -> torch.device:
-    """The recipe's device. Raises UserError for a GPU that is not there."""
+def pick_device(name: str, local_rank: int = 0) -> torch.device:
+    """The recipe's device; of several GPUs of a machine the one for process `local_rank` there.
+
+    Raises UserError for a GPU that is not there.
+    """
     available = torch.cuda.is_available()
     if name == "cuda" and not available:
         raise UserError("device=cuda: PyTorch finds no GPU here: use device: auto or cpu")
-    return torch.device("cuda" if available and name != "cpu" else "cpu")
+    return torch.device("cuda", local_rank) if available and name != "cpu" else torch.device("cpu")
 
 
 def load_initial(recipe: Recipe) -> Loaded | None:
@@ -83,9 +87,25 @@ def make_model(recipe: Recipe, processor: MirasolProcessor, initial: Loaded | No
     """A new model from the preset, its vocabulary as large as the tokenizer's, or the checkpoint to go on from."""
     if initial is not None:
         return initial.model
+    torch.manual_seed(hash64(recipe.seed, "weights") >> 1)
+    return MirasolForConditionalGeneration(_new_config(recipe, processor))
+
+
+def make_outline(recipe: Recipe, processor: MirasolProcessor) -> MirasolForConditionalGeneration:
+    """The model of `make_model` without its weights, on the meta device: it gets them from another process."""
+    if recipe.model.init is not None:
+        config = MirasolConfig.from_pretrained(find_checkpoint(recipe.model.init))
+        with_media_size(config, recipe.model)
+    else:
+        config = _new_config(recipe, processor)
+    with torch.device("meta"):
+        return MirasolForConditionalGeneration(config)
+
+
+def _new_config(recipe: Recipe, processor: MirasolProcessor) -> MirasolConfig:
     config = MirasolConfig.preset(recipe.model.preset, **recipe.model.overrides)
     config.vocab_size = len(processor.tokenizer)
-    return MirasolForConditionalGeneration(config)
+    return config
 
 
 def make_caches(

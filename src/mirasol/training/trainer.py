@@ -6,7 +6,7 @@ import itertools
 import json
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,8 @@ from torch import Tensor
 
 from mirasol.console import Progress
 from mirasol.errors import Stopped, UserError
+from mirasol.model.global_batch import GlobalBatch
+from mirasol.training.average import WeightAverage
 from mirasol.training.batches import KINDS, Batch, BatchPlan
 from mirasol.training.best import BestStep, check_metric
 from mirasol.training.checkpoints import Checkpoints, remove_folder, save_model, write_folder
@@ -25,7 +27,16 @@ from mirasol.training.loader import StepBatches, decoded_sizes, make_loader
 from mirasol.training.logging import RunLog, read_metrics
 from mirasol.training.measures import NonFiniteLoss, check_finite, spread
 from mirasol.training.optimizer import Optimizer, learning_rate
-from mirasol.training.randomness import hash64
+from mirasol.training.parallel import (
+    ParallelModel,
+    RowsOfRank,
+    Share,
+    global_batches,
+    joined_ranks,
+    microbatches,
+    share_of,
+)
+from mirasol.training.ranks import Ranks
 from mirasol.training.recipe import Recipe
 from mirasol.training.regularisers import ClipAugment, Regularisers, check_augmentation
 from mirasol.training.run_folder import RunFolder, versions
@@ -36,11 +47,12 @@ from mirasol.training.setup import (
     load_initial,
     make_caches,
     make_model,
+    make_outline,
     make_processor,
     pick_device,
 )
 from mirasol.training.signals import StopSignals
-from mirasol.training.stages import StageWeights, stage_losses
+from mirasol.training.stages import StageWeights
 from mirasol.training.trackers import check_tracker, make_tracker
 from mirasol.training.validation import Validation
 from mirasol.training.worker_status import WorkerStatus
@@ -65,21 +77,35 @@ def train(recipe: Recipe, *, resume: bool = False, console: Any = None) -> Path:
         from rich.console import Console
 
         console = Console(stderr=True)
-    with StopSignals() as signals, RunFolder(recipe, resume) as folder:
-        if folder.finished:
+    with contextlib.ExitStack() as stack:
+        ranks, signals = stack.enter_context(joined_ranks(recipe)), stack.enter_context(StopSignals())
+        folder = stack.enter_context(ranks.together(lambda: RunFolder(recipe, resume, ranks.is_first)))
+        console.quiet = console.quiet or not ranks.is_first
+        if ranks.from_first(folder.finished):
             console.print(f"{folder.path}: this run is finished", highlight=False, soft_wrap=True)
             return folder.checkpoint
         if recipe.threads:
             torch.set_num_threads(recipe.threads)
-        return Trainer(recipe, folder, console, signals).run()
+        return Trainer(recipe, folder, console, signals, ranks).run()
 
 
 class Trainer:
     """One run: made of parts that each follow from the recipe, and the loop over its steps."""
 
-    def __init__(self, recipe: Recipe, folder: RunFolder, console: Any, signals: StopSignals):
-        self.recipe, self.folder, self.console, self.signals = recipe, folder, console, signals
-        self.device = pick_device(recipe.device)
+    def __init__(self, recipe: Recipe, folder: RunFolder, console: Any, signals: StopSignals, ranks: Ranks):
+        self.recipe, self.folder, self.console, self.signals, self.ranks = recipe, folder, console, signals, ranks
+        self.device = pick_device(recipe.device, ranks.local_rank)
+        # The first process decodes clips and makes the processor, the others find both.
+        ranks.first_then_rest(self._prepare)
+        self.parallel = ParallelModel(self.model, recipe, ranks, self.device)
+        self.weights.enter(None)  # the optimizer takes all that some stage trains
+        self.optimizer = Optimizer(self.model, recipe.optimizer)
+        self.average = None if recipe.ema is None else WeightAverage(self.model, recipe.ema)
+        self.checkpoints = Checkpoints(folder.path / "checkpoints", recipe.keep_last, ranks)
+
+    def _prepare(self) -> None:
+        """Everything that a process makes for itself, before they share a model."""
+        recipe, folder, console = self.recipe, self.folder, self.console
         check_tracker(recipe.tracker)
         by_data_set, absent = read_data(recipe.data, "train")
         held_out, also_absent = read_data(recipe.data, "validation")
@@ -88,25 +114,24 @@ class Trainer:
         examples = [example for some in by_data_set.values() for example in some]
         validation_examples = [example for some in held_out.values() for example in some]
 
-        initial = load_initial(recipe)
-        self.processor = make_processor(
-            recipe, examples, initial, folder.path / "processor" if folder.holds_run else None
-        )
+        saved = folder.path / "processor" if folder.holds_run else None
+        if recipe.parallel.kind == "fsdp" and not self.ranks.is_first:
+            self.processor = make_processor(recipe, examples, None, saved)
+            self.model = make_outline(recipe, self.processor)
+        else:
+            initial = load_initial(recipe)
+            self.processor = make_processor(recipe, examples, initial, saved)
+            self.model = make_model(recipe, self.processor, initial)
         check_texts(self.processor, [*examples, *validation_examples])
-        torch.manual_seed(hash64(recipe.seed, "weights") >> 1)
-        self.model = make_model(recipe, self.processor, initial).to(self.device)
         check_loss_weights(recipe, self.model.config)
         check_augmentation(recipe, self.model.config)
         if recipe.keep_best is not None:
             check_metric(recipe.keep_best, self.validation.parts)
         self.regularisers = Regularisers(self.model)
         self.weights = StageWeights(recipe, self.model)
-        self.weights.enter(None)  # the optimizer takes all that some stage trains
-        self.optimizer = Optimizer(self.model, recipe.optimizer)
         settings = self.model.config.media_settings()
         # Of training, and of validation and samples.
         self.clips, self.cache = make_caches(recipe, folder.path, settings, [*examples, *validation_examples])
-        self.checkpoints = Checkpoints(folder.path / "checkpoints", recipe.keep_last)
 
         bad = self._decode_clips()
         if bad:
@@ -175,17 +200,19 @@ class Trainer:
         state = self.checkpoints.load_newest(self._tensors(), self.recipe.fingerprint(), self._warn)
         self.folder.clear_error()
         first = state["step"]
-        log = RunLog(self.folder.path, first, make_tracker(self.recipe))
-        self.best = BestStep(self.recipe.keep_best, read_metrics(log.file)) if self.recipe.keep_best else None
+        log = RunLog(self.folder.path, first, make_tracker(self.recipe)) if self.ranks.is_first else None
+        logged = self.ranks.from_first(read_metrics(log.file) if log is not None and self.recipe.keep_best else [])
+        self.best = BestStep(self.recipe.keep_best, logged) if self.recipe.keep_best else None
         self.saved = first
         self.clock, self.status = Clock(state.get("seconds", 0.0)), WorkerStatus(self.recipe.workers)
         self.signals.defer()
         try:
             with Progress(self.console, "Training", self.recipe.total_steps, "steps", start=first) as progress:
-                for step, batch, tensors in self._batches(first):
+                for step, batch, tensors, wholes in self._batches(first):
                     if step == first or self.recipe.stage_at(step)[1] == 0:
-                        self.weights.enter(self.recipe.stage_at(step)[0])
-                    values = self._step(step, batch, tensors)
+                        self.weights.enter(batch.stage)
+                        self.parallel.enter(self.recipe.stages[batch.stage])
+                    values = self._step(step, batch, tensors, wholes)
                     self._after_step(step + 1, values, log, progress)
                     self._stop_if_asked(step + 1)
             self.checkpoints.wait()
@@ -198,23 +225,27 @@ class Trainer:
                 self.folder.record_error(str(error), error.facts if isinstance(error, NonFiniteLoss) else None)
             raise error from error.__cause__
         finally:
-            log.close()
+            if log is not None:
+                log.close()
         return self._finish()
 
     def _tensors(self) -> dict[str, dict[str, Tensor]]:
         """All that a checkpoint holds."""
-        return {"model": self.model.state_dict(), "optimizer": self.optimizer.tensors()}
+        average = {} if self.average is None else {"average": self.average.tensors()}
+        return {"model": self.model.state_dict(), "optimizer": self.optimizer.tensors(), **average}
 
     def _warn(self, message: str) -> None:
         self.console.print(f"warning: {message}", highlight=False, markup=False, soft_wrap=True)
 
-    def _batches(self, first: int) -> Iterator[tuple[int, Batch, dict[str, Tensor]]]:
-        """(step, batch, its tensors on the device) for every step left; keeps count of the time spent waiting."""
-        data, extractor = self.recipe.data, self.processor.feature_extractor
-        augment = ClipAugment(self.recipe, extractor.image_size)
+    def _batches(self, first: int) -> Iterator[tuple[int, Batch, dict[str, Tensor], list[GlobalBatch | None]]]:
+        """(step, this process's rows of the batch, their tensors on the device, what the losses of each microbatch must
+        know of the whole) for every step left; keeps count of the time spent waiting."""
+        data, extractor, ranks = self.recipe.data, self.processor.feature_extractor, self.ranks
         steps = StepBatches(
-            self.plan, self.clips, extractor, augment=augment, status=self.status, on_bad=data.on_bad_clip
-        )
+            self.plan, self.clips, extractor, status=self.status, on_bad=data.on_bad_clip,
+            rows=RowsOfRank(self.recipe, ranks.rank, ranks.world_size) if ranks.world_size > 1 else None,
+            augment=ClipAugment(self.recipe, extractor.image_size),
+        )  # fmt: skip
         on_gpu = self.device.type == "cuda"
         remaining = range(first, self.recipe.total_steps)
         # Batches decoded ahead may be large, and there is none to catch up with.
@@ -223,49 +254,66 @@ class Trainer:
         loaded = iter(make_loader(steps, remaining, self.recipe.workers, on_gpu, seconds, prefetch))
         for step in remaining:
             with self.clock.waiting():
-                batch, media = self._next(loaded, step)
-                text = self.processor.encode_text(batch.prompts, batch.targets)
-                if batch.row_weights is not None:
-                    text["row_weights"] = torch.tensor(batch.row_weights)
-                tensors = {
-                    name: value.to(self.device, non_blocking=on_gpu) for name, value in {**media, **text}.items()
-                }
-            yield step, batch, tensors
+                batch, tensors, shares = self._next(loaded, step)
+                clips = self.recipe.stages[batch.stage].clips_per_step
+                wholes = global_batches(shares, clips, self.recipe.accumulation, self.model.config, ranks)
+                tensors = {name: value.to(self.device, non_blocking=on_gpu) for name, value in tensors.items()}
+            yield step, batch, tensors, wholes
 
-    def _next(self, loaded: Iterator[tuple[Batch, dict[str, Tensor]]], step: int) -> tuple[Batch, dict[str, Tensor]]:
-        """The next batch; clips that turned out to be bad are listed."""
+    def _next(
+        self, loaded: Iterator[tuple[Batch, dict[str, Tensor]]], step: int
+    ) -> tuple[Batch, dict[str, Tensor], list[Share]]:
+        """The next batch, its tensors, and what every process tells of its own; bad clips that any met are listed."""
+        taken: list[tuple[Batch, dict[str, Tensor]]] = []
+
+        def take() -> Share:
+            try:
+                batch, media = next(loaded)
+            except Exception as raised:
+                error = self.status.failure(raised) or raised
+                raise error from error.__cause__
+            text = self.processor.encode_text(batch.prompts, batch.targets)
+            if batch.row_weights is not None:
+                text["row_weights"] = torch.tensor(batch.row_weights)
+            taken.append((batch, {**media, **text}))
+            return share_of(batch, taken[0][1], self.signals.received)
+
         try:
-            batch, media = next(loaded)
+            shares = self.ranks.exchange(take)
         except UnreadableWindow as error:
             self.folder.add_bad_clips([error.window], step + 1)
             raise
-        if batch.replaced:
-            self.folder.add_bad_clips(batch.replaced, step + 1)
-            self.clock.replaced += len(batch.replaced)
-        return batch, media
+        self.asked_to_stop = next((share.asked_to_stop for share in shares if share.asked_to_stop), None)
+        replaced = [bad for share in shares for bad in share.replaced]
+        if replaced:
+            self.folder.add_bad_clips(replaced, step + 1)
+            self.clock.replaced += len(replaced)
+        return *taken[0], shares
 
-    def _step(self, step: int, batch: Batch, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    def _step(
+        self, step: int, batch: Batch, tensors: Mapping[str, Tensor], wholes: Sequence[GlobalBatch | None]
+    ) -> dict[str, Any]:
         """One optimizer step. Returns its values; raises NonFiniteLoss before anything reaches the weights."""
-        stage_name, _ = self.recipe.stage_at(step)
-        stage = self.recipe.stages[stage_name]
+        stage = self.recipe.stages[batch.stage]
         rate = learning_rate(self.recipe, step)
         self.optimizer.set_learning_rate(rate)
         self.model.train()
         self.model.config.loss_weights = stage.loss_weights
         self.regularisers.enter(stage)
-        torch.manual_seed(self.plan.noise_seed(step))
-        with self._precision():
-            output = stage_losses(self.model, stage, tensors)
-        values = {"stage": stage_name, "loss": output.loss.item()}
-        values |= {name: loss.item() for name, loss in output.items() if name.endswith("_loss")}
-        check_finite(batch, values)
         self.optimizer.zero_grad()
-        output.loss.backward()
+        parts = microbatches(tensors, len(wholes))
+        values: dict[str, Any] = {"stage": batch.stage}
+        values |= self._pass(step, parts, wholes)
+        # Each process knows its own rows: what stops a run is told with all samples of the step.
+        everything = batch if self.ranks.world_size == 1 else self.plan.batch(step)
+        check_finite(everything, values)
         values["gradient_norm"] = self.optimizer.clip_gradients()
-        check_finite(batch, values)
+        check_finite(everything, values)
         self.checkpoints.wait_until_copied()
         self.optimizer.step()
-        self.clock.clips += len(batch.clips)
+        if self.average is not None:
+            self.average.update(step + 1)
+        self.clock.clips += stage.clips_per_step
         values["learning_rate"] = rate
         if self._logs(step + 1):
             values["repeated_rows"] = batch.repeated
@@ -273,34 +321,55 @@ class Trainer:
                 shares = Counter(self.plan.batch(step).data_sets)
                 values |= {f"clips_of_{name}": shares[name] for name in self.recipe.data.mixture}
             if stage.objective == "clips":
-                values |= spread(output, tensors["chunk_mask"])
+                values |= spread(self.output, parts[-1]["chunk_mask"])
         return values
 
-    def _precision(self):
-        if self.recipe.precision == "bf16":
-            return torch.autocast(self.device.type, torch.bfloat16)
-        return contextlib.nullcontext()
+    def _pass(
+        self, step: int, parts: Sequence[Mapping[str, Tensor]], wholes: Sequence[GlobalBatch | None]
+    ) -> dict[str, float]:
+        """Gradients of the step's batch, microbatch by microbatch. Returns its losses, the same on every process."""
+        losses = []
+        for place, (part, whole) in enumerate(zip(parts, wholes, strict=True)):
+            torch.manual_seed(self.plan.noise_seed(step, place, self.ranks.rank))
+            self.output = self.parallel.backward(part, whole, is_last=place == len(parts) - 1)
+            names = [name for name in self.output if name == "loss" or name.endswith("_loss")]
+            losses.append(torch.stack([self.output[name].detach().float() for name in names]))
+        total = self.ranks.summed(torch.stack(losses).sum(0) if len(losses) > 1 else losses[0])
+        return dict(zip(names, total.tolist(), strict=True))
 
     def _logs(self, done: int) -> bool:
         return done % self.recipe.log_every == 0 or done in (1, self.recipe.total_steps)
 
-    def _after_step(self, done: int, values: dict[str, Any], log: RunLog, progress: Progress) -> None:
+    def _after_step(self, done: int, values: dict[str, Any], log: RunLog | None, progress: Progress) -> None:
         recipe, last = self.recipe, done == self.recipe.total_steps
         self.checkpoints.poll()
-        if self._logs(done):
+        if self._logs(done) and log is not None:
             log.train(done, {**values, **self.clock.lap()})
         losses = " ".join(f"{name[:-5]} {loss:.3f}" for name, loss in values.items() if name.endswith("_loss"))
         progress.update(done, f"{values['stage']}: {losses}")
         is_best = False
         if self.validation.parts and (done % recipe.validate_every == 0 or last):
-            with self.clock.paused(), self._precision():
+            # Every process does all of it, on the same clips: sharded weights are gathered by all of them together.
+            with self.clock.paused(), self.parallel.precision(), self._averaged():
                 found = self.validation.run(self.model, self.processor, self.cache, self.device)
-                log.validation(done, found)
                 is_best = self.best is not None and self.best.add(done, found)
+                taken = None
                 if self.samples.rows:
-                    log.samples(done, self.samples.take(self.model, self.processor, self.cache, self.device))
+                    taken = self.samples.take(self.model, self.processor, self.cache, self.device)
+            if log is not None:
+                log.validation(done, found)
+                if taken is not None:
+                    log.samples(done, taken)
         if done % recipe.checkpoint_every == 0 or is_best or last:
             self._save(done)
+
+    @contextlib.contextmanager
+    def _averaged(self) -> Iterator[None]:
+        """The model has its averaged weights, where there are any, while this is open."""
+        self.checkpoints.wait_until_copied()
+        with contextlib.nullcontext() if self.average is None else self.average.in_place():
+            yield
+            self.parallel.rest()
 
     def _save(self, done: int) -> None:
         """Begins to write a checkpoint, unless this step's is there or being written."""
@@ -313,7 +382,8 @@ class Trainer:
 
     def _stop_if_asked(self, done: int) -> None:
         """Saves and raises Stopped where a signal came. After the last step the run is as good as finished: it ends."""
-        number, total = self.signals.received, self.recipe.total_steps
+        number = self.signals.received if self.ranks.world_size == 1 else self.asked_to_stop
+        total = self.recipe.total_steps
         if number is None or done == total:
             return
         self._save(done)
@@ -324,13 +394,19 @@ class Trainer:
         )  # fmt: skip
 
     def _finish(self) -> Path:
+        with self._averaged():
+            weights = self.parallel.full_weights()
+            self.ranks.together(lambda: self._write_result(weights) if self.ranks.is_first else None)
+        return self.folder.checkpoint
+
+    def _write_result(self, weights: Mapping[str, Tensor]) -> None:
         def fill(target: Path) -> None:
-            save_model(target, self.model, self.processor)
-            weights = hashlib.sha256((target / "model.safetensors").read_bytes()).hexdigest()
+            save_model(target, self.model, self.processor, weights)
+            digest = hashlib.sha256((target / "model.safetensors").read_bytes()).hexdigest()
             facts = {
                 "steps": self.recipe.total_steps,
                 "training_seconds": round(self.clock.seconds(), 1),
-                "weights_sha256": weights,
+                "weights_sha256": digest,
                 "versions": versions(),
                 "recipe": self.recipe.to_dict(),
             }
@@ -338,4 +414,3 @@ class Trainer:
 
         write_folder(self.folder.checkpoint, fill)
         remove_folder(self.folder.path / "examples")
-        return self.folder.checkpoint
