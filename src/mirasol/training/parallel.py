@@ -34,7 +34,8 @@ MASKS = ("chunk_mask", "video_mask", "audio_mask")
 
 @contextlib.contextmanager
 def joined_ranks(recipe: Recipe):
-    """The processes that `torchrun` started, while the context is open; one process alone where it did not.
+    """The processes that `torchrun` started, while the context is open; one process alone where it did not. A process
+    group that is there already is used, and left as it is.
 
     Raises:
         UserError: several processes and a recipe with `parallel.kind: none`, or clips that cannot be shared evenly.
@@ -50,7 +51,9 @@ def joined_ranks(recipe: Recipe):
         torch.cuda.set_device(local_rank)
     # The first process decodes a data set's clips while the others wait.
     waiting = datetime.timedelta(days=7)
-    dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo")
+    joins = not dist.is_initialized()
+    if joins:
+        dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo")
     try:
         host, files = (dist.new_group(backend="gloo", timeout=waiting) for _ in range(2))
         yield Ranks(rank, world_size, local_rank, host, files)
@@ -59,7 +62,8 @@ def joined_ranks(recipe: Recipe):
         error.told_by_first = rank > 0
         raise
     finally:
-        dist.destroy_process_group()
+        if joins:
+            dist.destroy_process_group()
 
 
 def _check_shares(recipe: Recipe, rank: int, world_size: int) -> None:
