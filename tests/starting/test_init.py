@@ -65,6 +65,13 @@ def test_the_checkpoint_trains(image, preset, shapes, tmp_path, capsys):
     assert load_checkpoint(tmp_path / "run").model.config.vit.class_token
 
 
+def test_whoever_asks_an_untrained_checkpoint_is_told(image, preset, shapes, tmp_path, capsys):
+    run(capsys, preset, tmp_path / "start", "--image", image, "--tokenizer", "tiny")
+    clip = sorted((shapes / "clips" / "test").iterdir())[0]
+    main(["ask", str(tmp_path / "start"), str(clip), "what?", "--max-new-tokens", "1"])
+    assert "comes from `mirasol init` and was not trained" in capsys.readouterr().err
+
+
 def test_without_a_tokenizer_it_says_what_can_use_the_folder(image, preset, tmp_path, capsys):
     said = run(capsys, preset, tmp_path / "start", "--image", image)
     assert "has no tokenizer, so `mirasol train` and `mirasol ask` cannot use it; from_pretrained can" in said
