@@ -1,5 +1,6 @@
 """WUPS on a WordNet of a dozen words, against numbers computed by hand."""
 
+import json
 import shutil
 
 import pytest
@@ -9,9 +10,13 @@ from mirasol import UserError
 from mirasol.cli import main
 from mirasol.data.example import Example
 from mirasol.data.sources import read_source
+from mirasol.evaluation.asking import Asking
 from mirasol.evaluation.comparing import compare
 from mirasol.evaluation.predictions import Prediction
-from mirasol.evaluation.scoring import score_wups
+from mirasol.evaluation.results import score_file
+from mirasol.evaluation.scoring import OPEN, WUPS, score_wups
+from mirasol.evaluation.source_evaluation import evaluate_source, write_evaluation
+from mirasol.evaluation.source_report import write_report
 from mirasol.evaluation.wups import STOP_WORDS, Wups
 
 pytest.importorskip("nltk")
@@ -142,3 +147,25 @@ def test_the_command_scores_by_wups_and_its_results_compare(nltk_data, tmp_path,
 def test_stop_words_are_those_of_the_script(real_data):
     words = (real_data / "annotations" / "nextqa_oe" / "stopwords.txt").read_text().split()
     assert set(words) == STOP_WORDS
+
+
+def test_an_evaluation_has_wups_beside_exact_match(loaded, shapes, wups, tmp_path):
+    clips = sorted((shapes / "clips" / "test").iterdir())[:2]
+    header = "video,frame_count,width,height,question,answer,qid,type\n"
+    rows = [f"{place},9,9,9,what is seen,dog,0,DL\n{place},9,9,9,why,ball,1,CW\n" for place in range(2)]
+    (tmp_path / "test.csv").write_text(header + "".join(rows))
+    for place, clip in enumerate(clips):
+        shutil.copy(clip, tmp_path / f"{place}.mp4")
+    source = read_source("nextqa_oe", tmp_path, "test")
+    found = evaluate_source(loaded, source, Asking(tmp_path, ("no_media",), max_new_tokens=2), wups=wups)
+    assert list(found.protocols) == [OPEN, WUPS]
+    assert found.controls[WUPS]["no_media"].metrics.keys() == found.protocols[WUPS].metrics.keys()
+    (tmp_path / "out").mkdir()
+    names = write_evaluation(tmp_path / "out", found)
+    assert "predictions.wups.jsonl" in names
+    values = [json.loads(line)["value"] for line in (tmp_path / "out" / names[1]).read_text().splitlines()]
+    assert sum(values) / 4 == pytest.approx(found.protocols[WUPS].metrics["WUPS"].value)
+    write_report(tmp_path / "out" / "report.html", loaded, found)
+    assert "WUPS_D" in (tmp_path / "out" / "report.html").read_text()
+    again = score_file(source, tmp_path / "out" / "predictions.official.json", wups=wups)
+    assert again.metrics == found.protocols[WUPS].metrics
