@@ -26,7 +26,11 @@ def run(tmp_path_factory, data_root, shared_cache):
         "seed": 1, "output": str(folder), "data": {"root": str(data_root), "cache": str(shared_cache)},
         "model": {"overrides": {**parts, "vit": stack, "audio": {"adapter": stack}}},
         "tokenizer": {"vocab_size": 300},
-        "stages": {"a": {"steps": 6, "clips_per_step": 2, "questions_per_clip": 2, "loss_weights": {"video": 0.5}}},
+        "stages": {
+            "a": {
+                "steps": 6, "clips_per_step": 2, "questions_per_clip": 2, "dropout": 0.2, "loss_weights": {"video": 0.5},
+            },
+        },
         "device": "cpu", "threads": 1, "checkpoint_every": 2, "validate_every": 2, "validation_clips": 1, "samples": 0,
     }))  # fmt: skip
     return folder
@@ -38,7 +42,7 @@ def test_an_export_loads_with_the_auto_classes_and_is_the_runs_model(run, tmp_pa
     own, exported = (load_file(folder / "model.safetensors") for folder in (run / "checkpoint", tmp_path / "out"))
     assert own.keys() == exported.keys() and all(torch.equal(own[name], exported[name]) for name in own)
     model = AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "out")
-    assert model.config.loss_weights.video == 0.5
+    assert (model.config.loss_weights.video, model.config.vit.dropout) == (0.5, 0.2)
     assert len(AutoProcessor.from_pretrained(tmp_path / "out").tokenizer) == model.config.vocab_size
 
 

@@ -18,6 +18,7 @@ from mirasol.training.best import BestStep
 from mirasol.training.checkpoints import Checkpoints, save_model, write_folder
 from mirasol.training.logging import read_metrics
 from mirasol.training.recipe import Recipe, recipe_from_dict
+from mirasol.training.regularisers import Regularisers
 from mirasol.training.shard_files import DamagedFile, ShardReader
 
 
@@ -111,7 +112,9 @@ def _load(
     if step not in checkpoints.steps():
         raise UserError(f"{run}: has no checkpoint after {step} steps: {_told(checkpoints.steps())}")
     model = MirasolForConditionalGeneration(_config(recipe, facts))
-    model.config.loss_weights = recipe.stages[recipe.stage_at(step - 1)[0]].loss_weights
+    stage = recipe.stages[recipe.stage_at(step - 1)[0]]
+    model.config.loss_weights = stage.loss_weights
+    Regularisers(model).enter(stage)
     folder = checkpoints.path(step)
     _read_part(folder, "model", model.state_dict())
     if average or (average is None and _keeps_average(recipe)):
