@@ -30,9 +30,9 @@ class Arrays:
     def __getitem__(self, name: str) -> np.ndarray:
         return self._arrays[name]
 
-    def values(self) -> Iterable[np.ndarray]:
-        """All of them."""
-        return self._arrays.values()
+    def items(self) -> Iterable[tuple[str, np.ndarray]]:
+        """(name, array) of all of them."""
+        return self._arrays.items()
 
     def stored(self, folder: Path) -> "Arrays":
         """The same arrays, mapped from files that this writes."""
@@ -62,13 +62,13 @@ class ExampleTable(Sequence[Example]):
         """See `of`. arrays: content uint8, the rows one after the other; ends int64 [row], where each ends; clip
         int32 [row], the number of its (media, start, end); windowed and image bool [row], whether it is about a window
         of a clip, or a still image; type int32 [row], place in `types`."""
-        self._arrays, self.types, self._class_lists = arrays, types, class_lists
+        self.arrays, self.types, self._class_lists = arrays, types, class_lists
         self._content, self._ends = arrays["content"], arrays["ends"]
         self.clip, self.windowed, self.type = arrays["clip"], arrays["windowed"], arrays["type"]
         self.image = arrays["image"]
 
     def __reduce__(self):
-        return ExampleTable, (self._arrays, self.types, self._class_lists)
+        return ExampleTable, (self.arrays, self.types, self._class_lists)
 
     @classmethod
     def of(cls, examples: Iterable[Example]) -> "ExampleTable":
@@ -120,11 +120,11 @@ class ExampleTable(Sequence[Example]):
     @property
     def nbytes(self) -> int:
         """Size in bytes, the class lists left out."""
-        return sum(array.nbytes for array in self._arrays.values())
+        return sum(array.nbytes for _, array in self.arrays.items())
 
     def stored(self, folder: Path) -> "ExampleTable":
         """The same table, in files of `folder` instead of in memory."""
-        return ExampleTable(self._arrays.stored(folder), self.types, self._class_lists)
+        return ExampleTable(self.arrays.stored(folder), self.types, self._class_lists)
 
     def without(self, windows: Iterable[tuple[str, float | None, float | None]]) -> "ExampleTable":
         """The examples about other clips than these."""

@@ -1,0 +1,236 @@
+"""How fast clips reach the training: `python benchmarks/reading.py [--real FOLDER] [--examples 10000000]`.
+
+- **Throughput.** The loader with two workers that decode ahead, without a cache, against bare PyAV, in clips per
+  processor second, which is clips per second and core. Ours is all of it: video, audio, log-mel, the batch and its way
+  to the main process; what the processes need to start is taken out by the difference of a long and a short run. Bare
+  decodes the video and resizes the very frames ours keeps; `with sound` also decodes the sound and resamples it, as
+  ours has to. In turn, so that both meet the same machine; medians.
+- **Latency.** Seconds from the loader's making to its first batch: at the first step, and at a step ten million clips
+  into a run on ten million examples (simulated: an index of as many rows that name the rendered clips), in this process
+  and with a worker, which first has to start. The index is opened from its files, as workers do.
+
+Clips are rendered here (`decode.render`), or are the real ones below FOLDER (clips/ with manifest.json). Writes
+benchmarks/results/reading.json and .md.
+"""
+
+import argparse
+import json
+import os
+import pickle
+import resource
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import torch
+from _measure import calibrate, surroundings, table, write_results
+from decode import LARGE_MODEL, bare, render
+
+from mirasol.config import MirasolConfig
+from mirasol.data.example import Example
+from mirasol.data.example_table import Arrays, ExampleTable
+from mirasol.errors import BadClip
+from mirasol.media.processor import MirasolFeatureExtractor
+from mirasol.training.batches import BatchPlan
+from mirasol.training.clip_cache import ClipCache
+from mirasol.training.loader import StepBatches, make_loader
+from mirasol.training.recipe import Recipe, recipe_from_dict
+
+GOAL, RESUME_GOAL = 0.9, 1.0
+WORKERS, PER_STEP = 2, 4
+# name: width, height, frames per second, seconds of the rendered clips; settings that differ from the large model's
+RENDERED = {
+    "640x360, 25 fps, 20 s; 128 frames of 224": ((640, 360, 25, 20), {"image_size": 224}),
+    "1280x720, 30 fps, 10 s; 128 frames of 224": ((1280, 720, 30, 10), {"image_size": 224}),
+}
+TINY = MirasolConfig.preset("tiny").media_settings()
+
+
+def make_recipe(root: Path, clips: int, per_step: int) -> Recipe:
+    """A recipe that walks through `clips` clips of `root`, decoded ahead."""
+    return recipe_from_dict(
+        {
+            "seed": 0,
+            "output": str(root / "run"),
+            "data": {"root": str(root), "decode": "ahead"},
+            "stages": {"all": {"steps": clips // per_step, "clips_per_step": per_step, "questions_per_clip": 1}},
+        }
+    )
+
+
+def batches_of(root: Path, plan: BatchPlan, settings: dict[str, Any]) -> StepBatches:
+    return StepBatches(plan, ClipCache(None, root, settings), MirasolFeatureExtractor(**settings))
+
+
+def processor_seconds() -> float:
+    """Of this process and of its children that have ended."""
+    children = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return time.process_time() + children.ru_utime + children.ru_stime
+
+
+def through_loader(batches: StepBatches, steps: int) -> float:
+    """Processor seconds in which the loader gives its first `steps` batches, workers' lives included."""
+    begin = processor_seconds()
+    for _ in make_loader(batches, range(steps), WORKERS, prefetch=2):
+        pass
+    return processor_seconds() - begin
+
+
+def bare_sound(path: Path, rate: int) -> int:
+    """Decodes the sound, mono at `rate` Hz; returns the samples."""
+    count, resampler = 0, av.AudioResampler("fltp", "mono", rate)
+    with av.open(str(path)) as container:
+        if not container.streams.audio:
+            return 0
+        for frame in container.decode(container.streams.audio[0]):
+            count += sum(part.samples for part in resampler.resample(frame))
+    return count
+
+
+def throughput(root: Path, media: list[str], settings: dict[str, Any], rounds: int, repeats: int) -> dict[str, Any]:
+    """Clips per processor second of the loader and of bare PyAV, over each of `media` `rounds` times."""
+    extractor = MirasolFeatureExtractor(**settings)
+    kept = {}
+    for name in media:
+        kept[name] = {round(float(t), 6) for t in extractor.read(root / name).frame_times.unique()}
+    clips = len(media) * rounds
+    assert clips % PER_STEP == 0
+    # Each clip as many times as every other: as many examples as clips, and one epoch of them.
+    examples = [Example(f"{n}", media[n % len(media)], None, None, "?", "!", video=f"{n}") for n in range(len(media))]
+    plan = BatchPlan(make_recipe(root, clips + 2 * PER_STEP * len(media), PER_STEP), examples)
+    batches = batches_of(root, plan, settings)
+    seconds: dict[str, list[float]] = {"ours": [], "bare": [], "bare with sound": []}
+    short = len(media)  # steps: PER_STEP rounds over all clips
+    for _ in range(repeats):
+        start = through_loader(batches, short)
+        seconds["ours"].append((through_loader(batches, short + clips // PER_STEP) - start) / clips)
+        begin = time.process_time()
+        for name in media:
+            bare(root / name, kept[name], extractor.image_size)
+        video = (time.process_time() - begin) / len(media)
+        begin = time.process_time()
+        for name in media:
+            bare_sound(root / name, extractor.sample_rate)
+        seconds["bare"].append(video)
+        seconds["bare with sound"].append(video + (time.process_time() - begin) / len(media))
+    ours, video, both = (statistics.median(seconds[name]) for name in ("ours", "bare", "bare with sound"))
+    return {
+        "files": len(media),
+        "frames_kept": round(statistics.mean(map(len, kept.values())), 1),
+        "clips_per_core_second": 1 / ours,
+        "bare_clips_per_core_second": 1 / video,
+        "bare_with_sound_clips_per_core_second": 1 / both,
+        "ratio": video / ours,
+        "ratio_with_sound": both / ours,
+    }
+
+
+def simulated(examples: list[Example], count: int) -> ExampleTable:
+    """`examples` again and again, as `count` examples of as many clips."""
+    one = ExampleTable.of(examples)
+    rounds = -(-count // len(one))
+    arrays = {name: np.tile(array, rounds) for name, array in one.arrays.items()}
+    lengths = np.diff(one.arrays["ends"], prepend=0)
+    arrays["ends"] = np.cumsum(np.tile(lengths, rounds))
+    arrays["clip"] = np.arange(rounds * len(one), dtype=np.int32)
+    return ExampleTable(Arrays(arrays), one.types, ())
+
+
+def latencies(root: Path, media: list[str], count: int) -> dict[str, float]:
+    """Seconds to the first batch of 16 clips of the tiny model, at the start and `count` clips into the run."""
+    index = simulated([Example(name, name, None, None, "what?", "this") for name in media], count)
+    begin = time.perf_counter()
+    plan = BatchPlan(make_recipe(root, count + 16 * 100, 16), index)
+    result = {"examples": len(index), "index_bytes_per_example": index.nbytes / len(index)}
+    result["plan_seconds"] = time.perf_counter() - begin
+    handle = pickle.dumps(plan.stored(root / "index"))
+    del plan, index
+    result["handle_bytes"] = len(handle)
+    for name, sample in (("first", 0), ("resume", count)):
+        for workers in (0, 1):
+            times = []
+            for _ in range(5 if workers == 0 else 3):
+                begin = time.perf_counter()
+                batches = batches_of(root, pickle.loads(handle), TINY)
+                step = sample // 16
+                next(iter(make_loader(batches, range(step, step + 1), workers, prefetch=2)))
+                times.append(time.perf_counter() - begin)
+            result[f"{name}_batch_seconds_workers_{workers}"] = statistics.median(times)
+    return result
+
+
+def usable(root: Path, settings: dict[str, Any]) -> list[str]:
+    """The real clips that the extractor takes and that show a picture."""
+    extractor, names = MirasolFeatureExtractor(**settings), []
+    for path in sorted((root / "clips").iterdir()):
+        if path.suffix in (".mp4", ".webm", ".mkv"):
+            try:
+                clip = extractor.read(path)
+            except BadClip:
+                continue
+            if clip.has_video and clip.timeline.end < 120:
+                names.append(f"clips/{path.name}")
+    return names[: len(names) // PER_STEP * PER_STEP]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--real", type=Path, default=os.environ.get("MIRASOL_REAL_DATA"), help="folder of real clips")
+    parser.add_argument("--examples", type=int, default=10_000_000, help="rows of the simulated index")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "reading.json")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    before, large = calibrate(), LARGE_MODEL
+    results: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        for name, (shape, settings) in RENDERED.items():
+            media = [f"{shape[1]}-{number}.mp4" for number in range(2)]
+            for medium in media:
+                render(root / medium, *shape)
+            results[name] = throughput(root, media, {**large, **settings}, 6, arguments.repeats)
+            report(name, results[name])
+        media = [f"small-{number}.mp4" for number in range(4)]
+        for medium in media:
+            render(root / medium, 160, 120, 15, 5)
+        name = "160x120, 15 fps, 5 s; tiny"
+        results[name] = throughput(root, media, TINY, 40, arguments.repeats)
+        report(name, results[name])
+        if arguments.real:
+            settings = {**large, "image_size": 224}
+            media = usable(arguments.real, settings)
+            name = f"{len(media)} real clips; 128 frames of 224"
+            results[name] = throughput(arguments.real, media, settings, 2, arguments.repeats)
+            report(name, results[name])
+        latency = latencies(root, [f"small-{number}.mp4" for number in range(4)], arguments.examples)
+    facts = {"surroundings": surroundings(), "gflops_before": before, "gflops_after": calibrate()}
+    write_results(
+        arguments.out,
+        {"goal": GOAL, "resume_goal_seconds": RESUME_GOAL, **facts, "throughput": results, "latency": latency},
+        as_text(results, latency, facts),
+    )
+
+
+def report(name: str, row: dict[str, Any]) -> None:
+    print(f"{name}: {row['clips_per_core_second']:.2f} clips/s/core, {row['ratio']:.2f} of bare, "
+          f"{row['ratio_with_sound']:.2f} of bare with sound (goal {GOAL})")  # fmt: skip
+
+
+def as_text(results: dict[str, Any], latency: dict[str, float], facts: dict[str, Any]) -> str:
+    rows = [[name, *(f"{row[key]:.3g}" for key in list(row)[2:])] for name, row in results.items()]
+    columns = ["clips", "ours /s/core", "bare", "bare with sound", "ratio", "ratio with sound"]
+    lines = [[name, f"{value:.4g}"] for name, value in latency.items()]
+    conditions = json.dumps(facts["surroundings"])
+    return (
+        f"# Reading clips\n\n{table(columns, rows)}\nGoal: a ratio of {GOAL}.\n\n{table(['latency', 'value'], lines)}\n"
+        f"Goal: resume in under {RESUME_GOAL:g} s.\n\n{conditions}\n"
+    )
+
+
+if __name__ == "__main__":
+    main()
