@@ -103,3 +103,14 @@ def test_the_sample_at_hand_is_known_from_outside(recipe, examples, cache):
     expected = [f"step 2, {clip.media} from {clip.start:g} s to {clip.end:g} s" for clip in batch.clips]
     assert [now[os.getpid()] for now in seen] == expected
     assert status.current() == {}
+
+
+def test_what_travels_is_small_and_becomes_the_same(recipe, examples, cache):
+    batches = StepBatches(BatchPlan(recipe, examples), cache, MirasolFeatureExtractor(**SETTINGS))
+    for step in range(8):
+        batch, media = batches.compact(step)
+        assert media["video"].dtype == torch.uint8
+        clips = [cache.load(clip.media, clip.start, clip.end) for clip in batch.clips]
+        expected = dict(batches.extractor.collate(clips))
+        assert same(batches.ready(media), expected)
+        assert same(batches[step][1], expected)

@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -55,6 +56,19 @@ class StepBatches(Dataset):
         return self.plan.recipe.total_steps
 
     def __getitem__(self, step: int) -> tuple[Batch, dict[str, Tensor]]:
+        batch, media = self.compact(step)
+        return batch, self.ready(media)
+
+    def ready(self, media: dict[str, Tensor]) -> dict[str, Tensor]:
+        """What the model takes of what `compact` gives, on the same device."""
+        present = media.pop("video_present", None)
+        if present is not None:
+            media["video"] = self.extractor.normalised(media["video"], present)
+        return media
+
+    def compact(self, step: int) -> tuple[Batch, dict[str, Tensor]]:
+        """As the item, but small enough to travel: video is uint8 where nothing is mixed, and `video_present`
+        (`video_mask` before modalities are dropped) says where there is any."""
         batch = self.plan.batch(step)
         count, alpha = len(batch.clips), self.plan.recipe.stages[batch.stage].augment.mixup
         rows = range(count) if self.rows is None else self.rows(step)
@@ -64,7 +78,9 @@ class StepBatches(Dataset):
         for row in range(len(batch.clips)):
             batch, tensors = self._clip(batch, row)
             clips.append(tensors)
-        media = dict(self.extractor.collate(clips))
+        media = dict(self.extractor.collate(clips, normalise=bool(alpha)))
+        if not alpha and "video_mask" in media:
+            media["video_present"] = media["video_mask"].clone()
         for row, modality in enumerate(batch.dropped):
             # A silent clip keeps its video: nothing at all would teach only to guess.
             if modality is not None and media[f"{OTHER[modality]}_mask"][row].any():
@@ -119,7 +135,7 @@ def _as_is(item):
 
 
 class _Told(Dataset):
-    """The same items; an error of the user's is an item too, or a worker would wrap it in its traceback."""
+    """The steps in compact form; an error of the user's is an item too, or a worker would wrap it in its traceback."""
 
     def __init__(self, batches: StepBatches):
         self.batches = batches
@@ -129,19 +145,26 @@ class _Told(Dataset):
 
     def __getitem__(self, step: int) -> tuple[Batch, dict[str, Tensor]] | UserError:
         try:
-            return self.batches[step]
+            return self.batches.compact(step)
         except UserError as error:
             return error
 
 
 class StepLoader(DataLoader):
-    """A DataLoader over `_Told` that raises the errors it is told."""
+    """A DataLoader over `_Told` that raises the errors it is told, and makes the batches ready on `device`."""
+
+    device = torch.device("cpu")
 
     def __iter__(self) -> Iterator[tuple[Batch, dict[str, Tensor]]]:
-        for item in super().__iter__():
+        return self._ready(super().__iter__())  # not a generator itself: workers start at once
+
+    def _ready(self, items: Iterator[Any]) -> Iterator[tuple[Batch, dict[str, Tensor]]]:
+        for item in items:
             if isinstance(item, UserError):
                 raise item
-            yield item
+            batch, media = item
+            moved = {name: value.to(self.device, non_blocking=self.pin_memory) for name, value in media.items()}
+            yield batch, self.dataset.batches.ready(moved)
 
 
 def make_loader(
@@ -151,13 +174,15 @@ def make_loader(
     pin_memory: bool = False,
     seconds: float = 0,
     prefetch: int = 4,
+    device: torch.device | None = None,
 ) -> StepLoader:
     """Yields the batches of `steps` in order. With workers, each loads `prefetch` of them ahead, to the same effect.
 
     seconds: with workers, how long one batch may be waited for; 0 is for ever. `WorkerStatus.failure` says what the
         RuntimeError means that follows.
+    device: where the tensors go, and pixels become numbers; by default they stay on the CPU
     """
-    return StepLoader(
+    loader = StepLoader(
         _Told(batches),
         batch_size=None,
         sampler=steps,
@@ -170,3 +195,5 @@ def make_loader(
         pin_memory=pin_memory,
         timeout=seconds if workers else 0,
     )
+    loader.device = device or loader.device
+    return loader

@@ -251,7 +251,7 @@ class Trainer:
         # Batches decoded ahead may be large, and there is none to catch up with.
         prefetch = 4 if data.decode == "before" else 2
         seconds = self.recipe.batch_seconds
-        loaded = iter(make_loader(steps, remaining, self.recipe.workers, on_gpu, seconds, prefetch))
+        loaded = iter(make_loader(steps, remaining, self.recipe.workers, on_gpu, seconds, prefetch, self.device))
         for step in remaining:
             with self.clock.waiting():
                 batch, tensors, shares = self._next(loaded, step)
