@@ -28,7 +28,8 @@ def run(tmp_path_factory, data_root, shared_cache):
         "tokenizer": {"vocab_size": 300},
         "stages": {
             "a": {
-                "steps": 6, "clips_per_step": 2, "questions_per_clip": 2, "dropout": 0.2, "loss_weights": {"video": 0.5},
+                "steps": 6, "clips_per_step": 2, "questions_per_clip": 2,
+                "dropout": 0.2, "loss_weights": {"video": 0.5},
             },
         },
         "device": "cpu", "threads": 1, "checkpoint_every": 2, "validate_every": 2, "validation_clips": 1, "samples": 0,

@@ -208,8 +208,8 @@ class Stage:
 
 @dataclass(frozen=True)
 class OptimizerRecipe:
-    """AdamW, or Adam, whose weight decay is a part of the gradient, or Muon for the matrices of hidden layers with AdamW
-    for all else; and the learning rate over the run.
+    """AdamW, or Adam, whose weight decay is a part of the gradient, or Muon for the matrices of hidden layers with
+    AdamW for all else; and the learning rate over the run.
 
     weight_decay: on the weights of linear and convolution layers only
     warmup_steps: the rate grows linearly over these; then `schedule` leads to `final_scale` times learning_rate;
