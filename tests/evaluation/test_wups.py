@@ -111,7 +111,9 @@ def test_a_zipped_wordnet_is_read_and_what_is_missing_is_named(nltk_data, tmp_pa
     wordnet = tmp_path / "data" / "corpora" / "wordnet"
     shutil.make_archive(str(wordnet), "zip", wordnet.parent, "wordnet")
     shutil.rmtree(wordnet)
-    assert Wups(tmp_path / "data").word_score("dog", "cat", 0.0) == pytest.approx(DOG_CAT)
+    zipped = Wups(tmp_path / "data")
+    assert zipped.word_score("dog", "cat", 0.0) == pytest.approx(DOG_CAT)
+    assert zipped.facts == Wups(nltk_data).facts, "the same files, which a result states"
     wordnet.with_suffix(".zip").unlink()
     with pytest.raises(UserError, match=r"has no corpora/wordnet/data.noun: get it with `python -m nltk.downloader"):
         Wups(tmp_path / "data")

@@ -154,7 +154,7 @@ def score_wups(
     common = Counter(example.target for example in examples).most_common(1)
     constant = judge([common[0][0]] * len(examples), 0.0) if common else []
     baselines = {"most frequent answer": _estimate([item.value for item in constant])}
-    return Scored(WUPS, None, metrics, baselines, rows[-1].name, tuple(judged))
+    return Scored(WUPS, None, metrics, baselines, rows[-1].name, tuple(judged), facts={"computed_with": wups.facts})
 
 
 def score_choices(

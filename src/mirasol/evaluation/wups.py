@@ -4,6 +4,7 @@ words that mean nearly the same count nearly as one.
 WordNet and the weights of a part-of-speech tagger are the user's: a folder of NLTK's data, see docs/evaluation.md.
 """
 
+import hashlib
 import json
 import zipfile
 from collections.abc import Sequence
@@ -45,12 +46,14 @@ class Wups:
 
     def __init__(self, folder: Path):
         try:
+            import nltk
             from nltk.stem import PorterStemmer
             from nltk.tag.perceptron import PerceptronTagger
             from nltk.tokenize import NLTKWordTokenizer
         except ImportError as error:
             raise UserError("WUPS needs NLTK: pip install 'mirasol[wups]'") from error
         self.folder = Path(folder)
+        self._hashes = {WORDNET: hashlib.sha256(), TAGGER: hashlib.sha256()}
         self.wordnet = WordNet(lambda name: self._read(WORDNET, name))
         self._tagger = PerceptronTagger(load=False)
         name = TAGGER.rpartition("/")[2]
@@ -60,8 +63,16 @@ class Wups:
         self._stem = PorterStemmer().stem
         self._tokens = NLTKWordTokenizer().tokenize
         self.clean = cache(self._clean)
+        # What a result has to state: other words and weights give other numbers.
+        self.facts = {"nltk": nltk.__version__, "wordnet_sha256": self._hashes[WORDNET].hexdigest(),
+                      "tagger_sha256": self._hashes[TAGGER].hexdigest()}  # fmt: skip
 
     def _read(self, place: str, name: str) -> bytes:
+        content = self._content(place, name)
+        self._hashes[place].update(content)
+        return content
+
+    def _content(self, place: str, name: str) -> bytes:
         file, archive = self.folder / place / name, self.folder / f"{place}.zip"
         try:
             if file.is_file():
