@@ -62,7 +62,7 @@ class Reencoding:
 
 
 def reencode(path: str | os.PathLike, target: Path, settings: Reencoding, limits: Limits = DEFAULT_LIMITS) -> str:
-    """Writes a media file anew as mp4. Returns "", or why it is better kept as it is: no video, or damage.
+    """Writes a media file anew as mp4. Returns "", or why it is better kept as it is: no video, damage, length.
 
     (Every reading notes damage; encoded anew it would be there unnoted.)
 
@@ -80,7 +80,8 @@ def reencode(path: str | os.PathLike, target: Path, settings: Reencoding, limits
         if chosen.video is None:
             return "no video"
         span = find_span(source, chosen, path, limits)
-        limits.check_seconds(path, span.seconds)
+        if span.seconds > limits.max_seconds:
+            return f"longer than {limits.max_seconds:g} s"
         # Where a stream begins is told in this unit; the usual millisecond would move it by up to half of one.
         unit = {"movie_timescale": str(TICK.denominator)}
         with av.open(str(target), "w", format="mp4", container_options=unit) as out:
