@@ -2,9 +2,9 @@
 
 - **Throughput.** The loader with two workers that decode ahead, without a cache, against bare PyAV, in clips per
   processor second, which is clips per second and core. Ours is all of it: video, audio, log-mel, the batch and its way
-  to the main process; what the processes need to start is taken out by the difference of a long and a short run. Bare
-  decodes the video and resizes the very frames ours keeps; `with sound` also decodes the sound and resamples it, as
-  ours has to. In turn, so that both meet the same machine; medians.
+  to the main process, once the workers have started. Bare decodes the video and resizes the very frames ours keeps;
+  `with sound` also decodes the sound and resamples it, as ours has to. In turn, so that both meet the same machine;
+  medians.
 - **Latency.** Seconds from the loader's making to its first batch: at the first step, and at a step ten million clips
   into a run on ten million examples (simulated: an index of as many rows that name the rendered clips), in this process
   and with a worker, which first has to start. The index is opened from its files, as workers do.
@@ -15,9 +15,9 @@ benchmarks/results/reading.json and .md.
 
 import argparse
 import json
+import multiprocessing
 import os
 import pickle
-import resource
 import statistics
 import tempfile
 import time
@@ -29,6 +29,7 @@ import numpy as np
 import torch
 from _measure import calibrate, surroundings, table, write_results
 from decode import LARGE_MODEL, bare, render
+from torch.utils.data import DataLoader
 
 from mirasol.config import MirasolConfig
 from mirasol.data.example import Example
@@ -66,18 +67,31 @@ def batches_of(root: Path, plan: BatchPlan, settings: dict[str, Any]) -> StepBat
     return StepBatches(plan, ClipCache(None, root, settings), MirasolFeatureExtractor(**settings))
 
 
-def processor_seconds() -> float:
-    """Of this process and of its children that have ended."""
-    children = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return time.process_time() + children.ru_utime + children.ru_stime
+def processor_seconds(pids: list[int]) -> float:
+    """Of this process and of these."""
+    ticks = 0
+    for pid in pids:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        ticks += int(fields[11]) + int(fields[12])
+    return time.process_time() + ticks / os.sysconf("SC_CLK_TCK")
 
 
 def through_loader(batches: StepBatches, steps: int) -> float:
-    """Processor seconds in which the loader gives its first `steps` batches, workers' lives included."""
-    begin = processor_seconds()
-    for _ in make_loader(batches, range(steps), WORKERS, prefetch=2):
-        pass
-    return processor_seconds() - begin
+    """Processor seconds a batch, over `steps` batches that come when workers have started and filled their queues.
+
+    (The items as they reach this process: what makes pixels numbers runs where the model does, often on a GPU.)
+    """
+    ahead = 2 * WORKERS + 1
+    items = DataLoader.__iter__(make_loader(batches, range(ahead + steps), WORKERS, prefetch=2))
+    next(items)
+    pids = [child.pid for child in multiprocessing.active_children()]
+    before, now = 0.0, processor_seconds(pids)
+    while now - before > 0.03:
+        time.sleep(1.5)
+        before, now = now, processor_seconds(pids)
+    for _ in range(ahead + steps - 1):
+        next(items)
+    return (processor_seconds(pids) - now) / steps
 
 
 def bare_sound(path: Path, rate: int) -> int:
@@ -101,13 +115,11 @@ def throughput(root: Path, media: list[str], settings: dict[str, Any], rounds: i
     assert clips % PER_STEP == 0
     # Each clip as many times as every other: as many examples as clips, and one epoch of them.
     examples = [Example(f"{n}", media[n % len(media)], None, None, "?", "!", video=f"{n}") for n in range(len(media))]
-    plan = BatchPlan(make_recipe(root, clips + 2 * PER_STEP * len(media), PER_STEP), examples)
+    plan = BatchPlan(make_recipe(root, clips + (2 * WORKERS + 1) * PER_STEP, PER_STEP), examples)
     batches = batches_of(root, plan, settings)
     seconds: dict[str, list[float]] = {"ours": [], "bare": [], "bare with sound": []}
-    short = len(media)  # steps: PER_STEP rounds over all clips
     for _ in range(repeats):
-        start = through_loader(batches, short)
-        seconds["ours"].append((through_loader(batches, short + clips // PER_STEP) - start) / clips)
+        seconds["ours"].append(through_loader(batches, clips // PER_STEP) / PER_STEP)
         begin = time.process_time()
         for name in media:
             bare(root / name, kept[name], extractor.image_size)
@@ -185,35 +197,40 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "reading.json")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    before, large = calibrate(), LARGE_MODEL
-    results: dict[str, Any] = {}
+    facts: dict[str, Any] = {"gflops_before": calibrate()}
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
-        for name, (shape, settings) in RENDERED.items():
-            media = [f"{shape[1]}-{number}.mp4" for number in range(2)]
-            for medium in media:
-                render(root / medium, *shape)
-            results[name] = throughput(root, media, {**large, **settings}, 6, arguments.repeats)
-            report(name, results[name])
-        media = [f"small-{number}.mp4" for number in range(4)]
-        for medium in media:
+        small = [f"small-{number}.mp4" for number in range(4)]
+        for medium in small:
             render(root / medium, 160, 120, 15, 5)
-        name = "160x120, 15 fps, 5 s; tiny"
-        results[name] = throughput(root, media, TINY, 40, arguments.repeats)
-        report(name, results[name])
-        if arguments.real:
-            settings = {**large, "image_size": 224}
-            media = usable(arguments.real, settings)
-            name = f"{len(media)} real clips; 128 frames of 224"
-            results[name] = throughput(arguments.real, media, settings, 2, arguments.repeats)
-            report(name, results[name])
-        latency = latencies(root, [f"small-{number}.mp4" for number in range(4)], arguments.examples)
-    facts = {"surroundings": surroundings(), "gflops_before": before, "gflops_after": calibrate()}
+        latency = latencies(root, small, arguments.examples)
+        results = throughputs(root, small, arguments.real, arguments.repeats)
+    facts |= {"surroundings": surroundings(), "gflops_after": calibrate()}
     write_results(
         arguments.out,
         {"goal": GOAL, "resume_goal_seconds": RESUME_GOAL, **facts, "throughput": results, "latency": latency},
         as_text(results, latency, facts),
     )
+
+
+def throughputs(root: Path, small: list[str], real: Path | None, repeats: int) -> dict[str, Any]:
+    """`throughput` of all kinds of clips, by name; those that have to be are rendered into `root`."""
+    kinds: dict[str, tuple[Path, list[str], dict[str, Any], int]] = {}
+    for name, (shape, settings) in RENDERED.items():
+        media = [f"{shape[1]}-{number}.mp4" for number in range(2)]
+        for medium in media:
+            render(root / medium, *shape)
+        kinds[name] = (root, media, {**LARGE_MODEL, **settings}, 12)
+    kinds["160x120, 15 fps, 5 s; tiny"] = (root, small, TINY, 60)
+    if real:
+        settings = {**LARGE_MODEL, "image_size": 224}
+        media = usable(real, settings)
+        kinds[f"{len(media)} real clips; 128 frames of 224"] = (real, media, settings, 2)
+    results = {}
+    for name, (folder, media, settings, rounds) in kinds.items():
+        results[name] = throughput(folder, media, settings, rounds, repeats)
+        report(name, results[name])
+    return results
 
 
 def report(name: str, row: dict[str, Any]) -> None:
