@@ -379,4 +379,5 @@ def test_plan_refuses_what_it_cannot_count(tmp_path, refused):
     assert "--config recipes/demo.yaml" in refused("plan")
     assert "--mfu 2.0: must be above 0 and at most 1" in refused("plan", "--config", file, "--mfu", "2")
     assert "--chunks 0: must be at least 1" in refused("plan", "--config", file, "--chunks", "0")
-    assert "does not divide among 2 processes" in refused("plan", "--config", file, "--processes", "2")
+    shared = ("plan", "--config", file, "--parallel.kind", "ddp", "--processes", "2")
+    assert "does not divide among 2 processes" in refused(*shared)

@@ -76,9 +76,32 @@ def test_moments_are_those_of_the_real_optimizer(recipe, name):
     assert optimizer_bytes(model, settings) == pytest.approx(held, rel=1e-3)
 
 
+def test_processes_share_the_work_and_with_fsdp_the_weights(values, uncounted):
+    values["stages"] = {"questions": {"steps": 2, "clips_per_step": 8}}
+    alone = plan_run(recipe_from_dict(values), Assumptions(peak_tflops=1.0)).stages["questions"]
+    values |= {"accumulation": 2, "parallel": {"kind": "ddp"}}
+    ddp = plan_run(recipe_from_dict(values), Assumptions(processes=2, peak_tflops=1.0)).stages["questions"]
+    assert (ddp.shape.clips, ddp.microbatches) == (2, 2)
+    assert ddp.step_flops == 4 * alone.step_flops  # each of the four microbatches costs as much here
+    assert ddp.step_seconds == pytest.approx(2 * alone.step_seconds)
+    assert ddp.memory.weights == alone.memory.weights
+    assert ddp.memory.peak >= ddp.memory.weights + ddp.memory.optimizer + ddp.memory.gradients + uncounted.peak_bytes
+    values |= {"parallel": {"kind": "fsdp"}, "ema": 0.99}
+    fsdp = plan_run(recipe_from_dict(values), Assumptions(processes=2, peak_tflops=1.0)).stages["questions"]
+    assert fsdp.memory.optimizer == -(-alone.memory.optimizer // 2)
+    assert fsdp.memory.weights == alone.memory.weights  # half of the weights and half of their average
+    assert 0 < fsdp.memory.gathered < 2 * alone.memory.weights
+    values["parallel"] = {"kind": "fsdp", "reshard": False}
+    whole = plan_run(recipe_from_dict(values), Assumptions(processes=2, peak_tflops=1.0)).stages["questions"]
+    assert whole.memory.gathered > fsdp.memory.gathered
+
+
 def test_what_cannot_be_planned_is_an_error(values, recipe, uncounted, tmp_path):
-    with pytest.raises(UserError, match="clips_per_step=3 does not divide among 2 processes"):
+    with pytest.raises(UserError, match="--processes 2: set parallel.kind to ddp or fsdp"):
         plan_run(recipe, Assumptions(processes=2, peak_tflops=1.0))
+    shared = recipe_from_dict({**values, "parallel": {"kind": "ddp"}})
+    with pytest.raises(UserError, match="clips_per_step=3 does not divide among 2 processes"):
+        plan_run(shared, Assumptions(processes=2, peak_tflops=1.0))
     values["model"] = {"init": str(tmp_path / "later")}
     del values["tokenizer"]
     later = recipe_from_dict(values)

@@ -69,7 +69,7 @@ def export_run(
 
 
 def _keeps_average(recipe: Recipe) -> bool:
-    return getattr(recipe, "ema", None) is not None
+    return recipe.ema is not None
 
 
 def _read_run(run: Path) -> tuple[Recipe, dict[str, Any]]:

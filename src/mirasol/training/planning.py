@@ -132,7 +132,11 @@ def plan_run(recipe: Recipe, given: Assumptions) -> Plan:
         UserError: a checkpoint in `model.init` that is not there (and no preset in its place), or clips of a step
             that do not divide among processes and microbatches.
     """
+    if given.processes > 1 and recipe.parallel.kind == "none":
+        raise UserError(f"--processes {given.processes}: set parallel.kind to ddp or fsdp")
     notes: list[str] = []
+    if recipe.compile:
+        notes.append("compile: counted as without it; compiled layers save less")
     config = planned_config(recipe, given.preset, notes)
     with torch.device("meta"):
         model = MirasolForConditionalGeneration(config)
@@ -159,9 +163,9 @@ def plan_run(recipe: Recipe, given: Assumptions) -> Plan:
             None if found is None else seconds * found / stage.clips_per_step,
         )  # fmt: skip
     weights = FLOAT * sum(parameter.numel() for parameter in model.parameters())
-    checkpoint = weights + optimizer + (weights if keeps_average(recipe) else 0)
+    checkpoint = weights + optimizer + (weights if recipe.ema is not None else 0)
     return Plan(
-        given.processes, kind_of_parallelism(recipe), given.mfu, peak, source, chosen.to_dict(), weights // FLOAT,
+        given.processes, recipe.parallel.kind, given.mfu, peak, source, chosen.to_dict(), weights // FLOAT,
         stages, sum(stage.seconds for stage in stages.values()), checkpoint, weights,
         kept_checkpoints(recipe) * checkpoint + weights,
         max(clip_bytes(config, stages[name].shape.chunks, stage.augment.crop) for name, stage in recipe.stages.items()),
@@ -211,8 +215,7 @@ def stage_shape(
     notes: list[str],
 ) -> tuple[StepShape, int]:
     """A microbatch of one process in the stage, and how many of them a process takes for a step."""
-    stage = recipe.stages[name]
-    microbatches = microbatches_of(recipe, stage)
+    stage, microbatches = recipe.stages[name], recipe.accumulation
     share, left = divmod(stage.clips_per_step, microbatches * given.processes)
     if left:
         raise UserError(
@@ -269,7 +272,7 @@ def _cost(
     trained: frozenset[str],
 ) -> StepCost:
     """The stage's microbatch, counted once for all stages that are alike."""
-    sharded = kind_of_parallelism(recipe) == "fsdp"
+    sharded = recipe.parallel.kind == "fsdp"
     precision = "bf16 weights" if sharded and recipe.precision == "bf16" else recipe.precision
     key = (shape, str(stage.loss_weights), trained)
     if key not in counted:
@@ -277,7 +280,7 @@ def _cost(
         model.config = copy.deepcopy(model.config)
         model.config.loss_weights = stage.loss_weights
         counted[key] = step_cost(
-            model, shape, precision, recomputed_by(recipe), keep_gradients=not sharded, device=_rules(recipe)
+            model, shape, precision, recipe.recompute, keep_gradients=not sharded, device=_rules(recipe)
         )
     return counted[key]
 
@@ -297,21 +300,23 @@ def device_memory(
 ) -> Memory:
     """Bytes on one device, of `processes`, in a stage whose weights are frozen or not as the model's are.
 
-    With FSDP two layers are there at a time, the one at hand and the next, and whatever lies outside of all layers
-    (embeddings, projections) all the time; gradients leave as soon as a layer has them.
+    With FSDP two layers are there at a time, the one at hand and the next (all of them with `parallel.reshard: false`),
+    and whatever lies outside of all layers (embeddings, projections) all the time; gradients leave as soon as a layer
+    has them.
     """
     weights = FLOAT * sum(parameter.numel() for parameter in model.parameters())
     gradients = FLOAT * sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    average = weights if keeps_average(recipe) else 0
-    if kind_of_parallelism(recipe) != "fsdp":
+    average = weights if recipe.ema is not None else 0
+    if recipe.parallel.kind != "fsdp":
         # Gradients of earlier microbatches are there when a later one is computed.
         during = cost.peak_bytes + (gradients if microbatches > 1 else 0)
         peak = weights + average + optimizer + max(during, gradients)
         return Memory(weights + average, gradients, optimizer, 0, cost.saved_bytes, peak)
     size = 2 if recipe.precision == "bf16" else FLOAT
     inside = [sum(parameter.numel() for parameter in layer.parameters()) for layer in layers(model)]
-    outside = weights // FLOAT - sum(inside)
-    gathered = size * (2 * outside + 3 * max(inside, default=0))
+    outside, largest = weights // FLOAT - sum(inside), max(inside, default=0)
+    # Weights, and their gradients until they have left.
+    gathered = size * (2 * outside + (3 * largest if recipe.parallel.reshard else sum(inside) + largest))
     shares = [-(-part // processes) for part in (weights + average, gradients, optimizer)]
     return Memory(*shares, gathered, cost.saved_bytes, sum(shares) + gathered + cost.peak_bytes)
 
@@ -353,26 +358,6 @@ def _measured_tflops(size: int = 1024) -> float:
     return 2 * size**3 / statistics.median(seconds) / 1e12
 
 
-def microbatches_of(recipe: Recipe, stage: Stage) -> int:
-    """Microbatches of a step."""
-    return 1
-
-
-def kind_of_parallelism(recipe: Recipe) -> str:
-    """`none`, `ddp` or `fsdp`."""
-    return "none"
-
-
-def keeps_average(recipe: Recipe) -> bool:
-    """Whether a moving average of the weights is kept."""
-    return False
-
-
-def recomputed_by(recipe: Recipe) -> str:
-    """What the backward pass computes again."""
-    return "none"
-
-
 def kept_checkpoints(recipe: Recipe) -> int:
-    """The most checkpoints on disk at a time: the newest, and one that is being written."""
-    return recipe.keep_last + 1
+    """The most checkpoints on disk at a time: the newest, the best, and one that is being written."""
+    return recipe.keep_last + 1 + (recipe.keep_best is not None)
