@@ -3,6 +3,7 @@
 import contextlib
 import datetime
 import os
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from signal import Signals
@@ -28,6 +29,9 @@ from mirasol.training.clip_cache import BadWindow
 from mirasol.training.ranks import Ranks
 from mirasol.training.recipe import Recipe, Stage
 from mirasol.training.stages import stage_losses
+
+# The model's outputs hold views (latents by chunk), and nothing changes them in place.
+warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
 
 MASKS = ("chunk_mask", "video_mask", "audio_mask")
 
