@@ -2,6 +2,7 @@
 
 import atexit
 import ctypes
+import math
 import os
 import shutil
 import signal
@@ -9,8 +10,9 @@ import threading
 import time
 from pathlib import Path
 
-from mirasol.training import checkpoints, trainer
+from mirasol.training import checkpoints, parallel, trainer
 from mirasol.training.checkpoints import Checkpoints
+from mirasol.training.parallel import ParallelModel
 from mirasol.training.shard_files import ShardWriter
 from mirasol.training.trainer import Trainer
 from mirasol.training.worker_status import WorkerStatus
@@ -91,6 +93,38 @@ def kill_at_random(steps: int, share: float) -> None:
         return values
 
     Trainer._step = counted
+
+
+def kill_after_part(step: int, part: int) -> None:
+    """The training is killed in a step (from 0) once the gradients of one of its microbatches are there."""
+    take, backward, done = Trainer._step, ParallelModel.backward, []
+
+    def stepping(self, number, *arguments):
+        done.append([number])
+        return take(self, number, *arguments)
+
+    def counted(self, *arguments, **named):
+        output = backward(self, *arguments, **named)
+        done[-1].append(part)
+        if done[-1] == [step] + [part] * (part + 1):
+            _kill()
+        return output
+
+    Trainer._step, ParallelModel.backward = stepping, counted
+
+
+def loss_that_is_no_number(step: int) -> None:
+    """The losses of this process are no number in one step (from 0)."""
+    losses, calls = parallel.stage_losses, []
+
+    def poisoned(*arguments):
+        output = losses(*arguments)
+        calls.append(output)
+        if len(calls) == step + 1:
+            output.text_loss, output.loss = output.text_loss * math.nan, output.loss * math.nan
+        return output
+
+    parallel.stage_losses = poisoned
 
 
 def kill_while_saving(step: int, at: str) -> None:

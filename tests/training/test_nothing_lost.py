@@ -8,25 +8,12 @@ from pathlib import Path
 
 import pytest
 from faults import NO_NAMESPACES
+from trainings import elsewhere, finished
 
 from mirasol.training.batches import BatchPlan
 from mirasol.training.checkpoints import Checkpoints
 from mirasol.training.clip_cache import ClipCache
-from mirasol.training.logging import read_metrics
 from mirasol.training.recipe import recipe_from_dict
-
-MEASURED = ("clips_per_second", "data_wait", "seconds")
-
-
-def finished(values) -> tuple[bytes, list[dict]]:
-    """The weights of a finished run, and its metrics without what a clock measured."""
-    folder = Path(values["output"])
-    lines = [{k: v for k, v in line.items() if k not in MEASURED} for line in read_metrics(folder / "metrics.jsonl")]
-    return (folder / "checkpoint" / "model.safetensors").read_bytes(), lines
-
-
-def elsewhere(values, name: str) -> dict:
-    return {**values, "output": str(Path(values["output"]).parent / name)}
 
 
 def uninterrupted(trainings, values):
@@ -90,6 +77,17 @@ def test_a_run_killed_ten_times_ends_in_the_same_bits(trainings, values):
     shards = [Path(v["output"]) / "checkpoints" / "step-00000036" for v in (values, elsewhere(values, "whole"))]
     assert (shards[0] / "shard-00000.bin").read_bytes() == (shards[1] / "shard-00000.bin").read_bytes()
     assert not [path for path in (shards[0].parent).iterdir() if path.name.startswith(".")], "no leftovers"
+
+
+def test_a_run_killed_amid_the_parts_of_a_step_ends_in_the_same_bits(trainings, values):
+    values["stages"] = {"questions": {"steps": 5, "clips_per_step": 4, "questions_per_clip": 2}}
+    values.update(accumulation=2, validate_every=100, checkpoint_every=1)
+    killed = trainings.start(values, fault="kill_after_part", step=3, part=0)
+    assert killed.wait() == -signal.SIGKILL, killed.text
+    assert newest(values) in (2, 3), "the third may still have been on its way"
+    last = trainings.start(values)
+    assert last.wait() == 0, last.text
+    assert finished(values) == uninterrupted(trainings, values)
 
 
 def test_a_disk_that_is_full_leaves_the_last_checkpoint_good_and_says_so(trainings, values, tmp_path):

@@ -3,10 +3,27 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+
+from mirasol.training.logging import read_metrics
+
+MEASURED = ("clips_per_second", "data_wait", "seconds")
+
+
+def elsewhere(values: dict[str, Any], name: str) -> dict[str, Any]:
+    """The recipe with another output folder, beside its own."""
+    return {**values, "output": str(Path(values["output"]).parent / name)}
+
+
+def finished(values: dict[str, Any]) -> tuple[bytes, list[dict[str, Any]]]:
+    """The weights of a finished run, and its metrics without what a clock measured."""
+    folder = Path(values["output"])
+    lines = [{k: v for k, v in line.items() if k not in MEASURED} for line in read_metrics(folder / "metrics.jsonl")]
+    return (folder / "checkpoint" / "model.safetensors").read_bytes(), lines
 
 
 class Training:
@@ -19,7 +36,7 @@ class Training:
         """Sends a signal to the training, or to all its helpers too. One that has ended gets none."""
         (os.killpg if group else os.kill)(self.pid, number)
 
-    def wait(self, seconds: float = 120) -> int | None:
+    def wait(self, seconds: float = 600) -> int | None:
         """Its exit code; None where it hung and had to be killed."""
         return self.server.ask({"pid": self.pid, "seconds": seconds})
 
@@ -66,3 +83,19 @@ class Trainings:
         request = {"values": values, "resume": resume, "fault": fault, "details": details, "told": str(told),
                    "environment": environment or {}}  # fmt: skip
         return Training(self, self.ask(request), told)
+
+    def start_together(
+        self, values: dict[str, Any], fault: str | None = None, at_rank: int = 1, processes: int = 2, **details: Any
+    ) -> list[Training]:
+        """Starts one training of several processes, as torchrun does; one of them has the fault."""
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        started = []
+        for rank in range(processes):
+            place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes,
+                     "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}  # fmt: skip
+            environment = {name: str(value) for name, value in place.items()}
+            mine = {"fault": fault, **details} if rank == at_rank else {}
+            started.append(self.start(values, environment=environment, **mine))
+        return started
