@@ -6,7 +6,6 @@ import signal
 from pathlib import Path
 
 import pytest
-from conftest import SMALL_MODEL
 from safetensors.torch import load
 from torch.testing import assert_close
 from trainings import elsewhere, finished
@@ -17,9 +16,9 @@ from mirasol.training.checkpoints import Checkpoints
 @pytest.fixture
 def shared(values):
     """A recipe for two processes, without noise: each process draws its own."""
-    without_noise = json.loads(json.dumps(SMALL_MODEL).replace('"dropout": 0.1', '"dropout": 0.0'))
-    without_noise["latent"]["mask_ratio"] = 0.0
-    values["model"]["overrides"] = without_noise
+    model = json.loads(json.dumps(values["model"]["overrides"]).replace('"dropout": 0.1', '"dropout": 0.0'))
+    model["latent"]["mask_ratio"] = 0.0
+    values["model"]["overrides"] = model
     values["stages"] = {"questions": {"steps": 8, "clips_per_step": 4, "questions_per_clip": 2}}
     values["parallel"] = {"kind": "ddp"}
     return values
@@ -53,9 +52,9 @@ def assert_same(values, expected) -> None:
     """The run ended in the same weights and losses as another, to 1e-5."""
     (weights, lines), (expected_weights, expected_lines) = finished(values), expected
     assert_close(effective(load(weights)), effective(load(expected_weights)), rtol=1e-5, atol=1e-5)
-    assert len(lines) == len(expected_lines)
-    for line, wanted in zip(lines, expected_lines, strict=True):
-        assert line.get("loss") == pytest.approx(wanted.get("loss"), rel=1e-5)
+    losses, wanted = ([line["loss"] for line in some if line["kind"] == "train"] for some in (lines, expected_lines))
+    assert len(losses) == 8
+    assert losses == pytest.approx(wanted, rel=1e-5)
 
 
 def test_a_run_goes_on_after_a_kill_with_as_many_processes_or_another_number(trainings, shared):
