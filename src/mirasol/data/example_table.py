@@ -6,6 +6,7 @@ table takes about 200, and once it lies in files (`stored`) processes share one 
 
 import json
 import os
+import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import overload
@@ -39,7 +40,7 @@ class Arrays:
         folder.mkdir(parents=True, exist_ok=True)
         for name, array in self._arrays.items():
             # Whoever still maps an older file of that name keeps it: the new one takes its place.
-            unfinished = folder / f".{name}.{os.getpid()}.npy"
+            unfinished = folder / f".{name}.{uuid.uuid4().hex}.npy"  # several machines may do the same at once
             np.save(unfinished, array)
             os.replace(unfinished, folder / f"{name}.npy")
         return self._mapped(folder, self._arrays)

@@ -122,7 +122,8 @@ class Trainer:
             initial = load_initial(recipe)
             self.processor = make_processor(recipe, examples, initial, saved)
             self.model = make_model(recipe, self.processor, initial)
-        check_texts(self.processor, [*examples, *validation_examples])
+        if not folder.holds_run:  # a resumed run has the same texts, or is refused
+            check_texts(self.processor, [*examples, *validation_examples])
         check_loss_weights(recipe, self.model.config)
         check_augmentation(recipe, self.model.config)
         if recipe.keep_best is not None:
