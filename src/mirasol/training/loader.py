@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from mirasol.errors import BadClip, UserError
 from mirasol.media.augmentation import decoded_size
-from mirasol.media.processor import MirasolFeatureExtractor
+from mirasol.media.processor import MirasolFeatureExtractor, MirasolProcessor
 from mirasol.processes import process_context
 from mirasol.training.batches import Batch, BatchPlan, clip_seed
 from mirasol.training.clip_cache import BadWindow, ClipCache, UnreadableWindow, Window, named
@@ -27,6 +28,20 @@ _MOST_BAD = 20
 Augment = Callable[[dict[str, Tensor], Batch, int], dict[str, Tensor]]
 
 
+@dataclass(frozen=True)
+class BatchTexts:
+    """The text tensors of a batch, as `MirasolProcessor.encode_text` gives them, and its rows' weights where it has
+    any."""
+
+    processor: MirasolProcessor
+
+    def __call__(self, batch: Batch) -> dict[str, Tensor]:
+        text = dict(self.processor.encode_text(batch.prompts, batch.targets))
+        if batch.row_weights is not None:
+            text["row_weights"] = torch.tensor(batch.row_weights)
+        return text
+
+
 class StepBatches(Dataset):
     """Item `step` is that step's batch and its media tensors, whoever asks and in whatever order.
 
@@ -35,6 +50,7 @@ class StepBatches(Dataset):
     status: where the sample at hand is reported
     on_bad: what a clip does that cannot be read: "error" raises UnreadableWindow, "skip" takes another in its place,
         which `Batch.replaced` tells
+    texts: the text tensors of a batch, which then stand beside the media's
     """
 
     def __init__(
@@ -46,7 +62,9 @@ class StepBatches(Dataset):
         augment: Augment | None = None,
         status: WorkerStatus | None = None,
         on_bad: str = "error",
+        texts: Callable[[Batch], dict[str, Tensor]] | None = None,
     ):
+        self.texts = texts
         self.plan, self.extractor, self.root = plan, extractor, cache.root
         self.caches = {name: cache.at_size(size) for name, size in decoded_sizes(plan.recipe, extractor).items()}
         self.rows, self.augment, self.status, self.on_bad = rows, augment, status, on_bad
@@ -88,7 +106,7 @@ class StepBatches(Dataset):
         if alpha:
             seeds = [clip_seed(self.plan.recipe.seed, batch, place) for place in range(len(rows))]
             batch, media = mixed(batch, media, rows, loaded, count, [own_share(alpha, seed) for seed in seeds])
-        return batch, media
+        return batch, media if self.texts is None else {**media, **self.texts(batch)}
 
     def _clip(self, batch: Batch, row: int) -> tuple[Batch, dict[str, Tensor]]:
         """The compact tensors of a row's clip, as the step sees them, and the batch with the clip that was taken."""

@@ -23,7 +23,7 @@ from mirasol.training.checkpoints import Checkpoints, remove_folder, save_model,
 from mirasol.training.clip_cache import BadWindow, UnreadableWindow, write_bad_clips
 from mirasol.training.clock import Clock
 from mirasol.training.examples import examples_hash, read_data
-from mirasol.training.loader import StepBatches, decoded_sizes, make_loader
+from mirasol.training.loader import BatchTexts, StepBatches, decoded_sizes, make_loader
 from mirasol.training.logging import RunLog, read_metrics
 from mirasol.training.measures import NonFiniteLoss, check_finite, spread
 from mirasol.training.optimizer import Optimizer, learning_rate
@@ -245,7 +245,7 @@ class Trainer:
         steps = StepBatches(
             self.plan, self.clips, extractor, status=self.status, on_bad=data.on_bad_clip,
             rows=RowsOfRank(self.recipe, ranks.rank, ranks.world_size) if ranks.world_size > 1 else None,
-            augment=ClipAugment(self.recipe, extractor.image_size),
+            augment=ClipAugment(self.recipe, extractor.image_size), texts=BatchTexts(self.processor),
         )  # fmt: skip
         on_gpu = self.device.type == "cuda"
         remaining = range(first, self.recipe.total_steps)
@@ -269,15 +269,12 @@ class Trainer:
 
         def take() -> Share:
             try:
-                batch, media = next(loaded)
+                batch, tensors = next(loaded)
             except Exception as raised:
                 error = self.status.failure(raised) or raised
                 raise error from error.__cause__
-            text = self.processor.encode_text(batch.prompts, batch.targets)
-            if batch.row_weights is not None:
-                text["row_weights"] = torch.tensor(batch.row_weights)
-            taken.append((batch, {**media, **text}))
-            return share_of(batch, taken[0][1], self.signals.received)
+            taken.append((batch, tensors))
+            return share_of(batch, tensors, self.signals.received)
 
         try:
             shares = self.ranks.exchange(take)
