@@ -8,7 +8,7 @@ from mirasol.data.example import group_by_clip
 from mirasol.data.folder import read_examples
 from mirasol.data.questions import QUESTION_TYPES
 from mirasol.data.scenes import SPLITS, split_scene
-from mirasol.data.synthetic import clip_id, synthesize
+from mirasol.data.synthetic import KINDS, clip_id, synthesize
 from mirasol.errors import UserError
 
 pytest.importorskip("av")
@@ -119,3 +119,33 @@ def test_impossible_requests_are_refused_before_anything_is_written(tmp_path, ch
     with pytest.raises(UserError, match=part):
         synthesize(tmp_path / "new", **({"seed": 1} | COUNTS | change))
     assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_renders_the_same_bytes_again_and_other_scenes_than_the_others(tmp_path, kind):
+    for name in ("one", "two"):
+        synthesize(tmp_path / name, seed=3, train=2, validation=1, test=0, kind=kind)
+    assert contents(tmp_path / "one") == contents(tmp_path / "two")
+    assert json.loads((tmp_path / "one" / "manifest.json").read_text())["kind"] == kind
+    rows = read_examples(tmp_path / "one", "train")
+    assert rows
+    assert all((tmp_path / "one" / row.media).is_file() for row in rows)
+    types = {"images": {"image"}, "captions": {"caption", "classes"}, "sounds": {"classes"}}
+    assert {row.question_type for row in rows} <= types.get(kind, {row.question_type for row in rows})
+
+
+def test_most_captioned_clips_are_silent_and_only_the_others_name_sounds(tmp_path):
+    from mirasol.media.reader import probe
+
+    synthesize(tmp_path / "data", seed=3, train=12, validation=0, test=0, kind="captions")
+    kinds: dict[str, set[str]] = {}
+    for row in read_examples(tmp_path / "data", "train"):
+        kinds.setdefault(row.media, set()).add(row.question_type)
+    audible = {media for media in kinds if probe(tmp_path / "data" / media).audio is not None}
+    assert 0 < len(audible) < 6
+    assert {media for media, types in kinds.items() if "classes" in types} == audible
+
+
+def test_an_unknown_kind_is_refused(tmp_path):
+    with pytest.raises(UserError, match="kind='songs': choose questions, images"):
+        synthesize(tmp_path / "data", seed=3, train=1, validation=0, test=0, kind="songs")
