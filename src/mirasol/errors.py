@@ -27,6 +27,10 @@ class Stopped(Exception):
         super().__init__(message)
         self.signal_number = signal_number
 
+    def __reduce__(self):
+        # A run's processes tell each other of it.
+        return type(self), (str(self), self.signal_number)
+
     @property
     def exit_code(self) -> int:
         """130 for Ctrl-C, as shells expect of an interrupted command; 0 where a scheduler asked."""

@@ -122,7 +122,7 @@ class Share:
 
 def share_of(batch: Batch, tensors: Mapping[str, Tensor], asked_to_stop: Signals | None = None) -> Share:
     """The share that a process's tensors of a step are."""
-    masks = torch.stack([tensors[name] for name in MASKS]) if MASKS[0] in tensors else None
+    masks = torch.stack([tensors[name] for name in MASKS]).cpu() if MASKS[0] in tensors else None
     return Share(text_total(tensors["labels"], tensors.get("row_weights")), masks, asked_to_stop, batch.replaced)
 
 
