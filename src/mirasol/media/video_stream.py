@@ -59,8 +59,8 @@ class Orientation:
 
 def orientation(frame: VideoFrame) -> tuple[Orientation, bool]:
     """The orientation that a frame's display matrix asks for, and whether the matrix is a multiple of 90 degrees."""
-    # Not frame.side_data: the frame would keep it, a cycle that outlives its decoder until the garbage collector comes by,
-    # and memory that comes back so late leaves holes in the heap: some 5 kB a clip.
+    # Not frame.side_data: the frame would keep it, a cycle that outlives its decoder until the garbage collector
+    # comes by, and memory that comes back so late leaves holes in the heap: some 5 kB a clip.
     data = SideDataContainer(frame).get(SideDataType.DISPLAYMATRIX)
     if data is None:
         return Orientation(), True
