@@ -52,6 +52,8 @@ def _first_picture(path: str | os.PathLike, limits: Limits) -> VideoFrame:
             codec.options = {"max_pixels": str(limits.max_pixels)}
             codec.thread_count = 1
             frame = next(container.decode(stream), None)
+    except BadClip:
+        raise  # is a ValueError that has its reason already
     except (av.error.FFmpegError, OSError, ValueError, IndexError) as error:
         words = getattr(error, "strerror", None) or str(error)
         raise BadClip(path, f"not an image that can be read, or cut short ({' '.join(words.split())})") from error
