@@ -1,6 +1,8 @@
 """`mirasol data shard`: the same examples and bytes out of tars, made once, gone on with after a kill."""
 
 import dataclasses
+import errno
+import fcntl
 import json
 import os
 import resource
@@ -17,8 +19,10 @@ import numpy as np
 import pytest
 
 from mirasol.cli import main
+from mirasol.data import sharding
 from mirasol.data.media_files import index_file, open_media_file, read_member, tar_index
 from mirasol.data.shard_format import ShardJob
+from mirasol.data.shard_writing import write_shard
 from mirasol.data.sharding import Sharding, shard_source, write_row
 from mirasol.data.sources import Options, read_source, source_splits
 from mirasol.errors import UserError
@@ -272,12 +276,40 @@ def test_a_full_disk_is_told_and_finished_shards_are_kept(tmp_path, clips, capsy
 
 
 def test_two_at_once_are_kept_apart(tmp_path, packed, clips):
-    import fcntl
-
     with (packed / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         with pytest.raises(UserError, match="another process writes shards here"):
             shard_source("folder", tmp_path / "data", packed, sharding=Sharding(clips_per_shard=2))
+
+
+def test_a_disk_without_locks_is_refused(tmp_path, shapes, monkeypatch):
+    def refuse(*given):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    with pytest.raises(UserError, match="its disk cannot lock files"):
+        shard_source("folder", shapes, tmp_path / "out")
+
+
+def test_at_a_bad_clip_the_folder_stays_taken_until_nothing_writes_there(tmp_path, clips, monkeypatch):
+    """Others that took it sooner would remove the unfinished shards of processes that still write."""
+    root, left = tmp_path / "data", []
+    folder(root, clips)
+    put(root, "x/a.mp4", "<html></html>")
+
+    def written(jobs, *given):
+        try:
+            for job in jobs:
+                yield job.name, write_shard(job)
+        finally:
+            with (tmp_path / "out" / ".lock").open() as lock, pytest.raises(BlockingIOError):
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            left.append("still taken")
+
+    monkeypatch.setattr(sharding, "_written", written)
+    with pytest.raises(UserError, match="an HTML page"):
+        shard_source("folder", root, tmp_path / "out", sharding=Sharding(clips_per_shard=1))
+    assert left == ["still taken"]
 
 
 @pytest.mark.parametrize(

@@ -7,11 +7,13 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
-from mirasol.data.media_files import index_file, read_member, scan_tar
+from mirasol.data.media_files import index_file, open_member, scan_tar
 from mirasol.data.shard_format import file_hash
 from mirasol.data.sources.contract import Problem, Source
 from mirasol.data.sources.sharded import read_manifest
 from mirasol.errors import BadClip
+
+_BLOCK = 2**20  # read at a time: members may be videos of many gigabytes
 
 
 def shard_problems(
@@ -64,6 +66,15 @@ def _member_problems(path: Path, name: str, hashes: bool) -> list[tuple[str, str
         if there.get(member) != (offset, size):
             held = "is missing" if member not in there else "lies elsewhere"
             problems.append(("wrong index", f"{held} in the tar, unlike its index says", member))
-        elif hashes and hashlib.sha256(read_member(path, member)).hexdigest() != digest:
+        elif hashes and _hash(path, member) != digest:
             problems.append(("wrong hash", "its bytes are not those that were written", member))
     return problems
+
+
+def _hash(path: Path, member: str) -> str:
+    digest = hashlib.sha256()
+    with open_member(path, member) as (stream, size):
+        while size and (block := stream.read(min(size, _BLOCK))):
+            digest.update(block)
+            size -= len(block)
+    return digest.hexdigest()

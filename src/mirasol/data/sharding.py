@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -117,15 +117,9 @@ def shard_source(
     with _taken(out, plan) as before:
         work = [job for of_split in jobs.values() for job in of_split]
         finished = sum(finished_index(job.path) is not None for job in work)
-        indices: dict[str, dict[str, Any]] = {}
-        for job_name, index in _written(work, processes, executor, progress):
-            if index["bad"] and on_bad_clip == "error":
-                first = index["bad"][0]
-                raise UserError(
-                    f"{root / first['media']}: {first['reason']}; leave such clips out with --on-bad-clip skip "
-                    f"(finished shards are kept)"
-                )
-            indices[job_name] = index
+        # Closed at an error, too: the folder stays taken until no process writes there any more.
+        with closing(_written(work, processes, executor, progress)) as written:
+            indices = _indices(written, root, on_bad_clip)
         result = _result(sources, jobs, indices, finished)
         if before is None:
             entries = {source.split: _finish_split(source, out, jobs[source.split], indices) for source in sources}
@@ -133,6 +127,20 @@ def shard_source(
             write_whole(out / MANIFEST, json.dumps(manifest, indent=1) + "\n")
         (out / PLAN).unlink(missing_ok=True)
     return result
+
+
+def _indices(written: Iterator[tuple[str, dict[str, Any]]], root: Path, on_bad_clip: str) -> dict[str, dict[str, Any]]:
+    """The index of every shard by name. Raises UserError at the first bad clip where that is asked for."""
+    indices = {}
+    for name, index in written:
+        if index["bad"] and on_bad_clip == "error":
+            first = index["bad"][0]
+            raise UserError(
+                f"{root / first['media']}: {first['reason']}; leave such clips out with --on-bad-clip skip "
+                f"(finished shards are kept)"
+            )
+        indices[name] = index
+    return indices
 
 
 def _jobs(source: Source, out: Path, sharding: Sharding) -> list[ShardJob]:
@@ -204,6 +212,11 @@ def _taken(out: Path, plan: dict[str, Any]) -> Iterator[dict[str, Any] | None]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise UserError(f"{out}: another process writes shards here: wait for it or stop it") from error
+        except OSError as error:
+            raise UserError(
+                f"{out}: its disk cannot lock files ({error.strerror}), and two processes could mix their shards: "
+                f"give a folder on another disk"
+            ) from error
         done = (out / MANIFEST).is_file()
         before = _read_plan(out, done)
         _check_same_plan(out, before, plan, held)
