@@ -92,6 +92,8 @@ def test_choices_go_by_the_place_and_not_by_the_text(choices, tmp_path):
 def test_a_choice_that_is_not_there_is_refused(choices, tmp_path):
     with pytest.raises(UserError, match=r"7_0.*prediction 5 is out of range: 0 to 4"):
         score_file(choices, predicted(tmp_path, {"7_0": {"prediction": 5}}))
+    with pytest.raises(UserError, match="normalisation 'light' has no effect on choices or scores"):
+        score_file(choices, predicted(tmp_path, {"7_0": {"prediction": 1}}), "light")
 
 
 def test_either_reference_is_right():
@@ -227,6 +229,20 @@ def test_a_comparison_is_paired(activitynet, tmp_path):
     (tmp_path / "two" / "predictions.jsonl").write_text(lines[0].replace('"target": "yes"', '"target": "no"'))
     with pytest.raises(UserError, match="not the same data"):
         compare(tmp_path / "one", tmp_path / "two")
+
+
+def test_texts_of_the_web_are_read_back_as_they_were_written(tmp_path):
+    """Some of their characters end a line for Python, and none of them does in a jsonl file."""
+    text = "a\u2028b\u2029c\x85d\x0be"
+    row = {"file": "a.mp4", "prompt": text, "target": text, "id": text}
+    (tmp_path / "test.jsonl").write_text(json.dumps(row, ensure_ascii=False))
+    source = read_source("folder", tmp_path, "test")
+    said = predicted(tmp_path, json.dumps({"id": text, "answer": text}, ensure_ascii=False) + "\n", "said.jsonl")
+    scored = score_file(source, said)
+    assert scored.metrics["All"].value == 1
+    write_scored(tmp_path, source, scored)
+    assert compare(tmp_path, tmp_path).rows["All"].n == 1
+    assert score_file(source, tmp_path / "predictions.jsonl").metrics == scored.metrics
 
 
 def test_a_result_names_its_data_and_changes_with_it(activitynet, tmp_path):

@@ -130,6 +130,14 @@ def test_the_journal_of_another_evaluation_is_not_gone_on_with(loaded, source, a
         evaluate_source(loaded, source, dataclasses.replace(asking, max_new_tokens=5), tmp_path / "journal.jsonl")
 
 
+def test_a_journal_is_gone_on_with_where_the_training_split_came_later(loaded, source, asking, tmp_path):
+    evaluate_source(loaded, source, asking, tmp_path / "journal.jsonl")
+    known = (source.annotated, "9 examples of train.jsonl")
+    found = evaluate_source(loaded, source, asking, tmp_path / "journal.jsonl", known=known)
+    assert found.record["train_baselines"] == "9 examples of train.jsonl"
+    assert "train blind" in found.protocols[OPEN].baselines
+
+
 def test_two_processes_do_not_write_one_journal(tmp_path):
     with (
         Journal.open(tmp_path / "j", {"a": 1}),

@@ -143,7 +143,12 @@ def test_the_command_scores_by_wups_and_its_results_compare(nltk_data, tmp_path,
     assert "WUPS, headline: WUPS" in capsys.readouterr().out
     row = compare(tmp_path / "one", tmp_path / "two").rows["All"]
     assert (row.first, row.second) == (pytest.approx((DOG_CAT + 1) / 2), 1)
-    read_source("nextqa_oe", tmp_path, "test")
+    main(["score", "nextqa_oe", str(tmp_path), str(tmp_path / "two.json"), "--output", str(tmp_path / "exact")])
+    with pytest.raises(UserError, match="one holds WUPS, the other one right or wrong"):
+        compare(tmp_path / "one", tmp_path / "exact")
+    source = read_source("nextqa_oe", tmp_path, "test")
+    with pytest.raises(UserError, match="normalisation 'light' has no effect on WUPS: leave --normalisation out"):
+        score_file(source, tmp_path / "one.json", "light", Wups(nltk_data))
 
 
 def test_stop_words_are_those_of_the_script(real_data):

@@ -43,14 +43,14 @@ def run(options: Any) -> None:
     output = check_no_results(options.output) if options.output else None
     source = read_source(options.source, Path(options.root), options.split, source_options(options))
     wups = Wups(Path(options.wordnet)) if options.wordnet else None
-    known, _ = training_examples(source, source_options(options))
+    known, from_where = training_examples(source, source_options(options))
     scored = score_file(source, Path(options.predictions), options.normalisation, wups, known=known)
     out = console()
     for problem in scored.problems:
         out.print(str(problem), markup=False)
     if output is not None:
         make_folder(output)
-        write_scored(output, source, scored)
+        write_scored(output, source, scored, from_where)
         out.print(f"written: {output / 'results.json'}, {output / 'predictions.jsonl'}")
     if options.json:
         sys.stdout.write(json.dumps({"source": source.name, "split": source.split, **scored.to_dict()}) + "\n")

@@ -14,8 +14,8 @@ TRAIN = "train"
 def training_examples(source: Source, options: Options) -> tuple[tuple[Example, ...], str]:
     """The annotated examples of the data set's training split, media or not, and where they come from, in words.
 
-    None where the split is itself the training split, where there is none (or none that can be read), and for data sets
-    without one right answer.
+    No examples where the split is itself the training split, where there is none (or none that can be read: the words
+    say why), and for data sets without one right answer.
     """
     if source.split == TRAIN or source.protocol in ("labels", "captions"):
         return (), "none"

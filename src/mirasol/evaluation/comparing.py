@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from mirasol.data.sources.tables import check_utf8, read_text
 from mirasol.errors import UserError
 from mirasol.evaluation.intervals import mean_intervals, sign_test
 from mirasol.evaluation.predictions import parse_line
@@ -63,9 +64,14 @@ def compare(first: Path, second: Path, seed: int = 0) -> Comparison:
     """Compares two predictions.jsonl (or the folders that hold them) on the questions they share.
 
     Raises:
-        UserError: a file that is missing or not of this kind, no shared question, targets that differ.
+        UserError: a file that is missing or not of this kind, no shared question, targets that differ, WUPS in one and
+            right or wrong in the other.
     """
     one, other = read_judged(first), read_judged(second)
+    by_wups = [any("value" in row for row in rows.values()) for rows in (one, other)]
+    if by_wups[0] != by_wups[1]:
+        there = first if by_wups[0] else second
+        raise UserError(f"{there} holds WUPS, the other one right or wrong: compare results of one protocol")
     shared = [id for id in one if id in other]
     if not shared:
         raise UserError(f"{first} and {second} share no question: compare predictions on the same split")
@@ -99,7 +105,10 @@ def read_judged(path: Path) -> dict[str, dict[str, Any]]:
     if not file.is_file():
         raise UserError(f"{file}: no such file: give a result's folder or its predictions.jsonl")
     rows: dict[str, dict[str, Any]] = {}
-    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
+    text = read_text(file)
+    check_utf8(text, str(file))
+    # By line feeds alone: texts of the web hold other characters that `splitlines` takes for ends of lines.
+    for number, line in enumerate(text.removesuffix("\n").split("\n"), start=1):
         row = parse_line(line, f"{file}, line {number}")
         if not isinstance(row, dict) or not {"id", "video", "question_type", "target", "right"} <= row.keys():
             raise UserError(f"{file}, line {number}: has no id, video, question_type, target and right: judge it first "

@@ -49,7 +49,8 @@ def read_predictions(path: Path, source: str, examples: Sequence[Example]) -> di
     text = read_text(path)
     check_utf8(text, str(path))
     if path.suffix == ".jsonl":
-        lines = enumerate(text.splitlines(), start=1)
+        # By line feeds alone: texts of the web hold other characters that `splitlines` takes for ends of lines.
+        lines = enumerate(text.split("\n"), start=1)
         items: Any = [parse_line(line, f"{path}, line {number}") for number, line in lines if line.strip()]
     else:
         parse_json(text, str(path))  # says where it is no JSON

@@ -10,11 +10,12 @@ from typing import Any
 
 import mirasol
 from mirasol.data.example import Example
+from mirasol.data.media_files import open_media_file, stored_file
 from mirasol.data.sources import Source
 from mirasol.errors import UserError
 from mirasol.evaluation.normalisation import NORMALISATIONS
 from mirasol.evaluation.predictions import read_predictions, unmatched
-from mirasol.evaluation.scoring import Scored, score_answers, score_choices, score_wups
+from mirasol.evaluation.scoring import WUPS, Scored, score_answers, score_choices, score_wups
 from mirasol.evaluation.wups import Wups
 from mirasol.files import write_whole
 
@@ -34,14 +35,19 @@ def score_file(
     are in the result.
 
     Raises:
-        UserError: unknown normalisation, unreadable predictions, a split without published answers.
+        UserError: unknown normalisation, or one where no texts are compared for equality; unreadable predictions; a
+            split without published answers.
     """
     if normalisation not in NORMALISATIONS:
         raise UserError(f"normalisation {normalisation!r} is not known: choose {', '.join(NORMALISATIONS)}")
     found = read_predictions(predictions, source.name, source.annotated)
     if not any(example.target for example in source.annotated):
         raise UserError(f"{source.name} {source.split}: publishes no answers, so nothing can be scored here")
-    if any(prediction.choice is not None or prediction.scores is not None for prediction in found.values()):
+    chosen = any(prediction.choice is not None or prediction.scores is not None for prediction in found.values())
+    if normalisation != "none" and (chosen or wups is not None):
+        what = "choices or scores" if chosen else "WUPS"
+        raise UserError(f"normalisation {normalisation!r} has no effect on {what}: leave --normalisation out")
+    if chosen:
         if wups is not None:
             raise UserError(f"{predictions}: holds choices or scores; WUPS compares texts: leave --wordnet out")
         if not source.classes and not all(example.candidates for example in source.annotated):
@@ -53,13 +59,13 @@ def score_file(
         scored = score_answers(source.name, source.annotated, found, normalisation, seed, known)
     costly = [problem for problem in source.problems if problem.kind != "missing media" and problem.severity == "error"]
     problems = [*costly, *unmatched(found, source.annotated, str(predictions))]
-    known = {example.id for example in source.annotated}
+    ids = {example.id for example in source.annotated}
     counts = {
         "n_annotated": len(source.annotated),
         "n_evaluated": len(scored.judged),
-        "n_predicted": len(known & found.keys()),
-        "n_missing": len(known - found.keys()),
-        "n_unknown": len(found.keys() - known),
+        "n_predicted": len(ids & found.keys()),
+        "n_missing": len(ids - found.keys()),
+        "n_unknown": len(found.keys() - ids),
     }
     facts = {**scored.facts, "counts": counts, "problems": [problem.to_dict() for problem in problems]}
     return dataclasses.replace(scored, problems=tuple(problems), facts=facts)
@@ -90,8 +96,6 @@ def data_hash(source: Source, media_contents: bool = False) -> str:
     for example in source.annotated:
         line = json.dumps(dataclasses.asdict(example), sort_keys=True, ensure_ascii=False)
         digest.update(line.encode("utf-8", "surrogatepass") + b"\n")
-    from mirasol.data.media_files import open_media_file, stored_file
-
     for media in sorted({example.media for example in source.examples}):
         file = stored_file(source.root, media)
         digest.update(f"{media} {file.stat().st_size if file.is_file() else 0}\n".encode("utf-8", "surrogatepass"))
@@ -116,9 +120,17 @@ def describe_data(source: Source, media_contents: bool = False) -> dict[str, Any
     }
 
 
-def write_scored(folder: Path, source: Source, scored: Scored) -> None:
-    """Writes results.json and predictions.jsonl of scored predictions into a folder."""
-    result = {**describe_data(source), "protocols": {scored.protocol: scored.to_dict()}, "versions": versions()}
-    rows = [item.to_dict() for item in scored.judged]
+def write_scored(folder: Path, source: Source, scored: Scored, train_baselines: str = "none") -> None:
+    """Writes results.json and predictions.jsonl of scored predictions into a folder.
+
+    `train_baselines`: where the examples that baselines guess from come from, as `training_examples` says it.
+    """
+    result = {
+        **describe_data(source),
+        "protocols": {scored.protocol: scored.to_dict()},
+        "train_baselines": train_baselines,
+        "versions": versions(),
+    }
+    rows = [item.to_dict() | ({"value": item.value} if scored.protocol == WUPS else {}) for item in scored.judged]
     write_whole(folder / "predictions.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     write_whole(folder / "results.json", json.dumps(result, indent=1) + "\n")

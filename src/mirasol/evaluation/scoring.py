@@ -68,7 +68,6 @@ class Judged:
             "target": example.target,
             "answer": self.predicted,
             "right": self.right,
-            **({} if self.value in (0.0, 1.0) else {"value": self.value}),
         }
 
 

@@ -111,7 +111,6 @@ def evaluate_source(
         **describe_data(source, hash_media),
         "checkpoint": {"name": str(loaded.folder.name), "sha256": checkpoint_hash(loaded.folder)},
         "settings": {"max_new_tokens": asking.max_new_tokens, "controls": list(asking.controls)},
-        "train_baselines": known[1],
         "versions": versions(),
     }
     if journal is None:
@@ -123,6 +122,8 @@ def evaluate_source(
             for batch in ask(loaded, left, asking, processes, progress):
                 kept.append(batch)
             rows = list(kept.rows)
+    # Below the journal: answers do not depend on it, so an evaluation may go on without or with a training split.
+    record["train_baselines"] = known[1]
     return _evaluated(source, asking, clips, rows, record, too_long, wups, known[0])
 
 
