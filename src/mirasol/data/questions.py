@@ -13,7 +13,6 @@ import numpy as np
 from mirasol.data.scenes import COLOURS, DIRECTIONS, MAX_EVENTS, PITCHES, SHAPES, SLOT_SECONDS, TIMBRES, Scene
 
 QUESTION_TYPES = ("sight", "hearing", "bound", "order", "count", "range")
-TRAINING_TYPES = ("describe", "story")
 NUMBER_WORDS = ("one", "two", "three", "four")
 DESCRIBE_PROMPT = "describe this second"
 # Pretraining data: what texts go with videos, with sounds and with pictures (see `synthetic.KINDS`).

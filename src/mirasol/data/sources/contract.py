@@ -18,7 +18,6 @@ WARNINGS = (
     "named otherwise",
     "class without rows",
     "other classes",
-    "other annotations",
     "identical files",
     "video in two splits",
     "no index",
