@@ -60,7 +60,8 @@ def assert_same(values, expected) -> None:
 def test_a_run_goes_on_after_a_kill_with_as_many_processes_or_another_number(trainings, shared):
     whole = elsewhere(shared, "whole")
     ended_well(trainings.start_together(whole))
-    first, second = trainings.start_together(shared, "kill_at_random", steps=3, share=0.5)
+    # Amid the sixth step: saving after the fourth waits until the checkpoint of the second is there.
+    first, second = trainings.start_together(shared, "kill_at_random", steps=4, share=0.5)
     assert second.wait() == -signal.SIGKILL, second.text
     assert first.wait() not in (0, None), first.text
     assert saved(shared)[-1] < 8
@@ -71,7 +72,7 @@ def test_a_run_goes_on_after_a_kill_with_as_many_processes_or_another_number(tra
     assert_same(fewer, finished(whole))
 
     more = elsewhere(shared, "more")
-    alone = trainings.start(more, fault="kill_at_random", steps=3, share=0.5)
+    alone = trainings.start(more, fault="kill_at_random", steps=4, share=0.5)
     assert alone.wait() == -signal.SIGKILL
     ended_well(trainings.start_together(more))
     assert_same(more, finished(whole))

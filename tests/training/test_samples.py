@@ -40,13 +40,14 @@ def test_taking_samples_leaves_the_weights_alone(values, console, tmp_path, monk
 
 
 def test_the_picture_holds_true_chunks_above_reconstructed_ones(values, console, tmp_path):
+    from mirasol.training.ranks import Ranks
     from mirasol.training.run_folder import RunFolder
     from mirasol.training.signals import StopSignals
     from mirasol.training.trainer import Trainer
 
     recipe = recipe_from_dict(values)
     with RunFolder(recipe, resume=False) as folder:
-        trainer = Trainer(recipe, folder, console, StopSignals())
+        trainer = Trainer(recipe, folder, console, StopSignals(), Ranks())
         given = trainer.model, trainer.processor, trainer.cache, trainer.device
         trainer.model.train()
         taken = trainer.samples.take(*given)
