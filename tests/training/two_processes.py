@@ -1,5 +1,6 @@
-"""What the two processes of test_parallel.py do: `torchrun two_processes.py recipe.json results.json`."""
+"""What the two processes of test_parallel.py do: `torchrun two_processes.py work.json results.json`."""
 
+import copy
 import dataclasses
 import json
 import sys
@@ -8,14 +9,19 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from rich.console import Console
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import distribute_tensor
 
 from mirasol import MirasolConfig, MirasolForConditionalGeneration
 from mirasol.errors import UserError
+from mirasol.training.optimizer import Optimizer
 from mirasol.training.parallel import MASKS, ParallelModel, Share, global_batches, joined_ranks, share_of
-from mirasol.training.recipe import ParallelRecipe, Recipe, recipe_from_dict
+from mirasol.training.recipe import OptimizerRecipe, ParallelRecipe, Recipe, recipe_from_dict
 from mirasol.training.trainer import train
 
-STACK = {"depth": 2, "width": 16, "hidden": 16, "heads": 2, "head_width": 8, "dropout": 0.0}
+KINDS = ("ddp", "fsdp")
+STACK = {"depth": 1, "width": 16, "hidden": 16, "heads": 2, "head_width": 8, "dropout": 0.0}
 CONFIG = {
     "vit": STACK,
     "audio": {"adapter": STACK},
@@ -107,26 +113,78 @@ def compare(recipe: Recipe, ranks, kind: str, objective: str) -> float:
     return max(differences)
 
 
-def main() -> None:
-    values, results = json.loads(Path(sys.argv[1]).read_text()), {}
-    dist.init_process_group("gloo")
-    rank = dist.get_rank()
-    recipe = recipe_from_dict({**values, "parallel": {"kind": "ddp"}})
-    with joined_ranks(recipe) as ranks:
-        for kind in ("ddp", "fsdp"):
+def answers(recipe: Recipe, ranks) -> bool:
+    """Whether each process's answers, to clips and at lengths of its own, are those of a model that is whole."""
+    alone = model().eval()
+    tensors = {name: value for name, value in clips(alone.config).items() if name != "labels"}
+    own = of_rank(tensors, ranks.rank)
+    # The first process has written all it was asked for long before the second.
+    settings = {"max_new_tokens": 2 + 9 * ranks.rank, "do_sample": False, "eos_token_id": None}
+    shared = ParallelModel(
+        model().eval(), dataclasses.replace(recipe, parallel=ParallelRecipe("fsdp")), ranks, torch.device("cpu")
+    )
+    found = shared.model.generate(**own, **settings)
+    return torch.equal(found, alone.generate(**own, **settings))
+
+
+def step_of_muon(ranks) -> float:
+    """Largest difference between what Muon makes of whole matrices and of shards, given gradients that are the same."""
+    torch.manual_seed(7)
+    alone = torch.nn.Sequential(torch.nn.Linear(12, 21, bias=False), torch.nn.Linear(21, 5, bias=False))
+    shared = copy.deepcopy(alone)
+    fully_shard(shared, mesh=init_device_mesh("cpu", (ranks.world_size,)))
+    settings = OptimizerRecipe(name="muon", learning_rate=0.1, weight_decay=0.5)
+    optimizers = Optimizer(alone, settings), Optimizer(shared, settings)
+    for _ in range(3):
+        for one, other in zip(alone.parameters(), shared.parameters(), strict=True):
+            one.grad = torch.randn_like(one)
+            other.grad = distribute_tensor(one.grad, other.device_mesh, other.placements)
+        for optimizer in optimizers:
+            optimizer.step()
+    pairs = zip(alone.parameters(), shared.parameters(), strict=True)
+    return max(float((one - other.full_tensor()).detach().abs().max()) for one, other in pairs)
+
+
+def run(values: dict, kind: str, resume: bool = False) -> None:
+    output = f"{values['output']}-{kind}"
+    recipe = recipe_from_dict({**values, "output": output, "parallel": {"kind": kind}})
+    train(recipe, console=Console(quiet=True), resume=resume)
+
+
+def check_parts(values: dict, results: dict) -> None:
+    """What needs no training."""
+    with joined_ranks(recipe_from_dict({**values, "parallel": {"kind": "ddp"}})) as ranks:
+        recipe = recipe_from_dict(values)
+        for kind in KINDS:
             for objective in ("clips", "image_text"):
                 results[f"{kind} {objective}"] = compare(recipe, ranks, kind, objective)
-    for kind in ("ddp", "fsdp"):
-        output = f"{values['output']}-{kind}"
-        train(recipe_from_dict({**values, "output": output, "parallel": {"kind": kind}}), console=Console(quiet=True))
-    # Half of the folder's checks run in the first process alone: its error has to reach the other one.
+        results["answers"] = ranks.gathered(answers(recipe, ranks))
+        results["muon"] = step_of_muon(ranks)
+
+
+def check_error(values: dict, results: dict) -> None:
+    """Half of the folder's checks run in the first process alone: its error has to reach the other one."""
     try:
-        train(recipe_from_dict({**values, "output": output, "parallel": {"kind": kind}}), console=Console(quiet=True))
+        run(values, "ddp")
     except UserError as error:
         results["error"] = str(error)
         results["told by first"] = [None, None]
         dist.all_gather_object(results["told by first"], error.told_by_first)
-    if rank == 0:
+
+
+def main() -> None:
+    work, results = json.loads(Path(sys.argv[1]).read_text()), {}
+    dist.init_process_group("gloo")
+    if work["checks"]:
+        check_parts(work["runs"][0], results)
+    for kind in KINDS:
+        for values in work["runs"]:
+            run(values, kind)
+        for values in work["resumed"]:
+            run(values, kind, resume=True)
+    if work["checks"]:
+        check_error(work["runs"][0], results)
+    if dist.get_rank() == 0:
         Path(sys.argv[2]).write_text(json.dumps(results))
     dist.destroy_process_group()
 

@@ -1,9 +1,11 @@
 """What changes the weights: parameter groups, the optimizers, and the learning rate as a function of the step."""
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from mirasol.training.recipe import OptimizerRecipe, Recipe
 
@@ -41,6 +43,38 @@ def decay_groups(model: nn.Module) -> tuple[dict[str, nn.Parameter], dict[str, n
     return decay, {name: parameter for name, parameter in trainable.items() if name not in decaying}
 
 
+class Muon(torch.optim.Muon):
+    """Muon also for matrices whose shards several processes hold: each is orthogonalised whole, by all of them.
+
+    Over the shards themselves, Newton-Schulz would add up its bf16 products in another order, and rounding in a
+    direction that the gradient hardly has is blown up to full size: one step came out up to half its size apart.
+    """
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:
+        """Takes a step with the gradients there are; those of sharded matrices are used up."""
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if isinstance(parameter, DTensor) and parameter.grad is not None:
+                    self._step_sharded(parameter, group)
+                    parameter.grad = None
+        super().step(closure)
+
+    def _step_sharded(self, parameter: DTensor, group: dict[str, Any]) -> None:
+        momentum, gradient = self.state[parameter]["momentum_buffer"], parameter.grad
+        momentum.lerp_(gradient, 1 - group["momentum"])
+        # Half the bytes to gather, and none lost: bf16 is what is orthogonalised.
+        update = gradient.lerp(momentum, group["momentum"]).bfloat16().full_tensor().float()
+        # A matrix of zeros becomes the step itself: minus the orthogonalised update, times its learning rate.
+        stand_in = nn.Parameter(torch.zeros_like(update))
+        stand_in.grad = update
+        settings = {name: group[name] for name in ("lr", "adjust_lr_fn", "ns_coefficients", "ns_steps", "eps")}
+        torch.optim.Muon([stand_in], weight_decay=0.0, momentum=0.0, nesterov=False, **settings).step()
+        parameter.mul_(1 - group["lr"] * group["weight_decay"])
+        change = DTensor.from_local(stand_in.detach(), parameter.device_mesh, run_check=False)
+        parameter.add_(change.redistribute(placements=parameter.placements))
+
+
 class Optimizer:
     """The optimizers of a run behind one `step`: Adam or AdamW alone, or Muon on hidden matrices beside AdamW."""
 
@@ -54,7 +88,7 @@ class Optimizer:
             decay = {name: parameter for name, parameter in decay.items() if parameter.ndim != 2}
             if matrices:
                 self.members.append(
-                    torch.optim.Muon(
+                    Muon(
                         matrices,
                         lr=settings.learning_rate,
                         weight_decay=settings.weight_decay,

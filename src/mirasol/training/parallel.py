@@ -6,6 +6,7 @@ import os
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from signal import Signals
 from typing import Any
 
@@ -204,7 +205,6 @@ class ParallelModel:
         self._stage: Stage | None = None
 
     def _shard(self) -> None:
-
         # The initial weights are the first process's, whatever the number of processes.
         weights = self.model.state_dict() if self.ranks.is_first else {}
         self.model.to("meta")
@@ -215,6 +215,8 @@ class ParallelModel:
         for layer in layers(self.model):
             fully_shard(layer, mesh=mesh, mp_policy=policy, reshard_after_forward=self.recipe.parallel.reshard)
         fully_shard(self.model, mesh=mesh, mp_policy=policy)
+        # A process whose answers are all written goes on until every one's are: the others need its shards.
+        self.model.generate = partial(self.model.generate, synced_gpus=self.ranks.world_size > 1)
         for name in ("image_text", "encode", "generate", "score"):
             register_fsdp_forward_method(self.model, name)
         self.model.to_empty(device=self.device)
