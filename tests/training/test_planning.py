@@ -10,7 +10,7 @@ from mirasol.errors import UserError
 from mirasol.training import planning
 from mirasol.training.counting import StepCost, StepShape
 from mirasol.training.optimizer import Optimizer
-from mirasol.training.planning import Assumptions, optimizer_bytes, plan_run
+from mirasol.training.planning import Assumptions, optimizer_bytes, peak_tflops, plan_run
 from mirasol.training.recipe import OptimizerRecipe, recipe_from_dict
 
 
@@ -117,3 +117,14 @@ def test_stages_that_are_alike_are_counted_once(values, monkeypatch):
     plan = plan_run(recipe_from_dict(values), Assumptions(peak_tflops=1.0))
     assert len(calls) == 2
     assert dataclasses.asdict(plan.stages["again"].cost) == dataclasses.asdict(plan.stages["questions"].cost)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+def test_time_is_this_processors_unless_the_recipe_is_for_gpus(values):
+    def source(**keys) -> str:
+        return peak_tflops(recipe_from_dict({**values, **keys}), Assumptions())[1]
+
+    assert "measured here" in source(device="auto")
+    assert "measured here" in source(device="cpu", parallel={"kind": "ddp"})
+    assert "H100" in source(device="auto", parallel={"kind": "fsdp"})
+    assert "H100" in source(device="cuda")

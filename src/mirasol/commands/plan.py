@@ -27,7 +27,8 @@ def add_arguments(parser: Any, make: Any) -> None:
     parser.add_argument("--config", type=str, action="append", metavar="FILE", help="the recipe; may be given again")
     parser.add_argument("--processes", type=int, default=1, help="processes, one for each device")
     parser.add_argument("--mfu", type=float, default=0.4, help="share of a device's peak FLOP/s that is reached")
-    parser.add_argument("--peak-tflops", type=float, help="peak TFLOP/s of a device; by default of the one here")
+    peak = "peak TFLOP/s of a device; by default of the one here, or of an H100 for a recipe that needs GPUs"
+    parser.add_argument("--peak-tflops", type=float, help=peak)
     parser.add_argument("--device-memory", type=float, metavar="GIB", help="say which stages fit into so many GiB")
     parser.add_argument("--chunks", type=int, help="chunks of a clip; by default the longest of some clips")
     parser.add_argument("--text-length", type=int, help="tokens of prompt and target; text.max_length by default")

@@ -38,8 +38,8 @@ class Assumptions:
 
     processes: how many run together, one for each device
     mfu: share of the peak that is reached, of the FLOPs that a step needs (those of recomputation not counted)
-    peak_tflops: of one device; None is the data sheet's of the GPU here, of an H100 where there is none, and for
-        `device: cpu` what a matrix product reaches here
+    peak_tflops: of one device; None is the data sheet's of the GPU here. Without a GPU it is an H100's for `device:
+        cuda` and for recipes whose `parallel.kind` shares the work, else what a matrix product reaches here
     chunks: chunks of a clip; text_length: tokens of a text row; target_tokens: those of them that are target
     preset: stands in for the checkpoint that `model.init` names
     """
@@ -340,9 +340,11 @@ def peak_tflops(recipe: Recipe, given: Assumptions) -> tuple[float, str]:
     """TFLOP/s of one device, and where the figure is from."""
     if given.peak_tflops is not None:
         return given.peak_tflops, "as given"
-    if recipe.device == "cpu":
+    here = torch.cuda.is_available()
+    # A recipe for several devices is planned on a laptop and runs elsewhere; another one would run right here.
+    if recipe.device == "cpu" or (recipe.device == "auto" and recipe.parallel.kind == "none" and not here):
         return _measured_tflops(), "a matrix product in float32, measured here"
-    name = torch.cuda.get_device_name() if torch.cuda.is_available() else ASSUMED
+    name = torch.cuda.get_device_name() if here else ASSUMED
     for known, peak in PEAKS.items():
         if known in name:
             return peak, f"data sheet of {known}, dense bfloat16"

@@ -387,7 +387,10 @@ def _check_no_key_is_idle(recipe: Recipe) -> None:
     if model.init is not None and model.overrides:
         raise UserError("model.overrides must be empty when model.init names a checkpoint: its config is kept")
     if model.init is not None and model.preset != ModelRecipe.preset:
-        raise UserError(f"model.preset={model.preset} has no effect beside model.init: leave it out")
+        raise UserError(
+            f"model.preset={model.preset} has no effect beside model.init: leave it out (mirasol plan takes "
+            f"--preset {model.preset} in place of a checkpoint that is not there yet)"
+        )
     if model.init is not None and recipe.tokenizer != TokenizerRecipe():
         tokenizer = recipe.tokenizer
         key = "tokenizer.vocab_size" if tokenizer.init is None else "tokenizer.init"
