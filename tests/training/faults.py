@@ -10,8 +10,6 @@ import threading
 import time
 from pathlib import Path
 
-from torch.utils.data import DataLoader
-
 from mirasol.training import checkpoints, parallel, trainer
 from mirasol.training.checkpoints import Checkpoints
 from mirasol.training.parallel import ParallelModel
@@ -56,22 +54,17 @@ def signals_without_end(name: str) -> None:
 def when_a_worker_hangs(do: str, seconds: float = 0.5) -> None:
     """Once a worker has been at the same clip for so long, it is killed (`kill`), or the loader's time limit is over
     (`limit`); before that a worker may take any time to start."""
-    make, iterate, iterators = trainer.make_loader, DataLoader._get_iterator, []
-
-    def remembered(self):
-        iterators.append(iterate(self))
-        return iterators[-1]
+    make, within = trainer.make_loader, WorkerStatus.within
 
     def watched(batches, *arguments):
-        loaded = iter(make(batches, *arguments))
-        worker = _hanging(batches.status, seconds)
+        loaded, worker = iter(make(batches, *arguments)), _hanging(batches.status, seconds)
         if do == "kill":
             os.kill(worker, signal.SIGKILL)
         else:
-            iterators[-1]._timeout = seconds
+            WorkerStatus.within = lambda self, _: within(self, seconds)
         return loaded
 
-    trainer.make_loader, DataLoader._get_iterator = watched, remembered
+    trainer.make_loader = watched
 
 
 def _hanging(status: WorkerStatus, seconds: float) -> int:

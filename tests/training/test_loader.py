@@ -1,17 +1,20 @@
 """The loader: a step's number to its batch and tensors."""
 
 import os
+import signal
+import time
 
 import pytest
 import torch
 
 from mirasol.config import MirasolConfig
 from mirasol.media.processor import MirasolFeatureExtractor
+from mirasol.processes import process_context
 from mirasol.training.batches import BatchPlan
 from mirasol.training.clip_cache import ClipCache
 from mirasol.training.loader import StepBatches, make_loader
 from mirasol.training.recipe import recipe_from_dict
-from mirasol.training.worker_status import WorkerStatus
+from mirasol.training.worker_status import WorkerFailed, WorkerStatus
 
 SETTINGS = MirasolConfig.preset("tiny").media_settings()
 
@@ -114,3 +117,31 @@ def test_what_travels_is_small_and_becomes_the_same(recipe, examples, cache):
         expected = dict(batches.extractor.collate(clips))
         assert same(batches.ready(media), expected)
         assert same(batches[step][1], expected)
+
+
+def test_a_limit_interrupts_whatever_waits_and_names_the_sample():
+    status = WorkerStatus(0)
+    status.report("step 3, a.mp4")
+    reading, _ = os.pipe()
+    told = r"no batch within batch_seconds=0\.1: being loaded: step 3, a\.mp4"
+    with pytest.raises(WorkerFailed, match=told), status.within(0.1):
+        os.read(reading, 1)
+    with status.within(0.1):
+        pass
+    time.sleep(0.15)
+
+
+def test_a_batch_that_broke_off_with_its_worker_tells_of_the_worker():
+    status = WorkerStatus(1)
+    assert status.failure(EOFError()) is None, "no worker began"
+    worker = process_context().Process(target=_take_a_slot_and_die, args=(status,))
+    worker.start()
+    worker.join()
+    assert "died, out of memory perhaps, at step 4, b.mp4 (its batch" in str(status.failure(ConnectionResetError()))
+    assert status.failure(OSError("else")) is None
+
+
+def _take_a_slot_and_die(status: WorkerStatus) -> None:
+    status.enter(1)
+    status.report("step 4, b.mp4")
+    os.kill(os.getpid(), signal.SIGKILL)

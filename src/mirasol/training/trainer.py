@@ -269,7 +269,8 @@ class Trainer:
 
         def take() -> Share:
             try:
-                batch, tensors = next(loaded)
+                with self.status.within(self.recipe.batch_seconds):
+                    batch, tensors = next(loaded)
             except Exception as raised:
                 error = self.status.failure(raised) or raised
                 raise error from error.__cause__

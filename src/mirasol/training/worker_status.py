@@ -1,9 +1,11 @@
 """What the processes that load clips are at, so that one that dies or hangs can be named."""
 
 import contextlib
+import multiprocessing
 import os
 import re
 import signal
+import threading
 from collections.abc import Iterator
 
 from torch.utils.data import get_worker_info
@@ -70,22 +72,58 @@ class WorkerStatus:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
 
+    @contextlib.contextmanager
+    def within(self, seconds: float) -> Iterator[None]:
+        """Raises WorkerFailed, with the samples the workers are at, where what is done meanwhile takes longer.
+
+        DataLoader's own limit is not enough: with a batch half received it waits for its worker without one. An alarm
+        interrupts any wait of the main thread; another thread has DataLoader's limit alone.
+        """
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+
+        def ring(number: int, frame: object) -> None:
+            error = self._too_long(seconds)
+            # Whoever still waits for them is to give up too. PyTorch need not tell of their end: this is the error.
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            self.kill_workers()
+            raise error
+
+        before = signal.signal(signal.SIGALRM, ring)
+        signal.setitimer(signal.ITIMER_REAL, seconds)
+        try:
+            yield
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, before)
+
+    def _too_long(self, seconds: float) -> WorkerFailed:
+        return WorkerFailed(
+            f"no batch within batch_seconds={seconds:g}: being loaded: {self.named()}: "
+            "leave that clip out, or allow more time"
+        )
+
     def failure(self, error: BaseException) -> WorkerFailed | None:
         """What DataLoader's error says about a worker, with the sample it was at; None for any other error.
 
         PyTorch raises it wherever the main process happens to be, not only where it waits for a batch.
         """
+        if isinstance(error, EOFError | ConnectionError) and (gone := self._gone()):
+            return self._died(gone, "its batch was half received")
         if not isinstance(error, RuntimeError):
             return None
         if found := _TOO_LONG.search(str(error)):
-            return WorkerFailed(
-                f"no batch within batch_seconds={found[1]}: the workers are at {self.named()}: "
-                "leave that clip out, or allow more time"
-            )
+            return self._too_long(float(found[1]))
         if found := _DIED.search(str(error)):
-            pids = [int(pid) for pid in found[1].split(",")]
-            return WorkerFailed(
-                f"a worker that loads clips died, out of memory perhaps, at {self.named(pids)} "
-                f"({' '.join(str(error).split())}): --resume goes on"
-            )
+            return self._died([int(pid) for pid in found[1].split(",")], " ".join(str(error).split()))
         return None
+
+    def _died(self, pids: list[int], reason: str) -> WorkerFailed:
+        return WorkerFailed(
+            f"a worker that loads clips died, out of memory perhaps, at {self.named(pids)} ({reason}): --resume goes on"
+        )
+
+    def _gone(self) -> list[int]:
+        """The workers that have ended."""
+        return sorted(set(self._pids[1:]) - {0} - {process.pid for process in multiprocessing.active_children()})
