@@ -1,6 +1,5 @@
 """`mirasol data check`: everything about a data set on disk that can be found out before it is trained on."""
 
-import hashlib
 import io
 import statistics
 from collections import Counter, defaultdict
@@ -21,6 +20,7 @@ from mirasol.data.sources import AnnotationError, Options, Problem, Source
 from mirasol.data.sources.files import Files
 from mirasol.data.sources.registry import adapter_of, read_split, splits_of
 from mirasol.errors import BadClip, UserError
+from mirasol.files import file_hash
 from mirasol.media.reader import END_TOLERANCE, probe
 
 # Upper edges of the duration histogram in seconds; the last bin is open.
@@ -222,8 +222,8 @@ def identical_files(root: Path, facts: Iterable[MediaFacts]) -> list[list[str]]:
             by_size[fact.bytes].append(fact.media)
     groups: dict[str, list[str]] = defaultdict(list)
     for media in (name for names in by_size.values() if len(names) > 1 for name in names):
-        with open_media_file(root, media) as path, path.open("rb") as stream:
-            groups[hashlib.file_digest(stream, "sha256").hexdigest()].append(media)
+        with open_media_file(root, media) as path:
+            groups[file_hash(path)].append(media)
     return [group for group in groups.values() if len(group) > 1]
 
 

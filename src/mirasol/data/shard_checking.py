@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from mirasol.data.media_files import index_file, open_member, scan_tar
-from mirasol.data.shard_format import file_hash
 from mirasol.data.sources.contract import Problem, Source
 from mirasol.data.sources.sharded import read_manifest
 from mirasol.errors import BadClip
+from mirasol.files import file_hash
 
 _BLOCK = 2**20  # read at a time: members may be videos of many gigabytes
 

@@ -7,7 +7,6 @@ OUT/train/00000.index.json   of every member offset, size and SHA-256
 """
 
 import dataclasses
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -98,9 +97,3 @@ def finished_index(tar: Path) -> dict[str, Any] | None:
         return index if tar.stat().st_size == index["bytes"] else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
-
-
-def file_hash(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

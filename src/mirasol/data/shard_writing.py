@@ -13,9 +13,9 @@ from typing import Any, BinaryIO
 
 from mirasol.data.checking import media_facts
 from mirasol.data.media_files import index_file, is_image, open_media_file
-from mirasol.data.shard_format import Sample, ShardJob, file_hash, finished_index
+from mirasol.data.shard_format import Sample, ShardJob, finished_index
 from mirasol.errors import BadClip, UserError
-from mirasol.files import write_whole
+from mirasol.files import file_hash, write_whole
 from mirasol.media.reencoding import Reencoding, reencode
 
 UNFINISHED = ".unfinished"

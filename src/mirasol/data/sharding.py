@@ -23,7 +23,6 @@ from mirasol.data.shard_format import (
     Sample,
     ShardJob,
     example_row,
-    file_hash,
     finished_index,
 )
 from mirasol.data.shard_writing import UNFINISHED, write_shard
@@ -31,7 +30,7 @@ from mirasol.data.sources import Options, Source
 from mirasol.data.sources.files import Files
 from mirasol.data.sources.registry import adapter_of, read_split, splits_of, usable_examples
 from mirasol.errors import BadClip, UserError
-from mirasol.files import write_whole
+from mirasol.files import file_hash, write_whole
 from mirasol.media.reencoding import Reencoding
 from mirasol.processes import process_context
 

@@ -23,6 +23,7 @@ from mirasol.data.questions import (
 from mirasol.data.render import write_clip, write_still
 from mirasol.data.scenes import SPLITS, Scene, split_scene, stable_hash
 from mirasol.errors import UserError
+from mirasol.files import file_hash
 from mirasol.processes import process_context
 
 # Goes up whenever the same seed gives other scenes, pixels, sounds or questions.
@@ -161,7 +162,7 @@ def _render_job(job: tuple[Path, int, str, str, int]) -> tuple[str, str, list[st
         silent = kind == "captions" and stable_hash("silent", scene.seed) % 100 < 100 * SILENT_SHARE
         write_clip(scene, root / name, sound=not silent)
         asked = [*(captions(scene) if kind == "captions" else []), *([] if silent else sound_classes(scene))]
-    digest = hashlib.sha256((root / name).read_bytes()).hexdigest()
+    digest = file_hash(root / name)
     return name, digest, [_row(name, clip_id(split, index), number, item) for number, item in enumerate(asked)]
 
 

@@ -17,7 +17,7 @@ from mirasol.evaluation.normalisation import NORMALISATIONS
 from mirasol.evaluation.predictions import read_predictions, unmatched
 from mirasol.evaluation.scoring import WUPS, Scored, score_answers, score_choices, score_wups
 from mirasol.evaluation.wups import Wups
-from mirasol.files import write_whole
+from mirasol.files import file_hash, write_whole
 
 
 def score_file(
@@ -44,14 +44,8 @@ def score_file(
     if not any(example.target for example in source.annotated):
         raise UserError(f"{source.name} {source.split}: publishes no answers, so nothing can be scored here")
     chosen = any(prediction.choice is not None or prediction.scores is not None for prediction in found.values())
-    if normalisation != "none" and (chosen or wups is not None):
-        what = "choices or scores" if chosen else "WUPS"
-        raise UserError(f"normalisation {normalisation!r} has no effect on {what}: leave --normalisation out")
+    _check_fits(source, predictions, chosen, normalisation, wups)
     if chosen:
-        if wups is not None:
-            raise UserError(f"{predictions}: holds choices or scores; WUPS compares texts: leave --wordnet out")
-        if not source.classes and not all(example.candidates for example in source.annotated):
-            raise UserError(f"{predictions}: holds choices or scores, but {source.name} is open: give `answer` texts")
         scored = score_choices(source.name, source.annotated, found, source.classes, seed, known)
     elif wups is not None:
         scored = score_wups(source.name, source.annotated, found, wups, seed)
@@ -69,6 +63,17 @@ def score_file(
     }
     facts = {**scored.facts, "counts": counts, "problems": [problem.to_dict() for problem in problems]}
     return dataclasses.replace(scored, problems=tuple(problems), facts=facts)
+
+
+def _check_fits(source: Source, predictions: Path, chosen: bool, normalisation: str, wups: Wups | None) -> None:
+    """Refuses what has no meaning for predictions that are choices (`chosen`), or for those that are texts."""
+    if normalisation != "none" and (chosen or wups is not None):
+        what = "choices or scores" if chosen else "WUPS"
+        raise UserError(f"normalisation {normalisation!r} has no effect on {what}: leave --normalisation out")
+    if chosen and wups is not None:
+        raise UserError(f"{predictions}: holds choices or scores; WUPS compares texts: leave --wordnet out")
+    if chosen and not source.classes and not all(example.candidates for example in source.annotated):
+        raise UserError(f"{predictions}: holds choices or scores, but {source.name} is open: give `answer` texts")
 
 
 def versions() -> dict[str, str]:
@@ -100,8 +105,8 @@ def data_hash(source: Source, media_contents: bool = False) -> str:
         file = stored_file(source.root, media)
         digest.update(f"{media} {file.stat().st_size if file.is_file() else 0}\n".encode("utf-8", "surrogatepass"))
         if media_contents and file.is_file():
-            with open_media_file(source.root, media) as path, path.open("rb") as stream:
-                digest.update(hashlib.file_digest(stream, "sha256").digest())
+            with open_media_file(source.root, media) as path:
+                digest.update(file_hash(path).encode())
     return digest.hexdigest()
 
 

@@ -1,6 +1,5 @@
 """From a run's folder to one that others can load: weights, processor, and a card that says how they came to be."""
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import replace
@@ -14,6 +13,7 @@ from torch import Tensor
 from mirasol import MirasolConfig, MirasolForConditionalGeneration, MirasolProcessor
 from mirasol.checkpoint import find_checkpoint, load_checkpoint, read_config
 from mirasol.errors import UserError
+from mirasol.files import file_hash
 from mirasol.training.best import BestStep
 from mirasol.training.checkpoints import Checkpoints, save_model, write_folder
 from mirasol.training.logging import read_metrics
@@ -59,7 +59,7 @@ def export_run(
 
     def fill(folder: Path) -> None:
         save_model(folder, model, processor)
-        digest = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+        digest = file_hash(folder / "model.safetensors")
         training = {**facts, "steps": step, "weights_sha256": digest, "recipe": recipe.to_dict()}
         (folder / "training.json").write_text(json.dumps(training, indent=1) + "\n", encoding="utf-8")
         (folder / "README.md").write_text(model_card(recipe, training, _validation(run, step), model), encoding="utf-8")

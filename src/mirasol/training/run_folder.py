@@ -7,7 +7,6 @@ bad_step.json (the samples of a step whose loss was no number).
 
 import contextlib
 import fcntl
-import hashlib
 import importlib.metadata
 import json
 import os
@@ -22,7 +21,7 @@ import torch
 
 import mirasol
 from mirasol.errors import UserError
-from mirasol.files import write_whole
+from mirasol.files import file_hash, write_whole
 from mirasol.training.clip_cache import BadWindow, write_bad_clips
 from mirasol.training.recipe import Recipe, changed_keys
 
@@ -209,7 +208,7 @@ def data_hashes(recipe: Recipe) -> dict[str, str]:
             file = Path(data.root) / name
             if file.is_file():
                 key = f"{data_set}/{name}" if data_set else name
-                hashes[key] = hashlib.sha256(file.read_bytes()).hexdigest()
+                hashes[key] = file_hash(file)
     return hashes
 
 

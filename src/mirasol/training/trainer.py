@@ -1,7 +1,6 @@
 """The training loop: plain PyTorch, one step after the other."""
 
 import contextlib
-import hashlib
 import itertools
 import json
 import os
@@ -15,6 +14,7 @@ from torch import Tensor
 
 from mirasol.console import Progress
 from mirasol.errors import Stopped, UserError
+from mirasol.files import file_hash
 from mirasol.model.global_batch import GlobalBatch
 from mirasol.training.average import WeightAverage
 from mirasol.training.batches import KINDS, Batch, BatchPlan
@@ -403,7 +403,7 @@ class Trainer:
     def _write_result(self, weights: Mapping[str, Tensor]) -> None:
         def fill(target: Path) -> None:
             save_model(target, self.model, self.processor, weights)
-            digest = hashlib.sha256((target / "model.safetensors").read_bytes()).hexdigest()
+            digest = file_hash(target / "model.safetensors")
             facts = {
                 "steps": self.recipe.total_steps,
                 "training_seconds": round(self.clock.seconds(), 1),
