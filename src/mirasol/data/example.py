@@ -36,6 +36,11 @@ class Example:
     answer_index: int | None = None
     random_target: bool = False
 
+    def __setstate__(self, state: list) -> None:
+        # The dataclass's own asks for the fields anew for every object: most of the time that a batch takes to arrive.
+        for name, value in zip(self.__slots__, state, strict=True):
+            object.__setattr__(self, name, value)
+
     @property
     def video_name(self) -> str:
         """What intervals and plots group by: the video's name, or its file where the data set has no names."""

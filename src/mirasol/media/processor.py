@@ -198,8 +198,12 @@ class MirasolFeatureExtractor(FeatureExtractionMixin):
         for row, video in zip(batch, videos, strict=True):
             for values, pixels in zip(row[: len(video)].split(at_once), video.split(at_once), strict=True):
                 values.copy_(pixels).mul_(scale).add_(shift)
-        if not present.all():
+        if device.type != "cpu":
             batch[~present] = 0
+            return batch
+        # One by one: to set them all by their mask takes as long as to make the values.
+        for row, chunk in (~present).nonzero().tolist():
+            batch[row, chunk].zero_()
         return batch
 
     def pixels(self, video: Tensor) -> Tensor:

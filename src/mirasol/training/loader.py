@@ -1,6 +1,7 @@
 """The DataLoader that turns a step's number into its batch and media tensors."""
 
 import contextlib
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -152,8 +153,52 @@ def _as_is(item):
     return item
 
 
+# Larger tensors travel between processes on their own; smaller ones together, for each that travels takes a handshake
+# with a process that is busy loading.
+_PACKED_BYTES = 2**24
+_ALIGNMENT = 64  # bytes, so that any dtype may begin there
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """Where a tensor lies in the bytes that several travel in."""
+
+    offset: int
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+
+
+def _packed(tensors: dict[str, Tensor]) -> tuple[dict[str, _Layout | None], dict[str, Tensor]]:
+    """The tensors' layouts, None for those that travel on their own, and what travels: these by name, the others as
+    one, called ""."""
+    layouts: dict[str, _Layout | None] = {}
+    offset = 0
+    for name, value in tensors.items():
+        small = value.nbytes <= _PACKED_BYTES
+        layouts[name] = _Layout(offset, value.dtype, tuple(value.shape)) if small else None
+        offset += -(-value.nbytes // _ALIGNMENT) * _ALIGNMENT if small else 0
+    together = torch.empty(offset, dtype=torch.uint8)
+    for name, layout in layouts.items():
+        if layout is not None:
+            _view(together, layout).copy_(tensors[name])
+    return layouts, {"": together, **{name: value for name, value in tensors.items() if layouts[name] is None}}
+
+
+def _unpacked(layouts: dict[str, _Layout | None], travelled: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors that `_packed` was given, on the device that they travelled to."""
+    return {
+        name: travelled[name] if layout is None else _view(travelled[""], layout) for name, layout in layouts.items()
+    }
+
+
+def _view(together: Tensor, layout: _Layout) -> Tensor:
+    count = math.prod(layout.shape) * layout.dtype.itemsize
+    return together[layout.offset : layout.offset + count].view(layout.dtype).view(layout.shape)
+
+
 class _Told(Dataset):
-    """The steps in compact form; an error of the user's is an item too, or a worker would wrap it in its traceback."""
+    """The steps in compact form, packed to travel; an error of the user's is an item too, or a worker would wrap it in
+    its traceback."""
 
     def __init__(self, batches: StepBatches):
         self.batches = batches
@@ -161,11 +206,12 @@ class _Told(Dataset):
     def __len__(self) -> int:
         return len(self.batches)
 
-    def __getitem__(self, step: int) -> tuple[Batch, dict[str, Tensor]] | UserError:
+    def __getitem__(self, step: int) -> tuple[Batch, Any, dict[str, Tensor]] | UserError:
         try:
-            return self.batches.compact(step)
+            batch, media = self.batches.compact(step)
         except UserError as error:
             return error
+        return batch, *_packed(media)
 
 
 class StepLoader(DataLoader):
@@ -180,9 +226,9 @@ class StepLoader(DataLoader):
         for item in items:
             if isinstance(item, UserError):
                 raise item
-            batch, media = item
+            batch, layouts, media = item
             moved = {name: value.to(self.device, non_blocking=self.pin_memory) for name, value in media.items()}
-            yield batch, self.dataset.batches.ready(moved)
+            yield batch, self.dataset.batches.ready(_unpacked(layouts, moved))
 
 
 def make_loader(

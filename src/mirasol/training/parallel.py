@@ -152,6 +152,16 @@ def microbatches(tensors: Mapping[str, Tensor], accumulation: int) -> list[dict[
     return [{name: values[place] for name, values in parts.items()} for place in range(accumulation)]
 
 
+def seed_noise(seed: int, device: torch.device) -> None:
+    """Seeds torch's own generators of the CPU and of `device`, as `torch.manual_seed` does.
+
+    Without a GPU that formats the whole call stack, for the day when there will be one: a millisecond of every step.
+    """
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.manual_seed_all(seed)
+
+
 class _GatheredRows(Function):
     """The rows of all processes, by rank; each process's gradient of its own rows is the sum over all of them."""
 

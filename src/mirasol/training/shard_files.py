@@ -10,13 +10,22 @@ import math
 import os
 import pickle
 import zlib
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributed.checkpoint import LoadPlan, LoadPlanner, Metadata, SavePlan, SavePlanner, StorageReader
+from torch.distributed.checkpoint import (
+    DefaultSavePlanner,
+    LoadPlan,
+    LoadPlanner,
+    Metadata,
+    SavePlan,
+    SavePlanner,
+    StorageReader,
+)
 from torch.distributed.checkpoint.metadata import MetadataIndex
 from torch.distributed.checkpoint.storage import StorageWriter, WriteResult
 from torch.futures import Future
@@ -44,6 +53,41 @@ def _done(value: Any) -> Future:
     future: Future = Future()
     future.set_result(value)
     return future
+
+
+def layout_of(tensors: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Any]:
+    """What a plan to write the tensors follows from: their names, shapes and dtypes."""
+    return {
+        part: {name: (value.shape, value.dtype) for name, value in values.items()} for part, values in tensors.items()
+    }
+
+
+class RepeatedPlanner(DefaultSavePlanner):
+    """Plans once and answers the same for as long as the tensors' layout is the same, in a run of one process: planning
+    is Python from end to end, for which the training step beside it has to wait."""
+
+    _layout: Any = None
+    _local: SavePlan | None = None
+    _whole: tuple[list[SavePlan], Metadata] | None = None
+
+    def set_up_planner(self, state_dict: Any, storage_meta: Any = None, is_coordinator: bool = False) -> None:
+        layout = layout_of(state_dict)
+        if layout != self._layout:
+            self._layout, self._local, self._whole = layout, None, None
+        super().set_up_planner(state_dict, storage_meta, is_coordinator)
+
+    def create_local_plan(self) -> SavePlan:
+        if self._local is None:
+            self._local = super().create_local_plan()
+        return self._local
+
+    def create_global_plan(self, all_plans: list[SavePlan]) -> tuple[list[SavePlan], Metadata]:
+        # What comes from other processes is never this very object.
+        if len(all_plans) > 1 or all_plans[0] is not self._local:
+            return super().create_global_plan(all_plans)
+        if self._whole is None:
+            self._whole = super().create_global_plan(all_plans)
+        return self._whole
 
 
 class ShardWriter(StorageWriter):

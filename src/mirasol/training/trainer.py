@@ -34,6 +34,7 @@ from mirasol.training.parallel import (
     global_batches,
     joined_ranks,
     microbatches,
+    seed_noise,
     share_of,
 )
 from mirasol.training.ranks import Ranks
@@ -298,7 +299,8 @@ class Trainer:
         stage = self.recipe.stages[batch.stage]
         rate = learning_rate(self.recipe, step)
         self.optimizer.set_learning_rate(rate)
-        self.model.train()
+        if not self.model.training:  # a validation came between
+            self.model.train()
         self.model.config.loss_weights = stage.loss_weights
         self.regularisers.enter(stage)
         self.optimizer.zero_grad()
@@ -323,6 +325,7 @@ class Trainer:
                 values |= {f"clips_of_{name}": shares[name] for name in self.recipe.data.mixture}
             if stage.objective == "clips":
                 values |= spread(self.output, parts[-1]["chunk_mask"])
+        self.output = None  # lest its tensors stay beside those of the next step
         return values
 
     def _pass(
@@ -331,7 +334,7 @@ class Trainer:
         """Gradients of the step's batch, microbatch by microbatch. Returns its losses, the same on every process."""
         losses = []
         for place, (part, whole) in enumerate(zip(parts, wholes, strict=True)):
-            torch.manual_seed(self.plan.noise_seed(step, place, self.ranks.rank))
+            seed_noise(self.plan.noise_seed(step, place, self.ranks.rank), self.device)
             self.output = self.parallel.backward(part, whole, is_last=place == len(parts) - 1)
             names = [name for name in self.output if name == "loss" or name.endswith("_loss")]
             losses.append(torch.stack([self.output[name].detach().float() for name in names]))
