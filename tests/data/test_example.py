@@ -1,3 +1,4 @@
+import pickle
 from dataclasses import replace
 
 from mirasol.data.example import Example, group_by_clip
@@ -22,3 +23,8 @@ def test_a_question_without_a_type_has_a_name_for_it():
     example = Example("a", "a.mp4", None, None, "what?", "red")
     assert example.type_name == "untyped"
     assert replace(example, question_type="sight").type_name == "sight"
+
+
+def test_a_pickled_example_comes_back():
+    given = Example("a", "a.mp4", 0.5, None, "what?", "red", "sight", ("red", "blue"), "a", ("red",), 0, True)
+    assert pickle.loads(pickle.dumps(given)) == given

@@ -56,6 +56,17 @@ def test_a_checkpoint_holds_the_tensors_as_they_were_when_it_was_asked_for(tmp_p
         assert same(found, before)
 
 
+def test_what_is_planned_once_serves_no_other_tensors(saved):
+    checkpoints, tensors = saved
+    tensors["model"]["matrix"] = torch.randn(2, 2)
+    tensors["optimizer"]["new"] = tensors["optimizer"].pop("half.step").float()
+    checkpoints.save(3, tensors, STATE)
+    checkpoints.wait()
+    found = blank(tensors)
+    checkpoints.load(3, found, "same")
+    assert same(found, tensors)
+
+
 def test_only_the_newest_are_kept(saved):
     checkpoints, tensors = saved
     checkpoints.save(4, tensors, STATE)

@@ -10,6 +10,7 @@ import torch
 from mirasol.config import MirasolConfig
 from mirasol.media.processor import MirasolFeatureExtractor
 from mirasol.processes import process_context
+from mirasol.training import loader
 from mirasol.training.batches import BatchPlan
 from mirasol.training.clip_cache import ClipCache
 from mirasol.training.loader import StepBatches, make_loader
@@ -49,6 +50,21 @@ def test_dropping_a_modality_never_leaves_a_clip_with_none(values, examples, cac
     for clip, video, audio in zip(batch.clips, media["video_mask"], media["audio_mask"], strict=True):
         assert video.any() == (clip.media == silent)
         assert video.any() or audio.any()
+
+
+@pytest.mark.parametrize("limit", [0, 100, 2**20])
+def test_tensors_that_travel_together_come_back_each_as_it_was(monkeypatch, limit):
+    monkeypatch.setattr(loader, "_PACKED_BYTES", limit)
+    tensors = {
+        "pixels": torch.arange(200, dtype=torch.uint8).view(2, 100), "mask": torch.tensor([True, False, True]),
+        "numbers": torch.randn(3, 5), "ids": torch.arange(7), "scalar": torch.tensor(2.5), "none": torch.empty(0, 4),
+    }  # fmt: skip
+    layouts, travelled = loader._packed(tensors)
+    assert set(travelled) == {"", *(name for name, value in tensors.items() if value.nbytes > limit)}
+    back = loader._unpacked(layouts, travelled)
+    assert list(back) == list(tensors)
+    assert same(back, tensors)
+    assert all(back[name].dtype == value.dtype for name, value in tensors.items())
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from mirasol.data.synthetic import synthesize
 from mirasol.errors import UserError
 from mirasol.training.logging import read_metrics
-from mirasol.training.parallel import RowsOfRank
+from mirasol.training.parallel import RowsOfRank, seed_noise
 from mirasol.training.recipe import recipe_from_dict
 from mirasol.training.trainer import train
 
@@ -248,3 +248,11 @@ def test_bf16_on_two_processes_is_as_near_as_its_rounding(two_steps, console, tm
     for kind, one in itertools.product(KINDS, ("run", "fp32")):
         for a, b in zip(trained(tmp_path / one), trained(tmp_path / f"run-{kind}"), strict=True):
             assert b == pytest.approx(a, rel=0.01)
+
+
+def test_noise_is_seeded_as_torch_does():
+    torch.manual_seed(2**40 + 7)
+    expected = torch.get_rng_state()
+    torch.manual_seed(0)
+    seed_noise(2**40 + 7, torch.device("cpu"))
+    assert torch.equal(torch.get_rng_state(), expected)
