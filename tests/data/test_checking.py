@@ -66,6 +66,26 @@ def test_everything_wrong_is_found_and_counted(root):
     assert (histogram["< 2"], histogram["< 5"]) >= (1, 2)
 
 
+def test_a_file_cut_short_costs_the_examples_that_ask_for_what_is_not_there(tmp_path, capsys):
+    write_clip(tmp_path / "cut.mkv", 4.0, "matroska")
+    content = (tmp_path / "cut.mkv").read_bytes()
+    (tmp_path / "cut.mkv").write_bytes(content[: len(content) * 6 // 10])
+    windows = [{}, {"start": 0, "end": 0.5}, {"start": 3.5, "end": 4}, {"start": 3, "end": 9}]
+    rows = [{"file": "cut.mkv", "prompt": "what?", "target": "red", **window} for window in windows]
+    (tmp_path / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    report = check_source("folder", tmp_path)
+    assert [(p.kind, p.file, p.examples) for p in report.problems] == [
+        ("cut short", "cut.mkv", 2),
+        ("window outside", "cut.mkv", 1),
+    ]
+    assert report.media["reasons"] == {"cut short": 2, "window outside": 1}
+    assert (report.media["n_usable"], report.media["undecodable"]) == (1, 0)
+    with pytest.raises(SystemExit) as stop:
+        main(["data", "check", "folder", str(tmp_path)])
+    assert stop.value.code == 1
+    assert "cut.mkv: cut short: holds data for" in capsys.readouterr().out
+
+
 def test_the_report_does_not_depend_on_the_number_of_workers(root):
     assert check_source("folder", root, workers=3) == check_source("folder", root)
 
@@ -125,6 +145,14 @@ def test_the_command_ends_with_1_where_something_is_wrong(root, capsys):
 def test_the_command_ends_well_where_nothing_is_wrong(shapes, capsys):
     main(["data", "check", "folder", str(shapes), "--split", "test"])
     assert capsys.readouterr().out.endswith("nothing is wrong\n")
+
+
+def test_the_help_tells_the_choices_and_where_options_belong(capsys):
+    with pytest.raises(SystemExit):
+        main(["data", "check", "--help"])
+    out = capsys.readouterr().out
+    assert "--targets all|one" in out
+    assert "Which of --annotations, --class-list," in out and "its section there says" in out
 
 
 @pytest.mark.parametrize(

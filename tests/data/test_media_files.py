@@ -6,7 +6,6 @@ import tarfile
 import pytest
 
 from mirasol.data.media_files import (
-    content_kind,
     named_otherwise,
     open_media_file,
     read_member,
@@ -15,25 +14,6 @@ from mirasol.data.media_files import (
     tar_index,
 )
 from mirasol.errors import BadClip
-
-
-@pytest.mark.parametrize(
-    ("beginning", "kind"),
-    [
-        (b"\0\0\0\x18ftypisom", "mp4"),
-        (b"\0\0\0\x08mdat", "mp4"),
-        (b"\x1a\x45\xdf\xa3\x01", "matroska"),
-        (b"RIFF\x10\x20\x0a\x40AVI LIST", "avi"),
-        (b"RIFF\x10\x20\x0a\x40WEBPVP8 ", "webp"),
-        (b"\xff\xd8\xff\xe0", "jpeg"),
-        (b"<!DOCTYPE HTML>\n<html>", "html"),
-        (b"\n <!-- saved --> <HTML><head>", "html"),
-        (b"just words", ""),
-        (b"", ""),
-    ],
-)
-def test_content_tells_the_kind(beginning, kind):
-    assert content_kind(beginning) == kind
 
 
 def test_an_extension_is_compared_with_the_content():

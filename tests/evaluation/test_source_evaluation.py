@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import json
 import math
+import re
 import shutil
 
 import pytest
@@ -23,9 +24,11 @@ from mirasol.evaluation.source_report import (
     by_control,
     confusion_picture,
     confusion_table,
+    length_label,
     most_confused,
     write_report,
 )
+from mirasol.media.timeline import ChunkGrid
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +74,8 @@ def test_every_annotated_question_is_accounted_for(evaluated):
         "reasons": {"missing media": 3, "unreadable clip": 3},
     }  # fmt: skip
     assert counts["n_annotated"] == counts["n_evaluated"] + sum(counts["reasons"].values())
-    assert [clip["questions"] for clip in evaluated.record["unusable_clips"]] == [3]
+    [lost] = evaluated.record["unusable_clips"]
+    assert (lost["questions"], lost["reason"]) == (3, "an HTML page: its download failed")
 
 
 def test_both_protocols_are_stated_beside_their_numbers(evaluated):
@@ -190,10 +194,31 @@ def test_the_command_writes_results_and_a_report_of_its_own(untrained, multiple_
     page = (output / "report.html").read_text()
     assert "http://" not in page and "https://" not in page
     assert page.count("data:image/png") >= 3
+    assert "Wrong, open generation: 6, 3 of them shown" in page and "Wrong, candidate scoring: " in page
+    assert re.search(r">[\d.]+( to [\d.]+)? s( or more)? \(\d+( to \d+)? chunks?\)<", page), "lengths in seconds"
     assert not (output / "journal.jsonl").exists()
     with pytest.raises(SystemExit):
         main(arguments)
-    assert "already exists" in capsys.readouterr().err
+    assert f"already exists and is complete: its results are in {output / 'results.json'}" in capsys.readouterr().err
+
+
+def test_lengths_are_told_in_seconds_where_chunks_have_one():
+    grid = ChunkGrid(4, chunk_seconds=0.5, max_chunks=20)
+    assert length_label(4, 9, grid) == "2 to 4.5 s (4 to 9 chunks)"
+    assert length_label(1, 1, grid) == "0.5 s (1 chunk)"
+    assert length_label(10, 20, grid) == "5 to 10 s or more (10 to 20 chunks)"
+    assert length_label(16, 16, ChunkGrid(4, num_chunks=16)) == "16 chunks"
+
+
+def test_where_nothing_is_left_to_ask_the_first_problem_is_told(loaded, tmp_path):
+    (tmp_path / "test.csv").write_text("clip,question,answer\na.mp4,what?,red\n")
+    source = read_source("folder", tmp_path, "test")
+    with pytest.raises(UserError, match=r"of folder: test.csv, line 1.*wrong header.*\(wrong header 1\)") as caught:
+        evaluate_source(loaded, source, Asking(tmp_path))
+    assert "prompt" in str(caught.value) and "question" in str(caught.value), "expected and found columns"
+    (tmp_path / "test.csv").write_text("file,prompt,target\na.mp4,what?,red\n")
+    with pytest.raises(UserError, match=r"a.mp4: no media file of 'a.mp4' was found; asked for in test.csv, line 2"):
+        evaluate_source(loaded, read_source("folder", tmp_path, "test"), Asking(tmp_path))
 
 
 def test_options_of_data_sets_are_refused_for_a_folder(untrained, shapes, capsys):

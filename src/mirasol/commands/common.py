@@ -63,7 +63,9 @@ def add_source_options(parser: Any) -> None:
     parser.add_argument("--annotations", type=str, help="folder of the annotation files, where it is not ROOT")
     parser.add_argument("--class-list", type=str, help="text file with one class name per line")
     parser.add_argument("--prompt", type=str, help="prompt of examples without a question of their own")
-    parser.add_argument("--targets", type=str, default="all", help="all labels of a clip, or one at random")
+    parser.add_argument(
+        "--targets", type=str, default="all", metavar="all|one", help="all labels of a clip, or one at random"
+    )
     parser.add_argument("--pattern", type=str, help='name of media files without extension, e.g. "{id}_{start:06d}"')
 
 

@@ -21,7 +21,8 @@ SYNTHESIZE = """Renders shapes and sounds: real mp4 files and questions about th
 CHECK = """Reads all annotations of a data set and opens the media: counts per split and type beside the published ones,
 missing and undecodable files, files without audio, durations, duplicates. Ends with code 1 where something is wrong.
 SOURCE is folder (your own: SPLIT.jsonl or SPLIT.csv beside media files) or the name of a public data set, which
-docs/datasets.md lists; ROOT is the folder where its annotations and media lie.
+docs/datasets.md lists; ROOT is the folder where its annotations and media lie. Which of --annotations, --class-list,
+--prompt, --targets and --pattern a data set takes, its section there says; another one is refused with the list.
 
   mirasol data check folder data/shapes
   mirasol data check msrvtt_qa data/msrvtt --split test --json"""

@@ -98,10 +98,16 @@ def _evaluate_source(options: Any) -> None:
 def _output_or_unfinished(path: str | None) -> Path | None:
     """The folder for the results: a new one, or that of an evaluation that was interrupted."""
     from mirasol.commands.common import check_no_results
+    from mirasol.errors import UserError
     from mirasol.evaluation.journal import NAME
 
     if path is not None and (Path(path) / NAME).is_file() and not (Path(path) / "results.json").exists():
         return Path(path)
+    if path is not None and (Path(path) / "results.json").is_file():
+        raise UserError(
+            f"{path}: already exists and is complete: its results are in {Path(path) / 'results.json'}; "
+            "to evaluate again, give another folder"
+        )
     return check_no_results(path) if path else None
 
 

@@ -37,7 +37,7 @@ def run(options: Any) -> None:
     from mirasol.data.sources import read_source
     from mirasol.evaluation.baselines import training_examples
     from mirasol.evaluation.results import score_file, write_scored
-    from mirasol.evaluation.scoring import as_text
+    from mirasol.evaluation.scoring import OPEN, as_text
     from mirasol.evaluation.wups import Wups
 
     output = check_no_results(options.output) if options.output else None
@@ -48,6 +48,8 @@ def run(options: Any) -> None:
     out = console()
     for problem in scored.problems:
         out.print(str(problem), markup=False)
+    if source.name == "nextqa_oe" and scored.protocol == OPEN:
+        out.print("exact match; papers report WUPS on NExT-QA's open answers: --wordnet DIR (docs/evaluation.md)")
     if output is not None:
         make_folder(output)
         write_scored(output, source, scored, from_where)

@@ -9,18 +9,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mirasol.data.media_files import (
-    content_kind,
-    is_image,
-    named_otherwise,
-    open_media_file,
-)
+from mirasol.data.example import Example
+from mirasol.data.media_files import is_image, named_otherwise, open_media_file
 from mirasol.data.shard_checking import shard_problems
 from mirasol.data.sources import AnnotationError, Options, Problem, Source
 from mirasol.data.sources.files import Files
 from mirasol.data.sources.registry import adapter_of, read_split, splits_of
 from mirasol.errors import BadClip, UserError
 from mirasol.files import file_hash
+from mirasol.media.completeness import held_seconds
+from mirasol.media.content import PAGE, content_kind
 from mirasol.media.reader import END_TOLERANCE, probe
 
 # Upper edges of the duration histogram in seconds; the last bin is open.
@@ -29,7 +27,10 @@ BINS = (1, 2, 5, 10, 20, 30, 60, 120, 300, 600)
 
 @dataclass(frozen=True)
 class MediaFacts:
-    """What opening one media file showed. `seconds` is None for images and for what cannot be opened (`reason`)."""
+    """What opening one media file showed. `seconds` is None for images and for what cannot be opened (`reason`).
+
+    `held`: seconds up to which there is data, of a file that was cut short; None of others.
+    """
 
     media: str
     bytes: int
@@ -38,6 +39,7 @@ class MediaFacts:
     has_audio: bool = True
     kind: str = ""
     reason: str = ""
+    held: float | None = None
 
 
 @dataclass(frozen=True)
@@ -156,16 +158,17 @@ def media_facts(root: Path, media: str) -> MediaFacts:
                 kind = content_kind(stream.read(512))
             size = path.stat().st_size
             if kind == "html":
-                return MediaFacts(media, size, kind=kind, reason="an HTML page: its download failed")
+                return MediaFacts(media, size, kind=kind, reason=PAGE)
             if is_image(media):
                 _decode_image(path, kind)
                 return MediaFacts(media, size, has_audio=False, kind=kind)
             info = probe(path)
+            held = None if info.duration_measured else held_seconds(path)
     except OSError as error:
         return MediaFacts(media, size, kind=kind, reason=error.strerror or str(error))
     except BadClip as error:
         return MediaFacts(media, size, kind=kind, reason=error.reason)
-    return MediaFacts(media, size, info.duration, info.video is not None, info.audio is not None, kind)
+    return MediaFacts(media, size, info.duration, info.video is not None, info.audio is not None, kind, held=held)
 
 
 def _decode_image(path: Path, kind: str) -> None:
@@ -190,6 +193,7 @@ def _media_problems(root: Path, sources: Sequence[Source], facts: Sequence[Media
             problems.append(Problem(kind, fact.reason, fact.media, examples=examples[fact.media]))
         elif named_otherwise(fact.media, fact.kind):
             problems.append(Problem("named otherwise", f"holds {fact.kind}: read by content", fact.media))
+    problems += _cut_short(sources, facts)
     problems += _outside(sources, {fact.media: fact.seconds for fact in facts if fact.seconds is not None})
     for group in identical_files(root, facts):
         message = f"the same bytes as {', '.join(group[1:4])}" + (
@@ -197,6 +201,26 @@ def _media_problems(root: Path, sources: Sequence[Source], facts: Sequence[Media
         )
         problems.append(Problem("identical files", message, group[0]))
     return problems
+
+
+def _cut_short(sources: Sequence[Source], facts: Sequence[MediaFacts]) -> list[Problem]:
+    """Files that end before their header says so; they cost the examples that ask for what is not there."""
+    problems = []
+    cut = {fact.media: fact for fact in facts if fact.held is not None}
+    asked: dict[str, list[Example]] = defaultdict(list)
+    for example in (example for source in sources if cut for example in source.examples):
+        if example.media in cut:
+            asked[example.media].append(example)
+    for media, fact in cut.items():
+        lost = [e for e in asked[media] if not _beyond(e, fact.seconds) and (e.end or fact.seconds) > fact.held]
+        message = f"cut short: holds data for {fact.held:.3f} s, but its header says {fact.seconds:.3f} s"
+        problems.append(Problem("cut short", message, media, examples=len(lost)))
+    return problems
+
+
+def _beyond(example: Example, length: float) -> bool:
+    """Whether an example's window reaches beyond its file's length by more than the reader lets pass."""
+    return (example.start or 0) >= length or (example.end or 0) > length + END_TOLERANCE
 
 
 def _outside(sources: Sequence[Source], seconds: dict[str, float]) -> list[Problem]:
@@ -207,7 +231,7 @@ def _outside(sources: Sequence[Source], seconds: dict[str, float]) -> list[Probl
             length = seconds.get(example.media)
             if length is None or (example.start is None and example.end is None):
                 continue
-            if (example.start or 0) >= length or (example.end or 0) > length + END_TOLERANCE:
+            if _beyond(example, length):
                 window = f"{example.start or 0:g} to {'the end' if example.end is None else f'{example.end:g}'} s"
                 message = f"window {window} of example {example.id!r}, but the file lasts {length:.3f} s"
                 problems.append(Problem("window outside", message, example.media, examples=1))

@@ -104,8 +104,8 @@ def evaluate_source(
     """
     examples, too_long = _fitting(loaded.processor, source.examples, asking)
     if not examples:
-        counts = dict(source.reasons) | ({"too long": len(too_long)} if too_long else {})
-        raise UserError(f"{source.root}: no usable example in split {source.split!r} of {source.name}: {counts}")
+        why = _why_none(source, too_long)
+        raise UserError(f"{source.root}: no usable example in split {source.split!r} of {source.name}: {why}")
     clips = group_by_clip(examples)
     record = {
         **describe_data(source, hash_media),
@@ -125,6 +125,14 @@ def evaluate_source(
     # Below the journal: answers do not depend on it, so an evaluation may go on without or with a training split.
     record["train_baselines"] = known[1]
     return _evaluated(source, asking, clips, rows, record, too_long, wups, known[0])
+
+
+def _why_none(source: Source, too_long: Sequence[Example]) -> str:
+    """The first problem in its own words, and how many examples are lost for which reason."""
+    reasons = dict(source.reasons) | ({"text too long": len(too_long)} if too_long else {})
+    counts = ", ".join(f"{reason} {count}" for reason, count in reasons.items()) or "it has none"
+    costly = next((problem for problem in source.problems if problem.severity == "error"), None)
+    return f"{costly} ({counts})" if costly is not None else counts
 
 
 def _fitting(

@@ -16,6 +16,7 @@ from mirasol.evaluation.intervals import mean_intervals
 from mirasol.evaluation.scoring import CANDIDATES, Judged, Scored
 from mirasol.evaluation.source_evaluation import Evaluated
 from mirasol.files import write_whole
+from mirasol.media.timeline import ChunkGrid
 
 SHOWN = 6  # right examples, and as many wrong ones
 BINS = 5
@@ -38,19 +39,22 @@ def write_report(file: Path, loaded: Loaded, evaluated: Evaluated) -> None:
     )
     environment.filters["percent"] = lambda share: "–" if share is None else f"{100 * share:.1f}"
     environment.filters["sentence"] = lambda text: text[:1].upper() + text[1:]
-    clips = DecodedClips(loaded.processor.feature_extractor, evaluated.source.root)
+    extractor = loaded.processor.feature_extractor
+    clips = DecodedClips(extractor, evaluated.source.root)
     record = {key: value for key, value in evaluated.record.items() if key not in ("protocols", "unusable_clips")}
     page = environment.get_template("source_report.html.jinja").render(
         record=evaluated.record,
         facts=json.dumps(record, indent=1),
         unusable=evaluated.record["unusable_clips"][:MOST_UNUSABLE],
         more_unusable=max(0, len(evaluated.record["unusable_clips"]) - MOST_UNUSABLE),
-        protocols=[_protocol(evaluated, name, scored, clips) for name, scored in evaluated.protocols.items()],
+        protocols=[
+            _protocol(evaluated, name, scored, clips, extractor.grid) for name, scored in evaluated.protocols.items()
+        ],
     )
     write_whole(file, page)
 
 
-def _protocol(evaluated: Evaluated, name: str, scored: Scored, clips: DecodedClips) -> dict[str, Any]:
+def _protocol(evaluated: Evaluated, name: str, scored: Scored, clips: DecodedClips, grid: ChunkGrid) -> dict[str, Any]:
     right = [item for item in scored.judged if item.right]
     wrong = [item for item in scored.judged if not item.right]
     return {
@@ -64,7 +68,10 @@ def _protocol(evaluated: Evaluated, name: str, scored: Scored, clips: DecodedCli
         "baselines": scored.baselines,
         "controls": {key: control.metrics[scored.headline] for key, control in evaluated.controls[name].items()},
         "by_control": by_control(scored, evaluated.controls[name]),
-        "lengths": accuracy_by_length(scored.judged, evaluated.chunks),
+        "lengths": [
+            {**one, "label": length_label(one["shortest"], one["longest"], grid)}
+            for one in accuracy_by_length(scored.judged, evaluated.chunks)
+        ],
         "confusions": most_confused(scored.judged),
         "table": confusion_table(scored.judged, evaluated.source.classes) if name == CANDIDATES else None,
         "matrix": confusion_picture(scored.judged, evaluated.source.classes) if name == CANDIDATES else None,
@@ -111,6 +118,16 @@ def accuracy_by_length(judged: Sequence[Judged], chunks: dict[str, int]) -> list
         }
         for inside, interval in zip(chosen.T, intervals, strict=True)
     ]
+
+
+def length_label(shortest: int, longest: int, grid: ChunkGrid) -> str:
+    """Chunks in words, and seconds where chunks have a length; clips of `max_chunks` chunks may be longer."""
+    numbers = [shortest] if shortest == longest else [shortest, longest]
+    chunks = f"{' to '.join(map(str, numbers))} chunk{'s' if longest > 1 else ''}"
+    if grid.chunk_seconds is None:
+        return chunks
+    seconds = " to ".join(f"{number * grid.chunk_seconds:g}" for number in numbers)
+    return f"{seconds} s{' or more' if longest == grid.max_chunks else ''} ({chunks})"
 
 
 def most_confused(judged: Sequence[Judged]) -> list[tuple[str, str, int]]:

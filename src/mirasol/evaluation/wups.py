@@ -53,6 +53,8 @@ class Wups:
         except ImportError as error:
             raise UserError("WUPS needs NLTK: pip install 'mirasol[wups]'") from error
         self.folder = Path(folder)
+        if not self.folder.is_dir():
+            raise UserError(f"--wordnet {folder}: no such folder: {self._how_to_get()}")
         self._hashes = {WORDNET: hashlib.sha256(), TAGGER: hashlib.sha256()}
         self.wordnet = WordNet(lambda name: self._read(WORDNET, name))
         self._tagger = PerceptronTagger(load=False)
@@ -82,10 +84,11 @@ class Wups:
                     return members.read(f"{place.rpartition('/')[2]}/{name}")
         except (OSError, KeyError, zipfile.BadZipFile) as error:
             raise UserError(f"{archive if archive.is_file() else file}: cannot be read ({error})") from error
-        raise UserError(
-            f"--wordnet {self.folder}: has no {place}/{name}: get it with "
-            f"`python -m nltk.downloader -d {self.folder} wordnet averaged_perceptron_tagger_eng`"
-        )
+        raise UserError(f"--wordnet {self.folder}: has no {place}/{name}: {self._how_to_get()}")
+
+    def _how_to_get(self) -> str:
+        command = f"python -m nltk.downloader -d {self.folder} wordnet averaged_perceptron_tagger_eng"
+        return f"get it with `{command}`"
 
     def _json(self, name: str) -> Any:
         try:

@@ -16,6 +16,7 @@ from av.stream import Discard, Disposition
 from av.stream import Stream as AvStream
 
 from mirasol.errors import BadClip
+from mirasol.media.content import PAGE, content_kind
 from mirasol.media.limits import Limits
 
 # Only plain files in formats that hold their own data: playlists and the like name other files, which would then be
@@ -83,7 +84,10 @@ def open_media(path: str | os.PathLike, limits: Limits) -> Iterator[InputContain
             options={"max_pixels": str(limits.max_pixels)},
         )
     except (av.error.FFmpegError, OSError, ValueError) as error:
-        raise BadClip(path, f"not a media file that can be read, or cut short ({_words(error)})") from error
+        with file.open("rb") as stream:
+            page = content_kind(stream.read(512)) == "html"
+        reason = PAGE if page else f"not a media file that can be read, or cut short ({_words(error)})"
+        raise BadClip(path, reason) from error
     with container:
         limits.check_streams(path, len(container.streams))
         try:

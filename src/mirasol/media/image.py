@@ -12,6 +12,7 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from mirasol.errors import BadClip, UserError
+from mirasol.media.content import PAGE, content_kind
 from mirasol.media.limits import DEFAULT_LIMITS, Limits
 from mirasol.media.video_stream import draw_square, orientation
 from mirasol.parts import FITS
@@ -77,10 +78,12 @@ def _size(path: str | os.PathLike) -> int:
 
 def _format(path: str | os.PathLike) -> str:
     with open(path, "rb") as stream:
-        beginning = stream.read(16)
+        beginning = stream.read(512)
     if beginning.startswith(b"RIFF") and beginning[8:12] == b"WEBP":
         return "webp_pipe"
     known = next((name for start, name in _FORMATS.items() if beginning.startswith(start)), None)
+    if known is None and content_kind(beginning) == "html":
+        raise BadClip(path, PAGE)
     if known is None:
         raise BadClip(path, "not a JPEG, PNG, WebP, GIF or BMP image by its content")
     return known

@@ -24,6 +24,8 @@ def test_every_row_is_usable_or_has_a_reason(data):
     assert counts.n_annotated == counts.n_usable + sum(counts.reasons.values())
     assert len(source.examples) + len(source.missing) == len(source.annotated) == 6
     missing = [(p.file, p.examples) for p in source.problems if p.kind == "missing media"]
+    told = [str(p) for p in source.problems if p.kind == "missing media"]
+    assert all("; asked for in " in words for words in told), told
     assert missing == [("video0", 2), ("video2", 2)]
 
 

@@ -129,6 +129,7 @@ class Rows:
         self.facts: dict[str, str | int] = {}
         self.published: Published | None = None  # where the counts depend on the options
         self.retold: Retold | None = None
+        self.missing_at: dict[str, str] = {}  # by video without media: where it is asked for first
         self._ids: dict[str, int | None] = {}
 
     def add(self, example: Example, file: str, line: int | None = None, column: int | None = None) -> None:
@@ -139,6 +140,8 @@ class Rows:
             self.skip("duplicate id", f"id {example.id!r} was already used{at}: left out", file, line, column)
             return
         self._ids[example.id] = line
+        if not example.media:
+            self.missing_at.setdefault(example.video, file if line is None else f"{file}, line {line}")
         self.examples.append(example)
 
     def seen(self, id: str) -> bool:

@@ -140,7 +140,8 @@ def _list_missing(rows: Rows) -> None:
     missing = Counter(example.video for example in rows.examples if not example.media)
     for video, count in missing.items():
         questions = f" ({count} examples)" if count > 1 else ""
-        rows.skip("missing media", f"no media file of {video!r} was found{questions}", video, rows=count)
+        place = f"; asked for in {rows.missing_at[video]}" if video in rows.missing_at else ""
+        rows.skip("missing media", f"no media file of {video!r} was found{questions}{place}", video, rows=count)
 
 
 def _compare(rows: Rows, published: Published) -> None:

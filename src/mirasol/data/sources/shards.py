@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mirasol.data.example import Example
-from mirasol.data.media_files import content_kind, read_member, tar_index
+from mirasol.data.media_files import read_member, tar_index
 from mirasol.data.sources.contract import Options, Rows
 from mirasol.data.sources.files import Files
 from mirasol.errors import BadClip, UserError
+from mirasol.media.content import content_kind
 
 SPLITS = {"train": "train", "val": "validation", "validation": "validation", "test": "test"}
 _SHARD = re.compile(r"\d+")
