@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from mirasol import UserError
+from mirasol.cli import main
 from mirasol.data.example import Example
 from mirasol.data.sources import read_source
 from mirasol.evaluation.comparing import compare
@@ -294,3 +295,16 @@ def test_official_example_predictions_score_as_their_scripts_say(real_data, name
     found = score_file(read_source(name, root, "validation"), root / file)
     assert found.problems == ()
     assert {key: found.metrics[key].value for key in numbers} == pytest.approx(numbers)
+
+
+def test_open_answers_without_wordnet_are_told_how_papers_score_them(tmp_path, capsys):
+    header = "video,frame_count,width,height,question,answer,qid,type\n"
+    (tmp_path / "test.csv").write_text(header + "7,9,9,9,what,dog,0,DL\n")
+    (tmp_path / "said.json").write_text('{"7": {"0": "dog"}}')
+    score = ["score", "nextqa_oe", str(tmp_path), str(tmp_path / "said.json")]
+    main(score)
+    told = " ".join(capsys.readouterr().err.split())
+    assert "papers report WUPS on NExT-QA's open answers: --wordnet DIR" in told
+    with pytest.raises(SystemExit):
+        main([*score, "--wordnet", str(tmp_path / "nowhere")])
+    assert "nowhere: no such folder: get it with `python -m nltk.downloader" in capsys.readouterr().err

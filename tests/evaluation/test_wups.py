@@ -115,8 +115,6 @@ def test_a_zipped_wordnet_is_read_and_what_is_missing_is_named(nltk_data, tmp_pa
     assert zipped.word_score("dog", "cat", 0.0) == pytest.approx(DOG_CAT)
     assert zipped.facts == Wups(nltk_data).facts, "the same files, which a result states"
     wordnet.with_suffix(".zip").unlink()
-    with pytest.raises(UserError, match=r"nowhere: no such folder: get it with `python -m nltk.downloader -d"):
-        Wups(tmp_path / "nowhere")
     with pytest.raises(UserError, match=r"has no corpora/wordnet/data.noun: get it with `python -m nltk.downloader"):
         Wups(tmp_path / "data")
 
@@ -145,9 +143,7 @@ def test_the_command_scores_by_wups_and_its_results_compare(nltk_data, tmp_path,
     assert "WUPS, headline: WUPS" in capsys.readouterr().out
     row = compare(tmp_path / "one", tmp_path / "two").rows["All"]
     assert (row.first, row.second) == (pytest.approx((DOG_CAT + 1) / 2), 1)
-    assert "papers report WUPS" not in capsys.readouterr().err
     main(["score", "nextqa_oe", str(tmp_path), str(tmp_path / "two.json"), "--output", str(tmp_path / "exact")])
-    assert "papers report WUPS on NExT-QA's open answers: --wordnet DIR" in capsys.readouterr().err
     with pytest.raises(UserError, match="one holds WUPS, the other one right or wrong"):
         compare(tmp_path / "one", tmp_path / "exact")
     source = read_source("nextqa_oe", tmp_path, "test")

@@ -45,6 +45,9 @@ class Wups:
     """
 
     def __init__(self, folder: Path):
+        self.folder = Path(folder)
+        if not self.folder.is_dir():
+            raise UserError(f"--wordnet {folder}: no such folder: {self._how_to_get()}")
         try:
             import nltk
             from nltk.stem import PorterStemmer
@@ -52,9 +55,6 @@ class Wups:
             from nltk.tokenize import NLTKWordTokenizer
         except ImportError as error:
             raise UserError("WUPS needs NLTK: pip install 'mirasol[wups]'") from error
-        self.folder = Path(folder)
-        if not self.folder.is_dir():
-            raise UserError(f"--wordnet {folder}: no such folder: {self._how_to_get()}")
         self._hashes = {WORDNET: hashlib.sha256(), TAGGER: hashlib.sha256()}
         self.wordnet = WordNet(lambda name: self._read(WORDNET, name))
         self._tagger = PerceptronTagger(load=False)
