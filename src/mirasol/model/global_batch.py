@@ -19,7 +19,7 @@ class GlobalBatch:
 
     totals: over what each loss of the batch is a mean: weight of target tokens ("text"), chunks that count ("latent",
         "video", "audio"), "images"
-    chunks: length of the longest clip of this microbatch on any process
+    chunks: length of the longest clip of the step on any process
     add: the sum of every process's tensor, without gradient
     gather: the rows of every process, with gradient, by rank
     first: place of this process's first row among those

@@ -25,12 +25,6 @@ class WeightAverage:
         self.values = {name: value.detach().clone() for name, value in self.parameters.items()}
 
     @torch.no_grad()
-    def restart(self) -> None:
-        """The average is what the weights are now."""
-        for name, value in self.values.items():
-            value.copy_(self.parameters[name])
-
-    @torch.no_grad()
     def update(self, steps: int) -> None:
         """Takes in the weights after `steps` steps."""
         decay = min(self.decay, (1 + steps) / (10 + steps))

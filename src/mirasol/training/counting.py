@@ -123,9 +123,6 @@ class _Run:
         with self.autocast:
             return self.compute(**self.batch).loss
 
-    def _clear(self) -> None:
-        self.model.zero_grad(set_to_none=True)
-
     def flops(self, what: str) -> tuple[int, int, int]:
         """FLOPs of the forward pass, of the backward pass, and of what the latter computes again."""
         counter, again = FlopCounterMode(display=False), [0]

@@ -89,7 +89,7 @@ class Samples:
     ) -> Tensor | None:
         text = processor.encode_text([e.prompt for e in examples], [e.target for e in examples])
         output = model(**media, **text.to(media["chunk_mask"].device))
-        reconstruction = getattr(model, "module", model).reconstruction
+        reconstruction = model.reconstruction
         true = reconstruction.video(reconstruction.video_target(media["video"].float()))
         made, has_video = output.reconstruction.float(), media["video_mask"] & media["chunk_mask"]
         if model.config.reconstruction.step == "next":
