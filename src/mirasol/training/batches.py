@@ -92,6 +92,14 @@ class Batch:
         return [w for own, other, share in rows for w in [share] * len(own) + [1 - share] * len(other)]
 
 
+def joined(parts: Sequence[Batch]) -> Batch:
+    """The clips and examples of several parts of a step's batch."""
+    if len(parts) == 1:
+        return parts[0]
+    clips, examples = ([entry for part in parts for entry in getattr(part, name)] for name in ("clips", "examples"))
+    return Batch(parts[0].step, tuple(clips), tuple(examples), parts[0].repeated, stage=parts[0].stage)
+
+
 def clip_seed(seed: int, batch: Batch, row: int) -> int:
     """What all random changes of a row's clip in this epoch follow from."""
     clip = batch.clips[row]

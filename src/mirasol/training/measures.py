@@ -1,7 +1,7 @@
 """What a step is watched by: losses that are no numbers, and how far clips lie apart in x."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -43,11 +43,11 @@ def _samples(batch: Batch) -> Iterator[dict[str, Any]]:
                    "prompt": example.prompt, "target": example.target}  # fmt: skip
 
 
-def check_finite(batch: Batch, values: Mapping[str, Any]) -> None:
-    """Raises NonFiniteLoss where one of the step's values is not finite. `batch` is the whole step's."""
+def check_finite(whole: Callable[[], Batch], values: Mapping[str, Any]) -> None:
+    """Raises NonFiniteLoss where one of the step's values is not finite. `whole` gives the batch of all processes."""
     for name, value in values.items():
         if isinstance(value, float) and not math.isfinite(value):
-            raise NonFiniteLoss(name, batch, values)
+            raise NonFiniteLoss(name, whole(), values)
 
 
 @torch.no_grad()

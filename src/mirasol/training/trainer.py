@@ -17,7 +17,7 @@ from mirasol.errors import Stopped, UserError
 from mirasol.files import file_hash
 from mirasol.model.global_batch import GlobalBatch
 from mirasol.training.average import WeightAverage
-from mirasol.training.batches import KINDS, Batch, BatchPlan
+from mirasol.training.batches import KINDS, Batch, BatchPlan, joined
 from mirasol.training.best import BestStep, check_metric
 from mirasol.training.checkpoints import Checkpoints, remove_folder, save_model, write_folder
 from mirasol.training.clip_cache import BadWindow, UnreadableWindow, write_bad_clips
@@ -307,11 +307,10 @@ class Trainer:
         parts = microbatches(tensors, len(wholes))
         values: dict[str, Any] = {"stage": batch.stage}
         values |= self._pass(step, parts, wholes)
-        # Each process knows its own rows: what stops a run is told with all samples of the step.
-        everything = batch if self.ranks.world_size == 1 else self.plan.batch(step)
-        check_finite(everything, values)
+        # Each process knows its own rows; the values are the same on all.
+        check_finite(lambda: joined(self.ranks.gathered(batch)), values)
         values["gradient_norm"] = self.optimizer.clip_gradients()
-        check_finite(everything, values)
+        check_finite(lambda: joined(self.ranks.gathered(batch)), values)
         self.checkpoints.wait_until_copied()
         self.optimizer.step()
         if self.average is not None:
@@ -356,6 +355,8 @@ class Trainer:
             # Every process does all of it, on the same clips: sharded weights are gathered by all of them together.
             with self.clock.paused(), self.parallel.precision(), self._averaged():
                 found = self.validation.run(self.model, self.processor, self.cache, self.device)
+                # Their last bits may differ between GPUs, and all processes have to save together.
+                found = self.ranks.from_first(found)
                 is_best = self.best is not None and self.best.add(done, found)
                 taken = None
                 if self.samples.rows:
