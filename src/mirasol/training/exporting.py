@@ -47,10 +47,10 @@ def export_run(
         if not checkpoints.steps():
             raise UserError(f"{run}: this run has no checkpoint yet: go on with `mirasol train --resume`")
         step = checkpoints.steps()[-1]
-    if step is None and average is False and _keeps_average(recipe):
-        step = checkpoints.steps()[-1]
+    if step is None and average is False and recipe.ema is not None:
+        step = recipe.total_steps  # the finished model is the average
     if step is None:
-        if average and not _keeps_average(recipe):
+        if average and recipe.ema is None:
             raise UserError(f"{run}: this run keeps no average of its weights: leave out --ema, or train with ema")
         loaded = load_checkpoint(run / "checkpoint")
         model, processor, step = loaded.model, loaded.processor, recipe.total_steps
@@ -66,10 +66,6 @@ def export_run(
 
     write_folder(out, fill)
     return out
-
-
-def _keeps_average(recipe: Recipe) -> bool:
-    return recipe.ema is not None
 
 
 def _read_run(run: Path) -> tuple[Recipe, dict[str, Any]]:
@@ -117,8 +113,8 @@ def _load(
     Regularisers(model).enter(stage)
     folder = checkpoints.path(step)
     _read_part(folder, "model", model.state_dict())
-    if average or (average is None and _keeps_average(recipe)):
-        if not _keeps_average(recipe):
+    if average or (average is None and recipe.ema is not None):
+        if recipe.ema is None:
             raise UserError(f"{run}: this run keeps no average of its weights: leave out --ema, or train with ema")
         _read_part(folder, "average", dict(model.named_parameters()))
     return model.eval()
@@ -157,9 +153,9 @@ def _processor(run: Path) -> MirasolProcessor:
 
 def _validation(run: Path, step: int) -> dict[str, Any] | None:
     """The newest validation that is not of later steps."""
-    file = run / "metrics.jsonl"
-    lines = read_metrics(file) if file.is_file() else []
-    found = [line for line in lines if line["kind"] == "validation" and line["step"] <= step]
+    found = [
+        line for line in read_metrics(run / "metrics.jsonl") if line["kind"] == "validation" and line["step"] <= step
+    ]
     return found[-1] if found else None
 
 

@@ -25,11 +25,11 @@
 
 import dataclasses
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mirasol.files import write_whole
 from mirasol.training.trackers import Tracker
 
 if TYPE_CHECKING:
@@ -44,18 +44,10 @@ class RunLog:
         from torch.utils.tensorboard import SummaryWriter
 
         self.file, self.tracker = folder / "metrics.jsonl", tracker
-        kept = [line for line in self._lines() if json.loads(line)["step"] <= step]
-        unfinished = self.file.with_suffix(".unfinished")
-        unfinished.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
-        os.replace(unfinished, self.file)
+        kept = [line for line in read_metrics(self.file) if line["step"] <= step]
+        write_whole(self.file, "".join(json.dumps(line) + "\n" for line in kept))
         self.stream = self.file.open("a", encoding="utf-8")
         self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1 if step else None)
-
-    def _lines(self) -> list[str]:
-        """Complete lines of the file: a kill may have cut the last one short."""
-        if not self.file.exists():
-            return []
-        return self.file.read_text(encoding="utf-8").split("\n")[:-1]
 
     def train(self, step: int, values: Mapping[str, Any]) -> None:
         """Logs the values of one training step."""
@@ -101,5 +93,7 @@ class RunLog:
 
 
 def read_metrics(file: Path) -> list[dict[str, Any]]:
-    """The lines of a `metrics.jsonl`, an unfinished last line left out."""
+    """The lines of a `metrics.jsonl`, a last one that a kill cut short left out; none where there is no file yet."""
+    if not file.is_file():
+        return []
     return [json.loads(line) for line in file.read_text(encoding="utf-8").split("\n")[:-1]]
