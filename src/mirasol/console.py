@@ -90,3 +90,13 @@ def progress(out: Any, title: str, unit: str) -> Iterator[Callable[[int, int], N
 def cores() -> int:
     """How many processes can work at once."""
     return os.cpu_count() or 1
+
+
+def aligned(rows: list[list[str]]) -> str:
+    """A table as text: the first column to the left, all others to the right."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = []
+    for first, *others in rows:
+        cells = [first.ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(others, widths[1:], strict=True))]
+        lines.append("  ".join(cells).rstrip())
+    return "\n".join(lines)

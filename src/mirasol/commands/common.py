@@ -76,13 +76,3 @@ def source_options(chosen: Any) -> Any:
     if chosen.targets not in ("all", "one"):
         raise UserError(f"--targets {chosen.targets}: choose all or one")
     return Options(chosen.annotations, chosen.class_list, chosen.prompt, chosen.targets, chosen.pattern)
-
-
-def aligned(rows: list[list[str]]) -> str:
-    """A table as text: the first column to the left, all others to the right."""
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = []
-    for first, *others in rows:
-        cells = [first.ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(others, widths[1:], strict=True))]
-        lines.append("  ".join(cells).rstrip())
-    return "\n".join(lines)

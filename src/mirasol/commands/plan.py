@@ -71,7 +71,7 @@ def run(options: Any) -> None:
 
 def text(plan: dict[str, Any]) -> str:
     """The plan as tables."""
-    from mirasol.commands.common import aligned
+    from mirasol.console import aligned
 
     stages = plan["stages"]
     lines = [aligned(_component_rows(plan)), "", aligned(_stage_rows(stages)), ""]

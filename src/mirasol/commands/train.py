@@ -1,6 +1,7 @@
 """`mirasol train`: a recipe becomes a checkpoint."""
 
 import dataclasses
+import os
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -96,4 +97,6 @@ def run(options: Any) -> None:
     from mirasol.console import console
     from mirasol.training.trainer import train
 
-    sys.stdout.write(f"{train(recipe, resume=options.resume, console=console())}\n")
+    folder = train(recipe, resume=options.resume, console=console())
+    if os.environ.get("RANK", "0") == "0":  # torchrun numbers its processes: one tells for all
+        sys.stdout.write(f"{folder}\n")

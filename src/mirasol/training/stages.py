@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from mirasol.config import MirasolConfig
+from mirasol.console import aligned
 from mirasol.errors import UserError
 from mirasol.model.global_batch import GlobalBatch
 from mirasol.model.mirasol import MirasolForConditionalGeneration
@@ -161,9 +162,7 @@ class StageWeights:
         cells = [["component", "parameters", *(f"trains in {stage}" for stage in self.trained)]]
         for row in [*rows, total]:
             cells.append([row.component, f"{row.parameters:,}", *(_cell(row, stage) for stage in self.trained)])
-        widths = [max(len(line[place]) for line in cells) for place in range(len(cells[0]))]
-        lines = [[f"{cell:>{width}}" for cell, width in zip(line, widths, strict=True)] for line in cells]
-        return "\n".join("  ".join([line[0].strip().ljust(widths[0]), *line[1:]]) for line in lines)
+        return aligned(cells)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, as run.json keeps it."""
