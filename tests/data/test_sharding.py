@@ -388,6 +388,34 @@ def test_what_was_not_encoded_anew_is_told(tmp_path, clips, capsys):
     assert read_source("shards", out, "train").facts == {"reencoded": "16"}
 
 
+def test_files_cut_short_are_packed_as_they_are_counted_and_told(tmp_path, clips, capsys):
+    root, out = tmp_path / "data", tmp_path / "out"
+    root.mkdir()
+    with av.open(str(clips[0])) as old, av.open(str(root / "whole.mkv"), "w") as new:
+        streams = {stream.index: new.add_stream_from_template(stream) for stream in old.streams}
+        for packet in (packet for packet in old.demux() if packet.size):
+            packet.stream = streams[packet.stream_index]
+            new.mux(packet)
+    content = (root / "whole.mkv").read_bytes()
+    put(root, "cut.mkv")
+    (root / "cut.mkv").write_bytes(content[: len(content) * 6 // 10])
+    rows = [{"file": name, "prompt": "what?", "target": "red"} for name in ("whole.mkv", "cut.mkv")]
+    put(root, "train.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    for options in ([], ["--reencode", "16"]):
+        main(["data", "shard", "folder", str(root), str(out), "--processes", "1", *options])
+        told = capsys.readouterr().err
+        assert "packed although cut.mkv is cut short: holds data for " in told
+        assert ("not encoded anew: 1 files (cut short)" in told) == bool(options)
+        assert list(json.loads((out / "manifest.json").read_text())["splits"]["train"]["cut_short"]) == ["cut.mkv"]
+        # Found in the shards, too: encoded anew it would pass for a whole file.
+        whole, cut = (example.media for example in read_source("shards", out, "train").examples)
+        with pytest.raises(SystemExit):
+            main(["data", "check", "shards", str(out)])
+        found = capsys.readouterr().out
+        assert f"{cut}: cut short: holds data for" in found and f"{whole}: cut short" not in found
+        out = tmp_path / "anew"
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

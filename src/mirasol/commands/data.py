@@ -4,6 +4,7 @@ import json
 import sys
 import time
 from collections import Counter
+from collections.abc import Iterator
 from typing import Any
 
 from mirasol.commands.common import add_data_arguments, add_source_arguments
@@ -29,7 +30,8 @@ docs/datasets.md lists; ROOT is the folder where its annotations and media lie. 
 
 SHARD = """Packs a data set into WebDataset tars with an index: few large files instead of many small ones, on request
 encoded anew at the size that training needs. Reads as the source `shards` with the same examples.
-Interrupted, the same command goes on; finished shards are not made again.
+Interrupted, the same command goes on; finished shards are not made again. Clips, bytes and shards are told first, with
+--dry-run nothing else is done.
 
   mirasol data shard msrvtt_qa data/msrvtt data/msrvtt-shards --reencode 256@8 --processes 8
   mirasol data check shards data/msrvtt-shards --hashes"""
@@ -59,8 +61,8 @@ def add_arguments(parser: Any, make: Any) -> None:
     add_source_arguments(shard)
     shard.add_argument("out", metavar="OUT", help="folder for the shards, outside of ROOT")
     shard.add_argument("--split", type=str, help="only this split")
-    shard.add_argument("--shard-bytes", type=int, default=500_000_000, help="bytes of media that fill a shard")
-    shard.add_argument("--clips-per-shard", type=int, default=10_000, help="media files that fill a shard")
+    shard.add_argument("--shard-bytes", type=int, default=500_000_000, help="most bytes of media in a shard")
+    shard.add_argument("--clips-per-shard", type=int, default=10_000, help="most media files in a shard")
     shard.add_argument(
         "--reencode", type=str, metavar="SIZE[@FPS]", help="shorter side in pixels, and most frames a second"
     )
@@ -69,6 +71,7 @@ def add_arguments(parser: Any, make: Any) -> None:
     shard.add_argument(
         "--on-bad-clip", type=str, default="error", help="skip leaves out what cannot be used, error stops at it"
     )
+    shard.add_argument("--dry-run", action="store_true", help="say what would be written, and write nothing")
 
 
 def run(options: Any) -> None:
@@ -120,7 +123,8 @@ def _synthesize(chosen: Any) -> None:
 def _shard(chosen: Any) -> None:
     from mirasol.commands.common import source_options
     from mirasol.console import console, cores, progress
-    from mirasol.data.sharding import Sharding, shard_source
+    from mirasol.data.shard_plan import Sharding, plan_shards
+    from mirasol.data.sharding import write_shards
     from mirasol.media.reencoding import Reencoding
 
     for name, known in (("executor", ("local", "ray")), ("on_bad_clip", ("error", "skip"))):
@@ -132,28 +136,66 @@ def _shard(chosen: Any) -> None:
         raise UserError(f"--processes {chosen.processes}: must be at least 0")
     reencode = Reencoding.parse(chosen.reencode) if chosen.reencode else None
     out, began = console(), time.monotonic()
+    plan = plan_shards(
+        chosen.source,
+        chosen.root,
+        chosen.out,
+        chosen.split,
+        source_options(chosen),
+        Sharding(chosen.shard_bytes, chosen.clips_per_shard, reencode),
+        on_bad_clip=chosen.on_bad_clip,
+    )
+    for line in _plan_lines(plan):
+        out.print(line, markup=False)
+    if chosen.dry_run:
+        return
     with progress(out, "Sharding", "clips") as report:
-        done = shard_source(
-            chosen.source,
-            chosen.root,
-            chosen.out,
-            chosen.split,
-            source_options(chosen),
-            Sharding(chosen.shard_bytes, chosen.clips_per_shard, reencode),
+        done = write_shards(
+            plan,
             on_bad_clip=chosen.on_bad_clip,
             processes=chosen.processes or cores(),
             executor=chosen.executor,
             progress=report,
         )
-    for split, examples in done.examples.items():
-        lost = f", {done.not_usable[split]} examples left out" if done.not_usable[split] else ""
-        out.print(f"{split}: {examples} examples on {done.clips[split]} clips{lost}")
-    for entry in done.bad[:SHOWN]:
-        out.print(f"left out: {entry['media']}: {entry['reason']}")
-    if len(done.bad) > SHOWN:
-        out.print(f"left out: … and {len(done.bad) - SHOWN} more: see manifest.json")
-    for reason, count in Counter(done.kept.values()).items():
-        out.print(f"not encoded anew: {count} files ({reason})")
+    for line in _sharded_lines(done):
+        out.print(line, markup=False)
     before = f", {done.finished_before} of them finished before" if done.finished_before else ""
     seconds = time.monotonic() - began
-    out.print(f"{chosen.out}: {done.shards} shards{before}, {done.bytes / 1e6:.1f} MB in {seconds:.0f} s")
+    out.print(f"{chosen.out}: {done.shards} shards{before}, {_mb(done.bytes)} in {seconds:.0f} s")
+
+
+def _plan_lines(plan: Any) -> Iterator[str]:
+    """What will be written: clips, bytes and shards of every split, media larger than a shard, want of room."""
+    sharding = plan.sharding
+    for split, jobs in plan.jobs.items():
+        clips, length = len(plan.sizes[split]), _mb(sum(plan.sizes[split].values()))
+        before = f", before they are encoded anew ({sharding.reencode})" if sharding.reencode else ""
+        most = f"at most {_mb(sharding.shard_bytes)} and {sharding.clips_per_shard} clips each"
+        yield f"{split}: {clips} clips, {length}{before}, into {len(jobs)} shards of {most}"
+    larger = sorted(plan.larger.items(), key=lambda entry: -entry[1])
+    entries = [f"{media} ({_mb(length)})" for media, length in larger]
+    yield from _shortened("larger than a shard may be, so alone in one: ", entries)
+    left, free = plan.bytes_left(), plan.free_bytes()
+    if left > free and sharding.reencode is None:
+        yield f"{plan.out}: {_mb(left)} are to be written, but its disk has {_mb(free)} free"
+
+
+def _sharded_lines(done: Any) -> Iterator[str]:
+    for split, examples in done.examples.items():
+        lost = f", {done.not_usable[split]} examples left out" if done.not_usable[split] else ""
+        yield f"{split}: {examples} examples on {done.clips[split]} clips{lost}"
+    yield from _shortened("left out: ", [f"{entry['media']}: {entry['reason']}" for entry in done.bad])
+    yield from _shortened("packed although ", [f"{media} is {reason}" for media, reason in done.cut_short.items()])
+    for reason, count in Counter(done.kept.values()).items():
+        yield f"not encoded anew: {count} files ({reason})"
+
+
+def _shortened(head: str, entries: list[str]) -> Iterator[str]:
+    """A line for each entry, for the first `SHOWN` of them."""
+    yield from (head + entry for entry in entries[:SHOWN])
+    if len(entries) > SHOWN:
+        yield f"{head}… and {len(entries) - SHOWN} more: see manifest.json"
+
+
+def _mb(count: int) -> str:
+    return f"{count / 1e6:,.1f} MB"

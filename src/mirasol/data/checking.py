@@ -41,6 +41,13 @@ class MediaFacts:
     reason: str = ""
     held: float | None = None
 
+    @property
+    def cut_short(self) -> str:
+        """That the file is cut short and what it holds; "" where that is not known of it."""
+        if self.held is None:
+            return ""
+        return f"cut short: holds data for {self.held:.3f} s, but its header says {self.seconds:.3f} s"
+
 
 @dataclass(frozen=True)
 class Report:
@@ -213,8 +220,7 @@ def _cut_short(sources: Sequence[Source], facts: Sequence[MediaFacts]) -> list[P
             asked[example.media].append(example)
     for media, fact in cut.items():
         lost = [e for e in asked[media] if not _beyond(e, fact.seconds) and (e.end or fact.seconds) > fact.held]
-        message = f"cut short: holds data for {fact.held:.3f} s, but its header says {fact.seconds:.3f} s"
-        problems.append(Problem("cut short", message, media, examples=len(lost)))
+        problems.append(Problem("cut short", fact.cut_short, media, examples=len(lost)))
     return problems
 
 

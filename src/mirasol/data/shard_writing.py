@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from mirasol.data.checking import media_facts
+from mirasol.data.checking import MediaFacts, media_facts
 from mirasol.data.media_files import index_file, is_image, open_media_file
 from mirasol.data.shard_format import Sample, ShardJob, finished_index
 from mirasol.errors import BadClip, UserError
@@ -25,9 +25,9 @@ def write_shard(job: ShardJob, on_sample: Callable[[], None] | None = None) -> d
     """Writes a shard's tar and then its index, unless both are there; returns the index.
 
     The index holds `members` (name → offset, size, SHA-256), `bytes` and `sha256` of the tar, `bad`: the media that
-    cannot be read, which are left out, and `kept`: those that were not encoded anew, with the reason. The same job
-    gives the same bytes, with one version of PyAV where media are encoded anew. An interruption leaves no file under
-    the shard's name.
+    cannot be read, which are left out, `kept`: those that were not encoded anew, with the reason, and `cut_short`:
+    those that are packed although they do not hold all that their header says. The same job gives the same bytes, with
+    one version of PyAV where media are encoded anew. An interruption leaves no file under the shard's name.
 
     Raises:
         UserError: a file that cannot be written or read to its end; shards that were finished before stay.
@@ -63,17 +63,20 @@ def write_shard(job: ShardJob, on_sample: Callable[[], None] | None = None) -> d
 
 
 def _write_members(job: ShardJob, stream: BinaryIO, on_sample: Callable[[], None] | None) -> dict[str, Any]:
-    members, bad, kept = {}, [], {}
+    members, bad, kept, cut_short = {}, [], {}, {}
     settings = Reencoding.parse(job.reencode) if job.reencode else None
     with tarfile.open(fileobj=stream, mode="w", format=tarfile.GNU_FORMAT) as tar:
         for sample in job.samples:
-            reason = _unusable(Path(job.root), sample.media)
+            facts = media_facts(Path(job.root), sample.media)
+            reason = _unusable(facts)
             try:
                 if reason is None:
-                    with _content(Path(job.root), sample, settings) as (path, name, why_kept):
+                    with _content(Path(job.root), sample, facts, settings) as (path, name, why_kept):
                         members[name] = _add(tar, name, path)
                     if why_kept:
                         kept[sample.media] = why_kept
+                    if facts.cut_short:
+                        cut_short[sample.media] = facts.cut_short
                     text = json.dumps({"media": sample.media, "examples": sample.rows}) + "\n"
                     members[f"{sample.key}.json"] = _add(tar, f"{sample.key}.json", text.encode())
             except BadClip as error:
@@ -82,22 +85,25 @@ def _write_members(job: ShardJob, stream: BinaryIO, on_sample: Callable[[], None
                 bad.append({"media": sample.media, "kind": reason[0], "reason": reason[1]})
             if on_sample is not None:
                 on_sample()
-    return {"members": members, "bad": bad, "kept": kept}
+    return {"members": members, "bad": bad, "kept": kept, "cut_short": cut_short}
 
 
-def _unusable(root: Path, media: str) -> tuple[str, str] | None:
+def _unusable(facts: MediaFacts) -> tuple[str, str] | None:
     """Kind of problem and reason where a media file cannot be opened, as `mirasol data check` finds them."""
-    facts = media_facts(root, media)
     return ("not media" if facts.kind == "html" else "undecodable", facts.reason) if facts.reason else None
 
 
 @contextlib.contextmanager
-def _content(root: Path, sample: Sample, settings: Reencoding | None) -> Iterator[tuple[Path, str, str]]:
+def _content(
+    root: Path, sample: Sample, facts: MediaFacts, settings: Reencoding | None
+) -> Iterator[tuple[Path, str, str]]:
     """The file that goes into the tar, its name there, and why it was not encoded anew where it should have been."""
     suffix = os.path.splitext(sample.media)[1].lower()
+    # Encoded anew, a file that was cut short would pass for a whole one.
+    why_kept = "an image" if is_image(sample.media) else "cut short" if facts.cut_short else ""
     with open_media_file(root, sample.media) as path:
-        if settings is None or is_image(sample.media):
-            yield path, sample.key + suffix, "an image" if settings is not None else ""
+        if settings is None or why_kept:
+            yield path, sample.key + suffix, why_kept if settings is not None else ""
             return
         with tempfile.TemporaryDirectory(prefix="mirasol-") as folder:
             small = Path(folder) / "small.mp4"

@@ -2,11 +2,9 @@
 
 import dataclasses
 import fcntl
-import hashlib
-import importlib.metadata
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing, contextmanager
@@ -14,47 +12,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from mirasol.data.media_files import index_file, media_size
-from mirasol.data.shard_format import (
-    EXAMPLES,
-    FORMAT,
-    MANIFEST,
-    PLAN,
-    Sample,
-    ShardJob,
-    example_row,
-    finished_index,
-)
+from mirasol.data.media_files import index_file
+from mirasol.data.shard_format import EXAMPLES, FORMAT, MANIFEST, PLAN, ShardJob, example_row, finished_index
+from mirasol.data.shard_plan import Sharding, ShardPlan, plan_shards
 from mirasol.data.shard_writing import UNFINISHED, write_shard
 from mirasol.data.sources import Options, Source
-from mirasol.data.sources.files import Files
-from mirasol.data.sources.registry import adapter_of, read_split, splits_of, usable_examples
-from mirasol.errors import BadClip, UserError
+from mirasol.errors import UserError
 from mirasol.files import file_hash, write_whole
-from mirasol.media.reencoding import Reencoding
 from mirasol.processes import process_context
 
 Progress = Callable[[int, int], None]
 LOCK = ".lock"
 _POLL_SECONDS = 0.2
-
-
-@dataclass(frozen=True)
-class Sharding:
-    """How a data set is cut into shards.
-
-    A shard ends with the clip that fills one of the limits: `shard_bytes` of media, as large as they are before they
-    are encoded anew, or `clips_per_shard`. `reencode`: None keeps the media's own bytes.
-    """
-
-    shard_bytes: int = 500_000_000
-    clips_per_shard: int = 10_000
-    reencode: Reencoding | None = None
-
-    def __post_init__(self):
-        for name in ("shard_bytes", "clips_per_shard"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name}={getattr(self, name)} must be positive")
 
 
 @dataclass(frozen=True)
@@ -65,6 +34,7 @@ class Sharded:
     examples, clips: by split, those that are in the shards; not_usable: annotated examples that are not, by split
     bad: media that cannot be read, each with `media`, `kind`, `reason`
     kept: media that were not encoded anew although that was asked for, with the reason
+    cut_short: media that are packed although they are known to be cut short, and what they hold
     """
 
     shards: int
@@ -75,6 +45,7 @@ class Sharded:
     not_usable: dict[str, int]
     bad: tuple[dict[str, str], ...]
     kept: dict[str, str]
+    cut_short: dict[str, str]
 
 
 def shard_source(
@@ -83,7 +54,7 @@ def shard_source(
     out: Path,
     split: str | None = None,
     options: Options = Options(),  # noqa: B008 - frozen
-    sharding: Sharding = Sharding(),
+    sharding: Sharding = Sharding(),  # noqa: B008 - frozen
     *,
     on_bad_clip: Literal["error", "skip"] = "error",
     processes: int = 1,
@@ -101,30 +72,37 @@ def shard_source(
         UserError: an unknown data set, split, option; `out` holds something else, or shards of another data set or of
             other settings; a bad clip; a disk that is full; a process that died.
     """
-    root, out = Path(root).absolute(), Path(out).absolute()  # other processes may work elsewhere
-    if out.resolve().is_relative_to(root.resolve()):
-        raise UserError(f"{out}: lies within the data set {root}: give a folder outside of it")
-    adapter = adapter_of(name, options)
-    files = Files(root, options.annotations)
-    known = splits_of(name, files)
-    chosen = [split] if split is not None else [s for s in known if s not in adapter.overlapping] or known
-    sources = [read_split(name, files, one, options) for one in chosen]
-    for source in sources:
-        usable_examples(source, on_bad_clip)
-    jobs = {source.split: _jobs(source, out, sharding) for source in sources}
-    plan = _plan(sources, options, sharding)
-    with _taken(out, plan) as before:
-        work = [job for of_split in jobs.values() for job in of_split]
+    return write_shards(
+        plan_shards(name, root, out, split, options, sharding, on_bad_clip=on_bad_clip),
+        on_bad_clip=on_bad_clip,
+        processes=processes,
+        executor=executor,
+        progress=progress,
+    )
+
+
+def write_shards(
+    plan: ShardPlan,
+    *,
+    on_bad_clip: Literal["error", "skip"] = "error",
+    processes: int = 1,
+    executor: Literal["local", "ray"] = "local",
+    progress: Progress | None = None,
+) -> Sharded:
+    """Writes the shards of a plan, as `shard_source` does."""
+    settings = plan.settings()
+    with _taken(plan.out, settings) as before:
+        work = [job for of_split in plan.jobs.values() for job in of_split]
         finished = sum(finished_index(job.path) is not None for job in work)
         # Closed at an error, too: the folder stays taken until no process writes there any more.
         with closing(_written(work, processes, executor, progress)) as written:
-            indices = _indices(written, root, on_bad_clip)
-        result = _result(sources, jobs, indices, finished)
+            indices = _indices(written, plan.root, on_bad_clip)
+        result = _result(plan.sources, plan.jobs, indices, finished)
         if before is None:
-            entries = {source.split: _finish_split(source, out, jobs[source.split], indices) for source in sources}
-            manifest = {"format": FORMAT, "source": sources[0].name, "plan": plan, "splits": entries}
-            write_whole(out / MANIFEST, json.dumps(manifest, indent=1) + "\n")
-        (out / PLAN).unlink(missing_ok=True)
+            entries = {s.split: _finish_split(s, plan.out, plan.jobs[s.split], indices) for s in plan.sources}
+            manifest = {"format": FORMAT, "source": plan.sources[0].name, "plan": settings, "splits": entries}
+            write_whole(plan.out / MANIFEST, json.dumps(manifest, indent=1) + "\n")
+        (plan.out / PLAN).unlink(missing_ok=True)
     return result
 
 
@@ -140,56 +118,6 @@ def _indices(written: Iterator[tuple[str, dict[str, Any]]], root: Path, on_bad_c
             )
         indices[name] = index
     return indices
-
-
-def _jobs(source: Source, out: Path, sharding: Sharding) -> list[ShardJob]:
-    """Which clips go into which shard: each medium once, in the order of its first example."""
-    by_media: dict[str, list[dict[str, Any]]] = {}
-    for example in source.examples:
-        by_media.setdefault(example.media, []).append(example_row(example, source.classes))
-    shards: list[list[Sample]] = [[]]
-    filled = 0
-    for number, (media, rows) in enumerate(by_media.items()):
-        if shards[-1] and (filled >= sharding.shard_bytes or len(shards[-1]) >= sharding.clips_per_shard):
-            shards.append([])
-            filled = 0
-        shards[-1].append(Sample(f"{number:09d}", media, tuple(rows)))
-        filled += _size(source.root, media)
-    reencode = str(sharding.reencode) if sharding.reencode is not None else ""
-    return [
-        ShardJob(str(source.root), str(out), f"{source.split}/{number:05d}.tar", tuple(samples), reencode)
-        for number, samples in enumerate(shards)
-    ]
-
-
-def _size(root: Path, media: str) -> int:
-    try:
-        return media_size(root, media)
-    except BadClip:
-        return 0  # found to be bad when its shard is written
-
-
-def _plan(sources: Sequence[Source], options: Options, sharding: Sharding) -> dict[str, Any]:
-    """All that decides the bytes: shards of another plan are not gone on with."""
-    digest = hashlib.sha256()
-    for source in sources:
-        digest.update(json.dumps([source.split, source.facts, source.classes]).encode() + b"\n")
-        for example in source.annotated:
-            digest.update(json.dumps([example.media, example_row(example, source.classes)]).encode() + b"\n")
-        for media in dict.fromkeys(example.media for example in source.examples):
-            digest.update(json.dumps([media, _size(source.root, media)]).encode() + b"\n")
-    reencode = sharding.reencode
-    return {
-        "format": FORMAT,
-        "data set": sources[0].name,
-        "splits": [source.split for source in sources],
-        "options": options.chosen(),
-        "shard_bytes": sharding.shard_bytes,
-        "clips_per_shard": sharding.clips_per_shard,
-        "reencode": str(reencode) if reencode is not None else None,
-        "PyAV": importlib.metadata.version("av") if reencode is not None else None,
-        "content of the data set": digest.hexdigest(),
-    }
 
 
 @contextmanager
@@ -387,7 +315,8 @@ def _finish_split(
         "annotation_files": list(source.annotation_files),
         "problems": problems,
         "reasons": reasons,
-        "kept": {media: reason for job in jobs for media, reason in indices[job.name]["kept"].items()},
+        "kept": _joined("kept", (indices[job.name] for job in jobs)),
+        "cut_short": _joined("cut_short", (indices[job.name] for job in jobs)),
         "shards": shards,
     }
 
@@ -403,5 +332,10 @@ def _result(
     }
     lost = {source.split: source.counts.n_annotated - usable[source.split] for source in sources}
     size = sum(index["bytes"] for index in indices.values())
-    kept = {media: reason for index in indices.values() for media, reason in index["kept"].items()}
-    return Sharded(len(indices), finished, size, usable, clips, lost, tuple(bad.values()), kept)
+    kept, cut_short = (_joined(name, indices.values()) for name in ("kept", "cut_short"))
+    return Sharded(len(indices), finished, size, usable, clips, lost, tuple(bad.values()), kept, cut_short)
+
+
+def _joined(name: str, indices: Iterable[dict[str, Any]]) -> dict[str, str]:
+    """What all of these indices say under `name`, by media."""
+    return {media: reason for index in indices for media, reason in index[name].items()}
