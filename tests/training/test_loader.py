@@ -1,11 +1,13 @@
 """The loader: a step's number to its batch and tensors."""
 
+import multiprocessing
 import os
 import signal
 import time
 
 import pytest
 import torch
+from torch.utils.data import DataLoader, Dataset
 
 from mirasol.config import MirasolConfig
 from mirasol.media.processor import MirasolFeatureExtractor
@@ -149,15 +151,75 @@ def test_a_limit_interrupts_whatever_waits_and_names_the_sample():
 
 def test_a_batch_that_broke_off_with_its_worker_tells_of_the_worker():
     status = WorkerStatus(1)
-    assert status.failure(EOFError()) is None, "no worker began"
+    with pytest.raises(EOFError), status.within(60):  # no worker began
+        raise EOFError
     worker = process_context().Process(target=_take_a_slot_and_die, args=(status,))
     worker.start()
+    # As a connection tells it: before the process itself has ended.
+    while not status.current():
+        time.sleep(0.01)
+    with pytest.raises(WorkerFailed, match="died, out of memory perhaps, at step 4, b.mp4"), status.within(60):
+        raise ConnectionResetError
     worker.join()
-    assert "died, out of memory perhaps, at step 4, b.mp4 (its batch" in str(status.failure(ConnectionResetError()))
-    assert status.failure(OSError("else")) is None
 
 
 def _take_a_slot_and_die(status: WorkerStatus) -> None:
     status.enter(1)
     status.report("step 4, b.mp4")
+    time.sleep(0.5)
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+class Reported(Dataset):
+    """Numbers; the worker says which it is at."""
+
+    def __init__(self, status: WorkerStatus):
+        self.status = status
+
+    def __getitem__(self, index: int) -> int:
+        self.status.report(f"number {index}")
+        return index
+
+    def __len__(self) -> int:
+        return 2
+
+
+@pytest.fixture
+def worker() -> tuple[WorkerStatus, int]:
+    """The status of a worker that has loaded its last number, and its process id, after `take_over`."""
+    status = WorkerStatus(1)
+    loader = DataLoader(Reported(status), batch_size=None, num_workers=1, multiprocessing_context=process_context())
+    items = iter(loader)
+    status.take_over()
+    while "number 1" not in status.current().values():
+        time.sleep(0.01)
+    yield status, next(iter(status.current()))
+    status.hand_back()
+    del items
+
+
+def end_and_wait(pid: int) -> None:
+    os.kill(pid, signal.SIGKILL)
+    time.sleep(60)
+
+
+def test_a_workers_end_interrupts_the_wait_for_a_batch(worker):
+    status, pid = worker
+    with pytest.raises(WorkerFailed, match="died, out of memory perhaps, at number 1"), status.within(60):
+        end_and_wait(pid)
+
+
+def test_a_workers_end_interrupts_nothing_else_and_is_told_before_the_next_wait(worker):
+    status, pid = worker
+    os.kill(pid, signal.SIGKILL)
+    while any(process.pid == pid for process in multiprocessing.active_children()):
+        time.sleep(0.01)
+    with pytest.raises(WorkerFailed, match="died, out of memory perhaps, at number 1"), status.within(60):
+        pytest.fail("there is no need to wait")
+
+
+def test_pytorch_tells_of_ends_again_when_it_is_handed_back(worker):
+    status, pid = worker
+    status.hand_back()
+    with pytest.raises(RuntimeError, match="DataLoader worker"):
+        end_and_wait(pid)

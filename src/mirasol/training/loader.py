@@ -242,7 +242,7 @@ def make_loader(
 ) -> StepLoader:
     """Yields the batches of `steps` in order. With workers, each loads `prefetch` of them ahead, to the same effect.
 
-    seconds: with workers, how long one batch may be waited for; 0 is for ever. `WorkerStatus.failure` says what the
+    seconds: with workers, how long one batch may be waited for; 0 is for ever. `WorkerStatus.within` says what the
         RuntimeError means that follows.
     device: where the tensors go, and pixels become numbers; by default they stay on the CPU
     """

@@ -218,14 +218,14 @@ class Trainer:
                     self._after_step(step + 1, values, log, progress)
                     self._stop_if_asked(step + 1)
             self.checkpoints.wait()
-        except BaseException as raised:
-            error = self.status.failure(raised) or raised
+            self.status.hand_back()
+        except BaseException as error:
             # Whatever ends the run, the checkpoint that is being written is worth its last seconds.
             with contextlib.suppress(UserError):
                 self.checkpoints.wait()
             if isinstance(error, UserError):
                 self.folder.record_error(str(error), error.facts if isinstance(error, NonFiniteLoss) else None)
-            raise error from error.__cause__
+            raise
         finally:
             if log is not None:
                 log.close()
@@ -254,6 +254,7 @@ class Trainer:
         prefetch = 4 if data.decode == "before" else 2
         seconds = self.recipe.batch_seconds
         loaded = iter(make_loader(steps, remaining, self.recipe.workers, on_gpu, seconds, prefetch, self.device))
+        self.status.take_over()
         for step in remaining:
             with self.clock.waiting():
                 batch, tensors, shares = self._next(loaded, step)
@@ -269,12 +270,8 @@ class Trainer:
         taken: list[tuple[Batch, dict[str, Tensor]]] = []
 
         def take() -> Share:
-            try:
-                with self.status.within(self.recipe.batch_seconds):
-                    batch, tensors = next(loaded)
-            except Exception as raised:
-                error = self.status.failure(raised) or raised
-                raise error from error.__cause__
+            with self.status.within(self.recipe.batch_seconds):
+                batch, tensors = next(loaded)
             taken.append((batch, tensors))
             if self.ranks.world_size == self.recipe.accumulation == 1:
                 return Share(0.0, None, self.signals.received, batch.replaced)  # nobody asks for counts

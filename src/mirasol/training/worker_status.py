@@ -6,7 +6,9 @@ import os
 import re
 import signal
 import threading
+import time
 from collections.abc import Iterator
+from typing import Any
 
 from torch.utils.data import get_worker_info
 
@@ -17,6 +19,8 @@ _STATUS_BYTES = 1024
 # How PyTorch's DataLoader words it; the exceptions have no type of their own.
 _DIED = re.compile(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\)")
 _TOO_LONG = re.compile(r"DataLoader timed out after ([\d.]+) seconds")
+# How long a process may take to end once its connections have: the kernel closes these first.
+_ENDING_SECONDS = 5.0
 
 
 class WorkerFailed(UserError):
@@ -35,6 +39,7 @@ class WorkerStatus:
         self._texts = [context.RawArray("c", _STATUS_BYTES) for _ in range(workers + 1)]
         self._pids = context.RawArray("q", workers + 1)
         self._slot = 0
+        self._theirs: Any = None
         self.enter(0)
 
     def enter(self, slot: int) -> None:
@@ -72,31 +77,69 @@ class WorkerStatus:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
 
+    def take_over(self) -> None:
+        """From here to `hand_back` a worker's end is told of by `within` alone. To be called once workers have begun.
+
+        PyTorch tells of it by an exception in the main thread, wherever that one happens to be: amid closing a log, or
+        handling the error by which the same end showed itself first.
+        """
+        if threading.current_thread() is threading.main_thread():
+            self._theirs = signal.signal(signal.SIGCHLD, _leave)
+
+    def hand_back(self) -> None:
+        """PyTorch tells of its workers' ends again. Not after an error: those that are killed then end when they end."""
+        if self._theirs is not None:
+            signal.signal(signal.SIGCHLD, self._theirs)
+            self._theirs = None
+
     @contextlib.contextmanager
     def within(self, seconds: float) -> Iterator[None]:
-        """Raises WorkerFailed, with the samples the workers are at, where what is done meanwhile takes longer.
+        """Raises WorkerFailed, with the samples the workers are at, where what is done meanwhile takes longer, or where
+        a worker has died or dies: at once after `take_over`.
 
-        DataLoader's own limit is not enough: with a batch half received it waits for its worker without one. An alarm
-        interrupts any wait of the main thread; another thread has DataLoader's limit alone.
+        DataLoader's own limit is not enough: with a batch half received it waits for its worker without one. Signals
+        interrupt any wait of the main thread; another thread has DataLoader's limit alone.
         """
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
+        signalled = threading.current_thread() is threading.main_thread()
+        before = signal.getsignal(signal.SIGALRM)
+
+        def stand_down() -> None:
+            if signalled:
+                signal.setitimer(signal.ITIMER_REAL, 0)
+                signal.signal(signal.SIGALRM, before)
+                if self._theirs is not None:
+                    signal.signal(signal.SIGCHLD, _leave)
 
         def ring(number: int, frame: object) -> None:
+            stand_down()
             error = self._too_long(seconds)
-            # Whoever still waits for them is to give up too. PyTorch need not tell of their end: this is the error.
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            # Whoever still waits for them is to give up too.
             self.kill_workers()
             raise error
 
-        before = signal.signal(signal.SIGALRM, ring)
-        signal.setitimer(signal.ITIMER_REAL, seconds)
+        def look(number: int, frame: object) -> None:
+            try:
+                self._theirs(number, frame)
+            except RuntimeError as raised:
+                stand_down()
+                raise (self._failure(raised) or raised) from None
+            if gone := self._gone():  # PyTorch does not see those that multiprocessing has taken note of
+                stand_down()
+                raise self._died(gone)
+
         try:
+            if signalled:
+                signal.signal(signal.SIGALRM, ring)
+                signal.setitimer(signal.ITIMER_REAL, seconds)
+                if callable(self._theirs):
+                    signal.signal(signal.SIGCHLD, look)
+                    look(signal.SIGCHLD, None)
             yield
+        except (EOFError, OSError, RuntimeError) as raised:
+            stand_down()
+            raise (self._failure(raised) or raised) from raised.__cause__
         finally:
-            signal.setitimer(signal.ITIMER_REAL, 0)
-            signal.signal(signal.SIGALRM, before)
+            stand_down()
 
     def _too_long(self, seconds: float) -> WorkerFailed:
         return WorkerFailed(
@@ -104,26 +147,31 @@ class WorkerStatus:
             "leave that clip out, or allow more time"
         )
 
-    def failure(self, error: BaseException) -> WorkerFailed | None:
-        """What DataLoader's error says about a worker, with the sample it was at; None for any other error.
+    def _failure(self, error: Exception) -> WorkerFailed | None:
+        """What an error met while waiting for a batch says about a worker, with the sample it was at; None for others.
 
-        PyTorch raises it wherever the main process happens to be, not only where it waits for a batch.
+        A worker that dies breaks off whatever it was sending; that may be seen before its end is.
         """
-        if isinstance(error, EOFError | ConnectionError) and (gone := self._gone()):
-            return self._died(gone, "its batch was half received")
-        if not isinstance(error, RuntimeError):
-            return None
         if found := _TOO_LONG.search(str(error)):
             return self._too_long(float(found[1]))
         if found := _DIED.search(str(error)):
-            return self._died([int(pid) for pid in found[1].split(",")], " ".join(str(error).split()))
+            return self._died([int(pid) for pid in found[1].split(",")])
+        deadline = time.monotonic() + _ENDING_SECONDS
+        while any(self._pids[1:]) and time.monotonic() < deadline:
+            if gone := self._gone():
+                return self._died(gone)
+            time.sleep(0.01)
         return None
 
-    def _died(self, pids: list[int], reason: str) -> WorkerFailed:
+    def _died(self, pids: list[int]) -> WorkerFailed:
         return WorkerFailed(
-            f"a worker that loads clips died, out of memory perhaps, at {self.named(pids)} ({reason}): --resume goes on"
+            f"a worker that loads clips died, out of memory perhaps, at {self.named(pids)}: --resume goes on"
         )
 
     def _gone(self) -> list[int]:
         """The workers that have ended."""
         return sorted(set(self._pids[1:]) - {0} - {process.pid for process in multiprocessing.active_children()})
+
+
+def _leave(number: int, frame: object) -> None:
+    """A signal handler that leaves things as they are."""
