@@ -86,6 +86,17 @@ def test_a_file_cut_short_costs_the_examples_that_ask_for_what_is_not_there(tmp_
     assert "cut.mkv: cut short: holds data for" in capsys.readouterr().out
 
 
+def test_a_file_that_ends_early_is_a_warning_where_no_header_says_how_long_it_is(tmp_path, capsys):
+    write_clip(tmp_path / "whole.ts", 4.0, "mpegts")
+    (tmp_path / "cut.ts").write_bytes((tmp_path / "whole.ts").read_bytes()[:9000])
+    rows = [{"file": name, "prompt": "what?", "target": "red"} for name in ("whole.ts", "cut.ts")]
+    (tmp_path / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    main(["data", "check", "folder", str(tmp_path)])
+    told = capsys.readouterr().out
+    assert "warning: ends early (1)\n  cut.ts: cut short: its last packet is not whole; read as all there is\n" in told
+    assert "usable 2" in told
+
+
 def test_the_report_does_not_depend_on_the_number_of_workers(root):
     assert check_source("folder", root, workers=3) == check_source("folder", root)
 

@@ -19,6 +19,7 @@ from mirasol.errors import BadClip, UserError
 from mirasol.files import file_hash
 from mirasol.media.completeness import held_seconds
 from mirasol.media.content import PAGE, content_kind
+from mirasol.media.ending import early_end
 from mirasol.media.reader import END_TOLERANCE, probe
 
 # Upper edges of the duration histogram in seconds; the last bin is open.
@@ -29,7 +30,8 @@ BINS = (1, 2, 5, 10, 20, 30, 60, 120, 300, 600)
 class MediaFacts:
     """What opening one media file showed. `seconds` is None for images and for what cannot be opened (`reason`).
 
-    `held`: seconds up to which there is data, of a file that was cut short; None of others.
+    `held`: seconds up to which there is data, of a file that holds less than its header says; None of others.
+    `ending`: why a file that states no duration seems to be cut short all the same (`mirasol.media.ending`).
     """
 
     media: str
@@ -40,12 +42,13 @@ class MediaFacts:
     kind: str = ""
     reason: str = ""
     held: float | None = None
+    ending: str = ""
 
     @property
     def cut_short(self) -> str:
         """That the file is cut short and what it holds; "" where that is not known of it."""
         if self.held is None:
-            return ""
+            return f"cut short: {self.ending}" if self.ending else ""
         return f"cut short: holds data for {self.held:.3f} s, but its header says {self.seconds:.3f} s"
 
 
@@ -171,11 +174,13 @@ def media_facts(root: Path, media: str) -> MediaFacts:
                 return MediaFacts(media, size, has_audio=False, kind=kind)
             info = probe(path)
             held = None if info.duration_measured else held_seconds(path)
+            ending = early_end(path, info.container)
     except OSError as error:
         return MediaFacts(media, size, kind=kind, reason=error.strerror or str(error))
     except BadClip as error:
         return MediaFacts(media, size, kind=kind, reason=error.reason)
-    return MediaFacts(media, size, info.duration, info.video is not None, info.audio is not None, kind, held=held)
+    seen, heard = info.video is not None, info.audio is not None
+    return MediaFacts(media, size, info.duration, seen, heard, kind, held=held, ending=ending)
 
 
 def _decode_image(path: Path, kind: str) -> None:
@@ -200,6 +205,8 @@ def _media_problems(root: Path, sources: Sequence[Source], facts: Sequence[Media
             problems.append(Problem(kind, fact.reason, fact.media, examples=examples[fact.media]))
         elif named_otherwise(fact.media, fact.kind):
             problems.append(Problem("named otherwise", f"holds {fact.kind}: read by content", fact.media))
+        if fact.ending and fact.held is None:
+            problems.append(Problem("ends early", f"{fact.cut_short}; read as all there is", fact.media))
     problems += _cut_short(sources, facts)
     problems += _outside(sources, {fact.media: fact.seconds for fact in facts if fact.seconds is not None})
     for group in identical_files(root, facts):

@@ -21,6 +21,7 @@ WARNINGS = (
     "identical files",
     "video in two splits",
     "no index",
+    "ends early",
 )
 
 
