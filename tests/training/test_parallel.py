@@ -59,11 +59,25 @@ def quick_runs(values: dict, folder: Path, images: Path) -> dict[str, dict]:
     shorter = {"stages": {"questions": {**values["stages"]["questions"], "steps": 2}}, "samples": 0}
     stills = {"steps": 2, "objective": "image_text", "clips_per_step": 4, "questions_per_clip": 1}
     model = {"preset": "tiny", "overrides": {**values["model"]["overrides"], "contrastive": {"width": 8}}}
+    shapes, stages = values["data"]["root"], values["stages"]
+    mixture = {
+        "mixture": {
+            "pictures": {"root": str(images)},
+            "many": {"root": shapes, "weight": 2.5},
+            "few": {"root": shapes, "train_split": "validation"},
+        }
+    }
+    mixed_stages = {
+        "images": {**stills, "steps": 1, "data_sets": ["pictures"]},
+        "clips": {**stages["questions"], "steps": 2, "data_sets": ["many", "few"]},
+        "slots": {**stages["slots"], "data_sets": ["many"]},
+    }
     runs = {
         "run": {},
         "averaged": {**shorter, "ema": 0.9, "optimizer": {"name": "adam", "weight_decay": 0.0}, "recompute": "hidden"},
         "muon": {**shorter, "optimizer": {"name": "muon"}, "recompute": "block"},
         "stills": {**shorter, "stages": {"images": stills}, "model": model, "data": {"root": str(images)}},
+        "mixed": {**shorter, "stages": mixed_stages, "model": model, "data": mixture},
     }
     return {name: {**values, **changes, "output": str(folder / name)} for name, changes in runs.items()}
 
@@ -100,7 +114,7 @@ def ran(small, images, tmp_path_factory):
     """(recipes, what the two processes found, folder of the runs)."""
     folder = tmp_path_factory.mktemp("parallel")
     runs = quick_runs(small, folder, images)
-    return runs, run_all(runs, folder, resumed=("averaged",)), folder
+    return runs, run_all(runs, folder, resumed=("averaged", "mixed")), folder
 
 
 def cut_back(run: Path) -> None:
@@ -134,11 +148,27 @@ def test_unequal_halves_of_a_batch_have_the_losses_and_gradients_of_the_whole(ra
     assert ran[1][f"{kind} {objective}"] < 1e-5
 
 
-@pytest.mark.parametrize("name", ["run", "averaged", "muon", "stills"])
+@pytest.mark.parametrize("name", ["run", "averaged", "muon", "stills", "mixed"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_two_processes_train_the_weights_of_one(ran, name, kind):
-    """Also the average of them, with Adam and Muon, with activations that are computed again, and on images."""
+    """Also the average of them, with Adam and Muon, with activations that are computed again, on images, and on images
+    and clips of several data sets."""
     assert_same_run(ran[2] / name, ran[2] / f"{name}-{kind}")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_two_processes_take_and_validate_the_clips_of_a_mixture_as_one_does(ran, kind):
+    one, two = (read_metrics(ran[2] / name / "metrics.jsonl") for name in ("mixed", f"mixed-{kind}"))
+    names = ("clips_of_pictures", "clips_of_many", "clips_of_few")
+    taken, shared = ([[line[name] for name in names] for line in lines if line["kind"] == "train"] for lines in (one, two))
+    assert taken == shared
+    assert list(map(sum, taken)) == [4] * 4
+    assert all(map(sum, zip(*taken, strict=True))), "of every data set"
+    expected, found = (next(line for line in lines if line["kind"] == "validation") for lines in (one, two))
+    parts = ["few_clip", "many_clip", "pictures_image"]
+    assert sorted(name for name in found if isinstance(found[name], dict)) == parts
+    for part in parts:
+        assert found[part]["text_loss"] == pytest.approx(expected[part]["text_loss"], abs=1e-5)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -173,9 +203,10 @@ def test_one_process_goes_on_with_what_two_began(ran, console, tmp_path, kind):
     assert_same_run(ran[2] / "averaged", output)
 
 
+@pytest.mark.parametrize("name", ["averaged", "mixed"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_two_processes_go_on_with_what_one_began(ran, kind):
-    assert_same_run(ran[2] / "averaged", ran[2] / f"averaged-resumed-{kind}")
+def test_two_processes_go_on_with_what_one_began(ran, name, kind):
+    assert_same_run(ran[2] / name, ran[2] / f"{name}-resumed-{kind}")
 
 
 def test_microbatches_add_up_to_the_step(ran, console, tmp_path):
