@@ -160,7 +160,8 @@ def test_two_processes_train_the_weights_of_one(ran, name, kind):
 def test_two_processes_take_and_validate_the_clips_of_a_mixture_as_one_does(ran, kind):
     one, two = (read_metrics(ran[2] / name / "metrics.jsonl") for name in ("mixed", f"mixed-{kind}"))
     names = ("clips_of_pictures", "clips_of_many", "clips_of_few")
-    taken, shared = ([[line[name] for name in names] for line in lines if line["kind"] == "train"] for lines in (one, two))
+    both = [[line for line in lines if line["kind"] == "train"] for lines in (one, two)]
+    taken, shared = ([[line[name] for name in names] for line in lines] for lines in both)
     assert taken == shared
     assert list(map(sum, taken)) == [4] * 4
     assert all(map(sum, zip(*taken, strict=True))), "of every data set"
