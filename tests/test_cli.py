@@ -195,51 +195,41 @@ def test_bad_arguments_are_named(arguments, word, refused, untrained, clip):
 # Evaluate
 
 
-def test_evaluate_prints_a_table_and_writes_results(capsys, untrained, shapes, tmp_path):
+def test_evaluate_of_a_folder_is_that_of_the_source_folder(capsys, untrained, shapes, tmp_path):
     output = tmp_path / "results"
     out, _ = run(capsys, "evaluate", untrained, shapes, "--output", output)
-    assert "shifted audio" in out
-    assert "all questions" in out
-    metrics = json.loads((output / "metrics.json").read_text())
-    assert metrics["controls"].keys() == {"no_video", "no_audio", "no_media", "shifted_audio"}
-    assert len((output / "answers.jsonl").read_text().splitlines()) == metrics["test"]["n"]
+    assert "controls, open generation, All: no_video" in out and "train blind" in out
+    names = ("predictions.jsonl", "predictions.candidates.jsonl", "report.html", "results.json")
+    assert sorted(path.name for path in output.iterdir()) == sorted(names)
+    same, _ = run(capsys, "evaluate", untrained, "folder", shapes, "--output", tmp_path / "named")
+    assert same == out
+    for name in names[:-2]:
+        assert (tmp_path / "named" / name).read_bytes() == (output / name).read_bytes()
 
 
 def test_evaluate_as_json_and_without_controls(capsys, untrained, shapes):
     result = json.loads(run(capsys, "evaluate", untrained, shapes, "--json", "--skip-controls").out)
-    assert result["controls"] == {}
-    assert set(result["test"]) == {"accuracy", "by_type", "n"}
+    assert result["source"] == "folder" and result["settings"]["controls"] == []
+    assert {"metrics", "baselines", "headline"} <= result["protocols"]["open generation"].keys()
+
+
+def test_evaluate_of_a_data_set_asks_for_its_folder(refused, untrained):
+    assert "msrvtt_qa needs ROOT" in refused("evaluate", untrained, "msrvtt_qa")
 
 
 def test_evaluate_overwrites_nothing(refused, untrained, shapes, tmp_path):
-    (tmp_path / "metrics.json").write_text("precious")
+    (tmp_path / "results.json").write_text("precious")
     assert str(tmp_path) in refused("evaluate", untrained, shapes, "--output", tmp_path)
-    assert (tmp_path / "metrics.json").read_text() == "precious"
+    assert (tmp_path / "results.json").read_text() == "precious"
 
 
 def test_an_output_that_cannot_be_made_is_found_before_the_answering(refused, untrained, shapes, tmp_path, monkeypatch):
-    monkeypatch.setattr("mirasol.evaluation.protocol.evaluate", None)
+    monkeypatch.setattr("mirasol.evaluation.source_evaluation.evaluate_source", None)
     (tmp_path / "file").write_text("in the way")
     output = tmp_path / "file" / "results"
     assert str(output) in refused("evaluate", untrained, shapes, "--output", output)
     monkeypatch.setattr("mirasol.commands.common.os.access", lambda path, mode: False)
     assert "sealed" in refused("evaluate", untrained, shapes, "--output", tmp_path / "sealed")
-
-
-@pytest.mark.parametrize("fails", [False, True])
-def test_evaluate_leaves_no_decoded_clips_behind(capsys, untrained, shapes, tmp_path, monkeypatch, fails):
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    if fails:
-        monkeypatch.setattr("mirasol.evaluation.protocol.evaluate", interrupted)
-        with pytest.raises(SystemExit):
-            main(["evaluate", str(untrained), str(shapes)])
-    else:
-        run(capsys, "evaluate", untrained, shapes, "--skip-controls")
-    assert list(tmp_path.iterdir()) == []
-
-
-def interrupted(*arguments, **options):
-    raise KeyboardInterrupt
 
 
 def test_evaluate_names_the_splits_there_are(refused, untrained, shapes):
@@ -319,6 +309,10 @@ def test_only_train_has_recipe_options():
 
 
 # How it ends
+
+
+def interrupted(*arguments):
+    raise KeyboardInterrupt
 
 
 def test_ctrl_c_ends_without_a_traceback(monkeypatch, capsys):

@@ -1,4 +1,3 @@
-import json
 import shutil
 from collections import Counter
 
@@ -10,7 +9,7 @@ from mirasol.data.example import group_by_clip
 from mirasol.data.folder import read_examples
 from mirasol.evaluation.controls import CONTROLS
 from mirasol.evaluation.evaluate import DecodedClips, evaluate
-from mirasol.evaluation.protocol import evaluate_with_controls, write_results
+from mirasol.evaluation.protocol import evaluate_with_controls
 
 
 class Counting(DecodedClips):
@@ -113,16 +112,6 @@ def test_windows_of_a_file_are_clips_of_their_own(loaded, shapes):
     slots = [example for example in read_examples(shapes, "train") if example.start is not None][:3]
     result = evaluate(loaded.model, loaded.processor, group_by_clip(slots), shapes)
     assert [answered.example for answered in result.answers] == slots
-
-
-def test_results_on_disk_are_the_results(results, tmp_path):
-    write_results(tmp_path / "new", results)
-    metrics = json.loads((tmp_path / "new" / "metrics.json").read_text())
-    assert metrics == results.to_dict()
-    assert metrics.keys() == {"test", "chance", "controls", "unusable_clips"}
-    rows = [json.loads(line) for line in (tmp_path / "new" / "answers.jsonl").read_text().splitlines()]
-    assert [row["answer"] for row in rows] == [answered.answer for answered in results.test.answers]
-    assert [row["no_video"] for row in rows] == [answered.answer for answered in results.controls["no_video"].answers]
 
 
 def test_the_table_has_a_row_for_each_type_and_a_column_for_each_score(results):

@@ -224,7 +224,7 @@ def test_where_nothing_is_left_to_ask_the_first_problem_is_told(loaded, tmp_path
 def test_options_of_data_sets_are_refused_for_a_folder(untrained, shapes, capsys):
     with pytest.raises(SystemExit):
         main(["evaluate", str(untrained), str(shapes), "--class-list", "x.txt"])
-    assert "--class-list is of data sets" in capsys.readouterr().err
+    assert "folder does not have this option" in capsys.readouterr().err
 
 
 def test_your_own_folder_is_a_source_too(loaded, shapes):

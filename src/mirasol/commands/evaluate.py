@@ -2,25 +2,23 @@
 
 import json
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
 from mirasol.commands.common import add_source_options
 
 HELP = "score a checkpoint on a data set, beside chance and controls"
-DESCRIPTION = """Asks a checkpoint every question of a data set and scores its answers by exact match (lower case,
-punctuation and articles aside). Beside the score stand chance, and controls: the same with no video, no audio, neither,
-and with the audio shifted against the video.
+DESCRIPTION = """Asks a checkpoint every question of a data set and scores its answers: open generation by exact match,
+and, where questions have candidates, the likeliest of them. Beside the score stand 95 % intervals, baselines (chance,
+blind guessing), and controls: the same with no video, no audio, neither, and the audio shifted against the video.
+DATA is your own folder with SPLIT.jsonl or SPLIT.csv; SOURCE and ROOT are a data set of docs/datasets.md.
 
   mirasol evaluate tiny data/shapes
   mirasol evaluate runs/demo data/shapes --split validation --output results/demo
+  mirasol evaluate runs/mine activitynet_qa data/activitynet_qa --split test --output results/activitynet_qa
 
-With SOURCE and ROOT (see docs/datasets.md) the data set's own table is printed, with 95 % intervals, and --output gets
-results.json, predictions.jsonl, the official format of predictions and report.html; the same command goes on with an
-evaluation that was interrupted.
-
-  mirasol evaluate runs/mine activitynet_qa data/activitynet_qa --split test --output results/activitynet_qa"""
+--output gets results.json, predictions.jsonl, the official format of predictions where there is one, and report.html;
+the same command goes on with an evaluation that was interrupted."""
 
 
 def add_arguments(parser: Any, make: Any) -> None:
@@ -28,9 +26,9 @@ def add_arguments(parser: Any, make: Any) -> None:
     parser.add_argument(
         "checkpoint", metavar="CHECKPOINT", help="tiny (shipped), a run's folder or a checkpoint folder"
     )
-    parser.add_argument("data", metavar="DATA|SOURCE", help="folder with SPLIT.jsonl and its media, or a data set")
+    parser.add_argument("data", metavar="DATA|SOURCE", help="your own folder, or a data set's name")
     parser.add_argument("root", metavar="ROOT", nargs="?", help="of a data set: folder of its annotations and media")
-    parser.add_argument("--split", type=str, default="test", help="which jsonl file of the folder")
+    parser.add_argument("--split", type=str, default="test", help="which split, e.g. SPLIT.jsonl of your folder")
     parser.add_argument("--output", type=str, help="new folder for the results")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
     parser.add_argument("--skip-controls", action="store_true", help="score only the untouched clips")
@@ -38,39 +36,30 @@ def add_arguments(parser: Any, make: Any) -> None:
     parser.add_argument("--max-new-tokens", type=int, default=16, help="longest answer, in tokens")
     parser.add_argument("--device", type=str, default="cpu", help="where to compute, e.g. cuda")
     parser.add_argument("--wordnet", type=str, metavar="DIR", help="score by WUPS, too: folder of NLTK's data")
-    parser.add_argument("--hash-media", action="store_true", help="of a data set: hash the media's contents, too")
-    parser.add_argument("--processes", type=int, default=1, help="of a data set: processes that answer")
+    parser.add_argument("--hash-media", action="store_true", help="hash the media's contents, too")
+    parser.add_argument("--processes", type=int, default=1, help="processes that answer")
     add_source_options(parser)
 
 
 def run(options: Any) -> None:
     """Evaluates, prints, and writes results where asked to."""
-    from mirasol.commands.common import check_positive
-
-    for name in ("clips_per_batch", "max_new_tokens", "processes"):
-        check_positive(f"--{name.replace('_', '-')}", options[name])
-    if options.root is None:
-        _evaluate_folder(options)
-    else:
-        _evaluate_source(options)
-
-
-def _evaluate_source(options: Any) -> None:
     from mirasol.checkpoint import load_checkpoint
-    from mirasol.commands.common import check_device, make_folder, source_options
+    from mirasol.commands.common import check_device, check_positive, make_folder, source_options
     from mirasol.console import console, cores, progress
     from mirasol.data.sources import read_source
     from mirasol.evaluation.asking import Asking
     from mirasol.evaluation.baselines import training_examples
     from mirasol.evaluation.controls import CONTROLS
     from mirasol.evaluation.journal import NAME
-    from mirasol.evaluation.source_evaluation import evaluate_source, write_evaluation
-    from mirasol.evaluation.source_report import write_report
+    from mirasol.evaluation.source_evaluation import evaluate_source
     from mirasol.evaluation.wups import Wups
 
+    for name in ("clips_per_batch", "max_new_tokens", "processes"):
+        check_positive(f"--{name.replace('_', '-')}", options[name])
+    name, root = _named(options)
     output, out = _output_or_unfinished(options.output), console()
     wups = Wups(Path(options.wordnet)) if options.wordnet else None
-    source = read_source(options.data, Path(options.root), options.split, source_options(options))
+    source = read_source(name, root, options.split, source_options(options))
     loaded = load_checkpoint(options.checkpoint, check_device(options.device))
     known = training_examples(source, source_options(options))
     asking = Asking(
@@ -84,7 +73,28 @@ def _evaluate_source(options: Any) -> None:
         evaluated = evaluate_source(
             loaded, source, asking, journal, options.processes, report, wups, options.hash_media, known
         )
-    for problem in source.problems:
+    _tell(out, loaded, evaluated, output)
+    sys.stdout.write((json.dumps(evaluated.record) if options.json else evaluated.table()) + "\n")
+
+
+def _named(options: Any) -> tuple[str, Path]:
+    """The data set's name and its folder: `folder` where one's own is given without a name."""
+    from mirasol.data.sources import SOURCES
+    from mirasol.errors import UserError
+
+    if options.root is not None:
+        return options.data, Path(options.root)
+    if options.data in SOURCES and not Path(options.data).is_dir():
+        raise UserError(f"{options.data} needs ROOT, the folder of its annotations and media")
+    return "folder", Path(options.data)
+
+
+def _tell(out: Any, loaded: Any, evaluated: Any, output: Path | None) -> None:
+    """What was left out and why; writes the results where there is a folder for them."""
+    from mirasol.evaluation.source_evaluation import write_evaluation
+    from mirasol.evaluation.source_report import write_report
+
+    for problem in evaluated.source.problems:
         out.print(str(problem), markup=False)
     for clip in evaluated.record["unusable_clips"]:
         out.print(f"left out, {clip['questions']} questions: {clip['media']}: {clip['reason']}", markup=False)
@@ -92,7 +102,6 @@ def _evaluate_source(options: Any) -> None:
         write_report(output / "report.html", loaded, evaluated)
         for name in [*write_evaluation(output, evaluated), "report.html"]:
             out.print(f"written: {output / name}")
-    sys.stdout.write((json.dumps(evaluated.record) if options.json else evaluated.table()) + "\n")
 
 
 def _output_or_unfinished(path: str | None) -> Path | None:
@@ -109,41 +118,3 @@ def _output_or_unfinished(path: str | None) -> Path | None:
             "to evaluate again, give another folder"
         )
     return check_no_results(path) if path else None
-
-
-def _evaluate_folder(options: Any) -> None:
-    from mirasol.checkpoint import load_checkpoint
-    from mirasol.commands.common import check_device, check_no_results, make_folder, source_options
-    from mirasol.console import console
-    from mirasol.data.example import group_by_clip
-    from mirasol.data.folder import read_examples
-    from mirasol.errors import UserError
-    from mirasol.evaluation.protocol import decode_and_evaluate, write_results
-    from mirasol.training.clip_cache import ClipCache
-
-    unused = list(source_options(options).chosen()) + (["processes"] if options.processes > 1 else [])
-    unused += [name for name in ("wordnet", "hash_media") if options[name]]
-    if unused:
-        raise UserError(f"--{unused[0].replace('_', '-')} is of data sets: give SOURCE and ROOT instead of a folder")
-    output = check_no_results(options.output) if options.output else None
-    root, out = Path(options.data), console()
-    examples = read_examples(root, options.split)
-    loaded = load_checkpoint(options.checkpoint, check_device(options.device))
-    if output is not None:
-        make_folder(output)
-    with tempfile.TemporaryDirectory(prefix="mirasol-clips-") as folder:
-        cache = ClipCache(Path(folder), root, loaded.model.config.media_settings())
-        results = decode_and_evaluate(
-            loaded.model, loaded.processor, group_by_clip(examples), root, cache, out,
-            controls=not options.skip_controls, clips_per_batch=options.clips_per_batch,
-            max_new_tokens=options.max_new_tokens,
-        )  # fmt: skip
-    for clip in results.test.unusable:
-        out.print(f"left out, {clip.questions} questions: {clip.media}: {clip.reason}", markup=False)
-    if output is not None:
-        write_results(output, results)
-        out.print(f"written: {output / 'metrics.json'}, {output / 'answers.jsonl'}")
-    if options.json:
-        sys.stdout.write(json.dumps(results.to_dict()) + "\n")
-    else:
-        sys.stdout.write(results.table() + "\n")

@@ -1,6 +1,5 @@
-"""One evaluation in full: the score on the untouched clips, chance, and every control; as a table and as files."""
+"""The demo's evaluation: the score on the untouched clips, chance, and every control, as a table."""
 
-import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -116,27 +115,3 @@ def decode_and_evaluate(
             cache=cache, controls=controls, clips_per_batch=clips_per_batch, max_new_tokens=max_new_tokens,
             progress=report,
         )  # fmt: skip
-
-
-def write_results(folder: Path, results: Results) -> None:
-    """Writes metrics.json (`Results.to_dict`) and answers.jsonl, one line per question, into the folder."""
-    folder.mkdir(parents=True, exist_ok=True)
-    rows = [
-        {
-            "id": answered.example.id,
-            "file": answered.example.media,
-            "question_type": answered.example.question_type,
-            "prompt": answered.example.prompt,
-            "target": answered.example.target,
-            "answer": answered.answer,
-            "right": answered.right,
-            **{
-                name: control.answers[place].answer
-                for name, control in results.controls.items()
-            },
-        }
-        for place, answered in enumerate(results.test.answers)
-    ]  # fmt: skip
-    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    (folder / "answers.jsonl").write_text(lines, encoding="utf-8")
-    (folder / "metrics.json").write_text(json.dumps(results.to_dict(), indent=1) + "\n", encoding="utf-8")
