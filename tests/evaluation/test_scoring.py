@@ -145,6 +145,16 @@ def test_a_matrix_is_the_same_as_its_rows(tmp_path):
         np.save(tmp_path / f"{name}.npy", content)
         with pytest.raises(UserError, match="expected real numbers"):
             read_predictions(tmp_path / f"{name}.npy", "vggsound", examples)
+    (tmp_path / "empty.npy").write_bytes(b"")
+    np.savez(tmp_path / "several.npz", np.ones((2, 3)))
+    (tmp_path / "several.npz").rename(tmp_path / "several.npy")
+    whole = (tmp_path / "s.npy").read_bytes()
+    (tmp_path / "cut.npy").write_bytes(whole[:-8])
+    small, large = b"(2, 3), }", b"(99999999999, 99999), }"
+    (tmp_path / "huge.npy").write_bytes(whole.replace(small.ljust(len(large)), large))
+    for name in ("empty", "several", "cut", "huge"):
+        with pytest.raises(UserError, match="not an array of numbers"):
+            read_predictions(tmp_path / f"{name}.npy", "vggsound", examples)
     np.save(tmp_path / "short.npy", np.ones((1, 3)))
     with pytest.raises(UserError, match=r"\[2, classes\].*\[1, 3\]"):
         read_predictions(tmp_path / "short.npy", "vggsound", examples)
@@ -158,6 +168,9 @@ def test_a_matrix_is_the_same_as_its_rows(tmp_path):
         ('[{"id": "1", "answer": 3}]', "expected a text"),
         ('[{"id": "1", "prediction": "3"}]', "place of an option"),
         ('[{"id": "1", "scores": [1, NaN]}]', "finite"),
+        ('[{"id": "1", "scores": [1, 1' + "0" * 400 + "]}]", "finite"),
+        ('[{"id": 1' + "0" * 5_000 + "}]", "is not JSON"),
+        ("[" * 100_000, "is not JSON"),
         ('[{"id": "1", "answer": "\\ud800"}]', "entry 1: expected a text"),
         ('[{"id": "1", "answer": "\udcff"}]', "line 1, column 25: is not UTF-8"),
         ("", "line 1, column 1: is not JSON"),
@@ -184,6 +197,8 @@ def test_a_malformed_line_is_named(tmp_path):
     file = predicted(tmp_path, '{"id": "1", "answer": "a"}\n{"id"\n', "p.jsonl")
     with pytest.raises(UserError, match="line 2, column 6"):
         read_predictions(file, "folder", [])
+    with pytest.raises(UserError, match="line 1: is not JSON"):
+        read_predictions(predicted(tmp_path, "[" * 100_000, "p.jsonl"), "folder", [])
 
 
 def test_official_formats_are_read_back_to_what_was_written(activitynet, choices, tmp_path):
@@ -230,6 +245,39 @@ def test_a_comparison_is_paired(activitynet, tmp_path):
     (tmp_path / "two" / "predictions.jsonl").write_text(lines[0].replace('"target": "yes"', '"target": "no"'))
     with pytest.raises(UserError, match="not the same data"):
         compare(tmp_path / "one", tmp_path / "two")
+
+
+LINE = {"id": "1", "video": "a", "question_type": "", "target": "yes", "right": True}
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"right": False}, "line 2: question '1' stands there twice"),
+        ({"id": []}, "line 2: has no id, video"),
+        ({"id": "2", "video": None}, "line 2: has no id, video"),
+        ({"id": "2", "question_type": None}, "line 2: has no id, video"),
+        ({"id": "2", "right": "yes"}, "line 2: has no id, video"),
+        ({"id": "2", "value": "1"}, "line 2: has no id, video"),
+    ],
+)
+def test_lines_that_cannot_be_compared_are_refused(tmp_path, changed, message):
+    file = predicted(tmp_path, f"{json.dumps(LINE)}\n{json.dumps(LINE | changed)}\n", "predictions.jsonl")
+    with pytest.raises(UserError, match=message):
+        compare(file, file)
+
+
+def test_a_comparison_says_where_two_results_were_not_judged_alike(activitynet, tmp_path):
+    file = predicted(tmp_path, answers_of(("v_a_1", "Yes.")))
+    for name in ("none", "light"):
+        (tmp_path / name).mkdir()
+        write_scored(tmp_path / name, activitynet, score_file(activitynet, file, name))
+    found = compare(tmp_path / "none", tmp_path / "light")
+    assert found.judged == ("open generation, normalisation none", "open generation, normalisation light")
+    assert "not judged alike: the first by open generation, normalisation none; the second by" in found.table()
+    assert "not judged alike" not in compare(tmp_path / "none", tmp_path / "none").table()
+    (tmp_path / "light" / "results.json").unlink()
+    assert "the second by unknown" in compare(tmp_path / "none", tmp_path / "light").table()
 
 
 def test_texts_of_the_web_are_read_back_as_they_were_written(tmp_path):

@@ -12,7 +12,6 @@ and candidates are divided by "|".
 
 import csv
 import io
-import json
 import math
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
@@ -20,6 +19,7 @@ from typing import Any
 
 from mirasol.data.example import Example
 from mirasol.errors import UserError
+from mirasol.json_values import NotJson, json_value
 
 REQUIRED = ("file", "prompt", "target")
 OPTIONAL = ("id", "start", "end", "question_type", "candidates")
@@ -97,11 +97,11 @@ def _json_rows(path: Path) -> Iterator[tuple[int, dict[str, Any] | BadRow]]:
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
+            row = json_value(line)
         except UnicodeDecodeError:
             row = BadRow("is not UTF-8 text", number)
-        except json.JSONDecodeError as error:
-            row = BadRow(f"is not JSON ({error.msg})", number, error.colno)
+        except NotJson as error:
+            row = BadRow(f"is not JSON ({error.reason})", number, error.column)
         if not isinstance(row, dict | BadRow):
             row = BadRow(f'must be an object like {{"id": …, "file": …}}, not {_kind(row)}', number)
         yield number, row

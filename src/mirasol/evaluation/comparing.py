@@ -1,5 +1,6 @@
 """Two sets of predictions on the same questions: is one better, or is the difference chance?"""
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,6 +12,8 @@ from mirasol.data.sources.tables import check_utf8, read_text
 from mirasol.errors import UserError
 from mirasol.evaluation.intervals import mean_intervals, sign_test
 from mirasol.evaluation.predictions import parse_line
+from mirasol.evaluation.scoring import FILES, OPEN
+from mirasol.json_values import json_value
 
 
 @dataclass(frozen=True)
@@ -34,16 +37,26 @@ class Difference:
 @dataclass(frozen=True)
 class Comparison:
     """Differences by question type and, under "All", over all questions that both sets hold; those that only one holds
-    are counted."""
+    are counted.
+
+    judged: how each was judged, protocol and normalisation; None where no results.json beside it says so
+    """
 
     rows: dict[str, Difference]
     only_first: int
     only_second: int
+    judged: tuple[str | None, str | None] = (None, None)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data."""
         rows = {name: asdict(row) for name, row in self.rows.items()}
-        return {"rows": rows, "only_first": self.only_first, "only_second": self.only_second}
+        return {
+            "rows": rows,
+            "only_first": self.only_first,
+            "only_second": self.only_second,
+            "first_judged_by": self.judged[0],
+            "second_judged_by": self.judged[1],
+        }
 
     def table(self) -> str:
         """One line per type, in percent."""
@@ -57,6 +70,9 @@ class Comparison:
             )
         if self.only_first or self.only_second:
             lines.append(f"left out: {self.only_first} questions of the first alone, {self.only_second} of the second")
+        if self.judged[0] != self.judged[1]:
+            one, other = (how or "unknown: no results.json beside it" for how in self.judged)
+            lines.append(f"not judged alike: the first by {one}; the second by {other}")
         return "\n".join(lines)
 
 
@@ -83,7 +99,7 @@ def compare(first: Path, second: Path, seed: int = 0) -> Comparison:
     types = sorted({a["question_type"] for a, _ in pairs} - {""})
     rows = {kind: _difference([pair for pair in pairs if pair[0]["question_type"] == kind], seed) for kind in types}
     rows["All"] = _difference(pairs, seed)
-    return Comparison(rows, len(one) - len(shared), len(other) - len(shared))
+    return Comparison(rows, len(one) - len(shared), len(other) - len(shared), (judged_by(first), judged_by(second)))
 
 
 def _difference(pairs: Sequence[tuple[dict[str, Any], dict[str, Any]]], seed: int) -> Difference:
@@ -99,9 +115,8 @@ def _difference(pairs: Sequence[tuple[dict[str, Any], dict[str, Any]]], seed: in
 
 
 def read_judged(path: Path) -> dict[str, dict[str, Any]]:
-    """The lines of a predictions.jsonl by question id."""
-    path = Path(path)
-    file = path / "predictions.jsonl" if path.is_dir() else path
+    """The lines of a predictions.jsonl by question id. Raises UserError for one of another shape, and for an id twice."""
+    file = _file(path)
     if not file.is_file():
         raise UserError(f"{file}: no such file: give a result's folder or its predictions.jsonl")
     rows: dict[str, dict[str, Any]] = {}
@@ -109,10 +124,41 @@ def read_judged(path: Path) -> dict[str, dict[str, Any]]:
     check_utf8(text, str(file))
     # By line feeds alone: texts of the web hold other characters that `splitlines` takes for ends of lines.
     for number, line in enumerate(text.removesuffix("\n").split("\n"), start=1):
-        row = parse_line(line, f"{file}, line {number}")
-        if not isinstance(row, dict) or not {"id", "video", "question_type", "target", "right"} <= row.keys():
-            raise UserError(f"{file}, line {number}: has no id, video, question_type, target and right: judge it first "
-                            "with `mirasol score SOURCE ROOT PREDICTIONS --output DIR`")  # fmt: skip
+        place = f"{file}, line {number}"
+        row = parse_line(line, place)
+        if not _is_judged(row):
+            raise UserError(f"{place}: has no id, video, question_type, target and right (true, false or null): judge "
+                            "it first with `mirasol score SOURCE ROOT PREDICTIONS --output DIR`")  # fmt: skip
+        if row["id"] in rows:
+            raise UserError(f"{place}: question {row['id']!r} stands there twice: keep one of the two")
         if row["right"] is not None:  # no published answer
             rows[row["id"]] = row
     return rows
+
+
+def _file(path: Path) -> Path:
+    path = Path(path)
+    return path / FILES[OPEN] if path.is_dir() else path
+
+
+def _is_judged(row: Any) -> bool:
+    """Whether a line has everything that a comparison takes, each in its type."""
+    if not isinstance(row, dict) or not isinstance(row.get("right", ""), bool | None):
+        return False
+    value = row.get("value", 0)
+    return all(isinstance(row.get(name), str) for name in ("id", "video", "question_type", "target")) and (
+        isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < math.inf
+    )
+
+
+def judged_by(path: Path) -> str | None:
+    """Protocol and normalisation of a predictions.jsonl (or the folder that holds it), from the results.json beside
+    it; None where that does not say."""
+    file = _file(path)
+    try:
+        protocols = json_value((file.parent / "results.json").read_bytes())["protocols"]
+        [name] = [name for name in protocols if len(protocols) == 1 or FILES.get(name) == file.name]
+        form = protocols[name].get("normalisation")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+    return f"{name}, normalisation {form}" if form is not None else name

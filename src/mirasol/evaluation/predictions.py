@@ -1,7 +1,6 @@
 """Predictions as files: the official formats of the data sets, and one line per question for all of them."""
 
-import json
-import math
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,11 +12,14 @@ from mirasol.data.example import Example
 from mirasol.data.sources import Problem
 from mirasol.data.sources.tables import check_utf8, is_utf8, parse_json, read_text
 from mirasol.errors import UserError
+from mirasol.json_values import NotJson, json_value
 
 # Head of a submission to EPIC-SOUNDS' challenge. The levels of supervision (pre-training, labels, data) are for the
 # submitter to say; t_mod 2: trained on sound and sight.
 CHALLENGE = {"version": "0.1", "challenge": "audio_based_interaction_recognition", "sls_pt": None, "sls_tl": None,
              "sls_td": None, "t_mod": 2}  # fmt: skip
+
+_LARGEST = sys.float_info.max
 
 
 @dataclass(frozen=True)
@@ -53,8 +55,7 @@ def read_predictions(path: Path, source: str, examples: Sequence[Example]) -> di
         lines = enumerate(text.split("\n"), start=1)
         items: Any = [parse_line(line, f"{path}, line {number}") for number, line in lines if line.strip()]
     else:
-        parse_json(text, str(path))  # says where it is no JSON
-        items = json.loads(text, object_pairs_hook=lambda pairs: _object(pairs, path))
+        items = parse_json(text, str(path), lambda pairs: _object(pairs, path))
     found: dict[str, Prediction] = {}
     for id, value, place in _entries(items, path):
         if id in found:
@@ -76,9 +77,10 @@ def _object(pairs: list[tuple[str, Any]], path: Path) -> dict[str, Any]:
 def parse_line(text: str, place: str) -> Any:
     """One line of jsonl. Raises UserError, which names the place, where it is not JSON."""
     try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise UserError(f"{place}, column {error.colno}: is not JSON ({error.msg})") from error
+        return json_value(text)
+    except NotJson as error:
+        column = f", column {error.column}" if error.column is not None else ""
+        raise UserError(f"{place}{column}: is not JSON ({error.reason})") from error
 
 
 def _entries(items: Any, path: Path) -> Iterable[tuple[str, Any, str]]:
@@ -129,14 +131,18 @@ def _prediction(value: Any, place: str) -> Prediction:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    # An integer of hundreds of digits is no float.
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= _LARGEST
 
 
 def _from_matrix(path: Path, examples: Sequence[Example]) -> dict[str, Prediction]:
+    wrong = f"{path}: not an array of numbers, as numpy.save writes it"
     try:
         scores = np.load(path, allow_pickle=False)
-    except (ValueError, OSError) as error:
-        raise UserError(f"{path}: not an array of numbers, as numpy.save writes it") from error
+    except (ValueError, OSError, EOFError, MemoryError) as error:  # the last: the header names a size of its own
+        raise UserError(wrong) from error
+    if not isinstance(scores, np.ndarray):  # an archive of several
+        raise UserError(wrong)
     if scores.dtype.kind not in "iuf":
         raise UserError(f"{path}: expected real numbers, found {scores.dtype}")
     if scores.ndim != 2 or len(scores) != len(examples) or not np.isfinite(scores).all():

@@ -25,6 +25,8 @@ from mirasol.evaluation.wups import Wups
 OPEN = "open generation"
 CANDIDATES = "candidate scoring"
 WUPS = "WUPS"
+# Where an evaluation writes what was predicted under each; `mirasol score`, which has one, writes the first.
+FILES = {OPEN: "predictions.jsonl", WUPS: "predictions.wups.jsonl", CANDIDATES: "predictions.candidates.jsonl"}
 WUPS_THRESHOLD = 0.9  # of the second of the two numbers that papers print
 
 

@@ -19,6 +19,7 @@ from mirasol.evaluation.predictions import Prediction, official_format
 from mirasol.evaluation.results import describe_data, versions
 from mirasol.evaluation.scoring import (
     CANDIDATES,
+    FILES,
     OPEN,
     WUPS,
     Estimate,
@@ -41,8 +42,6 @@ HOW = {
     WUPS: "greedy decoding over the whole vocabulary; a word counts by its WordNet similarity to the reference's, as "
     "in NExT-QA's script, without a threshold and with 0.9",
 }
-
-FILES = {OPEN: "predictions.jsonl", WUPS: "predictions.wups.jsonl", CANDIDATES: "predictions.candidates.jsonl"}
 
 
 @dataclass(frozen=True)

@@ -69,6 +69,13 @@ def test_vggsound_reads_the_authors_lists_too(data):
     assert source_splits("vggsound", data.root) == ["test"]
 
 
+def test_vggsound_rows_without_a_label_or_a_number(data):
+    data.put("vggsound.csv", f"{ID},30,,test\n{ID},²,rain,test\n{ID},40,rain,test\n")
+    source = read_source("vggsound", data.root, "test")
+    assert kinds(source) == [("malformed", 2), ("empty text", 1)]
+    assert source.classes == ("rain",), "the labels that occur, of which the empty one is none"
+
+
 def test_vggsound_labels_outside_the_class_list_and_bad_rows(data):
     vggsound(data)
     data.put(
@@ -125,6 +132,9 @@ def test_epic_sounds_are_windows_of_sample_stamps(data, media):
         ("a,P01,P01_11,00:00:02.069,00:00:02.993,49556,71832,x,rustle,0", "but the time stamps say"),
         ("a,P01,P01_11,00:00:02.069,00:00:02.069,49656,49656,x,rustle,0", "must lie before"),
         ("a,P01,P01_11,two,00:00:02.993,49656,71832,x,rustle,0", "expected HH:MM:SS.mmm"),
+        ("a,P01,P01_11,00:00:nan,00:00:02.993,49656,71832,x,rustle,0", "but the time stamps say"),
+        ("a,P01,P01_11,00:00:02.069,00:00:02.993,49656,71832,x,,0", "is empty"),
+        ("a,P01,P01_11,00:00:02.069,00:00:02.993,49656,71832,x,rustle,²", "is not among the 2 classes"),
         ("a,P01,P01_11,00:00:02.069,00:00:02.993,49656,71832,x,rustle,1", "is not among the 2 classes"),
         ("a,P01,P01_11,00:00:02.069,00:00:02.993,49656,71832,x,wind,0", "is not among the 2 classes"),
         ("a,P01,P01_11,00:00:02.069,00:00:02.993,49656,71832,x,wind,99", "is not among the 2 classes"),
@@ -137,6 +147,13 @@ def test_epic_sounds_rows_that_contradict_themselves(data, row, part):
     source = read_source("epic_sounds", data.root, "train")
     assert [p.line for p in source.problems if part in p.message] == [3]
     assert len(source.annotated) == 1
+
+
+def test_a_mistyped_class_id_makes_no_list_of_its_length(data):
+    rows = f"{EPIC_ROW},x,rustle,0\n{EPIC_ROW.replace('_0,', '_1,', 1)},x,wind,99999999999\n"
+    data.put("EPIC_Sounds_train.csv", f"{EPIC},description,class,class_id\n{rows}")
+    source = read_source("epic_sounds", data.root, "train")
+    assert (source.classes, kinds(source)) == (("rustle",), [("unknown label", 3)])
 
 
 def test_epic_sounds_without_labels_or_categories(data):
@@ -229,6 +246,15 @@ def test_audioset_finds_its_clips(data, name):
     assert not example.random_target
     (data.root / media).rename(data.root / f"Y{ID}.wav")
     assert read_source("audioset", data.root, "test").examples[0].media == f"Y{ID}.wav"  # test means eval
+
+
+@pytest.mark.parametrize("window", ["nan, 10.000", "inf, 10.000", "20.000, 10.000", "-1.000, 9.000"])
+def test_audioset_windows_that_are_none(data, window):
+    data.put("eval_segments.csv", AUDIOSET + f'{ID}, {window}, "/m/09x0r"\n{ID}, 1.000, 9.500, "/m/09x0r,/m/09x0r"\n')
+    data.put("class_labels_indices.csv", LABELS)
+    source = read_source("audioset", data.root, "eval")
+    assert kinds(source) == [("malformed", 4)]
+    assert [e.target for e in source.annotated] == ["Speech"]
 
 
 def test_audioset_can_draw_one_label(data):

@@ -68,6 +68,8 @@ def test_videocc_windows_are_microseconds(data, header):
     [example] = source.examples
     assert (example.start, example.end, example.media) == (2.5, 7.5, "-1X2N5XJ_kw.mp4")
     assert source.reasons == {"malformed": 1}
+    data.put("more_video_cc.csv", header + "-1X2N5XJ_kw,1.5,2.5,not microseconds\n")  # on line 1: and no header
+    assert read_source("videocc", data.root, "train").reasons == {"malformed": 2}
     data.put("-1X2N5XJ_kw_2500_7500.mp4")
     [example] = read_source("videocc", data.root, "train").examples
     assert (example.start, example.media) == (None, "-1X2N5XJ_kw_2500_7500.mp4")
@@ -85,6 +87,41 @@ def test_captions_of_images_in_csv_and_tsv(data):
     assert source.reasons == {"empty text": 1}
     assert read_source("image_text", data.root, "train").examples[0].target == "a very typical bus"
     assert read_source("image_text", data.root, "test").examples[0].media == "images/cat.png"
+
+
+def test_a_caption_never_goes_to_another_s_image(data):
+    data.put("images/image.jpg")
+    data.put(
+        "dev.csv", "caption,url\na cat,http://a/1/image.jpg\na dog,http://b/image.jpg?x=1\na cat,http://a/gone.jpg\n"
+    )
+    source = read_source("image_text", data.root, "validation")
+    assert source.reasons == {"ambiguous name": 2, "missing media": 1}
+    told = [str(p) for p in source.problems if p.kind == "ambiguous name"]
+    assert told[0].startswith("dev.csv, line 2: http://a/1/image.jpg: 'image.jpg' is the last part of 2 urls")
+    data.put("dev.csv", "caption,url\na cat,http://a/1/image.jpg\nit sits,http://a/1/image.jpg\n")
+    assert [e.media for e in read_source("image_text", data.root, "validation").examples] == ["images/image.jpg"] * 2
+    data.put("more/image.jpg")
+    source = read_source("image_text", data.root, "validation")
+    assert source.reasons == {"ambiguous name": 2} and "2 files are called so" in source.problems[0].message
+
+
+@pytest.mark.parametrize(
+    ("named", "found"),
+    [
+        ("train/1.jpg", ""),  # and not val/1.jpg
+        ("val/1.jpg", "set/val/1.jpg"),
+        ("./val/1.jpg", "set/val/1.jpg"),
+        ("../elsewhere/2.jpg", "elsewhere/2.jpg"),
+        ("2.jpg", "elsewhere/2.jpg"),
+        ("{root}/elsewhere/2.jpg", "elsewhere/2.jpg"),
+    ],
+)
+def test_paths_of_images_count_from_the_root_or_from_their_table(data, named, found):
+    data.put("set/val/1.jpg")
+    data.put("elsewhere/2.jpg")
+    data.put("set/dev.csv", f"caption,filepath\na cat,{named.format(root=data.root)}\n")
+    [example] = read_source("image_text", data.root, "validation").annotated
+    assert example.media == found
 
 
 # Shards

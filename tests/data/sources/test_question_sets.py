@@ -100,6 +100,18 @@ def test_activitynet_counts_every_row_that_does_not_join(data):
     assert any("type 9 is out of range: 0 to 8" in p.message and p.line == 1 for p in source.problems)
 
 
+def test_activitynet_questions_and_answers_that_are_empty_count_once(data):
+    activitynet(
+        data,
+        [question(1), {**question(2), "question": " "}, question(3)],
+        [answer(1), answer(2), {**answer(3), "answer": ""}],
+    )
+    source = read_source("activitynet_qa", data.root, "test")
+    assert [e.id for e in source.annotated] == ["v_okC18bPTils_1"]
+    assert source.reasons == {"empty text": 2, "missing media": 1}
+    assert source.counts.n_annotated == 3
+
+
 def test_activitynet_without_answers_asks_all_the_same(data):
     data.put("test_q.json", json.dumps([question(1)]))
     source = read_source("activitynet_qa", data.root, "test")

@@ -108,6 +108,7 @@ def test_your_own_folder_lists_all_that_is_wrong(data):
         ("webvid", "train.csv", "a,b\n1,2\n", "wrong header: expected videoid,name; found a,b"),
         ("epic_sounds", "EPIC_Sounds_train.csv", "a,b\n", "wrong header: expected annotation_id,.*; found a,b"),
         ("kinetics_sound", "val.csv", "", "wrong header: expected label,youtube_id,.*; found nothing"),
+        ("image_text", "train.csv", "a,b\n1,2\n", "wrong header: expected caption,filepath; found a,b"),
         ("activitynet_qa", "test_q.json", "{}", "must hold an array of objects, not an object"),
     ],
 )

@@ -2,8 +2,9 @@
 
 import pytest
 
+from mirasol.data.sources import read_source
 from mirasol.data.sources.contract import AnnotationError, Rows
-from mirasol.data.sources.tables import JsonItems, csv_rows, json_lines, name_list, read_json_object
+from mirasol.data.sources.tables import JsonItems, csv_rows, is_whole, json_lines, name_list, read_json_object
 
 
 def fatal(call) -> tuple:
@@ -50,6 +51,22 @@ def test_bad_lines_of_jsonl_cost_themselves_alone(data):
     rows = Rows()
     assert [line for line, _ in json_lines(path, "x", rows, {"a": str})] == [1, 5]
     assert [(p.kind, p.line, p.column) for p in rows.problems] == [("malformed", 3, 7), ("not UTF-8", 4, None)]
+
+
+@pytest.mark.parametrize("line", ["[" * 100_000, "9" * 5_000], ids=["deep", "long number"])
+def test_what_python_cannot_read_is_told_as_malformed(data, line):
+    rows = Rows()
+    path = data.put("x.jsonl", line + '\n{"a": "1"}\n')
+    assert [number for number, _ in json_lines(path, "x", rows, {"a": str})] == [2]
+    assert [(p.kind, p.line) for p in rows.problems] == [("malformed", 1)]
+    assert fatal(lambda: JsonItems(data.put("x.json", f"[{line}]"), "x.json"))[0] == "malformed"
+    data.put("train.jsonl", line)
+    assert read_source("folder", data.root, "train").reasons == {"malformed": 1}
+
+
+def test_whole_numbers_are_those_that_int_reads():
+    assert is_whole("0") and is_whole("000012")
+    assert not any(map(is_whole, ("²", "٣", "-1", "1.0", "", "9" * 5_000)))
 
 
 def test_csv_fields_stay_text(data):

@@ -38,15 +38,17 @@ def read(files: Files, split: str, options: Options) -> Rows:
     questions, shown = JsonItems(path, files.shown(path)), files.shown(path)
     rows.annotation_files.append(shown)
     answers = _answers(files, split, rows)
+    asked = set()
     fields = {"video_name": str, "question": str, "question_id": str}
     for index, item in questions.checked(rows, fields):
         id, video = item["question_id"], item["video_name"]
+        asked.add(id)
         if answers is not None and id not in answers:
             rows.skip("no answer", f"question {id!r} has no answer", shown, *questions.place(index))
             continue
         answer, kind = answers[id] if answers is not None else ("", "")
-        if not item["question"].strip():
-            rows.skip("empty text", f"question {id!r} is empty", shown, *questions.place(index))
+        if not item["question"].strip() or (answers is not None and not answer.strip()):
+            rows.skip("empty text", f"question {id!r} or its answer is empty", shown, *questions.place(index))
             continue
         media = files.media((f"v_{video}", video)) or ""
         if rows.seen(id):
@@ -54,8 +56,8 @@ def read(files: Files, split: str, options: Options) -> Rows:
             continue
         rows.add(Example(id, media, None, None, item["question"], answer, kind, video=video), shown)
     for id in answers or ():
-        if not rows.seen(id):
-            rows.skip("answer without question", f"answer {id!r} has no usable question", rows.annotation_files[-1])
+        if id not in asked:
+            rows.skip("answer without question", f"answer {id!r} has no question", rows.annotation_files[-1])
     return rows
 
 

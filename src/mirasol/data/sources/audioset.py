@@ -4,6 +4,7 @@ The paper pre-trains on AudioSet-2M, "output the text of the class names", and d
 order: `targets` chooses between all and one at random.
 """
 
+import math
 from pathlib import Path
 
 from mirasol.data.example import Example
@@ -57,12 +58,12 @@ def _read_segments(path: Path, shown: str, files: Files, names: dict[str, str], 
     folder = path.stem.removesuffix("_segments")
     for line, row in table:
         id = row["id"]
-        try:
-            start, end = float(row["start"]), float(row["end"])
-        except ValueError:
-            rows.skip("malformed", f"expected seconds, found {row['start']!r} and {row['end']!r}", shown, line)
+        window = _window(row)
+        if window is None:
+            message = f"expected seconds, the start before the end; found {row['start']!r} and {row['end']!r}"
+            rows.skip("malformed", message, shown, line)
             continue
-        mids = row["labels"].split(",")
+        mids = dict.fromkeys(row["labels"].split(","))
         unknown = [mid for mid in mids if mid not in names]
         if unknown:
             message = f"label {unknown[0]!r} is not among the {len(names)} classes of {LABELS}"
@@ -70,8 +71,8 @@ def _read_segments(path: Path, shown: str, files: Files, names: dict[str, str], 
             continue
         labels = tuple(names[mid] for mid in mids)
         example = Example(
-            f"{id}_{int(start * 1000)}",
-            clip_media(files, options, PATTERNS, id, (start, end), (folder,)) or "",
+            f"{id}_{int(window[0] * 1000)}",
+            clip_media(files, options, PATTERNS, id, window, (folder,)) or "",
             None,
             None,
             options.prompt or PROMPT,
@@ -81,6 +82,15 @@ def _read_segments(path: Path, shown: str, files: Files, names: dict[str, str], 
             random_target=options.targets == "one",
         )
         rows.add(example, shown, line)
+
+
+def _window(row: dict[str, str]) -> tuple[float, float] | None:
+    """Start and end in seconds; None where the row tells none."""
+    try:
+        start, end = float(row["start"]), float(row["end"])
+    except ValueError:
+        return None
+    return (start, end) if 0 <= start < end < math.inf else None
 
 
 def _label_names(files: Files) -> dict[str, str]:

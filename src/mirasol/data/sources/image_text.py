@@ -1,16 +1,19 @@
 """Images with captions in a csv or tsv, as img2dataset takes them (CC3M's tsv without a header among them).
 
-The images lie below the root under the name in the column `filepath`, or under the last part of their url.
+The images lie below the root under the path in the column `filepath`, or under the last part of their url. Whatever
+could be one of several images is left out and told: a caption must not go to another's image.
 """
 
-from collections.abc import Iterator
+import posixpath
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 from mirasol.data.example import Example
 from mirasol.data.sources.contract import Adapter, Options, Rows
 from mirasol.data.sources.files import Files
-from mirasol.data.sources.tables import csv_header, csv_rows
+from mirasol.data.sources.tables import check_header, csv_header, csv_rows
 from mirasol.data.sources.webvid import split_of
 
 PROMPT = "describe the image"
@@ -38,27 +41,32 @@ def _delimiter(path: Path) -> str:
 
 
 def splits(files: Files) -> list[str]:
-    """The splits that the tables' names tell."""
-    return sorted({split_of(path) for path in files.annotation_paths if _format(path)})
+    """The splits that the tables' names tell. Raises AnnotationError where no table there is one of captions."""
+    tables = [path for path in files.annotation_paths if path.suffix.lower() in (".csv", ".tsv")]
+    found = sorted({split_of(path) for path in tables if _format(path)})
+    if tables and not found:
+        check_header(csv_header(tables[0], _delimiter(tables[0])), ("caption", "filepath"), files.shown(tables[0]))
+    return found
 
 
 def read(files: Files, split: str, options: Options) -> Rows:
     """The captions of a split; ids are `{table}:{line}`."""
     rows = Rows()
-    by_name = {path.rpartition("/")[2]: path for path in reversed(files.paths)}
-    for path in files.annotation_paths:
-        if split_of(path) != split or _format(path) is None:
+    tables = {files.shown(path): path for path in files.annotation_paths if split_of(path) == split and _format(path)}
+    rows.annotation_files += tables
+    pairs = [(shown, *pair) for shown, path in tables.items() for pair in _pairs(path, shown, rows)]
+    images = _Images(files, (image for *_, image in pairs))
+    prompt = options.prompt or PROMPT
+    for shown, line, caption, image in pairs:
+        if not caption:
+            rows.skip("empty text", "the caption is empty", shown, line)
             continue
-        shown = files.shown(path)
-        rows.annotation_files.append(shown)
-        for line, caption, image in _pairs(path, shown, rows):
-            if not caption:
-                rows.skip("empty text", "the caption is empty", shown, line)
-                continue
-            name = unquote(urlsplit(image).path if "://" in image else image)
-            media = name if "://" not in image and name in files.known else by_name.get(name.rpartition("/")[2], "")
-            prompt = options.prompt or PROMPT
-            rows.add(Example(f"{path.stem}:{line}", media, None, None, prompt, caption, video=image), shown, line)
+        media, others = images.find(image, tables[shown].parent)
+        if others:
+            rows.skip("ambiguous name", f"{image}: {others}: which image is meant is not known", shown, line)
+            continue
+        id = f"{tables[shown].stem}:{line}"
+        rows.add(Example(id, media, None, None, prompt, caption, video=image), shown, line)
     return rows
 
 
@@ -68,6 +76,49 @@ def _pairs(path: Path, shown: str, rows: Rows) -> Iterator[tuple[int, str, str]]
     caption, image, header = known
     for line, row in csv_rows(path, shown, rows, (caption, image), header=header, delimiter=_delimiter(path)):
         yield line, row[caption].strip(), row[image].strip()
+
+
+class _Images:
+    """Finds the images that a split's tables name, `names`."""
+
+    def __init__(self, files: Files, names: Iterable[str]):
+        self.files = files
+        self._by_name: dict[str, list[str]] = defaultdict(list)
+        for path in files.paths:
+            self._by_name[path.rpartition("/")[2]].append(path)
+        self._urls: dict[str, set[str]] = defaultdict(set)  # by their last part, of those that some file could be
+        for name in names:
+            last = _last_part(name)
+            if "://" in name and last in self._by_name:
+                self._urls[last].add(name)
+
+    def find(self, name: str, folder: Path) -> tuple[str, str]:
+        """(the image's path, "" where it is not there; what else it could be, "" where nothing).
+
+        A path counts from the root or from its table's `folder`, or is the end of one file's path; a url goes by its
+        last part.
+        """
+        last = _last_part(name)
+        found = self._by_name.get(last, [])
+        if "://" in name:
+            urls = len(self._urls[last]) if found else 0
+            if urls > 1:
+                return "", f"{last!r} is the last part of {urls} urls (give a column filepath)"
+        else:
+            for path in (name, posixpath.normpath(self.files.shown(folder / name))):
+                if path in self.files.known:
+                    return path, ""
+            found = [path for path in found if f"/{path}".endswith(f"/{name}")]
+        if len(found) > 1:
+            return "", f"{len(found)} files are called so"
+        return (found[0] if found else ""), ""
+
+
+def _last_part(name: str) -> str:
+    if "://" not in name:
+        return name.rpartition("/")[2]
+    path = name.partition("#")[0].partition("?")[0]
+    return (unquote(path) if "%" in path else path).rpartition("/")[2]
 
 
 ADAPTER = Adapter("image-text csv", splits, read, options=("annotations", "prompt"), protocol="captions")

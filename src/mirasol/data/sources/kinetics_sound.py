@@ -11,7 +11,7 @@ from mirasol.data.example import Example
 from mirasol.data.sources.classes import ClassList, clip_media, given_classes
 from mirasol.data.sources.contract import Adapter, AnnotationError, Options, Problem, Published, Rows
 from mirasol.data.sources.files import Files
-from mirasol.data.sources.tables import csv_header, csv_rows
+from mirasol.data.sources.tables import csv_header, csv_rows, is_whole
 
 PROMPT = "what is happening?"
 PATTERNS = ("{id}_{start:06d}_{end:06d}",)
@@ -82,7 +82,7 @@ def _read_csv(path: Path, shown: str, files: Files, options: Options, rows: Rows
         if name is None:
             others[row["label"]] += 1
             continue
-        if not (row["time_start"].isdigit() and row["time_end"].isdigit()):
+        if not (is_whole(row["time_start"]) and is_whole(row["time_end"])):
             message = f"expected whole seconds, found {row['time_start']!r} and {row['time_end']!r}"
             rows.skip("malformed", message, shown, line)
             continue
@@ -101,7 +101,7 @@ def _read_ogm_ge(path: Path, shown: str, files: Files, options: Options, rows: R
     """Lines are `{name of the file},10,{class index}`; the index counts the sorted class list."""
     names = sorted(rows.classes)
     for line, row in csv_rows(path, shown, rows, ("file", "seconds", "class"), header=False):
-        if not row["class"].isdigit() or int(row["class"]) >= len(names):
+        if not is_whole(row["class"]) or int(row["class"]) >= len(names):
             message = f"class index {row['class']!r} is out of range: 0 to {len(names) - 1}"
             rows.skip("answer out of range", message, shown, line)
             continue

@@ -15,6 +15,7 @@ from mirasol.data.sources.contract import Adapter, AnnotationError, Options, Pro
 from mirasol.data.sources.files import Files
 from mirasol.data.sources.tables import malformed
 from mirasol.errors import BadClip, UserError
+from mirasol.json_values import json_value
 
 _MEDIA = re.compile(r"([^/]+/\d+\.tar)/([^/]+)")
 
@@ -30,7 +31,7 @@ def read_manifest(root: Path) -> dict[str, Any] | None:
             raise UserError(f"{root}: its shards are unfinished: run the `mirasol data shard` that made it again")
         return None
     try:
-        manifest = json.loads(file.read_bytes())
+        manifest = json_value(file.read_bytes())
     except ValueError as error:
         raise malformed(f"is not JSON ({error})", MANIFEST) from error
     if not isinstance(manifest, dict) or not isinstance(manifest.get("splits"), dict):

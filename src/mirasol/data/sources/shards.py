@@ -1,6 +1,5 @@
 """The layout that video2dataset and img2dataset share: samples of files that have one key, in tars or in folders."""
 
-import json
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from mirasol.data.media_files import read_member, tar_index
 from mirasol.data.sources.contract import Options, Rows
 from mirasol.data.sources.files import Files
 from mirasol.errors import BadClip, UserError
+from mirasol.json_values import json_value
 from mirasol.media.content import content_kind
 
 SPLITS = {"train": "train", "val": "validation", "validation": "validation", "test": "test"}
@@ -136,7 +136,7 @@ def _caption(shard: Shard, members: dict[str, str], place: str, rows: Rows) -> s
     facts = {}
     if ".json" in members:
         try:
-            facts = json.loads(shard.read(members[".json"], -1))
+            facts = json_value(shard.read(members[".json"], -1))
         except ValueError as error:
             rows.skip("malformed", f"{members['.json']} is not JSON ({error})", place)
             return None
@@ -163,7 +163,7 @@ def _stated(files: Files, path: str, rows: Rows) -> dict:
     if not file.is_file():
         return {}
     try:
-        stated = json.loads(file.read_bytes())
+        stated = json_value(file.read_bytes())
     except ValueError as error:
         rows.warn("other counts", f"{file.name} is not JSON ({error})", path)
         return {}

@@ -3,15 +3,17 @@
 import csv
 import io
 import itertools
-import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
+from json import JSONDecoder
 from pathlib import Path
 from typing import Any
 
 from mirasol.data.sources.contract import AnnotationError, Problem, Rows
+from mirasol.json_values import NotJson, json_value
 
+_DIGITS = 18  # of the longest number in a field
 # Bytes that are not UTF-8 are kept as such halves of characters, so that one bad caption costs one row and not the
 # file; JSON can hold them escaped, too.
 _NOT_UTF8 = re.compile("[\ud800-\udfff]")
@@ -53,7 +55,7 @@ class JsonItems:
 
     @cached_property
     def _begins(self) -> list[int]:
-        decoder, blank = json.JSONDecoder(), re.compile(r"[\s,]*")
+        decoder, blank = JSONDecoder(), re.compile(r"[\s,]*")
         begins, position = [], self.text.index("[") + 1
         for _ in self.items:
             position = blank.match(self.text, position).end()
@@ -71,14 +73,12 @@ class JsonItems:
                 rows.skip(*wrong, self.file, *self.place(index))
 
 
-def parse_json(text: str, file: str) -> Any:
-    """The value of a json text. Raises AnnotationError with line and column."""
+def parse_json(text: str, file: str, pairs: Callable[[list[tuple[str, Any]]], Any] | None = None) -> Any:
+    """The value of a json text; `pairs` makes its objects. Raises AnnotationError with line and column."""
     try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise malformed(f"is not JSON ({error.msg})", file, error.lineno, error.colno) from error
-    except RecursionError as error:
-        raise malformed("is not JSON (nested too deeply)", file) from error
+        return json_value(text, pairs)
+    except NotJson as error:
+        raise malformed(f"is not JSON ({error.reason})", file, error.line, error.column) from error
 
 
 def read_json_object(path: Path, file: str) -> dict[str, Any]:
@@ -110,9 +110,9 @@ def json_lines(
         if not line.strip():
             continue
         try:
-            item = json.loads(line)
-        except json.JSONDecodeError as error:
-            rows.skip("malformed", f"is not JSON ({error.msg})", file, number, error.colno)
+            item = json_value(line)
+        except NotJson as error:
+            rows.skip("malformed", f"is not JSON ({error.reason})", file, number, error.column)
             continue
         wrong = wrong_fields(item, fields)
         if wrong is None:
@@ -135,6 +135,11 @@ def wrong_fields(item: Any, fields: dict[str, type | tuple[type, ...]]) -> tuple
         if isinstance(value, str) and not is_utf8(value):
             return "not UTF-8", f"field {name!r} is not UTF-8 text"
     return None
+
+
+def is_whole(text: str) -> bool:
+    """Whether a field holds a whole number from 0 on that `int` reads: "²" has a digit too, and is none."""
+    return text.isascii() and text.isdigit() and len(text) <= _DIGITS
 
 
 def kind_of(value: Any) -> str:

@@ -7,7 +7,7 @@ from mirasol.data.example import Example
 from mirasol.data.sources.classes import ClassList, clip_media, given_classes
 from mirasol.data.sources.contract import Adapter, Options, Published, Rows
 from mirasol.data.sources.files import Files
-from mirasol.data.sources.tables import csv_header, csv_rows, strict_rows
+from mirasol.data.sources.tables import csv_header, csv_rows, is_whole, strict_rows
 
 PROMPT = "what is the sound?"
 SECONDS = 10
@@ -36,6 +36,9 @@ def read(files: Files, split: str, options: Options) -> Rows:
     for line, id, start, label, of_split in parsed:
         if of_split != split:
             continue
+        if not label.strip():
+            rows.skip("empty text", "the label is empty", shown, line)
+            continue
         name = classes.find(label)
         if name is None:
             rows.skip("unknown label", f"label {label!r} is not among the {len(classes.names)} classes", shown, line)
@@ -55,9 +58,9 @@ def read(files: Files, split: str, options: Options) -> Rows:
 
 def _public(path: Path, shown: str, rows: Rows) -> Iterator[tuple[int, str, int, str, str]]:
     for line, row in csv_rows(path, shown, rows, ("id", "start", "label", "split"), header=False):
-        if len(row["id"]) != ID or not row["start"].isdigit() or row["split"] not in PUBLISHED:
+        if len(row["id"]) != ID or not is_whole(row["start"]) or row["split"] not in PUBLISHED:
             message = "expected YouTube id, start in whole seconds, label, train or test; found "
-            rows.skip("malformed", message + ",".join(row.values()), shown, line)
+            rows.skip("malformed", message + ",".join(row.values())[:80], shown, line)
             continue
         yield line, row["id"], int(row["start"]), row["label"], row["split"]
 
@@ -67,7 +70,7 @@ def _own(files: Files, split: str, rows: Rows) -> Iterator[tuple[int, str, int, 
     shown = files.shown(path)
     for line, row in csv_rows(path, shown, rows, ("file", "label"), header=False):
         stem = row["file"].rpartition(".")[0] or row["file"]
-        if not stem[ID + 1 :].isdigit():
+        if not is_whole(stem[ID + 1 :]):
             rows.skip("malformed", f"expected a file {{id}}_{{start}}.mp4, found {row['file']!r}", shown, line)
             continue
         yield line, stem[:ID], int(stem[ID + 1 :]), row["label"], split
@@ -91,7 +94,7 @@ def _classes(files: Files, options: Options, labels: list[str], rows: Rows) -> t
     given = given_classes(files, options, "classes_sorted.txt")
     if given is None:
         rows.facts["class_list"] = "the labels that occur: stat.csv is not there"
-    return given or tuple(sorted(set(labels)))
+    return given or tuple(sorted({label for label in labels if label.strip()}))
 
 
 ADAPTER = Adapter(

@@ -7,7 +7,7 @@ from mirasol.data.example import Example
 from mirasol.data.sources.classes import clip_media
 from mirasol.data.sources.contract import Adapter, Options, Rows
 from mirasol.data.sources.files import Files
-from mirasol.data.sources.tables import check_header, csv_header, csv_rows
+from mirasol.data.sources.tables import check_header, csv_header, csv_rows, is_whole
 
 PROMPT = "describe the clip"
 COLUMNS = ("videoid", "name")
@@ -81,9 +81,9 @@ def read_video_cc(files: Files, split: str, options: Options) -> Rows:
                 (row["start"], row["end"]),
                 row["caption"].strip(),
             )
-            if line == 1 and not any(stamp.isdigit() for stamp in stamps):
+            if line == 1 and not any(letter.isnumeric() for stamp in stamps for letter in stamp):
                 continue  # a header
-            if id is None or not all(stamp.isdigit() for stamp in stamps) or int(stamps[0]) >= int(stamps[1]):
+            if id is None or not all(map(is_whole, stamps)) or int(stamps[0]) >= int(stamps[1]):
                 message = "expected video, start and end in microseconds, caption; found " + ",".join(row.values())[:80]
                 rows.skip("malformed", message, shown, line)
             elif not caption:
