@@ -115,7 +115,7 @@ def _difference(pairs: Sequence[tuple[dict[str, Any], dict[str, Any]]], seed: in
 
 
 def read_judged(path: Path) -> dict[str, dict[str, Any]]:
-    """The lines of a predictions.jsonl by question id. Raises UserError for one of another shape, and for an id twice."""
+    """The lines of a predictions.jsonl by question id. Raises UserError for another shape, and for an id used twice."""
     file = _file(path)
     if not file.is_file():
         raise UserError(f"{file}: no such file: give a result's folder or its predictions.jsonl")
