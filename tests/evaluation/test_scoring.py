@@ -1,5 +1,6 @@
 """Scoring predictions of anyone: numbers by hand, official formats, and what does not fit."""
 
+import hashlib
 import json
 
 import numpy as np
@@ -292,6 +293,12 @@ def test_texts_of_the_web_are_read_back_as_they_were_written(tmp_path):
     write_scored(tmp_path, source, scored)
     assert compare(tmp_path, tmp_path).rows["All"].n == 1
     assert score_file(source, tmp_path / "predictions.jsonl").metrics == scored.metrics
+
+
+def test_a_result_names_the_predictions_that_were_scored(activitynet, tmp_path):
+    file = predicted(tmp_path, answers_of(("v_a_1", "yes")))
+    scored = score_file(activitynet, file).to_dict()
+    assert scored["predictions"] == {"file": "pred.json", "sha256": hashlib.sha256(file.read_bytes()).hexdigest()}
 
 
 def test_a_result_names_its_data_and_changes_with_it(activitynet, tmp_path):

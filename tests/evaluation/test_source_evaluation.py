@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import errno
 import json
 import math
 import re
@@ -18,7 +19,7 @@ from mirasol.evaluation.comparing import compare
 from mirasol.evaluation.journal import Journal
 from mirasol.evaluation.results import score_file
 from mirasol.evaluation.scoring import CANDIDATES, OPEN
-from mirasol.evaluation.source_evaluation import evaluate_source, write_evaluation
+from mirasol.evaluation.source_evaluation import checkpoint_hash, evaluate_source, write_evaluation
 from mirasol.evaluation.source_report import (
     accuracy_by_length,
     by_control,
@@ -76,6 +77,33 @@ def test_every_annotated_question_is_accounted_for(evaluated):
     assert counts["n_annotated"] == counts["n_evaluated"] + sum(counts["reasons"].values())
     [lost] = evaluated.record["unusable_clips"]
     assert (lost["questions"], lost["reason"]) == (3, "an HTML page: its download failed")
+
+
+def test_a_result_states_what_could_make_it_differ(evaluated, loaded, tmp_path):
+    record = evaluated.record
+    assert {"mirasol", "python", "torch", "transformers", "numpy", "PyAV"} == record["versions"].keys()
+    settings, media = record["settings"], loaded.model.config.media_settings()
+    assert (settings["device"], settings["max_new_tokens"], settings["controls"]) == ("cpu", 4, ["no_media"])
+    assert all(settings[name] == media[name] for name in ("frames_per_chunk", "chunk_seconds", "image_size"))
+    assert record["data"]["prompt"] == "what is seen"
+    folder = tmp_path / "checkpoint"
+    shutil.copytree(loaded.folder, folder)
+    assert record["checkpoint"]["sha256"] == checkpoint_hash(folder)
+    weights = bytearray((folder / "model.safetensors").read_bytes())
+    weights[-1] ^= 1
+    (folder / "model.safetensors").write_bytes(weights)
+    assert record["checkpoint"]["sha256"] != checkpoint_hash(folder)
+
+
+def test_the_screen_is_not_flooded(untrained, multiple_choice, tmp_path, capsys):
+    root = tmp_path / "data"
+    shutil.copytree(multiple_choice, root)
+    with (root / "test.csv").open("a") as rows:
+        rows.write("".join(f"9{n},9,9,9,what,0,0,CW,a,b,c,d,e\n" for n in range(30)))
+    main(["evaluate", str(untrained), "nextqa_mc", str(root), "--skip-controls", "--max-new-tokens", "2"])
+    told = " ".join(capsys.readouterr().err.split())
+    assert told.count("no media file of") == 20
+    assert "missing media: 11 more; all are told by `mirasol data check SOURCE ROOT --json`" in told
 
 
 def test_both_protocols_are_stated_beside_their_numbers(evaluated):
@@ -149,6 +177,16 @@ def test_two_processes_do_not_write_one_journal(tmp_path):
         Journal.open(tmp_path / "j", {"a": 1}),
     ):
         pass
+
+
+def test_a_disk_without_locks_is_a_warning(tmp_path, monkeypatch):
+    def no_locks(stream, operation):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", no_locks)
+    with pytest.warns(UserWarning, match="this disk has no locks"), Journal.open(tmp_path / "j", {"a": 1}) as journal:
+        journal.append([{"clip": 1}])
+    assert len((tmp_path / "j").read_text().splitlines()) == 2
 
 
 def test_a_damaged_journal_is_told(tmp_path):
@@ -254,7 +292,7 @@ def test_a_set_of_classes_is_scored_and_shown_as_one(untrained, classes, tmp_pat
     main(["evaluate", str(untrained), "vggsound", str(classes), "--output", str(output), "--max-new-tokens", "2"])
     capsys.readouterr()
     record = json.loads((output / "results.json").read_text())
-    assert record["data"]["classes"] == 4
+    assert (record["data"]["classes"], record["data"]["prompt"]) == (4, "what is the sound?")
     found = record["protocols"][CANDIDATES]
     assert list(found["metrics"]) == ["top-1", "top-5", "mean class accuracy", "mAP", "AUC", "d-prime"]
     assert found["headline"] == "top-1"

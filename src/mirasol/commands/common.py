@@ -1,6 +1,8 @@
 """What several commands share."""
 
 import os
+from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +43,21 @@ def make_folder(path: Path) -> None:
         raise UserError(f"{path}: cannot be made ({error.strerror}): give another folder") from error
     if not os.access(path, os.W_OK | os.X_OK):
         raise UserError(f"{path}: may not be written to: give another folder")
+
+
+def problem_lines(problems: Iterable[Any], most: int = 20) -> list[str]:
+    """A line for each of a data set's `Problem`s, of each kind the first `most`, and how many there are more."""
+    lines, counts = [], Counter()
+    for problem in problems:
+        counts[problem.kind] += 1
+        if counts[problem.kind] <= most:
+            lines.append(str(problem))
+    lines += [
+        f"{kind}: {count - most} more; all are told by `mirasol data check SOURCE ROOT --json`"
+        for kind, count in counts.items()
+        if count > most
+    ]
+    return lines
 
 
 def add_data_arguments(parser: Any) -> None:

@@ -7,6 +7,8 @@ from typing import Any
 
 from mirasol.commands.common import add_source_options
 
+SHOWN = 20  # clips that cannot be read and are named on the screen
+
 HELP = "score a checkpoint on a data set, beside chance and controls"
 DESCRIPTION = """Asks a checkpoint every question of a data set and scores its answers: open generation by exact match,
 and, where questions have candidates, the likeliest of them. Beside the score stand 95 % intervals, baselines (chance,
@@ -91,13 +93,17 @@ def _named(options: Any) -> tuple[str, Path]:
 
 def _tell(out: Any, loaded: Any, evaluated: Any, output: Path | None) -> None:
     """What was left out and why; writes the results where there is a folder for them."""
+    from mirasol.commands.common import problem_lines
     from mirasol.evaluation.source_evaluation import write_evaluation
     from mirasol.evaluation.source_report import write_report
 
-    for problem in evaluated.source.problems:
-        out.print(str(problem), markup=False)
-    for clip in evaluated.record["unusable_clips"]:
+    for line in problem_lines(evaluated.source.problems):
+        out.print(line, markup=False)
+    unusable = evaluated.record["unusable_clips"]
+    for clip in unusable[:SHOWN]:
         out.print(f"left out, {clip['questions']} questions: {clip['media']}: {clip['reason']}", markup=False)
+    if len(unusable) > SHOWN:
+        out.print(f"left out: {len(unusable) - SHOWN} more clips: see unusable_clips in results.json (--output)")
     if output is not None:
         write_report(output / "report.html", loaded, evaluated)
         for name in [*write_evaluation(output, evaluated), "report.html"]:

@@ -32,7 +32,7 @@ def add_arguments(parser: Any, make: Any) -> None:
 
 def run(options: Any) -> None:
     """Scores, prints, and writes results where asked to."""
-    from mirasol.commands.common import check_no_results, make_folder, source_options
+    from mirasol.commands.common import check_no_results, make_folder, problem_lines, source_options
     from mirasol.console import console
     from mirasol.data.sources import read_source
     from mirasol.evaluation.baselines import training_examples
@@ -46,8 +46,8 @@ def run(options: Any) -> None:
     known, from_where = training_examples(source, source_options(options))
     scored = score_file(source, Path(options.predictions), options.normalisation, wups, known=known)
     out = console()
-    for problem in scored.problems:
-        out.print(str(problem), markup=False)
+    for line in problem_lines(scored.problems):
+        out.print(line, markup=False)
     if source.name == "nextqa_oe" and scored.protocol == OPEN:
         out.print("exact match; papers report WUPS on NExT-QA's open answers: --wordnet DIR (docs/evaluation.md)")
     if output is not None:

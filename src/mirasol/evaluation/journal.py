@@ -4,6 +4,7 @@ import contextlib
 import fcntl
 import json
 import os
+import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -28,15 +29,20 @@ class Journal:
     def open(cls, file: Path, identity: dict[str, Any]) -> Iterator["Journal"]:
         """The journal of this evaluation, begun where there is none.
 
-        Raises UserError where the one there is of another evaluation, or another process writes it.
+        Raises UserError where the one there is of another evaluation, or another process writes it; on a disk without
+        locks that cannot be told, which is a warning.
         """
         with file.open("a+b") as stream:
             try:
                 fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
+            except BlockingIOError as error:
                 raise UserError(
                     f"{file}: another evaluation writes here: wait for it or give another --output"
                 ) from error
+            except OSError:
+                warnings.warn(
+                    f"{file}: this disk has no locks: nothing keeps a second evaluation from writing here", stacklevel=3
+                )
             stream.seek(0)
             lines = stream.read().split(b"\n")
             whole = sum(len(line) + 1 for line in lines[:-1])

@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import importlib.metadata
 import json
 import platform
 from collections.abc import Sequence
@@ -61,7 +62,12 @@ def score_file(
         "n_missing": len(ids - found.keys()),
         "n_unknown": len(found.keys() - ids),
     }
-    facts = {**scored.facts, "counts": counts, "problems": [problem.to_dict() for problem in problems]}
+    facts = {
+        **scored.facts,
+        "predictions": {"file": Path(predictions).name, "sha256": file_hash(Path(predictions))},
+        "counts": counts,
+        "problems": [problem.to_dict() for problem in problems],
+    }
     return dataclasses.replace(scored, problems=tuple(problems), facts=facts)
 
 
@@ -76,18 +82,23 @@ def _check_fits(source: Source, predictions: Path, chosen: bool, normalisation: 
         raise UserError(f"{predictions}: holds choices or scores, but {source.name} is open: give `answer` texts")
 
 
-def versions() -> dict[str, str]:
-    """What a result was computed with."""
+def versions() -> dict[str, str | None]:
+    """What a result was computed with; None for a package that is not installed."""
     import numpy
     import torch
     import transformers
 
+    try:
+        decoder = importlib.metadata.version("av")
+    except importlib.metadata.PackageNotFoundError:
+        decoder = None
     return {
         "mirasol": mirasol.__version__,
         "python": platform.python_version(),
         "torch": torch.__version__,
         "transformers": transformers.__version__,
         "numpy": numpy.__version__,
+        "PyAV": decoder,
     }
 
 
@@ -111,7 +122,11 @@ def data_hash(source: Source, media_contents: bool = False) -> str:
 
 
 def describe_data(source: Source, media_contents: bool = False) -> dict[str, Any]:
-    """What results.json says of the data; its hash counts the media's contents where that is asked for."""
+    """What results.json says of the data; its hash counts the media's contents where that is asked for.
+
+    Where all examples have one prompt (data sets without questions), it is stated, be it the user's or the default.
+    """
+    prompts = {example.prompt for example in source.annotated}
     return {
         "source": source.name,
         "split": source.split,
@@ -121,6 +136,7 @@ def describe_data(source: Source, media_contents: bool = False) -> dict[str, Any
             "annotation_files": list(source.annotation_files),
             "published_examples": source.published.examples,
             **source.facts,
+            **({"prompt": prompts.pop()} if len(prompts) == 1 else {}),
         },
     }
 

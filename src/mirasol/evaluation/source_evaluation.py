@@ -44,6 +44,10 @@ HOW = {
 }
 
 
+# What the model sees of a clip, which every published number names; the checkpoint's hash covers the rest.
+SEEN = ("frames_per_chunk", "num_chunks", "chunk_seconds", "max_chunks", "image_size")
+
+
 @dataclass(frozen=True)
 class Evaluated:
     """One checkpoint on one split.
@@ -105,11 +109,16 @@ def evaluate_source(
     if not examples:
         why = _why_none(source, too_long)
         raise UserError(f"{source.root}: no usable example in split {source.split!r} of {source.name}: {why}")
-    clips = group_by_clip(examples)
+    clips, media = group_by_clip(examples), loaded.model.config.media_settings()
     record = {
         **describe_data(source, hash_media),
         "checkpoint": {"name": str(loaded.folder.name), "sha256": checkpoint_hash(loaded.folder)},
-        "settings": {"max_new_tokens": asking.max_new_tokens, "controls": list(asking.controls)},
+        "settings": {
+            "max_new_tokens": asking.max_new_tokens,
+            "controls": list(asking.controls),
+            "device": loaded.model.device.type,
+            **{name: media[name] for name in SEEN},
+        },
         "versions": versions(),
     }
     if journal is None:

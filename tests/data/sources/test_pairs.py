@@ -177,6 +177,15 @@ def test_shards_lie_in_the_folders_of_their_splits_or_belong_to_train(data):
     assert read_source("video2dataset", data.root, "val").examples[0].media == "val/00000.tar/0.mp4"
 
 
+def test_members_of_one_name_in_two_folders_of_a_tar_are_two_samples(data):
+    data.put("00000.tar", tar({**sample("./a/0", caption=b"a bell"), **sample("b/0", caption=b"a drum")}))
+    examples = read_source("video2dataset", data.root, "train").examples
+    assert [(e.media, e.target) for e in examples] == [
+        ("00000.tar/./a/0.mp4", "a bell"),
+        ("00000.tar/b/0.mp4", "a drum"),
+    ]
+
+
 def test_the_files_format_has_the_same_members(data):
     for name, content in {**sample("000000"), **sample("000001", PAGE)}.items():
         data.put(f"00000/{name}", content)

@@ -54,14 +54,20 @@ def test_the_variants_of_one_data_set_are_the_same_questions(annotations):
 
 
 @pytest.mark.parametrize(
-    ("file", "classes"),
-    [("k400_30_avcil.txt", 30), ("k400_31_adamml_ogmge.txt", 31), ("k400_33_multisensory.txt", 33)],
+    ("file", "classes", "rows"),
+    [
+        ("k400_30_avcil.txt", 30, None),
+        ("k400_31_adamml_ogmge.txt", 31, 1_544),
+        ("k400_32_crisscross.txt", 32, 1_594),
+        ("k400_33_multisensory.txt", 33, 1_643),
+    ],
 )
-def test_kinetics_sounds_class_lists_as_published(annotations, file, classes):
+def test_kinetics_sounds_class_lists_as_published(annotations, file, classes, rows):
     folder = annotations / "kinetics_sound"
     chosen = Options(class_list=str(folder / "class_lists" / file))
     source = read_source("kinetics_sound", folder, "val", chosen)
     assert source.facts["classes"] == classes and source.annotated
+    assert source.published.examples == rows
 
 
 def test_the_names_of_2017_are_not_those_of_kinetics_400(annotations):

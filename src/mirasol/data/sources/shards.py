@@ -28,11 +28,12 @@ class Shard:
     cut: str = ""
 
     def samples(self) -> Iterator[tuple[str, dict[str, str]]]:
-        """(key, {extension: member}); a key is all before the first dot of a member's name."""
+        """(key, {extension: member}); a key is all before the first dot of a member's name, its folder included."""
         samples: dict[str, dict[str, str]] = {}
         for name in self.members:
-            key, _, extension = name.rpartition("/")[2].partition(".")
-            samples.setdefault(key, {})[f".{extension.lower()}"] = name
+            folder, slash, base = name.removeprefix("./").rpartition("/")
+            key, _, extension = base.partition(".")
+            samples.setdefault(f"{folder}{slash}{key}", {})[f".{extension.lower()}"] = name
         yield from samples.items()
 
 
