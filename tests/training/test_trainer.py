@@ -1,5 +1,6 @@
 """Runs: resumed == uninterrupted, bit for bit, and every way in which a run refuses to begin or go on."""
 
+import errno
 import json
 import shutil
 import signal
@@ -15,9 +16,10 @@ from safetensors.torch import load_file, save_file
 from mirasol import MirasolForConditionalGeneration, MirasolOutput, MirasolProcessor
 from mirasol.errors import BadClip, UserError
 from mirasol.training.checkpoints import Checkpoints
-from mirasol.training.logging import read_metrics
+from mirasol.training.logging import RunLog, read_metrics
 from mirasol.training.recipe import recipe_from_dict
 from mirasol.training.run_folder import RunFolder
+from mirasol.training.shard_files import ShardWriter
 from mirasol.training.trainer import NonFiniteLoss, spread, train
 
 MEASURED = ("clips_per_second", "data_wait", "seconds")
@@ -220,6 +222,27 @@ def test_a_loss_that_is_not_finite_stops_before_the_step_and_names_the_samples(v
     assert len(stepped) == 4
     assert (Path(values["output"]) / "error.txt").read_text().strip() == str(caught.value)
     assert Checkpoints(Path(values["output"]) / "checkpoints", 2).steps() == [2, 4]
+
+
+def test_a_full_disk_that_the_log_meets_first_is_told_with_what_is_left(values, console, monkeypatch):
+    write, log = ShardWriter.write_data, RunLog.train
+
+    def writing(self, *arguments):
+        if "step-00000004" in self.folder.name:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(self, *arguments)
+
+    def logging(self, step, *arguments):
+        if step == 5:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        log(self, step, *arguments)
+
+    monkeypatch.setattr(ShardWriter, "write_data", writing)
+    monkeypatch.setattr(RunLog, "train", logging)
+    monkeypatch.setattr(Checkpoints, "poll", lambda self: None)  # the log is the first, whichever thread is faster
+    with pytest.raises(UserError, match=r"No space left on device.*step-00000002 is whole: go on from there") as caught:
+        run(values, console)
+    assert (Path(values["output"]) / "error.txt").read_text().strip() == str(caught.value)
 
 
 def test_a_gradient_that_is_not_finite_stops_before_the_step(values, console, monkeypatch):

@@ -219,13 +219,17 @@ class Trainer:
                     self._stop_if_asked(step + 1)
             self.checkpoints.wait()
             self.status.hand_back()
-        except BaseException as error:
+        except BaseException as raised:
+            error = raised
             # Whatever ends the run, the checkpoint that is being written is worth its last seconds.
-            with contextlib.suppress(UserError):
+            try:
                 self.checkpoints.wait()
+            except UserError as unwritten:
+                # The log may meet the full disk first. This tells of it too, and what there is to go on from.
+                error = unwritten if isinstance(raised, OSError) else raised
             if isinstance(error, UserError):
                 self.folder.record_error(str(error), error.facts if isinstance(error, NonFiniteLoss) else None)
-            raise
+            raise error from error.__cause__
         finally:
             if log is not None:
                 log.close()
