@@ -98,7 +98,7 @@ def test_help_comes_without_the_heavy_libraries():
         "import sys\ntry:\n import mirasol.cli; mirasol.cli.main(['ask', '--help'])\nexcept SystemExit: pass\n"
         "assert not {'torch', 'transformers', 'av', 'rich', 'jinja2'} & set(sys.modules), sorted(sys.modules)"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL, timeout=60)
+    subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL, timeout=600)
 
 
 def test_importing_mirasol_needs_neither_media_nor_command_line_libraries():
@@ -111,7 +111,7 @@ def test_importing_mirasol_needs_neither_media_nor_command_line_libraries():
         "from mirasol.cli import main\n"
         "try: main(['ask'])\nexcept SystemExit as stop: assert stop.code == 2"
     )
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=600)
     assert result.returncode == 0, result.stderr
     assert "pip install jsonargparse" in result.stderr
 
@@ -345,7 +345,7 @@ def test_the_module_is_a_program():
         [sys.executable, "-m", "mirasol.cli", "ask", "nowhere", "x.mp4", "what?"],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
     )
     assert (result.returncode, result.stdout, result.stderr.count("\n")) == (2, "", 1)
 

@@ -24,7 +24,7 @@ with ProcessPoolExecutor(2, mp_context=process_context()) as pool:
 def test_the_main_module_is_not_run_again_in_a_helper(way, tmp_path):
     (tmp_path / "script.py").write_text(SCRIPT)
     arguments = {"file": [str(tmp_path / "script.py")], "stdin": ["-"], "-c": ["-c", SCRIPT]}[way]
-    ended = subprocess.run([sys.executable, *arguments], input=SCRIPT, capture_output=True, text=True, timeout=120)
+    ended = subprocess.run([sys.executable, *arguments], input=SCRIPT, capture_output=True, text=True, timeout=600)
     assert ended.stdout.split() == ["main", "6"], ended.stderr
 
 
@@ -33,7 +33,7 @@ SLEEPERS = """
 import time
 from mirasol.processes import process_context
 context = process_context()
-helpers = [context.Process(target=time.sleep, args=(60,)) for _ in range(2)]
+helpers = [context.Process(target=time.sleep, args=(900,)) for _ in range(2)]
 for helper in helpers:
     helper.start()
 print(*(helper.pid for helper in helpers), flush=True)
@@ -60,17 +60,17 @@ def test_helpers_leave_signals_to_their_parent_and_end_with_it():
     assert all(map(is_running, helpers))
     parent.kill()
     parent.wait()
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 300
     while any(map(is_running, helpers)) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not any(map(is_running, helpers))
 
 
 def test_a_helper_can_be_ended():
-    helper = process_context().Process(target=time.sleep, args=(60,), daemon=True)
+    helper = process_context().Process(target=time.sleep, args=(900,), daemon=True)
     helper.start()
     helper.terminate()
-    helper.join(timeout=20)
+    helper.join(timeout=300)
     assert helper.exitcode == -signal.SIGKILL
 
 
@@ -85,6 +85,6 @@ print(helper.pid, flush=True)
 
 
 def test_a_helper_that_hangs_does_not_keep_the_program_from_ending():
-    ended = subprocess.run([sys.executable, "-c", STUCK], capture_output=True, text=True, timeout=120)
+    ended = subprocess.run([sys.executable, "-c", STUCK], capture_output=True, text=True, timeout=600)
     assert ended.returncode == 0, ended.stderr
     assert not is_running(int(ended.stdout))

@@ -26,7 +26,7 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 def run(*arguments: str, bare: bool = False) -> subprocess.CompletedProcess:
     command = [sys.executable, *(["-c", BARE] if bare else []), *arguments]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=1200)
 
 
 @pytest.mark.parametrize("name", [path.stem for path in sorted(FOLDER.glob("[a-z]*.py"))])

@@ -82,7 +82,8 @@ def _kill() -> None:
 
 
 def kill_at_random(steps: int, share: float) -> None:
-    """The training is killed so many steps after it began, and then that share of a step's time later."""
+    """The training is killed after its first `steps` + 1 steps, that share of a step's time later: before the next one
+    has ended, however late the timer rings."""
     take, taken = Trainer._step, [time.monotonic()]
 
     def counted(self, *arguments):
@@ -90,6 +91,8 @@ def kill_at_random(steps: int, share: float) -> None:
         taken.append(time.monotonic())
         if len(taken) == steps + 2:
             threading.Timer(share * (taken[-1] - taken[-2]), _kill).start()
+        while len(taken) > steps + 2:
+            time.sleep(1)
         return values
 
     Trainer._step = counted
@@ -129,7 +132,8 @@ def loss_that_is_no_number(step: int) -> None:
 
 def kill_while_saving(step: int, at: str) -> None:
     """The training is killed while it writes the checkpoint of a step: amid its data (`data`), before it says what lies
-    where (`metadata`), before the folder has its name (`name`), or amid the removal of older ones (`removal`)."""
+    where (`metadata`), before the folder has its name (`name`); or amid the first removal of an older one from that
+    step on (`removal`): which of them removes one depends on what is there, and on which is the best."""
     write, finish, commit = ShardWriter.write_data, ShardWriter.finish, Checkpoints._commit
     remove = checkpoints.shutil.rmtree
 
@@ -146,12 +150,12 @@ def kill_while_saving(step: int, at: str) -> None:
     def committing(self, number, *arguments):
         if at == "name" and number == step:
             _kill()
-        if at == "removal" and number == step:
+        if at == "removal" and number >= step:
             checkpoints.shutil.rmtree = half_removed
         return commit(self, number, *arguments)
 
     def half_removed(folder, **options):
-        if Path(folder).exists():
+        if Path(folder).name == ".removed" and Path(folder).exists():
             next(Path(folder).glob("*.bin")).unlink()
             _kill()
         remove(folder, **options)

@@ -144,9 +144,11 @@ def test_a_limit_interrupts_whatever_waits_and_names_the_sample():
     told = r"no batch within batch_seconds=0\.1: being loaded: step 3, a\.mp4"
     with pytest.raises(WorkerFailed, match=told), status.within(0.1):
         os.read(reading, 1)
-    with status.within(0.1):
-        pass
-    time.sleep(0.15)
+    before = signal.getsignal(signal.SIGALRM)
+    with status.within(600):
+        assert 0 < signal.getitimer(signal.ITIMER_REAL)[0] <= 600
+    assert signal.getitimer(signal.ITIMER_REAL) == (0, 0), "nothing rings once it is done"
+    assert signal.getsignal(signal.SIGALRM) is before
 
 
 def test_a_batch_that_broke_off_with_its_worker_tells_of_the_worker():

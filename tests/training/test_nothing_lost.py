@@ -64,7 +64,7 @@ def test_a_run_killed_ten_times_ends_in_the_same_bits(trainings, values):
     values.update(validate_every=6, keep_best="clip.text_loss")
     for kill in kills(seed=1):
         if "at" in kill:
-            # The removal is of the oldest of three.
+            # Three saves on there is one to remove, or else at the next: the best stays.
             kill["step"] = newest(values) + (6 if kill["at"] == "removal" else 2)
         killed = trainings.start(values, **kill)
         assert killed.wait() == -signal.SIGKILL, (kill, killed.text)

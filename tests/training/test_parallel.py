@@ -93,7 +93,7 @@ def run_all(runs: dict[str, dict], folder: Path, resumed: tuple[str, ...] = (), 
     work = {"runs": list(runs.values()), "resumed": goes_on, "checks": checks}
     (folder / "work.json").write_text(json.dumps(work))
     script = Path(__file__).with_name("two_processes.py")
-    ended = torchrun(str(script), str(folder / "work.json"), str(folder / "results.json"), timeout=500)
+    ended = torchrun(str(script), str(folder / "work.json"), str(folder / "results.json"), timeout=1800)
     assert ended.returncode == 0, ended.stderr[-3000:]
     return json.loads((folder / "results.json").read_text())
 
@@ -259,7 +259,7 @@ def test_the_command_under_torchrun_ends_with_one_line_and_exit_code_2(values, t
 
     values["parallel"] = {"kind": "ddp"}
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(values, sort_keys=False))
-    ended = torchrun("-m", "mirasol.cli", "train", "--config", str(tmp_path / "recipe.yaml"), timeout=200)
+    ended = torchrun("-m", "mirasol.cli", "train", "--config", str(tmp_path / "recipe.yaml"), timeout=1200)
     lines = [line for line in ended.stderr.splitlines() if line.startswith("mirasol: ")]
     assert len(lines) == 1
     assert "clips_per_step=3 cannot be shared by 2 processes" in lines[0]

@@ -3,11 +3,12 @@
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+
+from torch.distributed import TCPStore
 
 from mirasol.training.logging import read_metrics
 
@@ -51,6 +52,7 @@ class Trainings:
 
     def __init__(self, folder: Path):
         self.folder, self.count = folder, 0
+        self.stores: list[TCPStore] = []
         script = Path(__file__).with_name("fork_server.py")
         self.process = subprocess.Popen(
             [sys.executable, str(script)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
@@ -88,13 +90,15 @@ class Trainings:
         self, values: dict[str, Any], fault: str | None = None, at_rank: int = 1, processes: int = 2, **details: Any
     ) -> list[Training]:
         """Starts one training of several processes, as torchrun does; one of them has the fault."""
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
+        # They meet at a store that is here already, as torchrun's is: a port that was only found to be free may be
+        # another's by the time one of them opens it.
+        store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+        self.stores.append(store)
         started = []
         for rank in range(processes):
             place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes,
-                     "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}  # fmt: skip
+                     "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": store.port,
+                     "TORCHELASTIC_USE_AGENT_STORE": True}  # fmt: skip
             environment = {name: str(value) for name, value in place.items()}
             mine = {"fault": fault, **details} if rank == at_rank else {}
             started.append(self.start(values, environment=environment, **mine))

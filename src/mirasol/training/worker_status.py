@@ -87,7 +87,7 @@ class WorkerStatus:
             self._theirs = signal.signal(signal.SIGCHLD, _leave)
 
     def hand_back(self) -> None:
-        """PyTorch tells of its workers' ends again. Not after an error: those that are killed then end when they end."""
+        """PyTorch tells of its workers' ends again. Not after an error: those killed then end when they end."""
         if self._theirs is not None:
             signal.signal(signal.SIGCHLD, self._theirs)
             self._theirs = None
