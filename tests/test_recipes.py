@@ -2,6 +2,7 @@
 
 import functools
 import math
+import re
 from pathlib import Path
 
 import pytest
@@ -53,6 +54,18 @@ def test_every_recipe_loads_and_says_command_hardware_time_and_score(file):
 
 def test_all_the_papers_trainings_are_there():
     assert set(PAPER) == {"image_text", "video_text", "audio", *(f"finetune_{name}" for name in QUESTIONS + SOUNDS)}
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_where_the_paper_is_silent_a_recipe_says_so_and_why(name):
+    lines = (RECIPES / f"paper/{name}.yaml").read_text().splitlines()
+    for line in lines:
+        assert "silent" not in line or re.search(r"silent(: | whether )\w+ \w+", line), line
+    # No paper of these trainings gives a limit for gradients, or says in what precision it computed.
+    never_said = ["gradient_clip", "precision", *([] if name == "image_text" else ["warmup_steps"])]
+    for key in never_said:
+        [line] = [line for line in lines if line.split(":")[0].strip() == key]
+        assert re.search(r"# (silent|the paper does not say)", line), line
 
 
 @pytest.mark.parametrize("preset", ["3b", "1b"])
