@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch.nn.attention.flex_attention import BlockMask
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from mirasol import MirasolConfig, MirasolForConditionalGeneration, UserError
 from mirasol.model import transformer
@@ -30,6 +31,22 @@ def test_block_causal_by_hand():
     ]
     # Two features, then two latents: a latent sees the features so far and itself.
     assert ResamplerMask(2, 1, 1).dense(CPU).tolist() == [[True, False, True, False], [True, True, False, True]]
+
+
+@pytest.mark.parametrize("mask", MASKS, ids=str)
+def test_a_dense_mask_takes_a_byte_a_pair_while_it_is_made(mask):
+    """A matrix of 64-bit differences would be eight times as large as the mask: 80 GB for 512 large frames."""
+    largest = []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            result = func(*args, **(kwargs or {}))
+            largest.append(result.nbytes if min(result.shape) > 1 and result.ndim == 2 else 0)
+            return result
+
+    with Watch():
+        dense = mask.dense(CPU)
+    assert dense.nbytes == max(largest) == mask.lengths[0] * mask.lengths[1]
 
 
 @pytest.mark.parametrize("mask", MASKS, ids=str)

@@ -120,6 +120,25 @@ def test_stages_that_are_alike_are_counted_once(values, monkeypatch):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+@pytest.mark.parametrize(("kind", "attention"), [("none", 0.2), ("fsdp", 0.0)])
+def test_what_a_stage_drops_is_counted_and_by_its_device(values, monkeypatch, kind, attention):
+    """Masks of dropout are kept for the backward pass; those of attention weights only by a processor's kernels."""
+    counted = []
+
+    def step_cost(model, *given, **named):
+        block = model.latent.stack.blocks[0]
+        counted.append((block.dropout.p, block.attention.dropout, model.latent.stack.layer_drop.rate))
+        return StepCost(1, 2, 0, 1, 1)
+
+    monkeypatch.setattr(planning, "step_cost", step_cost)
+    stage = {"steps": 1, "clips_per_step": 2, "questions_per_clip": 1}
+    values["stages"] = {"one": {**stage, "dropout": 0.2}, "two": {**stage, "dropout": 0.0, "layer_drop": 0.3}}
+    values |= {"device": "auto", "parallel": {"kind": kind}}
+    plan_run(recipe_from_dict(values), Assumptions(peak_tflops=1.0))
+    assert counted == [(0.2, attention, 0.0), (0.0, 0.0, 0.3)]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
 def test_time_is_this_processors_unless_the_recipe_is_for_gpus(values):
     def source(**keys) -> str:
         return peak_tflops(recipe_from_dict({**values, **keys}), Assumptions())[1]

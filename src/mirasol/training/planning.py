@@ -17,11 +17,13 @@ from mirasol.errors import UserError
 from mirasol.media.augmentation import decoded_size
 from mirasol.model.execution import layers
 from mirasol.model.mirasol import MirasolForConditionalGeneration
+from mirasol.model.regularisation import regularise, stack_configs
 from mirasol.training.batches import BatchPlan
 from mirasol.training.counting import StepCost, StepShape, step_cost
 from mirasol.training.examples import read_data
 from mirasol.training.optimizer import decay_groups
 from mirasol.training.recipe import OptimizerRecipe, Recipe, Stage
+from mirasol.training.regularisers import Regularisers
 from mirasol.training.setup import with_media_size
 from mirasol.training.stages import StageWeights
 
@@ -274,11 +276,17 @@ def _cost(
     """The stage's microbatch, counted once for all stages that are alike."""
     sharded = recipe.parallel.kind == "fsdp"
     precision = "bf16 weights" if sharded and recipe.precision == "bf16" else recipe.precision
-    key = (shape, str(stage.loss_weights), trained)
+    rates = (stage.dropout, stage.layer_drop, stage.label_smoothing)
+    key = (shape, str(stage.loss_weights), rates, trained)
     if key not in counted:
-        model = copy.copy(model)
-        model.config = copy.deepcopy(model.config)
+        model = copy.deepcopy(model)
         model.config.loss_weights = stage.loss_weights
+        Regularisers(model).enter(stage)
+        if not _runs_on_processor(recipe) and not torch.cuda.is_available():
+            # A GPU's kernels drop weights of attention without keeping any; a processor's, asked here, keep them all.
+            for stack in stack_configs(model.config).values():
+                stack.attention_dropout = 0.0
+            regularise(model)
         counted[key] = step_cost(
             model, shape, precision, recipe.recompute, keep_gradients=not sharded, device=_rules(recipe)
         )
@@ -340,15 +348,19 @@ def peak_tflops(recipe: Recipe, given: Assumptions) -> tuple[float, str]:
     """TFLOP/s of one device, and where the figure is from."""
     if given.peak_tflops is not None:
         return given.peak_tflops, "as given"
-    here = torch.cuda.is_available()
-    # A recipe for several devices is planned on a laptop and runs elsewhere; another one would run right here.
-    if recipe.device == "cpu" or (recipe.device == "auto" and recipe.parallel.kind == "none" and not here):
+    if _runs_on_processor(recipe):
         return _measured_tflops(), "a matrix product in float32, measured here"
-    name = torch.cuda.get_device_name() if here else ASSUMED
+    name = torch.cuda.get_device_name() if torch.cuda.is_available() else ASSUMED
     for known, peak in PEAKS.items():
         if known in name:
             return peak, f"data sheet of {known}, dense bfloat16"
     raise UserError(f"--peak-tflops: the peak of {name} is not known here: give it")
+
+
+def _runs_on_processor(recipe: Recipe) -> bool:
+    """A recipe for several devices is planned on a laptop and runs elsewhere; another one would run right here."""
+    here = torch.cuda.is_available()
+    return recipe.device == "cpu" or (recipe.device == "auto" and recipe.parallel.kind == "none" and not here)
 
 
 def _measured_tflops(size: int = 1024) -> float:
