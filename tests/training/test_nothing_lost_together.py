@@ -63,7 +63,8 @@ def test_a_run_goes_on_after_a_kill_with_as_many_processes_or_another_number(tra
     # Amid the sixth step: saving after the fourth waits until the checkpoint of the second is there.
     first, second = trainings.start_together(shared, "kill_at_random", steps=4, share=0.5)
     assert second.wait() == -signal.SIGKILL, second.text
-    assert first.wait() not in (0, None), first.text
+    assert first.wait() == 2, first.text
+    assert "process 0 of 2: another process has gone" in first.text.splitlines()[-1]
     assert saved(shared)[-1] < 8
     fewer = copied(shared, "fewer")
     ended_well(trainings.start_together(shared))
@@ -86,6 +87,26 @@ def test_a_signal_to_one_process_stops_all_after_the_same_step(trainings, shared
     told = f"stopped by SIGTERM after step {step} of 8, which is saved"
     assert [told in training.text for training in started] == [True, False]
     assert step in (4, 5), "the processes agree in the step at hand or the one after"
+
+
+@pytest.mark.parametrize(
+    ("fault", "at_rank"), [({"fault": "signal_after", "step": 4}, 1), ({"fault": "signal_while_decoding"}, 0)]
+)
+def test_a_process_that_stands_still_ends_the_others_within_the_limit(trainings, shared, fault, at_rank):
+    """Amid the steps, and before the first one, when the first process decodes and the other waits for it."""
+    shared.update(batch_seconds=10, process_seconds=15)
+    started = trainings.start_together(shared, name="SIGSTOP", at_rank=at_rank, **fault)
+    frozen, living = started[at_rank], started[1 - at_rank]
+    code = living.wait(120)
+    frozen.send(signal.SIGKILL)
+    assert frozen.wait() == -signal.SIGKILL, frozen.text
+    assert code == 2, living.text
+    told = f"process {1 - at_rank} of 2: another process gave no answer within process_seconds=15"
+    assert told in living.text.splitlines()[-1]
+    assert "Traceback" not in living.text
+    if at_rank == 1:
+        assert told in (Path(shared["output"]) / "error.txt").read_text()
+        assert saved(shared), "what was saved before is there"
 
 
 def test_a_loss_that_is_no_number_on_one_process_stops_all_before_the_step(trainings, shared):

@@ -219,6 +219,10 @@ def test_processes_answer_questions_of_their_own_with_sharded_weights(ran):
     assert ran[1]["answers"] == [True, True]
 
 
+def test_processes_wait_for_one_that_works_for_longer_than_their_limit(ran):
+    assert ran[1]["patience"] == [True, True]
+
+
 def test_sharded_matrices_move_as_whole_ones_with_muon(ran):
     assert ran[1]["muon"] < 1e-6
 

@@ -67,6 +67,7 @@ def test_unknown_key_names_the_nearest_valid_one(file, override, named):
         ("optimizer.name=sgd", "sgd"),
         ("stages.slots.steps=1.5", "steps.*1.5"),
         ("stages.slots.steps=0", "steps=0 must be positive"),
+        ("process_seconds=600", "process_seconds=600 must be more than batch_seconds=600"),
         ("optimizer=3", "optimizer.*mapping"),
         ("stages.slots=3", "stages.slots.*mapping"),
         ("stages=null", "stages.*mapping"),

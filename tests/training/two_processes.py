@@ -2,8 +2,10 @@
 
 import copy
 import dataclasses
+import datetime
 import json
 import sys
+import time
 from pathlib import Path
 
 import torch
@@ -145,6 +147,20 @@ def step_of_muon(ranks) -> float:
     return max(float((one - other.full_tensor()).detach().abs().max()) for one, other in pairs)
 
 
+def patience(ranks) -> list[bool]:
+    """Whether each process waited for longer than the limit of a single wait, and the others worked after the first."""
+    host, files = (dist.new_group(backend="gloo", timeout=datetime.timedelta(seconds=5)) for _ in range(2))
+    hasty = dataclasses.replace(ranks, host=host, files=files)
+    began = time.monotonic()
+
+    def work() -> float:
+        time.sleep(0 if ranks.rank else 8)
+        return time.monotonic() - began
+
+    seconds = hasty.first_then_rest(work)
+    return ranks.gathered(seconds > 7)
+
+
 def run(values: dict, kind: str, resume: bool = False) -> None:
     output = f"{values['output']}-{kind}"
     recipe = recipe_from_dict({**values, "output": output, "parallel": {"kind": kind}})
@@ -160,6 +176,7 @@ def check_parts(values: dict, results: dict) -> None:
                 results[f"{kind} {objective}"] = compare(recipe, ranks, kind, objective)
         results["answers"] = ranks.gathered(answers(recipe, ranks))
         results["muon"] = step_of_muon(ranks)
+        results["patience"] = patience(ranks)
 
 
 def check_error(values: dict, results: dict) -> None:

@@ -158,15 +158,16 @@ class Checkpoints:
         try:
             copies = self._copied(tensors, ready)
             self._staged.set()
-            in_thread.together(lambda: self._begin(unfinished))
-            dcp.save(
-                copies,
-                storage_writer=ShardWriter(unfinished),
-                planner=self._planner,
-                process_group=in_thread.host,
-                no_dist=in_thread.host is None,
-            )
-            in_thread.together(lambda: self._commit(step, unfinished, state, best))
+            with in_thread.losses_told():
+                in_thread.together(lambda: self._begin(unfinished))
+                dcp.save(
+                    copies,
+                    storage_writer=ShardWriter(unfinished),
+                    planner=self._planner,
+                    process_group=in_thread.host,
+                    no_dist=in_thread.host is None,
+                )
+                in_thread.together(lambda: self._commit(step, unfinished, state, best))
         except BaseException as error:  # of any kind: `wait` raises it again in the thread that trains
             self._failure = error
             if self.ranks.is_first:

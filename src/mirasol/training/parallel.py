@@ -27,7 +27,7 @@ from mirasol.model.global_batch import GlobalBatch, chunk_totals, text_total
 from mirasol.model.mirasol import MirasolForConditionalGeneration
 from mirasol.training.batches import Batch
 from mirasol.training.clip_cache import BadWindow
-from mirasol.training.ranks import Ranks
+from mirasol.training.ranks import ProcessLost, Ranks
 from mirasol.training.recipe import Recipe, Stage
 from mirasol.training.stages import stage_losses
 
@@ -44,6 +44,7 @@ def joined_ranks(recipe: Recipe):
 
     Raises:
         UserError: several processes and a recipe with `parallel.kind: none`, or clips that cannot be shared evenly.
+        ProcessLost: another process has gone, or gives no answer for the recipe's `process_seconds`.
     """
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     if "RANK" not in os.environ or (world_size == 1 and recipe.parallel.kind == "none"):
@@ -54,17 +55,18 @@ def joined_ranks(recipe: Recipe):
     on_gpu = torch.cuda.is_available() and recipe.device != "cpu"
     if on_gpu:
         torch.cuda.set_device(local_rank)
-    # The first process decodes a data set's clips while the others wait.
-    waiting = datetime.timedelta(days=7)
+    limit = datetime.timedelta(seconds=recipe.process_limit)
     joins = not dist.is_initialized()
     if joins:
-        dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo")
+        dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo", timeout=limit)
     try:
-        host, files = (dist.new_group(backend="gloo", timeout=waiting) for _ in range(2))
-        yield Ranks(rank, world_size, local_rank, host, files)
+        host, files = (dist.new_group(backend="gloo", timeout=limit) for _ in range(2))
+        ranks = Ranks(rank, world_size, local_rank, host, files, recipe.process_limit)
+        with ranks.losses_told():
+            yield ranks
     except (UserError, Stopped) as error:
-        # They come to all processes alike; one of them speaks for all.
-        error.told_by_first = rank > 0
+        # They come to all processes alike; one of them speaks for all. Unless that one is lost itself.
+        error.told_by_first = rank > 0 and not isinstance(error, ProcessLost)
         raise
     finally:
         if joins:

@@ -282,6 +282,8 @@ class Recipe:
     workers: processes that load batches ahead (0: none); decoding uses at least one per core
     batch_seconds: how long the run waits for one batch of its workers, or for one more decoded clip, before it ends
         with an error that names the clips they are at
+    process_seconds: of several processes, how long the others wait for one that gives no answer (it hangs, its machine
+        is gone) before they end with an error; more than batch_seconds. null is twice batch_seconds
     """
 
     seed: int
@@ -309,6 +311,7 @@ class Recipe:
     threads: int = 0
     workers: int = 0
     batch_seconds: float = 600.0
+    process_seconds: float | None = None
 
     def __post_init__(self):
         if not self.stages:
@@ -318,6 +321,11 @@ class Recipe:
         if self.samples < 0:
             raise UserError(f"samples={self.samples} must not be negative: 0 takes none")
         _positive(self, "batch_seconds")
+        if self.process_seconds is not None and self.process_seconds <= self.batch_seconds:
+            raise UserError(
+                f"process_seconds={self.process_seconds:g} must be more than batch_seconds={self.batch_seconds:g}, for "
+                "which a process may wait for its workers: raise it, or lower batch_seconds"
+            )
         _positive(self, "accumulation")
         for name, stage in self.stages.items():
             if stage.clips_per_step % self.accumulation:
@@ -334,6 +342,11 @@ class Recipe:
     def total_steps(self) -> int:
         """Steps of all stages together."""
         return sum(stage.steps for stage in self.stages.values())
+
+    @property
+    def process_limit(self) -> float:
+        """Seconds after which the other processes give up one that gives no answer."""
+        return 2 * self.batch_seconds if self.process_seconds is None else self.process_seconds
 
     def stage_at(self, step: int) -> tuple[str, int]:
         """Name of the stage that step `step` (from 0) belongs to, and the step's number within it (from 0)."""
@@ -375,6 +388,7 @@ UNDECISIVE = frozenset(
         "tracker",
         "workers",
         "batch_seconds",
+        "process_seconds",
     ]
 )
 

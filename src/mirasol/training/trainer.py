@@ -72,6 +72,7 @@ def train(recipe: Recipe, *, resume: bool = False, console: Any = None) -> Path:
         BadClip: a clip that cannot be read, with `on_bad_clip: error`.
         NonFiniteLoss: a loss or gradient norm is not finite; nothing of that step reached the weights.
         WorkerFailed: a process that decodes or loads clips died, or took longer than `batch_seconds`.
+        ProcessLost: of several processes another one has gone, or gave no answer for `process_seconds`.
         Stopped: SIGTERM, SIGUSR1 or SIGINT (Ctrl-C) asked the run to stop; the step at hand was finished and saved.
     """
     if console is None:
@@ -209,7 +210,8 @@ class Trainer:
         self.clock, self.status = Clock(state.get("seconds", 0.0)), WorkerStatus(self.recipe.workers)
         self.signals.defer()
         try:
-            with Progress(self.console, "Training", self.recipe.total_steps, "steps", start=first) as progress:
+            training = Progress(self.console, "Training", self.recipe.total_steps, "steps", start=first)
+            with self.ranks.losses_told(), training as progress:
                 for step, batch, tensors, wholes in self._batches(first):
                     if step == first or self.recipe.stage_at(step)[1] == 0:
                         self.weights.enter(batch.stage)
@@ -402,7 +404,7 @@ class Trainer:
     def _finish(self) -> Path:
         with self._averaged():
             weights = self.parallel.full_weights()
-            self.ranks.together(lambda: self._write_result(weights) if self.ranks.is_first else None)
+            self.ranks.patiently(lambda: self._write_result(weights) if self.ranks.is_first else None)
         return self.folder.checkpoint
 
     def _write_result(self, weights: Mapping[str, Tensor]) -> None:
