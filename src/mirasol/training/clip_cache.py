@@ -1,5 +1,6 @@
 """Decoded clips, on disk where there is a cache."""
 
+import contextlib
 import fcntl
 import functools
 import hashlib
@@ -171,7 +172,11 @@ class ClipCache:
 
     def size(self) -> int:
         """Bytes of all clips in the folder, as it is now."""
-        return sum(file.stat().st_size for file in self.folder.rglob("*.safetensors"))
+        size = 0
+        for file in self.folder.rglob("*.safetensors"):
+            with contextlib.suppress(FileNotFoundError):  # another process may just have found it damaged
+                size += file.stat().st_size
+        return size
 
     def fill(
         self,

@@ -85,6 +85,15 @@ def test_media_is_found_through_links_and_loops_end(data, tmp_path):
     assert read_source("msrvtt_qa", data.root, "val").examples[0].media == "videos/video1.mp4"
 
 
+def test_of_several_links_to_one_folder_the_first_by_name_counts_on_every_disk(data, tmp_path):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "disk" / "video1.mp4").touch()
+    for number in (5, 2, 8, 1, 9, 4, 7, 3, 6):
+        (data.root / f"link{number}").symlink_to(tmp_path / "disk")
+    data.put("val_qa.json", json.dumps(ROWS[2:3]))
+    assert read_source("msrvtt_qa", data.root, "val").examples[0].media == "link1/video1.mp4"
+
+
 def test_your_own_folder_lists_all_that_is_wrong(data):
     data.put("clips/a.mp4")
     data.put(

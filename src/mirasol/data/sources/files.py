@@ -121,14 +121,14 @@ def _walk(root: Path) -> list[str]:
     entered = {os.path.realpath(root)}
     for folder, names, files in os.walk(root, followlinks=True):
         kept = []
-        for name in names:
-            # A link may lead back above itself: a folder is entered once.
+        for name in sorted(names):
+            # A link may lead back above itself: a folder is entered once, by the first name that leads there.
             real = os.path.realpath(os.path.join(folder, name)) if os.path.islink(os.path.join(folder, name)) else None
             if real is None or real not in entered:
                 kept.append(name)
                 if real is not None:
                     entered.add(real)
-        names[:] = sorted(kept)
+        names[:] = kept
         prefix = os.path.relpath(folder, root).replace(os.sep, "/")
         paths += files if prefix == "." else [f"{prefix}/{name}" for name in files]
     return sorted(paths)
