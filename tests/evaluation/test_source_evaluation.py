@@ -18,7 +18,7 @@ from mirasol.evaluation.asking import Asking
 from mirasol.evaluation.comparing import compare
 from mirasol.evaluation.journal import Journal
 from mirasol.evaluation.results import score_file
-from mirasol.evaluation.scoring import CANDIDATES, OPEN
+from mirasol.evaluation.scoring import CANDIDATES, OPEN, Estimate
 from mirasol.evaluation.source_evaluation import checkpoint_hash, evaluate_source, write_evaluation
 from mirasol.evaluation.source_report import (
     accuracy_by_length,
@@ -238,6 +238,45 @@ def test_the_command_writes_results_and_a_report_of_its_own(untrained, multiple_
     with pytest.raises(SystemExit):
         main(arguments)
     assert f"already exists and is complete: its results are in {output / 'results.json'}" in capsys.readouterr().err
+
+
+def test_a_report_that_was_not_finished_is_made_by_the_same_command(untrained, multiple_choice, tmp_path, monkeypatch):
+    output = tmp_path / "results"
+    arguments = ["evaluate", str(untrained), "nextqa_mc", str(multiple_choice), "--output", str(output)]
+    arguments += ["--skip-controls", "--max-new-tokens", "2"]
+
+    def broken(*_):
+        raise RuntimeError("no report")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("mirasol.evaluation.source_report.write_report", broken)
+        with pytest.raises(RuntimeError):
+            main(arguments)
+    before = (output / "results.json").read_text()  # what hours were spent on is there all the same
+    with monkeypatch.context() as patched:
+        patched.setattr("mirasol.evaluation.asking._answer_batch", broken)  # nothing is asked again
+        main(arguments)
+    assert (output / "results.json").read_text() == before
+    assert (output / "report.html").is_file() and not (output / "journal.jsonl").exists()
+
+
+def test_a_report_takes_numbers_without_an_upper_end(loaded, evaluated, tmp_path):
+    scored = evaluated.protocols[CANDIDATES]
+    metrics = {**scored.metrics, "d-prime": Estimate(2.5, 0.75, None, 6), "AUC": Estimate(None, None, None, 6)}
+    changed = {**evaluated.protocols, CANDIDATES: dataclasses.replace(scored, metrics=metrics)}
+    write_report(tmp_path / "report.html", loaded, dataclasses.replace(evaluated, protocols=changed))
+    assert "d-prime" in (tmp_path / "report.html").read_text()
+
+
+def test_still_images_are_no_clips_to_ask_about(loaded, shapes, tmp_path):
+    shutil.copy(next((shapes / "clips" / "test").iterdir()), tmp_path / "a.mp4")
+    (tmp_path / "b.png").write_bytes(b"\x89PNG")
+    (tmp_path / "test.csv").write_text("file,prompt,target\na.mp4,what?,red\nb.png,what?,red\n")
+    found = evaluate_source(loaded, read_source("folder", tmp_path, "test"), Asking(tmp_path, max_new_tokens=2))
+    assert found.record["counts"]["reasons"] == {"still image": 1}
+    (tmp_path / "test.csv").write_text("file,prompt,target\nb.png,what?,red\n")
+    with pytest.raises(UserError, match=r"no usable example in split 'test' of folder: still image 1"):
+        evaluate_source(loaded, read_source("folder", tmp_path, "test"), Asking(tmp_path))
 
 
 def test_lengths_are_told_in_seconds_where_chunks_have_one():

@@ -94,6 +94,7 @@ def _named(options: Any) -> tuple[str, Path]:
 def _tell(out: Any, loaded: Any, evaluated: Any, output: Path | None) -> None:
     """What was left out and why; writes the results where there is a folder for them."""
     from mirasol.commands.common import problem_lines
+    from mirasol.evaluation.journal import Journal
     from mirasol.evaluation.source_evaluation import write_evaluation
     from mirasol.evaluation.source_report import write_report
 
@@ -105,8 +106,10 @@ def _tell(out: Any, loaded: Any, evaluated: Any, output: Path | None) -> None:
     if len(unusable) > SHOWN:
         out.print(f"left out: {len(unusable) - SHOWN} more clips: see unusable_clips in results.json (--output)")
     if output is not None:
+        written = write_evaluation(output, evaluated)
         write_report(output / "report.html", loaded, evaluated)
-        for name in [*write_evaluation(output, evaluated), "report.html"]:
+        Journal.end(output)
+        for name in [*written, "report.html"]:
             out.print(f"written: {output / name}")
 
 
@@ -116,7 +119,7 @@ def _output_or_unfinished(path: str | None) -> Path | None:
     from mirasol.errors import UserError
     from mirasol.evaluation.journal import NAME
 
-    if path is not None and (Path(path) / NAME).is_file() and not (Path(path) / "results.json").exists():
+    if path is not None and (Path(path) / NAME).is_file():
         return Path(path)
     if path is not None and (Path(path) / "results.json").is_file():
         raise UserError(

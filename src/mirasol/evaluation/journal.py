@@ -55,6 +55,11 @@ class Journal:
                 journal._write([identity])
             yield journal
 
+    @staticmethod
+    def end(folder: Path) -> None:
+        """Removes the journal of a folder: its evaluation is complete."""
+        (folder / NAME).unlink(missing_ok=True)
+
     def append(self, rows: Iterable[dict[str, Any]]) -> None:
         """Adds lines, and waits until they are on disk."""
         rows = list(rows)

@@ -11,10 +11,11 @@ from typing import Any
 
 from mirasol.checkpoint import Loaded
 from mirasol.data.example import ClipExamples, Example, group_by_clip
+from mirasol.data.media_files import is_image
 from mirasol.data.sources import Source
 from mirasol.errors import UserError
 from mirasol.evaluation.asking import Asking, Row, ask, clip_key
-from mirasol.evaluation.journal import NAME, Journal
+from mirasol.evaluation.journal import Journal
 from mirasol.evaluation.predictions import Prediction, official_format
 from mirasol.evaluation.results import describe_data, versions
 from mirasol.evaluation.scoring import (
@@ -105,9 +106,9 @@ def evaluate_source(
     Raises:
         UserError: no usable example, or a journal of another evaluation.
     """
-    examples, too_long = _fitting(loaded.processor, source.examples, asking)
+    examples, left_out = _fitting(loaded.processor, source.examples, asking)
     if not examples:
-        why = _why_none(source, too_long)
+        why = _why_none(source, left_out)
         raise UserError(f"{source.root}: no usable example in split {source.split!r} of {source.name}: {why}")
     clips, media = group_by_clip(examples), loaded.model.config.media_settings()
     record = {
@@ -132,34 +133,43 @@ def evaluate_source(
             rows = list(kept.rows)
     # Below the journal: answers do not depend on it, so an evaluation may go on without or with a training split.
     record["train_baselines"] = known[1]
-    return _evaluated(source, asking, clips, rows, record, too_long, wups, known[0])
+    return _evaluated(source, asking, clips, rows, record, left_out, wups, known[0])
 
 
-def _why_none(source: Source, too_long: Sequence[Example]) -> str:
+def _why_none(source: Source, left_out: Mapping[str, int]) -> str:
     """The first problem in its own words, and how many examples are lost for which reason."""
-    reasons = dict(source.reasons) | ({"text too long": len(too_long)} if too_long else {})
+    reasons = {**source.reasons, **left_out}
     counts = ", ".join(f"{reason} {count}" for reason, count in reasons.items()) or "it has none"
     costly = next((problem for problem in source.problems if problem.severity == "error"), None)
-    return f"{costly} ({counts})" if costly is not None else counts
+    # Where media were found it is not the first problem that left none of them.
+    return f"{costly} ({counts})" if costly is not None and not source.examples else counts
 
 
 def _fitting(
     processor: MirasolProcessor, examples: Sequence[Example], asking: Asking
-) -> tuple[list[Example], list[Example]]:
-    """The examples whose prompt (with its longest candidate) the model can take, and those that are too long."""
+) -> tuple[list[Example], Counter[str]]:
+    """The examples that can be asked, and how many cannot for which reason: the prompt (with its longest candidate) is
+    longer than the model takes, or the medium is a still image, which is no clip."""
 
     def tokens(texts: Sequence[str]) -> int:
         return max(map(len, processor.tokenizer(list(texts), add_special_tokens=False)["input_ids"]))
 
     lengths: dict[tuple[str, ...], int] = {(): 0}
-    fitting, too_long = [], []
+    fitting: list[Example] = []
+    left_out: Counter[str] = Counter()
     for example in examples:
+        if is_image(example.media):
+            left_out["still image"] += 1
+            continue
         candidates = asking.candidates(example)
         if candidates not in lengths:
             lengths[candidates] = tokens(candidates) + 1  # <eos>
         whole = tokens([example.prompt]) + 2 + lengths[candidates]  # <bos>, <sep>
-        (fitting if whole <= processor.max_text_length else too_long).append(example)
-    return fitting, too_long
+        if whole <= processor.max_text_length:
+            fitting.append(example)
+        else:
+            left_out["text too long"] += 1
+    return fitting, left_out
 
 
 def _evaluated(
@@ -168,7 +178,7 @@ def _evaluated(
     clips: Sequence[ClipExamples],
     rows: Sequence[Row],
     record: dict[str, Any],
-    too_long: Sequence[Example],
+    left_out: Mapping[str, int],
     wups: Wups | None,
     known: Sequence[Example],
 ) -> Evaluated:
@@ -186,7 +196,7 @@ def _evaluated(
     usable.sort(key=lambda example: places[example.id])
     found = {name: _predictions(rows, name) for name in ("test", *asking.controls)}
     scored = {name: _score(source, usable, said, wups, known) for name, said in found.items()}
-    counts = _counts(source, usable, unusable, too_long)
+    counts = _counts(source, usable, unusable, left_out)
     protocols = scored.pop("test")
     controls = {protocol: {name: by[protocol] for name, by in scored.items()} for protocol in protocols}
     record = {
@@ -247,11 +257,11 @@ def _over_annotated(scored: Scored, annotated: int) -> float | None:
 
 
 def _counts(
-    source: Source, usable: Sequence[Example], unusable: Sequence[Mapping[str, Any]], too_long: Sequence[Example]
+    source: Source, usable: Sequence[Example], unusable: Sequence[Mapping[str, Any]], left_out: Mapping[str, int]
 ) -> dict[str, Any]:
     reasons = Counter(source.reasons)
+    reasons.update(left_out)
     reasons["unreadable clip"] += sum(clip["questions"] for clip in unusable)
-    reasons["text too long"] += len(too_long)
     reasons["no published answer"] += sum(not example.target for example in usable)
     before = source.counts
     return {
@@ -277,7 +287,8 @@ def checkpoint_hash(folder: Path) -> str:
 def write_evaluation(folder: Path, evaluated: Evaluated) -> list[str]:
     """Writes predictions, the data set's official format where it has one, and last results.json; returns the names.
 
-    An evaluation that is interrupted here goes on from its journal.
+    The journal stays until all that belongs to a result is written (`Journal.end`): what is interrupted before goes on
+    from it.
     """
     written = []
     for protocol, scored in evaluated.protocols.items():
@@ -291,7 +302,6 @@ def write_evaluation(folder: Path, evaluated: Evaluated) -> list[str]:
         written.append(official[0])
         write_whole(folder / official[0], json.dumps(official[1], ensure_ascii=False) + "\n")
     write_whole(folder / "results.json", json.dumps(evaluated.record, indent=1) + "\n")
-    (folder / NAME).unlink(missing_ok=True)
     return [*written, "results.json"]
 
 
