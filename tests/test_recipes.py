@@ -1,5 +1,6 @@
 """The recipes that come with the project: all can be read, and those of the paper say what the paper says."""
 
+import dataclasses
 import functools
 import math
 import re
@@ -10,6 +11,7 @@ import torch
 
 from mirasol import MirasolConfig, MirasolForConditionalGeneration
 from mirasol.errors import UserError
+from mirasol.training.planning import Assumptions, StagePlan, plan_run
 from mirasol.training.recipe import Recipe, load_recipe, recipe_from_dict
 from mirasol.training.setup import check_loss_weights, load_initial, with_media_size
 from mirasol.training.stages import StageWeights
@@ -113,6 +115,49 @@ def test_each_training_starts_from_the_one_before(name):
     recipe = recipe_of(f"paper/{name}")
     assert recipe.model.init == before.get(name, "runs/paper/audio")
     assert recipe.output == f"runs/paper/{name}"
+
+
+# Recipes whose steps cost the same as another's.
+COSTS_AS = {
+    "finetune_activitynet_qa": "finetune_msrvtt_qa",
+    "finetune_nextqa": "finetune_msrvtt_qa",
+    "finetune_activitynet_qa_512": "finetune_nextqa_512",
+    "finetune_epic_sounds": "finetune_vggsound",
+    "finetune_kinetics_sound": "finetune_vggsound",
+}
+
+
+def of_a_step(recipe: Recipe) -> tuple:
+    """All that a step's cost follows from."""
+    [stage] = recipe.stages.values()
+    how = (recipe.parallel, recipe.recompute, recipe.accumulation, recipe.precision, recipe.optimizer.name)
+    return dataclasses.replace(stage, steps=1, window="any", label_smoothing=0.0), recipe.model, how
+
+
+@functools.cache
+def step_plan(name: str, preset: str) -> StagePlan:
+    """One step of a recipe on the eight GPUs that its header names."""
+    model = [f"--model.preset={preset}"] if name == "image_text" else []
+    recipe = load_recipe(RECIPES / f"paper/{name}.yaml", [f"--data.root={RECIPES / 'absent'}", *model])
+    [stage] = plan_run(recipe, Assumptions(processes=8, peak_tflops=989.0, preset=preset)).stages.values()
+    return stage
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", PAPER)
+def test_the_hours_of_a_header_are_the_plans_and_its_gpus_hold_what_it_says(name):
+    """Minutes: every kind of step is counted for both sizes."""
+    header = (RECIPES / f"paper/{name}.yaml").read_text()
+    said = re.search(r"# Time: +about ([\d.]+) (hours|days) for 3b, ([\d.]+) of it for 1b \(arithmetic: 40%", header)
+    assert "# Hardware:       8 GPUs of 80 GiB" in header
+    recipe, like = recipe_of(f"paper/{name}"), COSTS_AS.get(name, name)
+    assert of_a_step(recipe) == of_a_step(recipe_of(f"paper/{like}"))
+    large, small = (step_plan(like, preset) for preset in ("3b", "1b"))
+    seconds = float(said[1]) * {"hours": 3600, "days": 86_400}[said[2]]
+    assert recipe.total_steps * large.step_seconds == pytest.approx(seconds, rel=0.05)
+    assert small.step_seconds / large.step_seconds == pytest.approx(float(said[3]), abs=0.04)
+    # Some room for the allocator, for communication and for PyTorch itself.
+    assert max(large.memory.peak, small.memory.peak) < 68 * 2**30
 
 
 def test_image_text_is_mammuts():
