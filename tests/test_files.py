@@ -1,6 +1,9 @@
+import os
+
 import pytest
 
-from mirasol.files import write_whole
+from mirasol.errors import UserError
+from mirasol.files import parse_json, write_whole
 
 
 def test_what_is_written_replaces_what_was_there(tmp_path):
@@ -20,3 +23,19 @@ def test_an_interruption_leaves_what_was_there(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         write_whole(tmp_path / "a.json", "second")
     assert (tmp_path / "a.json").read_text() == "first"
+
+
+def test_new_text_is_on_the_disk_before_it_has_the_name(tmp_path, monkeypatch):
+    """Or a power cut could leave the name and nothing behind it."""
+    done = []
+    for name in ("fsync", "replace"):
+        real = getattr(os, name)
+        monkeypatch.setattr(f"mirasol.files.os.{name}", lambda *given, n=name, f=real: (done.append(n), f(*given)))
+    write_whole(tmp_path / "a.json", "first")
+    assert done == ["fsync", "replace"]
+
+
+def test_damaged_json_is_one_line_with_its_place():
+    assert parse_json('{"a": 1}', "b.json", "remove it") == {"a": 1}
+    with pytest.raises(UserError, match=r"^b\.json: is damaged \(.*\): remove it$"):
+        parse_json('{"a": ', "b.json", "remove it")

@@ -1,15 +1,30 @@
 """Files that are there whole or not at all, and their hashes."""
 
 import hashlib
+import json
 import os
 from pathlib import Path
+from typing import Any
+
+from mirasol.errors import UserError
 
 
 def write_whole(file: Path, text: str) -> None:
-    """Writes a file such that an interruption leaves what was there before, or all of the new text."""
+    """Writes a file such that an interruption, or a power cut, leaves what was there before, or all of the new text."""
     unfinished = file.with_name(f".{file.name}.unfinished")
-    unfinished.write_text(text, encoding="utf-8")
+    with unfinished.open("w", encoding="utf-8") as stream:
+        stream.write(text)
+        stream.flush()
+        os.fsync(stream.fileno())
     os.replace(unfinished, file)
+
+
+def parse_json(text: str, where: object, fix: str) -> Any:
+    """What a JSON text says. Raises UserError for one that is damaged, on one line: `where` it is, and the `fix`."""
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise UserError(f"{where}: is damaged ({error}): {fix}") from error
 
 
 def file_hash(file: Path) -> str:

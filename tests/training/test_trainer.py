@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from mirasol import MirasolForConditionalGeneration, MirasolOutput, MirasolProcessor
 from mirasol.errors import BadClip, UserError
 from mirasol.training.checkpoints import Checkpoints
+from mirasol.training.exporting import export_run
 from mirasol.training.logging import RunLog, read_metrics
 from mirasol.training.recipe import recipe_from_dict
 from mirasol.training.run_folder import RunFolder
@@ -183,6 +184,21 @@ def test_resuming_with_a_changed_recipe_is_refused_by_key(values, console):
     del values["optimizer"]["weight_decay"]
     values["keep_last"] = 1
     run(values, console, resume=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [("run.json", r"run\.json: is damaged"), ("recipe.yaml", r"recipe\.yaml: .* this file holds NoneType")],
+)
+def test_a_run_whose_records_are_damaged_is_refused_in_one_line(values, console, tmp_path, name, said):
+    values["stages"] = {"slots": {"steps": 1, "window": "slot", "clips_per_step": 2, "questions_per_clip": 1}}
+    folder = run(values, console).parent
+    shutil.rmtree(folder / "checkpoint")
+    (folder / name).write_text("")
+    for work in (lambda: run(values, console, resume=True), lambda: export_run(folder, tmp_path / "out")):
+        with pytest.raises(UserError, match=said) as caught:
+            work()
+        assert "\n" not in str(caught.value)
 
 
 def test_resuming_with_changed_data_is_refused(values, console, data_root, tmp_path):

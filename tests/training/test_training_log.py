@@ -2,6 +2,9 @@
 
 import json
 
+import pytest
+
+from mirasol.errors import UserError
 from mirasol.training.logging import RunLog, read_metrics
 
 
@@ -26,3 +29,10 @@ def test_validation_is_logged_by_type(tmp_path):
     log.validation(7, {"clip": part})
     log.close()
     assert read_metrics(tmp_path / "metrics.jsonl") == [{"kind": "validation", "step": 7, "clip": part}]
+
+
+def test_a_line_damaged_amid_others_is_named(tmp_path):
+    file = tmp_path / "metrics.jsonl"
+    file.write_text('{"step": 1}\n{"st\n{"step": 3}\n')
+    with pytest.raises(UserError, match=r"metrics\.jsonl, line 2: is damaged .*: remove the line"):
+        read_metrics(file)

@@ -13,11 +13,11 @@ from torch import Tensor
 from mirasol import MirasolConfig, MirasolForConditionalGeneration, MirasolProcessor
 from mirasol.checkpoint import find_checkpoint, load_checkpoint, read_config
 from mirasol.errors import UserError
-from mirasol.files import file_hash
+from mirasol.files import file_hash, parse_json
 from mirasol.training.best import BestStep
 from mirasol.training.checkpoints import Checkpoints, save_model, write_folder
 from mirasol.training.logging import read_metrics
-from mirasol.training.recipe import Recipe, recipe_from_dict
+from mirasol.training.recipe import Recipe, read_yaml, recipe_from_dict
 from mirasol.training.regularisers import Regularisers
 from mirasol.training.shard_files import DamagedFile, ShardReader
 
@@ -70,13 +70,12 @@ def export_run(
 
 def _read_run(run: Path) -> tuple[Recipe, dict[str, Any]]:
     """The run's recipe, and what run.json records."""
-    import yaml
-
     for name in ("recipe.yaml", "run.json"):
         if not (run / name).is_file():
             raise UserError(f"{run}: not the folder of a run: it has no {name}")
-    recipe = recipe_from_dict(yaml.safe_load((run / "recipe.yaml").read_text(encoding="utf-8")), str(run))
-    return recipe, json.loads((run / "run.json").read_text(encoding="utf-8"))
+    facts = run / "run.json"
+    recipe = recipe_from_dict(read_yaml(run / "recipe.yaml"), str(run))
+    return recipe, parse_json(facts.read_text(encoding="utf-8"), facts, "put its copy back")
 
 
 def _best_step(run: Path, steps: list[int], metric: str | None) -> int:

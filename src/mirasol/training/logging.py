@@ -29,7 +29,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mirasol.files import write_whole
+from mirasol.files import parse_json, write_whole
 from mirasol.training.trackers import Tracker
 
 if TYPE_CHECKING:
@@ -93,7 +93,11 @@ class RunLog:
 
 
 def read_metrics(file: Path) -> list[dict[str, Any]]:
-    """The lines of a `metrics.jsonl`, a last one that a kill cut short left out; none where there is no file yet."""
+    """The lines of a `metrics.jsonl`, a last one that a kill cut short left out; none where there is no file yet.
+
+    Raises UserError for a line that is damaged otherwise.
+    """
     if not file.is_file():
         return []
-    return [json.loads(line) for line in file.read_text(encoding="utf-8").split("\n")[:-1]]
+    lines = file.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]
+    return [parse_json(line, f"{file}, line {number}", "remove the line") for number, line in enumerate(lines, 1)]

@@ -487,7 +487,7 @@ def load_recipe(path: str | Path | Sequence[str | Path], overrides: Sequence[str
     paths = [path] if isinstance(path, str | Path) else list(path)
     values: dict[str, Any] = {}
     for file in paths:
-        values = _laid_over(values, _read_yaml(Path(file)))
+        values = _laid_over(values, read_yaml(Path(file)))
     for override in overrides:
         values = _laid_over(values, _parse_override(override))
     return recipe_from_dict(values, where=", ".join(str(file) for file in paths))
@@ -516,7 +516,8 @@ def recipe_from_dict(values: Mapping[str, Any], where: str = "recipe") -> Recipe
         raise UserError(f"{where}: {reason}") from error
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping that a YAML file holds. Raises UserError for a file that is not there or holds no mapping."""
     import yaml
 
     if not path.is_file():

@@ -21,9 +21,9 @@ import torch
 
 import mirasol
 from mirasol.errors import UserError
-from mirasol.files import file_hash, write_whole
+from mirasol.files import file_hash, parse_json, write_whole
 from mirasol.training.clip_cache import BadWindow, write_bad_clips
-from mirasol.training.recipe import Recipe, changed_keys
+from mirasol.training.recipe import Recipe, changed_keys, read_yaml
 
 # Whatever a run alone leaves. Not bad_clips.jsonl: a start that stopped at a bad clip leaves it, and is no run yet.
 RUN_FILES = (
@@ -95,14 +95,12 @@ class RunFolder:
         return self.checkpoint.is_dir()
 
     def _check_same_recipe(self) -> None:
-        import yaml
-
         file = self.path / "recipe.yaml"
         if not file.is_file():
             raise UserError(
                 f"{self.path}: holds a run without its recipe.yaml and cannot be resumed: choose another output"
             )
-        before, after = yaml.safe_load(file.read_text(encoding="utf-8")), self.recipe.to_dict()
+        before, after = read_yaml(file), self.recipe.to_dict()
         changed = changed_keys(before, after)
         if changed:
             raise UserError(
@@ -156,7 +154,8 @@ class RunFolder:
 
     def recorded(self) -> dict[str, Any]:
         """What run.json holds."""
-        return json.loads((self.path / "run.json").read_text(encoding="utf-8"))
+        file = self.path / "run.json"
+        return parse_json(file.read_text(encoding="utf-8"), file, "put its copy back, or begin another run")
 
     def _check_same_bad_clips(self, bad: list[BadWindow]) -> None:
         lines = (self.path / "bad_clips.jsonl").read_text(encoding="utf-8").splitlines()
