@@ -118,6 +118,10 @@ def _csv_rows(path: Path) -> Iterator[tuple[int, dict[str, Any] | BadRow]]:
             wanted = f"expected {','.join(REQUIRED)} and any of {','.join(OPTIONAL)}"
             yield 1, BadRow(f"wrong header: {wanted}; found {','.join(header) or 'nothing'}", 1)
             return
+        if len(set(header)) < len(header):
+            twice = next(name for name in header if header.count(name) > 1)
+            yield 1, BadRow(f"wrong header: {twice!r} stands in it twice; found {','.join(header)}", 1)
+            return
         line = reader.line_num + 1
         for fields in reader:
             if fields:

@@ -89,6 +89,16 @@ def test_captions_of_images_in_csv_and_tsv(data):
     assert read_source("image_text", data.root, "test").examples[0].media == "images/cat.png"
 
 
+def test_cc3m_quotes_nothing(data):
+    data.put(
+        "Train_GCC-training.tsv",
+        'a bus\thttp://x/1.jpg\n"go" said the sign\thttp://x/2.jpg\n"open\thttp://x/3.jpg\n"b\n',
+    )
+    source = read_source("image_text", data.root, "train")
+    assert [e.target for e in source.annotated] == ["a bus", '"go" said the sign', '"open']
+    assert [(p.line, p.column) for p in source.problems if p.kind == "malformed"] == [(4, 3)]
+
+
 def test_a_caption_never_goes_to_another_s_image(data):
     data.put("images/image.jpg")
     data.put(

@@ -108,6 +108,8 @@ def test_your_own_folder_lists_all_that_is_wrong(data):
     assert [p.line for p in source.problems][:3] == [4, 5, 6]
     data.put("train.csv", "file,prompt,answer\n")
     assert "wrong header: expected file,prompt,target" in read_source("folder", data.root, "train").problems[0].message
+    data.put("train.csv", "file,prompt,target,prompt\n")
+    assert "'prompt' stands in it twice" in read_source("folder", data.root, "train").problems[0].message
 
 
 @pytest.mark.parametrize(

@@ -79,6 +79,8 @@ def test_a_wrong_header_tells_what_was_expected_and_found(data):
     kind, _, line, _, message = fatal(lambda: rows_of(data.put("x.csv", "a,c\n1,2\n")))
     assert (kind, line, message) == ("wrong header", 1, "wrong header: expected a,b; found a,c")
     assert "found nothing" in fatal(lambda: rows_of(data.put("x.csv", "")))[4]
+    assert "'b' stands in it twice; found a,b,b" in fatal(lambda: rows_of(data.put("x.csv", "a,b,b\n1,2,3\n")))[4]
+    assert rows_of(data.put("x.csv", "a,b,c,c\n1,2,3,4\n"))[0] == [(2, {"a": "1", "b": "2"})], "no column of ours"
 
 
 def test_rows_of_another_width_are_skipped_with_line_and_column(data):

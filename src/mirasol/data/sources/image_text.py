@@ -74,7 +74,9 @@ def _pairs(path: Path, shown: str, rows: Rows) -> Iterator[tuple[int, str, str]]
     known = _format(path)
     assert known is not None
     caption, image, header = known
-    for line, row in csv_rows(path, shown, rows, (caption, image), header=header, delimiter=_delimiter(path)):
+    # CC3M's tsv, the one without a header, quotes nothing: a caption may begin with a quote that does not end.
+    table = csv_rows(path, shown, rows, (caption, image), header=header, delimiter=_delimiter(path), quoted=header)
+    for line, row in table:
         yield line, row[caption].strip(), row[image].strip()
 
 

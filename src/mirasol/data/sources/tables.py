@@ -159,16 +159,20 @@ def csv_rows(
     delimiter: str = ",",
     skip_initial_space: bool = False,
     comment: str | None = None,
+    quoted: bool = True,
 ) -> Iterator[tuple[int, dict[str, str]]]:
     """(line number, {column: field}) of a csv file, all fields as text; nothing is guessed to be a missing value.
 
     With a `header`, columns are found by name, in any order, and others (`optional` ones that are there are given) are
-    ignored; without one, `columns` are all columns in their order. Lines that begin with `comment` are left out.
+    ignored; without one, `columns` are all columns in their order. Lines that begin with `comment` are left out. Where
+    fields are not `quoted`, quotes are letters like others.
     Rows with too few or too many fields, or with bytes that are not UTF-8, are skipped in `rows`.
 
     Raises AnnotationError for another header, and where quotes do not close.
     """
-    table = csv_table(path, file, delimiter=delimiter, skip_initial_space=skip_initial_space, comment=comment)
+    table = csv_table(
+        path, file, delimiter=delimiter, skip_initial_space=skip_initial_space, comment=comment, quoted=quoted
+    )
     width = len(columns)
     if header:
         _, names = next(table, (1, []))
@@ -182,7 +186,8 @@ def csv_rows(
     for line, fields in table:
         if len(fields) != width:
             message = f"{len(fields)} fields, {width} expected"
-            rows.skip("malformed", message, file, line, _end_of_field(fields, min(len(fields), width), delimiter))
+            end = _end_of_field(fields[: min(len(fields), width)], delimiter, quoted)
+            rows.skip("malformed", message, file, line, end)
             continue
         row = {name: fields[place] for name, place in zip(columns, places, strict=True)}
         bad = next((name for name, field in row.items() if not is_utf8(field)), None)
@@ -207,6 +212,10 @@ def check_header(found: Sequence[str], expected: Sequence[str], file: str) -> No
     if missing:
         message = f"wrong header: expected {','.join(expected)}; found {','.join(found) or 'nothing'}"
         raise AnnotationError(Problem("wrong header", message, file, 1, 1))
+    twice = [name for name in expected if found.count(name) > 1]
+    if twice:
+        message = f"wrong header: {twice[0]!r} stands in it twice; found {','.join(found)}"
+        raise AnnotationError(Problem("wrong header", message, file, 1, 1))
 
 
 def csv_header(path: Path, delimiter: str = ",") -> list[str]:
@@ -220,7 +229,13 @@ def csv_header(path: Path, delimiter: str = ",") -> list[str]:
 
 
 def csv_table(
-    path: Path, file: str, *, delimiter: str = ",", skip_initial_space: bool = False, comment: str | None = None
+    path: Path,
+    file: str,
+    *,
+    delimiter: str = ",",
+    skip_initial_space: bool = False,
+    comment: str | None = None,
+    quoted: bool = True,
 ) -> Iterator[tuple[int, list[str]]]:
     """(line number, fields) of every row that is not empty. Raises AnnotationError where quotes do not close."""
     lines = io.StringIO(read_text(path), newline="").readlines()
@@ -228,7 +243,8 @@ def csv_table(
     if comment is not None:
         skipped = sum(1 for _ in itertools.takewhile(lambda line: line.startswith(comment), lines))
         lines = lines[skipped:]
-    reader = csv.reader(lines, delimiter=delimiter, skipinitialspace=skip_initial_space, strict=True)
+    quoting = csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE
+    reader = csv.reader(lines, delimiter=delimiter, skipinitialspace=skip_initial_space, strict=True, quoting=quoting)
     line = skipped + 1
     while True:
         try:
@@ -247,10 +263,12 @@ def _open_quote(path: Path, line: int) -> int:
     return read_text(path).split("\n")[line - 1].rfind('"') + 1 or 1
 
 
-def _end_of_field(fields: Sequence[str], count: int, delimiter: str) -> int:
-    """Column, from 1, just behind the first `count` fields of a row, as a csv writer would have written them."""
+def _end_of_field(fields: Sequence[str], delimiter: str, quoted: bool) -> int:
+    """Column, from 1, just behind the fields that a row begins with, as a csv writer would have written them."""
+    if not quoted:
+        return len(delimiter.join(fields)) + 1
     written = io.StringIO()
-    csv.writer(written, delimiter=delimiter, lineterminator="").writerow(fields[:count])
+    csv.writer(written, delimiter=delimiter, lineterminator="").writerow(fields)
     return len(written.getvalue()) + 1
 
 
