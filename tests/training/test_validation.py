@@ -1,9 +1,13 @@
 from dataclasses import replace
 
+import pytest
 import torch
 
 from mirasol.checkpoint import load_checkpoint
+from mirasol.errors import UserError
+from mirasol.training import validation
 from mirasol.training.clip_cache import ClipCache
+from mirasol.training.stages import stage_losses
 from mirasol.training.validation import Validation
 
 
@@ -11,6 +15,32 @@ def test_questions_without_a_type_are_untyped(recipe, examples, untrained, data_
     recipe = replace(recipe, validation_clips=1)
     loaded = load_checkpoint(untrained)
     cache = ClipCache(tmp_path, data_root, loaded.model.config.media_settings())
-    validation = Validation(recipe, [replace(example, question_type="") for example in examples])
-    found = validation.run(loaded.model, loaded.processor, cache, torch.device("cpu"))
+    own = Validation(recipe, [replace(example, question_type="") for example in examples])
+    found = own.run(loaded.model, loaded.processor, cache, torch.device("cpu"))
     assert all(part["by_type"].keys() == {"untyped"} for part in found.values())
+
+
+def test_clips_are_validated_a_microbatch_at_a_time_or_as_many_as_asked_for(
+    recipe, examples, untrained, data_root, tmp_path, monkeypatch
+):
+    loaded, sizes = load_checkpoint(untrained), []
+    cache = ClipCache(tmp_path, data_root, loaded.model.config.media_settings())
+
+    def counted(model, stage, batch):
+        sizes.append(len(batch["chunk_mask"]))
+        return stage_losses(model, stage, batch)
+
+    monkeypatch.setattr(validation, "stage_losses", counted)
+    # Rounding aside, what each clip has by itself stays the same.
+    stage = replace(recipe.stages["questions"], clips_per_step=4)
+    recipe = replace(recipe, stages={"questions": stage}, validation_clips=4)
+    found = []
+    for changes in ({}, {"accumulation": 2}, {"validation_batch": 3}, {"accumulation": 2, "validation_batch": 1}):
+        own = Validation(replace(recipe, **changes), examples)
+        found.append(own.run(loaded.model, loaded.processor, cache, torch.device("cpu"))["clip"])
+    assert sizes == [4, 2, 2, 3, 1, 1, 1, 1, 1]
+    for other in found[1:]:
+        assert other["accuracy"] == found[0]["accuracy"]
+        assert other["text_loss"] == pytest.approx(found[0]["text_loss"], rel=1e-4)
+    with pytest.raises(UserError, match="validation_batch=0 must be positive"):
+        replace(recipe, validation_batch=0)

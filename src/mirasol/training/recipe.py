@@ -272,7 +272,9 @@ class Recipe:
     compile: compiles every Transformer layer with torch.compile
     ema: decay per step of a moving average of the weights; validation and the finished checkpoint are the average's
     device: `auto` takes the GPU where there is one
-    validate_every, checkpoint_every, log_every: in steps; validation looks at `validation_clips` clips
+    validate_every, checkpoint_every, log_every: in steps; validation looks at `validation_clips` clips,
+        `validation_batch` of them at once, on every process; null is as many as a microbatch of one process alone has.
+        The losses that compare clips, centred latents and contrastive, depend on it
     samples: how many questions of the validation the model answers in its own words at each validation; 0: none
     tracker: where the run can be watched beside TensorBoard (packages of their own: pip install 'mirasol[wandb]')
     keep_last: how many of the newest checkpoints stay on disk
@@ -303,6 +305,7 @@ class Recipe:
     log_every: int = 10
     validate_every: int = 200
     validation_clips: int = 64
+    validation_batch: int | None = None
     checkpoint_every: int = 500
     keep_last: int = 2
     keep_best: str | None = None
@@ -320,6 +323,8 @@ class Recipe:
             _positive(self, name)
         if self.samples < 0:
             raise UserError(f"samples={self.samples} must not be negative: 0 takes none")
+        if self.validation_batch is not None:
+            _positive(self, "validation_batch")
         _positive(self, "batch_seconds")
         if self.process_seconds is not None and self.process_seconds <= self.batch_seconds:
             raise UserError(
@@ -381,6 +386,7 @@ UNDECISIVE = frozenset(
         "log_every",
         "validate_every",
         "validation_clips",
+        "validation_batch",
         "checkpoint_every",
         "keep_last",
         "keep_best",

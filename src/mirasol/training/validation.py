@@ -72,7 +72,8 @@ class Validation:
     def _part(self, name, model, processor, cache, device) -> dict[str, Any]:
         part = self.parts[name]
         stage = self.stage_of[name]
-        size = max(stage.clips_per_step for stage in self.recipe.stages.values())
+        most = max(stage.clips_per_step for stage in self.recipe.stages.values())
+        size = self.recipe.validation_batch or most // self.recipe.accumulation
         sums: dict[str, list[float]] = defaultdict(lambda: [0.0, 0, 0, 0])
         dense: dict[str, float] = defaultdict(float)
         for first in range(0, len(part), size):
