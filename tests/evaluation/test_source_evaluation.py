@@ -268,6 +268,15 @@ def test_a_report_takes_numbers_without_an_upper_end(loaded, evaluated, tmp_path
     assert "d-prime" in (tmp_path / "report.html").read_text()
 
 
+def test_a_report_takes_names_of_files_that_are_not_utf8(loaded, evaluated, tmp_path):
+    scored = evaluated.protocols[OPEN]
+    strange = [dataclasses.replace(item, example=dataclasses.replace(item.example, media="caf\udce9.mp4"))
+               for item in scored.judged]  # fmt: skip
+    changed = {OPEN: dataclasses.replace(scored, judged=tuple(strange))}
+    write_report(tmp_path / "report.html", loaded, dataclasses.replace(evaluated, protocols=changed))
+    assert "caf?.mp4" in (tmp_path / "report.html").read_text()
+
+
 def test_still_images_are_no_clips_to_ask_about(loaded, shapes, tmp_path):
     shutil.copy(next((shapes / "clips" / "test").iterdir()), tmp_path / "a.mp4")
     (tmp_path / "b.png").write_bytes(b"\x89PNG")

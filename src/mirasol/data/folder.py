@@ -13,6 +13,7 @@ and candidates are divided by "|".
 import csv
 import io
 import math
+import re
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -24,6 +25,7 @@ from mirasol.json_values import NotJson, json_value
 REQUIRED = ("file", "prompt", "target")
 OPTIONAL = ("id", "start", "end", "question_type", "candidates")
 SUFFIXES = (".jsonl", ".csv")
+_HALF = re.compile("[\ud800-\udfff]")  # half of a character, which JSON can hold escaped and no file can
 
 
 class BadRow(UserError):
@@ -207,6 +209,8 @@ def _text(value: Any, name: str, may_be_empty: bool = False) -> str:
         raise BadRow(f"field {name!r} must be text, not {_kind(value)}")
     if not value.strip() and not may_be_empty:
         raise BadRow(f"field {name!r} is empty")
+    if not value.isascii() and _HALF.search(value):
+        raise BadRow(f"field {name!r} is not UTF-8 text")
     return value
 
 

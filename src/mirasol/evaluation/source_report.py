@@ -51,7 +51,8 @@ def write_report(file: Path, loaded: Loaded, evaluated: Evaluated) -> None:
             _protocol(evaluated, name, scored, clips, extractor.grid) for name, scored in evaluated.protocols.items()
         ],
     )
-    write_whole(file, page)
+    # Names of files on disk need not be UTF-8.
+    write_whole(file, page.encode("utf-8", "replace").decode("utf-8"))
 
 
 def _protocol(evaluated: Evaluated, name: str, scored: Scored, clips: DecodedClips, grid: ChunkGrid) -> dict[str, Any]:

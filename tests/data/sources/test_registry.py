@@ -112,6 +112,16 @@ def test_your_own_folder_lists_all_that_is_wrong(data):
     assert "'prompt' stands in it twice" in read_source("folder", data.root, "train").problems[0].message
 
 
+@pytest.mark.parametrize("field", ["file", "prompt", "target", "id", "question_type"])
+def test_halves_of_characters_are_no_text(data, field):
+    data.put("a.mp4")
+    row = {"file": "a.mp4", "prompt": "what?", "target": "é", field: "a\ud800"}
+    data.put("test.jsonl", json.dumps(row) + "\n" + json.dumps({**row, field: "a.mp4"}))
+    source = read_source("folder", data.root, "test")
+    assert source.reasons == {"not UTF-8": 1} and f"field {field!r} is not UTF-8" in source.problems[0].message
+    assert len(source.examples) == 1
+
+
 @pytest.mark.parametrize(
     ("name", "file", "content", "part"),
     [
