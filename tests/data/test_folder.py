@@ -81,6 +81,20 @@ def test_a_link_that_leads_out_of_the_folder_is_refused(tmp_path):
     assert "leads outside" in error_of(root, GOOD)
 
 
+def test_links_of_files_are_followed_to_where_they_lead(tmp_path):
+    root = tmp_path / "data"
+    (root / "real").mkdir(parents=True)
+    (root / "clips").mkdir()
+    (tmp_path / "secret.mp4").write_text("")
+    (root / "clips" / "in.mp4").symlink_to(root / "real" / "a.mp4")
+    (root / "clips" / "out.mp4").symlink_to(tmp_path / "secret.mp4")
+    inside = [GOOD | {"file": file, "id": file} for file in ("clips/in.mp4", "./clips//b.mp4", "a.mp4")]
+    write(root, *inside)
+    assert [example.media for example in read_examples(root, "train")] == ["clips/in.mp4", "clips/b.mp4", "a.mp4"]
+    message = error_of(root, *inside, GOOD | {"file": "clips/out.mp4"})
+    assert "line 4: file 'clips/out.mp4' leads outside" in message
+
+
 def test_an_id_used_twice_names_both_lines(tmp_path):
     assert "line 3: id 'a' was already used on line 1" in error_of(tmp_path, GOOD, GOOD | {"id": "b"}, GOOD)
 

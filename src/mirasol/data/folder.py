@@ -13,9 +13,10 @@ and candidates are divided by "|".
 import csv
 import io
 import math
+import os
 import re
 from collections.abc import Iterator
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from mirasol.data.example import Example
@@ -156,6 +157,8 @@ class _Inside:
     def __init__(self, root: Path):
         self.root = root
         self.real_root = root.resolve()
+        # Where each folder leads: to ask that for every file took most of the reading.
+        self.folders: dict[str, Path | None] = {}
         self.passed: dict[str, str] = {}  # many examples share a file: each is looked up on the disk once
 
     def __call__(self, file: str) -> str:
@@ -164,12 +167,24 @@ class _Inside:
         return self.passed[file]
 
     def _check(self, file: str) -> str:
-        path = PurePosixPath(file)
-        if path.is_absolute() or ".." in path.parts or "\0" in file or "\\" in file:
+        parts = file.split("/")
+        if not parts[0] or ".." in parts or "\0" in file or "\\" in file:
             raise BadRow(f"file {file!r} must be a path inside {self.root}, without '..'")
-        if not (self.real_root / path).resolve().is_relative_to(self.real_root):
+        parts = [part for part in parts if part not in ("", ".")] or ["."]
+        folder = "/".join(parts[:-1])
+        if folder not in self.folders:
+            self.folders[folder] = self._resolved(folder)
+        real = self.folders[folder]
+        if real is not None and os.path.islink(f"{real}/{parts[-1]}"):
+            real = self._resolved("/".join(parts))
+        if real is None:
             raise BadRow(f"file {file!r} leads outside {self.root}")
-        return path.as_posix()
+        return "/".join(parts)
+
+    def _resolved(self, path: str) -> Path | None:
+        """Where a path below the root leads, None where that is outside of it."""
+        real = (self.real_root / path).resolve()
+        return real if real.is_relative_to(self.real_root) else None
 
 
 def _parse(row: dict[str, Any], line: int, inside: _Inside) -> Example:

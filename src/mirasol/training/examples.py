@@ -4,8 +4,10 @@ import dataclasses
 import hashlib
 import json
 import os
+import stat
 from collections.abc import Sequence
 from dataclasses import replace
+from operator import attrgetter
 from pathlib import Path
 
 from mirasol.data.example import Example
@@ -64,15 +66,24 @@ def examples_hash(root: Path, examples: Sequence[Example]) -> str:
     It says whether two runs trained on the same data, whatever data set it is; contents of media are not read.
     """
     digest = hashlib.sha256()
+    # The field's own order: asdict would copy every class list, once for each example.
+    facts = attrgetter(*(field.name for field in dataclasses.fields(Example)))
     for example in examples:
-        # The field's own order: asdict would copy every class list, once for each example.
-        facts = [getattr(example, field.name) for field in dataclasses.fields(example)]
-        digest.update(json.dumps(facts, ensure_ascii=False).encode("utf-8", "surrogatepass") + b"\n")
+        digest.update(json.dumps(facts(example), ensure_ascii=False).encode("utf-8", "surrogatepass") + b"\n")
     for media in dict.fromkeys(example.media for example in examples):
-        file = stored_file(root, media)
-        size = file.stat().st_size if file.is_file() else 0
-        digest.update(f"{media} {size}\n".encode("utf-8", "surrogatepass"))
+        digest.update(f"{media} {_size(root, media)}\n".encode("utf-8", "surrogatepass"))
     return digest.hexdigest()
+
+
+def _size(root: Path, media: str) -> int:
+    """Bytes of the file that holds the media, 0 where there is none."""
+    for path in (f"{root}/{media}", stored_file(root, media)):  # few lie in a tar, so the path is tried first
+        try:
+            facts = os.stat(path)
+        except OSError:
+            continue
+        return facts.st_size if stat.S_ISREG(facts.st_mode) else 0
+    return 0
 
 
 def tokenizer_texts(examples: list[Example]) -> list[str]:
