@@ -11,7 +11,7 @@ _HOMES = {
     "MirasolConfig": "mirasol.config",
     "MirasolForConditionalGeneration": "mirasol.model.mirasol",
     "MirasolOutput": "mirasol.model.outputs",
-    "MirasolFeatureExtractor": "mirasol.media.processor",
+    "MirasolFeatureExtractor": "mirasol.media.feature_extractor",
     "MirasolProcessor": "mirasol.media.processor",
     "ChunkGrid": "mirasol.media.timeline",
     "Clip": "mirasol.media.clip",

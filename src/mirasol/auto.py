@@ -10,7 +10,8 @@ from transformers import (
 )
 
 from mirasol.config import MirasolConfig
-from mirasol.media.processor import MirasolFeatureExtractor, MirasolProcessor
+from mirasol.media.feature_extractor import MirasolFeatureExtractor
+from mirasol.media.processor import MirasolProcessor
 from mirasol.model.mirasol import MirasolForConditionalGeneration
 
 AutoConfig.register(MirasolConfig.model_type, MirasolConfig)

@@ -13,9 +13,9 @@ import torch
 
 from mirasol.data.media_files import is_image
 from mirasol.errors import BadClip, UserError
+from mirasol.media.feature_extractor import MirasolFeatureExtractor
 from mirasol.media.image import read_image
 from mirasol.media.limits import Limits
-from mirasol.media.processor import MirasolFeatureExtractor
 from mirasol.training.clip_cache import ClipCache
 
 

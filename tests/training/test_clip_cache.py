@@ -9,7 +9,7 @@ import torch
 
 from mirasol.config import MirasolConfig
 from mirasol.errors import BadClip
-from mirasol.media.processor import MirasolFeatureExtractor
+from mirasol.media.feature_extractor import MirasolFeatureExtractor
 from mirasol.training.clip_cache import ClipCache, UnreadableWindow
 
 SETTINGS = MirasolConfig.preset("tiny").media_settings()

@@ -12,7 +12,7 @@ import torch
 from mirasol.config import MirasolConfig
 from mirasol.data.example import Example
 from mirasol.errors import UserError
-from mirasol.media.processor import MirasolFeatureExtractor
+from mirasol.media.feature_extractor import MirasolFeatureExtractor
 from mirasol.training.batches import BatchPlan
 from mirasol.training.clip_cache import ClipCache, UnreadableWindow
 from mirasol.training.loader import StepBatches, make_loader

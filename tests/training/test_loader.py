@@ -2,24 +2,30 @@
 
 import multiprocessing
 import os
+import pickle
 import signal
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset
 
 from mirasol.config import MirasolConfig
-from mirasol.media.processor import MirasolFeatureExtractor
+from mirasol.media.feature_extractor import MirasolFeatureExtractor
+from mirasol.media.processor import MirasolProcessor
 from mirasol.processes import process_context
 from mirasol.training import loader
 from mirasol.training.batches import BatchPlan
 from mirasol.training.clip_cache import ClipCache
-from mirasol.training.loader import StepBatches, make_loader
+from mirasol.training.loader import BatchTexts, ClipAugment, RowsOfRank, StepBatches, make_loader
 from mirasol.training.recipe import recipe_from_dict
 from mirasol.training.worker_status import WorkerFailed, WorkerStatus
 
 SETTINGS = MirasolConfig.preset("tiny").media_settings()
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2] / "src")}
 
 
 @pytest.fixture
@@ -52,6 +58,22 @@ def test_dropping_a_modality_never_leaves_a_clip_with_none(values, examples, cac
     for clip, video, audio in zip(batch.clips, media["video_mask"], media["audio_mask"], strict=True):
         assert video.any() == (clip.media == silent)
         assert video.any() or audio.any()
+
+
+def test_a_loading_process_does_without_models_and_compilers(tmp_path, values, examples, cache, untrained):
+    """They take longer to import than all else that it needs, and as much memory in each."""
+    recipe, extractor = recipe_from_dict(values), MirasolFeatureExtractor(**SETTINGS)
+    batches = StepBatches(
+        BatchPlan(recipe, examples), cache, extractor, RowsOfRank(recipe, 0, 1), ClipAugment(recipe, 32),
+        texts=BatchTexts(MirasolProcessor.from_pretrained(untrained).text_rows),
+    )  # fmt: skip
+    (tmp_path / "batches").write_bytes(pickle.dumps(batches))
+    code = (
+        "import pickle, sys\nbatch, media = pickle.load(open(sys.argv[1], 'rb'))[0]\nassert 'labels' in media\n"
+        "heavy = {'transformers.modeling_utils', 'torch._dynamo', 'sympy', 'mirasol.model'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    subprocess.run([sys.executable, "-c", code, str(tmp_path / "batches")], check=True, env=ENVIRONMENT)
 
 
 @pytest.mark.parametrize("limit", [0, 100, 2**20])

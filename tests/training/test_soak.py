@@ -10,7 +10,7 @@ import pytest
 
 from mirasol.config import MirasolConfig
 from mirasol.data.example import Example
-from mirasol.media.processor import MirasolFeatureExtractor
+from mirasol.media.feature_extractor import MirasolFeatureExtractor
 from mirasol.training.batches import BatchPlan
 from mirasol.training.clip_cache import ClipCache
 from mirasol.training.loader import StepBatches, make_loader

@@ -93,7 +93,8 @@ def write(output: Path, model: Any, tokenizer: Any, report: Any) -> None:
     import shutil
 
     from mirasol.commands.common import make_folder
-    from mirasol.media.processor import MirasolFeatureExtractor, MirasolProcessor
+    from mirasol.media.feature_extractor import MirasolFeatureExtractor
+    from mirasol.media.processor import MirasolProcessor
 
     unfinished = output.with_name(f".{output.name}.unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)

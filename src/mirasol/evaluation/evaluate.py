@@ -13,7 +13,8 @@ from mirasol.errors import BadClip
 from mirasol.evaluation.answering import MAX_NEW_TOKENS, answer_clips
 from mirasol.evaluation.controls import apply_control
 from mirasol.evaluation.metrics import Answered, Score, UnusableClip, score
-from mirasol.media.processor import MirasolFeatureExtractor, MirasolProcessor
+from mirasol.media.feature_extractor import MirasolFeatureExtractor
+from mirasol.media.processor import MirasolProcessor
 from mirasol.model.mirasol import MirasolForConditionalGeneration
 
 

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from mirasol.data.media_files import is_image, open_media_file, stored_file
 from mirasol.errors import BadClip, UserError
-from mirasol.media.processor import MirasolFeatureExtractor
+from mirasol.media.feature_extractor import MirasolFeatureExtractor
 from mirasol.media.timeline import cut
 from mirasol.processes import process_context
 from mirasol.training.worker_status import WorkerStatus

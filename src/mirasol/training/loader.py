@@ -2,7 +2,7 @@
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,8 +11,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from mirasol.errors import BadClip, UserError
-from mirasol.media.augmentation import decoded_size
-from mirasol.media.processor import MirasolFeatureExtractor, MirasolProcessor
+from mirasol.media.augmentation import augmented, decoded_size
+from mirasol.media.feature_extractor import MirasolFeatureExtractor
+from mirasol.media.text_rows import TextRows
 from mirasol.processes import process_context
 from mirasol.training.batches import Batch, BatchPlan, clip_seed
 from mirasol.training.clip_cache import BadWindow, ClipCache, UnreadableWindow, Window, named
@@ -31,16 +32,46 @@ Augment = Callable[[dict[str, Tensor], Batch, int], dict[str, Tensor]]
 
 @dataclass(frozen=True)
 class BatchTexts:
-    """The text tensors of a batch, as `MirasolProcessor.encode_text` gives them, and its rows' weights where it has
-    any."""
+    """The text tensors of a batch, and its rows' weights where it has any."""
 
-    processor: MirasolProcessor
+    rows: TextRows
 
     def __call__(self, batch: Batch) -> dict[str, Tensor]:
-        text = dict(self.processor.encode_text(batch.prompts, batch.targets))
+        text = dict(self.rows.encode(batch.prompts, batch.targets))
         if batch.row_weights is not None:
             text["row_weights"] = torch.tensor(batch.row_weights)
         return text
+
+
+class ClipAugment:
+    """Augments a clip of a batch as its stage says, by hash(seed, stage, epoch, clip): whichever process does it,
+    whenever, the same clip of the same epoch becomes the same."""
+
+    def __init__(self, recipe: Recipe, image_size: int):
+        self.recipe, self.image_size = recipe, image_size
+
+    def __call__(self, tensors: Mapping[str, Tensor], batch: Batch, row: int) -> dict[str, Tensor]:
+        augment = self.recipe.stages[batch.stage].augment
+        return augmented(tensors, augment, self.image_size, clip_seed(self.recipe.seed, batch, row))
+
+
+@dataclass(frozen=True)
+class RowsOfRank:
+    """The rows of a step's batch that a process computes, microbatch by microbatch; asked by the loader's processes.
+
+    A microbatch is a run of consecutive rows; so is every process's part of it.
+    """
+
+    recipe: Recipe
+    rank: int
+    world_size: int
+
+    def __call__(self, step: int) -> list[int]:
+        stage, _ = self.recipe.stage_at(step)
+        accumulation = self.recipe.accumulation
+        share = self.recipe.stages[stage].clips_per_step // (accumulation * self.world_size)
+        starts = [(part * self.world_size + self.rank) * share for part in range(accumulation)]
+        return [row for start in starts for row in range(start, start + share)]
 
 
 class StepBatches(Dataset):

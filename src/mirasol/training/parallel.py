@@ -89,25 +89,6 @@ def _check_shares(recipe: Recipe, rank: int, world_size: int) -> None:
 
 
 @dataclass(frozen=True)
-class RowsOfRank:
-    """The rows of a step's batch that a process computes, microbatch by microbatch; asked by the loader's processes.
-
-    A microbatch is a run of consecutive rows; so is every process's part of it.
-    """
-
-    recipe: Recipe
-    rank: int
-    world_size: int
-
-    def __call__(self, step: int) -> list[int]:
-        stage, _ = self.recipe.stage_at(step)
-        accumulation = self.recipe.accumulation
-        share = self.recipe.stages[stage].clips_per_step // (accumulation * self.world_size)
-        starts = [(part * self.world_size + self.rank) * share for part in range(accumulation)]
-        return [row for start in starts for row in range(start, start + share)]
-
-
-@dataclass(frozen=True)
 class Share:
     """What the other processes must know of this one's part of a step's batch.
 

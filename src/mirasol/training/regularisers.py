@@ -1,13 +1,9 @@
 """What a stage asks of dropout, layer drop, label smoothing and augmentation, brought into effect."""
 
-from collections.abc import Mapping
-
-from torch import Tensor, nn
+from torch import nn
 
 from mirasol.config import MirasolConfig
-from mirasol.media.augmentation import augmented
 from mirasol.model.regularisation import regularise, stack_configs
-from mirasol.training.batches import Batch, clip_seed
 from mirasol.training.recipe import Recipe, Stage
 
 
@@ -41,15 +37,3 @@ def check_augmentation(recipe: Recipe, config: MirasolConfig) -> None:
     for name, stage in recipe.stages.items():
         sizes = (config.audio.num_mel_bins, config.video.frames_per_chunk, config.audio.spectrogram_frames)
         stage.augment.check_fits(f"stages.{name}.", *sizes)
-
-
-class ClipAugment:
-    """Augments a clip of a batch as its stage says, by hash(seed, stage, epoch, clip): whichever process does it,
-    whenever, the same clip of the same epoch becomes the same."""
-
-    def __init__(self, recipe: Recipe, image_size: int):
-        self.recipe, self.image_size = recipe, image_size
-
-    def __call__(self, tensors: Mapping[str, Tensor], batch: Batch, row: int) -> dict[str, Tensor]:
-        augment = self.recipe.stages[batch.stage].augment
-        return augmented(tensors, augment, self.image_size, clip_seed(self.recipe.seed, batch, row))

@@ -23,13 +23,19 @@ from mirasol.training.checkpoints import Checkpoints, remove_folder, save_model,
 from mirasol.training.clip_cache import BadWindow, UnreadableWindow, write_bad_clips
 from mirasol.training.clock import Clock
 from mirasol.training.examples import examples_hash, read_data
-from mirasol.training.loader import BatchTexts, StepBatches, decoded_sizes, make_loader
+from mirasol.training.loader import (
+    BatchTexts,
+    ClipAugment,
+    RowsOfRank,
+    StepBatches,
+    decoded_sizes,
+    make_loader,
+)
 from mirasol.training.logging import RunLog, read_metrics
 from mirasol.training.measures import NonFiniteLoss, check_finite, spread
 from mirasol.training.optimizer import Optimizer, learning_rate
 from mirasol.training.parallel import (
     ParallelModel,
-    RowsOfRank,
     Share,
     global_batches,
     joined_ranks,
@@ -39,7 +45,7 @@ from mirasol.training.parallel import (
 )
 from mirasol.training.ranks import Ranks
 from mirasol.training.recipe import Recipe
-from mirasol.training.regularisers import ClipAugment, Regularisers, check_augmentation
+from mirasol.training.regularisers import Regularisers, check_augmentation
 from mirasol.training.run_folder import RunFolder, versions
 from mirasol.training.samples import Samples
 from mirasol.training.setup import (
@@ -252,7 +258,7 @@ class Trainer:
         steps = StepBatches(
             self.plan, self.clips, extractor, status=self.status, on_bad=data.on_bad_clip,
             rows=RowsOfRank(self.recipe, ranks.rank, ranks.world_size) if ranks.world_size > 1 else None,
-            augment=ClipAugment(self.recipe, extractor.image_size), texts=BatchTexts(self.processor),
+            augment=ClipAugment(self.recipe, extractor.image_size), texts=BatchTexts(self.processor.text_rows),
         )  # fmt: skip
         on_gpu = self.device.type == "cuda"
         remaining = range(first, self.recipe.total_steps)
