@@ -27,6 +27,12 @@ def parse_json(text: str, where: object, fix: str) -> Any:
         raise UserError(f"{where}: is damaged ({error}): {fix}") from error
 
 
+def open_as_folder(path: Path) -> None:
+    """Whoever may read or write in a file's folder may do so with the file: safetensors writes for its owner alone."""
+    if path.is_file():
+        path.chmod(path.parent.stat().st_mode & 0o666)
+
+
 def file_hash(file: Path) -> str:
     """SHA-256 of a file of any size, in hexadecimal."""
     with file.open("rb") as stream:

@@ -204,6 +204,14 @@ def test_masks_leave_absent_sound_absent(noise):
     assert torch.equal(with_masks(noise["audio"], nothing, SpecAugment(1), random.Random(0)), noise["audio"])
 
 
+def test_no_clip_is_moved_by_more_than_half_of_its_length(clip):
+    far = Augment(time_shift=100 * CHUNKS * FRAMES)
+    frames = CHUNKS * FRAMES
+    for seed in range(50):
+        moved = augmented(clip, far, SIDE, seed)["video"].flatten(0, 1)[:, 0, 0, 0].unique()
+        assert len(moved) >= frames - frames // 2
+
+
 @pytest.mark.parametrize(
     ("make", "said"),
     [
@@ -216,8 +224,9 @@ def test_masks_leave_absent_sound_absent(noise):
         (lambda: Augment(crop=0.0), "augment.crop=0.0 must be a share of the picture"),
         (lambda: Augment(flip=1.5), "augment.flip=1.5 must be a share of the clips"),
         (lambda: Augment(time_shift=-1), "augment.time_shift=-1 must not be negative"),
-        (lambda: Augment(SpecAugment(1, 65)).check_fits("s.", 64, 4, 16), "^s.augment.*=65 exceeds the model's 64 mel"),
-        (lambda: Augment(time_shift=1).check_fits("s.", 64, 64, 32), "time_shift=1 has no effect: .*steps of 2 frames"),
+        (lambda: Augment(SpecAugment(1, 65)).check_fits("s.", 64, 4, 16, 8), "^s.augment.*=65 exceeds the .* 64 mel"),
+        (lambda: Augment(time_shift=1).check_fits("s.", 64, 64, 32, 8), "time_shift=1 has no effect: .*of 2 frames"),
+        (lambda: Augment(time_shift=17).check_fits("s.", 64, 4, 16, 8), "^s.augment.time_shift=17 exceeds half .* 8 "),
     ],
 )  # fmt: skip
 def test_impossible_and_idle_settings_are_refused(make, said):

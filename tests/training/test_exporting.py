@@ -1,7 +1,11 @@
 """A run's model as a folder that others can load."""
 
 import json
+import os
+import shlex
 import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -45,6 +49,29 @@ def test_an_export_loads_with_the_auto_classes_and_is_the_runs_model(run, tmp_pa
     model = AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "out")
     assert (model.config.loss_weights.video, model.config.vit.dropout) == (0.5, 0.2)
     assert len(AutoProcessor.from_pretrained(tmp_path / "out").tokenizer) == model.config.vocab_size
+
+
+def test_what_the_card_says_how_to_use_it_works(run, tmp_path, data_root, monkeypatch, capsys):
+    folder = export_run(run, tmp_path / "out")
+    card = (folder / "README.md").read_text()
+    code = card.split("```python")[1].split("```")[0] + "assert model.config.vocab_size == len(processor.tokenizer)"
+    subprocess.run([sys.executable, "-c", code], cwd=folder, check=True)
+    shutil.copy(next((data_root / "clips" / "train").glob("*.mp4")), folder / "clip.mp4")
+    monkeypatch.chdir(folder)
+    command = shlex.split(card.split("On the command line: `")[1].split("`")[0])
+    assert command[0] == "mirasol"
+    main(command[1:])
+    assert capsys.readouterr().out
+
+
+def test_whoever_may_read_the_folder_may_read_its_files(run, tmp_path):
+    before = os.umask(0o027)
+    try:
+        folder = export_run(run, tmp_path / "out")
+    finally:
+        os.umask(before)
+    modes = {path.name: path.stat().st_mode & 0o777 for path in folder.iterdir() if path.is_file()}
+    assert set(modes.values()) == {0o640}, modes
 
 
 def test_any_checkpoint_that_is_there_can_be_exported(run, tmp_path):

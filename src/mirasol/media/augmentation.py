@@ -62,7 +62,8 @@ class Augment:
     mixup: alpha of the Beta distribution that the share of a clip in its mix with another is drawn from; 0: none
     crop: least share of the picture's area that a random crop keeps; 1: none
     flip: share of clips whose frames are mirrored; not for data that ask for left and right
-    time_shift: most frames by which picture and sound are moved together, earlier or later
+    time_shift: most frames by which picture and sound are moved together, earlier or later; a clip is never moved by
+        more than half of its length
     """
 
     spec_augment: SpecAugment = field(default_factory=SpecAugment)
@@ -81,8 +82,10 @@ class Augment:
         if self.time_shift < 0:
             raise UserError(f"augment.time_shift={self.time_shift} must not be negative: it is a distance in frames")
 
-    def check_fits(self, where: str, num_mel_bins: int, frames_per_chunk: int, spectrogram_frames: int) -> None:
-        """Raises UserError, its keys preceded by `where`, for what clips of these sizes cannot be given."""
+    def check_fits(
+        self, where: str, num_mel_bins: int, frames_per_chunk: int, spectrogram_frames: int, chunks: int
+    ) -> None:
+        """Raises UserError, its keys preceded by `where`, for what clips of up to `chunks` chunks cannot be given."""
         masks = self.spec_augment
         if masks.frequency_masks and masks.frequency_width > num_mel_bins:
             raise UserError(
@@ -94,6 +97,11 @@ class Augment:
             raise UserError(
                 f"{where}augment.time_shift={self.time_shift} has no effect: with {spectrogram_frames} mel frames for "
                 f"{frames_per_chunk} frames of a chunk, picture and sound stay aligned in steps of {step} frames only"
+            )
+        if 2 * self.time_shift > chunks * frames_per_chunk:
+            raise UserError(
+                f"{where}augment.time_shift={self.time_shift} exceeds half of the longest clip, which has {chunks} "
+                f"chunks of {frames_per_chunk} frames: no clip is moved further than half of its length"
             )
 
 
@@ -116,8 +124,9 @@ def augmented(tensors: Mapping[str, Tensor], augment: Augment, image_size: int, 
     """
     result = dict(tensors)
     if augment.time_shift:
-        frames, bands = result["video"].shape[1], result["audio"].shape[1]
-        result = shifted(result, drawn_shift(augment.time_shift, shift_step(frames, bands), _generator(seed, "shift")))
+        (chunks, frames), bands = result["video"].shape[:2], result["audio"].shape[1]
+        most = min(augment.time_shift, chunks * frames // 2)
+        result = shifted(result, drawn_shift(most, shift_step(frames, bands), _generator(seed, "shift")))
     if augment.crop < 1:
         side = result["video"].shape[-1]
         box = drawn_box(augment.crop, side, _generator(seed, "crop"))

@@ -19,6 +19,7 @@ from transformers import PreTrainedModel, ProcessorMixin
 from transformers.utils import logging as transformers_logging
 
 from mirasol.errors import UserError
+from mirasol.files import open_as_folder
 from mirasol.training.ranks import Ranks
 from mirasol.training.shard_files import DamagedFile, RepeatedPlanner, ShardReader, ShardWriter, layout_of
 
@@ -41,6 +42,7 @@ def write_folder(target: Path, fill: Callable[[Path], None]) -> None:
     unfinished.mkdir(parents=True)
     fill(unfinished)
     for path in [*sorted(unfinished.rglob("*")), unfinished]:
+        open_as_folder(path)
         _sync(path)
     remove_folder(target)
     unfinished.rename(target)
@@ -238,9 +240,11 @@ class Checkpoints:
             try:
                 return self.load(step, tensors, fingerprint)
             except DamagedFile as error:
-                warn(f"{self.path(step)} is damaged and passed over for the checkpoint before it ({error})")
+                warn(f"{self.path(step)} is damaged and passed over ({error})")
         if steps:
-            raise UserError(f"{self.folder}: no checkpoint in it can be read: remove the run's folder and start again")
+            raise UserError(
+                f"{self.folder}: no checkpoint in it can be read: restore one, or train into another output"
+            )
         return {"step": 0}
 
     def load(self, step: int, tensors: Tensors, fingerprint: str | None = None) -> dict[str, Any]:

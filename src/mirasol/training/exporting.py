@@ -47,20 +47,21 @@ def export_run(
         if not checkpoints.steps():
             raise UserError(f"{run}: this run has no checkpoint yet: go on with `mirasol train --resume`")
         step = checkpoints.steps()[-1]
+    if average and recipe.ema is None:
+        raise UserError(f"{run}: this run keeps no average of its weights: leave out --ema, or train with ema")
+    averaged = recipe.ema is not None and average is not False
     if step is None and average is False and recipe.ema is not None:
         step = recipe.total_steps  # the finished model is the average
     if step is None:
-        if average and recipe.ema is None:
-            raise UserError(f"{run}: this run keeps no average of its weights: leave out --ema, or train with ema")
         loaded = load_checkpoint(run / "checkpoint")
         model, processor, step = loaded.model, loaded.processor, recipe.total_steps
     else:
-        model, processor = _load(run, recipe, facts, checkpoints, step, average), _processor(run)
+        model, processor = _load(run, recipe, facts, checkpoints, step, averaged), _processor(run)
 
     def fill(folder: Path) -> None:
         save_model(folder, model, processor)
         digest = file_hash(folder / "model.safetensors")
-        training = {**facts, "steps": step, "weights_sha256": digest, "recipe": recipe.to_dict()}
+        training = {**facts, "steps": step, "averaged": averaged, "weights_sha256": digest, "recipe": recipe.to_dict()}
         (folder / "training.json").write_text(json.dumps(training, indent=1) + "\n", encoding="utf-8")
         (folder / "README.md").write_text(model_card(recipe, training, _validation(run, step), model), encoding="utf-8")
 
@@ -101,7 +102,7 @@ def _load(
     facts: Mapping[str, Any],
     checkpoints: Checkpoints,
     step: int,
-    average: bool | None,
+    averaged: bool,
 ) -> MirasolForConditionalGeneration:
     """The model as it was after `step` steps."""
     if step not in checkpoints.steps():
@@ -112,9 +113,7 @@ def _load(
     Regularisers(model).enter(stage)
     folder = checkpoints.path(step)
     _read_part(folder, "model", model.state_dict())
-    if average or (average is None and recipe.ema is not None):
-        if recipe.ema is None:
-            raise UserError(f"{run}: this run keeps no average of its weights: leave out --ema, or train with ema")
+    if averaged:
         _read_part(folder, "average", dict(model.named_parameters()))
     return model.eval()
 
@@ -180,16 +179,22 @@ def model_card(
         parameters=f"{parameters:,}", steps=f"{facts['steps']:,}", total=f"{recipe.total_steps:,}",
         weights=facts["weights_sha256"], versions=versions, commit=facts.get("commit") or "not known",
         components="\n".join(f"| {name} | {count:,} |" for name, count in model.num_params().items()),
-        data=data, hashes=hashes or "| none | |", metrics=_metrics(validation),
+        data=data, hashes=hashes or "| none | |", metrics=_metrics(validation, recipe.ema, facts["averaged"]),
+        averaged="" if recipe.ema is None else f" (ema={recipe.ema}: {_averaged(facts['averaged'])})",
         recipe=yaml.safe_dump(replace(recipe, output="").to_dict(), sort_keys=False).rstrip(),
     )  # fmt: skip
 
 
-def _metrics(validation: Mapping[str, Any] | None) -> str:
+def _averaged(averaged: bool) -> str:
+    return "the moving average of the weights" if averaged else "the last weights, not their moving average"
+
+
+def _metrics(validation: Mapping[str, Any] | None, ema: float | None, averaged: bool) -> str:
     if validation is None:
         return "This run was not validated."
+    told = [] if ema is None or averaged else [f"The numbers are those of {_averaged(True)}."]
     lines = [f"Validation after {validation['step']:,} steps: exact match of the teacher-forced most likely tokens.",
-             "What the model answers in its own words is measured by `mirasol evaluate`.", "",
+             "What the model answers in its own words is measured by `mirasol evaluate`.", *told, "",
              "| part | type | accuracy | text loss | rows |", "|---|---|---|---|---|"]  # fmt: skip
     for part, values in validation.items():
         if not isinstance(values, Mapping):
@@ -210,17 +215,17 @@ tags: [mirasol, video, audio, question-answering]
 # A Mirasol model
 
 Answers questions about what is seen and heard in a video. {parameters} parameters, after {steps} of {total} training
-steps.
+steps{averaged}.
 
 ```python
-import mirasol  # registers the model with transformers' Auto classes
+import mirasol.auto  # registers the model with transformers' Auto classes
 from transformers import AutoModelForSeq2SeqLM, AutoProcessor
 
 model = AutoModelForSeq2SeqLM.from_pretrained(".")
 processor = AutoProcessor.from_pretrained(".")
 ```
 
-On the command line: `mirasol ask clip.mp4 "what is heard?" --checkpoint .`
+On the command line: `mirasol ask . clip.mp4 "what is heard?"`
 
 | component | parameters |
 |---|---|

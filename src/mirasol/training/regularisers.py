@@ -35,5 +35,7 @@ class Regularisers:
 def check_augmentation(recipe: Recipe, config: MirasolConfig) -> None:
     """Raises UserError, naming the stage, for an augmentation that clips of this model cannot be given."""
     for name, stage in recipe.stages.items():
-        sizes = (config.audio.num_mel_bins, config.video.frames_per_chunk, config.audio.spectrogram_frames)
-        stage.augment.check_fits(f"stages.{name}.", *sizes)
+        stage.augment.check_fits(
+            f"stages.{name}.", config.audio.num_mel_bins, config.video.frames_per_chunk,
+            config.audio.spectrogram_frames, config.chunking.num_chunks or config.chunking.max_chunks,
+        )  # fmt: skip
