@@ -32,7 +32,6 @@ def run(options: Any) -> None:
     """Reads, answers, prints."""
     from mirasol.checkpoint import load_checkpoint
     from mirasol.commands.common import check_device, check_positive
-    from mirasol.commands.init import REPORT
     from mirasol.evaluation.answering import AnswerStreamer, answer_clips
 
     check_positive("--max-new-tokens", options.max_new_tokens)
@@ -43,19 +42,8 @@ def run(options: Any) -> None:
     clip = extractor.read(options.file, options.start, options.end, threads=0)
     tensors = extractor.tensors(clip)
     read_at = time.perf_counter()
-    if (loaded.folder / REPORT).is_file():
-        sys.stderr.write(
-            f"{loaded.folder}: comes from `mirasol init` and was not trained: its answers mean nothing yet\n"
-        )
-    for note in clip.notes:
-        sys.stderr.write(f"{options.file}: {note}\n")
-    sys.stderr.flush()
-
-    def show(text: str) -> None:
-        sys.stdout.write(text)
-        sys.stdout.flush()
-
-    streamer = None if options.json else AnswerStreamer(loaded.processor, show)
+    _remark(loaded, clip, options.file)
+    streamer = None if options.json else AnswerStreamer(loaded.processor, _show)
     prompts = [[options.question]]
     [[answer]] = answer_clips(
         loaded.model, loaded.processor, [tensors], prompts, max_new_tokens=options.max_new_tokens, streamer=streamer
@@ -79,3 +67,21 @@ def run(options: Any) -> None:
         "seconds": {name: round(value, 3) for name, value in seconds.items()},
     }
     sys.stdout.write(json.dumps(result, ensure_ascii=False) + "\n")
+
+
+def _remark(loaded: Any, clip: Any, file: str) -> None:
+    """Tells on stderr what the answer has to be held against: a checkpoint without training, a file with oddities."""
+    from mirasol.commands.init import REPORT
+
+    if (loaded.folder / REPORT).is_file():
+        sys.stderr.write(
+            f"{loaded.folder}: comes from `mirasol init` and was not trained: its answers mean nothing yet\n"
+        )
+    for note in clip.notes:
+        sys.stderr.write(f"{file}: {note}\n")
+    sys.stderr.flush()
+
+
+def _show(text: str) -> None:
+    sys.stdout.write(text)
+    sys.stdout.flush()

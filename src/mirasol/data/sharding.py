@@ -4,7 +4,7 @@ import dataclasses
 import fcntl
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing, contextmanager
@@ -290,19 +290,11 @@ def _finish_split(
             "sha256": index["sha256"],
             "index_sha256": file_hash(index_file(job.path)),
         }
-    lines, asked = [], dict.fromkeys(lost, 0)
-    for example in source.annotated:
-        row = example_row(example, source.classes)
-        if example.media in lost:
-            asked[example.media] += 1
-        elif example.media:
-            row["media"] = places[example.media]
-        lines.append(json.dumps(row) + "\n")
+    asked = _write_examples(source, out, places, lost)
     problems, reasons = [dataclasses.asdict(problem) for problem in source.problems], dict(source.reasons)
     for media, entry in lost.items():
         problems.append({"kind": entry["kind"], "message": entry["reason"], "file": media, "examples": asked[media]})
         reasons[entry["kind"]] = reasons.get(entry["kind"], 0) + asked[media]
-    write_whole(out / source.split / EXAMPLES, "".join(lines))
     reencoded = {"reencoded": jobs[0].reencode} if jobs[0].reencode else {}
     return {
         "examples": len(source.annotated),
@@ -319,6 +311,20 @@ def _finish_split(
         "cut_short": _joined("cut_short", (indices[job.name] for job in jobs)),
         "shards": shards,
     }
+
+
+def _write_examples(source: Source, out: Path, places: Mapping[str, str], lost: Collection[str]) -> dict[str, int]:
+    """Writes a split's examples, their media at their `places` in the shards; returns how many each lost one costs."""
+    lines, asked = [], dict.fromkeys(lost, 0)
+    for example in source.annotated:
+        row = example_row(example, source.classes)
+        if example.media in lost:
+            asked[example.media] += 1
+        elif example.media:
+            row["media"] = places[example.media]
+        lines.append(json.dumps(row) + "\n")
+    write_whole(out / source.split / EXAMPLES, "".join(lines))
+    return asked
 
 
 def _result(

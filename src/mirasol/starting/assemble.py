@@ -64,15 +64,22 @@ def assemble(
         (sources[-1] if openmammut is not None else sources[0]).parts.setdefault("text", {}).update(text)
     fitted = adapted(config, [source.parts for source in sources], ids)
     values, fills, report = planned(config, fitted, sources)
+    return _filled(fitted, values, fills, seed), report
+
+
+def _filled(
+    config: MirasolConfig, values: Mapping[str, Tensor], fills: Mapping[str, float], seed: int
+) -> MirasolForConditionalGeneration:
+    """A model that begins with these values and numbers, and at random elsewhere."""
     torch.manual_seed(seed)
-    model = MirasolForConditionalGeneration(fitted).eval()
+    model = MirasolForConditionalGeneration(config).eval()
     with torch.no_grad():
         state = model.state_dict()
         for name, value in values.items():
             state[name][: len(value)].copy_(value)
         for name, value in fills.items():
             state[name].fill_(value)
-    return model, report
+    return model
 
 
 def _fit_tokenizer(tokenizer: PreTrainedTokenizerBase, decoder: Source | None) -> tuple[dict[str, Any], dict[str, int]]:
