@@ -364,6 +364,7 @@ def test_plan_tells_what_a_recipe_costs_before_it_runs(tmp_path, monkeypatch, ca
     assert plan["parameters"] == sum(row["parameters"] for row in plan["components"].values())
     shown, _ = run(capsys, "plan", "--config", file, *options)
     assert f"{plan['parameters']:,}" in shown and "absent: no such data folder" in shown and "NO" in shown
+    assert "note: what does not fit takes less memory with more microbatches (accumulation)" in shown
     assert not (tmp_path / "x").exists()
 
 

@@ -119,6 +119,19 @@ def test_stage_at_counts_through_the_stages(recipe):
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"tracker": "mlflow"}, "^recipe: tracker=mlflow is not one of 'none', 'wandb', 'trackio'$"),
+        ({"seed": "x"}, "^recipe: seed=x is no int$"),
+        ({"stages": {"a": {"steps": 1, "objective": "x"}}}, "stages…objective=x is not one of 'clips', 'image_text'$"),
+    ],
+)
+def test_a_value_of_another_kind_is_told_with_what_is_possible(values, change, said):
+    with pytest.raises(UserError, match=said):
+        recipe_from_dict({**values, **change})
+
+
 @pytest.mark.parametrize("file", sorted((REPOSITORY / "recipes").glob("*.yaml")), ids=lambda file: file.name)
 def test_every_recipe_of_the_repository_loads(file):
     recipe = load_recipe(file)

@@ -19,6 +19,10 @@ OWN = (
     "--config", "--processes", "--mfu", "--peak-tflops", "--device-memory", "--chunks", "--text-length",
     "--target-tokens", "--preset", "--json",
 )  # fmt: skip
+TO_FIT = (
+    "what does not fit takes less memory with more microbatches (accumulation), recompute: block, or parallel.kind: fsdp "
+    "over more --processes"
+)
 UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
 
 
@@ -66,6 +70,8 @@ def run(options: Any) -> None:
         room = options.device_memory * 2**30
         for stage in values["stages"].values():
             stage["fits"] = stage["memory"]["peak"] <= room
+        if not all(stage["fits"] for stage in values["stages"].values()):
+            values["notes"].append(TO_FIT)
     sys.stdout.write((json.dumps(values) if options.json else text(values)) + "\n")
 
 

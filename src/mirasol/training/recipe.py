@@ -7,6 +7,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -518,8 +519,18 @@ def recipe_from_dict(values: Mapping[str, Any], where: str = "recipe") -> Recipe
         cause = error.__cause__ or error.__context__
         while cause is not None and not isinstance(cause, UserError):
             cause = cause.__cause__ or cause.__context__
-        reason = str(cause) if cause is not None else " ".join(str(error).replace("recipe.", "").split())
+        reason = str(cause) if cause is not None else _plain(str(error).replace("recipe.", ""))
         raise UserError(f"{where}: {reason}") from error
+
+
+def _plain(message: str) -> str:
+    """A parser's message on one line, in the words of a recipe."""
+    line = " ".join(message.split())
+    key = "…".join(re.findall('Parser key "(.*?)": ', line))  # inside a stage the name of the stage is not told
+    gist = line.rpartition('": ')[2]
+    if told := re.fullmatch(r"Expected an? (?:typing\.Literal\[(.*)\]|<class '(.*)'>)\. Got value: (.*)", gist):
+        return f"{key}={told[3]} is " + (f"not one of {told[1]}" if told[1] else f"no {told[2]}")
+    return f"{key}: {gist}" if key else line
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
