@@ -43,6 +43,7 @@ format: venv
 	@$(BIN)/ruff format .
 
 check-slow: venv
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check --editable '.[dev,prepare]' --constraint constraints.txt
 	@$(BIN)/python -m pytest -m slow
 
 bench: venv

@@ -181,7 +181,7 @@ def test_tars_are_plain_tars_whose_index_and_hashes_are_right(packed):
 
 
 def test_webdataset_reads_them(packed):
-    webdataset = pytest.importorskip("webdataset")
+    webdataset = pytest.importorskip("webdataset")  # of the extra dev
     samples = list(webdataset.WebDataset(str(packed / "train" / "00000.tar"), shardshuffle=False))
     assert [sample["__key__"] for sample in samples] == ["000000000", "000000001"]
     assert samples[0]["mp4"] == read_member(packed / "train" / "00000.tar", "000000000.mp4")
@@ -457,8 +457,9 @@ def test_a_job_is_text_and_an_error_too(tmp_path, packed):
     assert "cannot be written" in told["error"]
 
 
+@pytest.mark.slow
 def test_ray_makes_the_same_bytes(tmp_path, packed, shapes):
-    pytest.importorskip("ray")
+    pytest.importorskip("ray", reason="needs the extra prepare, which make check-slow installs")
     out = tmp_path / "by-ray"
     shard_source("folder", tmp_path / "data", out, sharding=Sharding(clips_per_shard=2), executor="ray")
     assert tree(out) == {name: content for name, content in tree(packed).items() if name != ".lock"}

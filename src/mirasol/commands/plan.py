@@ -20,8 +20,8 @@ OWN = (
     "--target-tokens", "--preset", "--json",
 )  # fmt: skip
 TO_FIT = (
-    "what does not fit takes less memory with more microbatches (accumulation), recompute: block, or parallel.kind: fsdp "
-    "over more --processes"
+    "what does not fit takes less memory with more microbatches (accumulation), recompute: block, or parallel.kind: "
+    "fsdp over more --processes"
 )
 UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
 
