@@ -131,7 +131,8 @@ def of_a_step(recipe: Recipe) -> tuple:
     """All that a step's cost follows from."""
     [stage] = recipe.stages.values()
     how = (recipe.parallel, recipe.recompute, recipe.accumulation, recipe.precision, recipe.optimizer.name)
-    return dataclasses.replace(stage, steps=1, window="any", label_smoothing=0.0), recipe.model, how
+    window = "clip" if stage.window == "any" else stage.window
+    return dataclasses.replace(stage, steps=1, window=window, label_smoothing=0.0), recipe.model, how
 
 
 @functools.cache

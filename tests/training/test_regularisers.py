@@ -111,6 +111,7 @@ def test_the_docs_recipe_and_pictures_are_real(values):
         ({"clips_per_step": 1, "augment": {"mixup": 0.5}}, "mixup needs another clip in the batch: set clips_per_step"),
         ({"augment": {"mixup": -1}}, "augment.mixup=-1.0 must be at least 0"),
         ({"augment": {"mixp": 1}}, "unknown key 'stages.all.augment.mixp': did you mean 'stages.all.augment.mixup'"),
+        ({"augment": {"flip_except": ["left"]}}, "flip_except=.* has no effect without flip"),
         ({"augment": {"spec_augment": {"time_width": 9}}}, "time_width=9 has no effect without time_masks"),
     ],
 )
@@ -139,6 +140,29 @@ def test_a_clip_is_changed_by_seed_epoch_and_clip_alone(augmenting, examples, ca
     assert not same(change(tensors, here, 1), first), "another clip"
     assert not same(ClipAugment(dataclasses.replace(augmenting, seed=4), 32)(tensors, here, 0), first)
     assert same(change(tensors, dataclasses.replace(here, stage="slots"), 0), tensors), "a stage that changes nothing"
+
+
+def test_clips_that_are_asked_about_left_and_right_are_not_mirrored(augmenting, examples, cache):
+    """By whole words of any example of the clip, whatever the step asks; other clips are, and nothing else changes."""
+    clip = BatchPlan(augmenting, examples).batch(3).clips[0]
+    tensors = cache.load(clip.media)
+
+    def changed(prompt: str, target: str, words: list[str]) -> dict[str, torch.Tensor]:
+        augment = Augment(flip=1.0, flip_except=words)
+        stage = dataclasses.replace(augmenting.stages["questions"], augment=augment)
+        recipe = dataclasses.replace(augmenting, stages={"questions": stage})
+        own = dataclasses.replace(clip.examples[0], prompt=prompt, target=target, candidates=())
+        other = dataclasses.replace(own, prompt="what plays?", target="a bell")
+        asked = ClipExamples(clip.media, None, None, (other, own))
+        batch = Batch(3, (asked,), ((other,),), 0, (), "questions", (0,))
+        return ClipAugment(recipe, EXTRACTOR.image_size)(tensors, batch, 0)
+
+    mirrored = dict(tensors) | {"video": tensors["video"].flip(-1)}
+    words = ["left", "right"]
+    assert same(changed("Does it move LEFT?", "yes", words), tensors)
+    assert same(changed("where to?", "to the right", words), tensors)
+    assert same(changed("is it brightly lit?", "what is left over", ["right"]), mirrored), "whole words alone"
+    assert same(changed("does it move left?", "yes", []), mirrored)
 
 
 @pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])

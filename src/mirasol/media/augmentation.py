@@ -61,7 +61,8 @@ class Augment:
     spec_augment: bands of the spectrogram to hide
     mixup: alpha of the Beta distribution that the share of a clip in its mix with another is drawn from; 0: none
     crop: least share of the picture's area that a random crop keeps; 1: none
-    flip: share of clips whose frames are mirrored; not for data that ask for left and right
+    flip: share of clips whose frames are mirrored; not for data that ask for left and right, unless
+    flip_except: names such words: a clip that any example of the stage asks or answers one of them about stays as it is
     time_shift: most frames by which picture and sound are moved together, earlier or later; a clip is never moved by
         more than half of its length
     """
@@ -70,6 +71,7 @@ class Augment:
     mixup: float = 0.0
     crop: float = 1.0
     flip: float = 0.0
+    flip_except: list[str] = field(default_factory=list)
     time_shift: int = 0
 
     def __post_init__(self):
@@ -79,6 +81,10 @@ class Augment:
             raise UserError(f"augment.crop={self.crop} must be a share of the picture in (0, 1]; 1 crops nothing")
         if not 0 <= self.flip <= 1:
             raise UserError(f"augment.flip={self.flip} must be a share of the clips in [0, 1]")
+        if self.flip_except and not self.flip:
+            raise UserError(f"augment.flip_except={self.flip_except} has no effect without flip: set augment.flip")
+        if not all(word.strip() for word in self.flip_except):
+            raise UserError(f"augment.flip_except={self.flip_except}: a word must not be empty")
         if self.time_shift < 0:
             raise UserError(f"augment.time_shift={self.time_shift} must not be negative: it is a distance in frames")
 

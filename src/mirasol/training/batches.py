@@ -3,6 +3,7 @@
 import copy
 import difflib
 import math
+import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -104,6 +105,13 @@ def clip_seed(seed: int, batch: Batch, row: int) -> int:
     """What all random changes of a row's clip in this epoch follow from."""
     clip = batch.clips[row]
     return hash64(seed, "augment", batch.stage, batch.epochs[row], clip.video_name, str(clip.start), str(clip.end))
+
+
+def names_any(clip: ClipExamples, words: Sequence[str]) -> bool:
+    """Whether an example of the clip has one of the words, as a whole word, in its prompt, answers or candidates."""
+    pattern = re.compile(rf"\b(?:{'|'.join(map(re.escape, words))})\b", re.IGNORECASE)
+    texts = (text for e in clip.examples for text in (e.prompt, e.target, *e.references, *e.candidates))
+    return any(pattern.search(text) for text in texts)
 
 
 KINDS = {"image": "images", "clip": "about whole clips", "slot": "that name a start and an end"}

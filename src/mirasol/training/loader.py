@@ -3,7 +3,7 @@
 import contextlib
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from mirasol.media.augmentation import augmented, decoded_size
 from mirasol.media.feature_extractor import MirasolFeatureExtractor
 from mirasol.media.text_rows import TextRows
 from mirasol.processes import process_context
-from mirasol.training.batches import Batch, BatchPlan, clip_seed
+from mirasol.training.batches import Batch, BatchPlan, clip_seed, names_any
 from mirasol.training.clip_cache import BadWindow, ClipCache, UnreadableWindow, Window, named
 from mirasol.training.mixup import mixed, own_share, with_partners
 from mirasol.training.recipe import Recipe
@@ -52,6 +52,8 @@ class ClipAugment:
 
     def __call__(self, tensors: Mapping[str, Tensor], batch: Batch, row: int) -> dict[str, Tensor]:
         augment = self.recipe.stages[batch.stage].augment
+        if augment.flip_except and names_any(batch.clips[row], augment.flip_except):
+            augment = replace(augment, flip=0.0, flip_except=[])
         return augmented(tensors, augment, self.image_size, clip_seed(self.recipe.seed, batch, row))
 
 
