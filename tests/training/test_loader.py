@@ -91,6 +91,26 @@ def test_tensors_that_travel_together_come_back_each_as_it_was(monkeypatch, limi
     assert all(back[name].dtype == value.dtype for name, value in tensors.items())
 
 
+@pytest.mark.parametrize("lengths", [(3, 3, 3), (3, 1, 2), (1, 3, 2), (2, 1, 3, 4), (1,)])
+@pytest.mark.parametrize("worker", [False, True])
+def test_frames_become_a_batch_clip_by_clip_padded_to_the_longest(monkeypatch, lengths, worker):
+    monkeypatch.setattr(loader, "get_worker_info", lambda: object() if worker else None)
+    videos = [torch.randint(1, 256, (length, 2, 3, 4, 4), dtype=torch.uint8) for length in lengths]
+    rows = loader.FrameRows(len(videos))
+    for video in videos:
+        rows.add(video.clone())
+    batch = rows.batch()
+    assert batch.shape == (len(videos), max(lengths), 2, 3, 4, 4)
+    for row, video in zip(batch, videos, strict=True):
+        assert torch.equal(row[: len(video)], video)
+        assert not row[len(video) :].any()
+    assert batch.is_shared() == worker, "only what leaves a process lies in memory that another can map"
+
+
+def test_a_batch_without_frames_has_none():
+    assert loader.FrameRows(3).batch() is None
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_the_loader_gives_the_steps_in_order_and_leaves_the_global_generator_alone(recipe, examples, cache, workers):
     batches = StepBatches(BatchPlan(recipe, examples), cache, MirasolFeatureExtractor(**SETTINGS))

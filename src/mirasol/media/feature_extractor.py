@@ -147,14 +147,18 @@ class MirasolFeatureExtractor(FeatureExtractionMixin):
         audio = (audio * clip.audio_present[:, None, None]).half()
         return {"video": video, "audio": audio, "video_mask": clip.video_present, "audio_mask": clip.audio_present}
 
-    def collate(self, clips: Sequence[dict[str, Tensor]], normalise: bool = True) -> BatchFeature:
+    def collate(
+        self,
+        clips: Sequence[dict[str, Tensor]],
+        video: UInt8[Tensor, "batch chunk frame 3 height width"] | None = None,
+    ) -> BatchFeature:
         """Batches the results of `tensors`, clips of fewer chunks padded at the end.
 
         video float32 [B, T, F, 3, H, W], normalised; audio float32 [B, T, S, M]; chunk_mask, video_mask, audio_mask
         bool [B, T]: chunk_mask is False on padding. Absent and padded chunks are zero.
 
-        Without `normalise` the video stays uint8 and travels in a quarter of the bytes, for `normalised` at the place
-        where it is needed.
+        video: frames that lie in a batch already stay as they are, and clips need none of their own. As uint8 they
+            travel in a quarter of the bytes, for `normalised` at the place where they are needed.
 
         Of images, {"image": uint8 [3, H, W]} each, comes images float32 [B, 3, H, W], normalised alike.
         """
@@ -166,8 +170,8 @@ class MirasolFeatureExtractor(FeatureExtractionMixin):
         longest = max(len(clip["video_mask"]) for clip in clips)
         lengths = torch.tensor([len(clip["video_mask"]) for clip in clips])
         padded = {name: _padded([clip[name] for clip in clips], longest) for name in clips[0] if name != "video"}
-        videos = [clip["video"] for clip in clips]
-        video = self.normalised(videos, padded["video_mask"]) if normalise else _padded(videos, longest)
+        if video is None:
+            video = self.normalised([clip["video"] for clip in clips], padded["video_mask"])
         return BatchFeature(
             {
                 "video": video,

@@ -7,8 +7,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from jaxtyping import UInt8
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from mirasol.errors import BadClip, UserError
 from mirasol.media.augmentation import augmented, decoded_size
@@ -126,11 +127,13 @@ class StepBatches(Dataset):
         rows = range(count) if self.rows is None else self.rows(step)
         loaded = with_partners(rows, count) if alpha else rows
         batch = batch.only(loaded)
-        clips = []
+        clips, frames = [], FrameRows(len(batch.clips))
         for row in range(len(batch.clips)):
             batch, tensors = self._clip(batch, row)
+            if not alpha and "video" in tensors:
+                frames.add(tensors.pop("video"))
             clips.append(tensors)
-        media = dict(self.extractor.collate(clips, normalise=bool(alpha)))
+        media = dict(self.extractor.collate(clips, frames.batch()))
         if not alpha and "video_mask" in media:
             media["video_present"] = media["video_mask"].clone()
         for row, modality in enumerate(batch.dropped):
@@ -182,6 +185,53 @@ def load_media(cache: ClipCache, extractor: MirasolFeatureExtractor, windows: Se
     return dict(extractor.collate([cache.load(*window) for window in windows]))
 
 
+class FrameRows:
+    """The frames of a batch's clips, uint8 [clip, chunk, frame, 3, height, width], padded with zeros to the longest.
+
+    Each clip is copied to its row as soon as it is loaded, so that the memory which it was decoded into serves the
+    next one: fresh memory takes several times as long to get from the system as a copy into what is there. (Should a
+    clip have more chunks than the first, all rows are copied once more.)
+    """
+
+    def __init__(self, clips: int):
+        self.clips = clips
+        self.lengths: list[int] = []
+        self._rows: Tensor | None = None
+        self._longer: dict[int, Tensor] = {}
+
+    def add(self, video: UInt8[Tensor, "chunk frame 3 height width"]) -> None:
+        """The frames of the next clip."""
+        if self._rows is None:
+            self._rows = _to_travel((self.clips, *video.shape))
+        if len(video) <= self._rows.shape[1]:
+            _fill_row(self._rows[len(self.lengths)], video)
+        else:
+            self._longer[len(self.lengths)] = video
+        self.lengths.append(len(video))
+
+    def batch(self) -> UInt8[Tensor, "clip chunk frame 3 height width"] | None:
+        """All rows; None where no clip was added."""
+        if self._longer:
+            rows = _to_travel((self.clips, max(self.lengths), *self._rows.shape[2:]))
+            for number, row in enumerate(rows):
+                _fill_row(row, self._longer.get(number, self._rows[number]))
+            self._rows, self._longer = rows, {}
+        return self._rows
+
+
+def _fill_row(row: Tensor, video: Tensor) -> None:
+    row[: len(video)] = video
+    row[len(video) :] = 0
+
+
+def _to_travel(shape: tuple[int, ...]) -> UInt8[Tensor, "..."]:
+    """Bytes of any content; in a loading process in memory that the main process maps, so that no copy is sent."""
+    if get_worker_info() is None:
+        return torch.empty(shape, dtype=torch.uint8)
+    storage = torch.UntypedStorage._new_shared(math.prod(shape))
+    return torch.empty(0, dtype=torch.uint8).set_(storage).view(shape)
+
+
 def _as_is(item):
     return item
 
@@ -210,7 +260,7 @@ def _packed(tensors: dict[str, Tensor]) -> tuple[dict[str, _Layout | None], dict
         small = value.nbytes <= _PACKED_BYTES
         layouts[name] = _Layout(offset, value.dtype, tuple(value.shape)) if small else None
         offset += -(-value.nbytes // _ALIGNMENT) * _ALIGNMENT if small else 0
-    together = torch.empty(offset, dtype=torch.uint8)
+    together = _to_travel((offset,))
     for name, layout in layouts.items():
         if layout is not None:
             _view(together, layout).copy_(tensors[name])
