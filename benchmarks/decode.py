@@ -78,7 +78,7 @@ def bare(path: Path, kept: set[float], size: int) -> int:
     """Decodes the video and resizes the frames at the given times to `size` wide; returns the frames resized."""
     count, reformatter = 0, VideoReformatter()
     with av.open(str(path)) as container:
-        stream = container.streams.video[0]
+        stream = container.streams.best("video")  # as ours: a file may hold several
         stream.codec_context.thread_count = 1
         height = max(1, round(stream.height * size / stream.width))
         for frame in container.decode(stream):

@@ -40,6 +40,7 @@ from mirasol.training.batches import BatchPlan
 from mirasol.training.clip_cache import ClipCache
 from mirasol.training.loader import StepBatches, make_loader
 from mirasol.training.recipe import Recipe, recipe_from_dict
+from mirasol.training.transport import give_back
 
 GOAL, RESUME_GOAL = 0.9, 1.0
 WORKERS, PER_STEP = 2, 4
@@ -79,18 +80,19 @@ def processor_seconds(pids: list[int]) -> float:
 def through_loader(batches: StepBatches, steps: int) -> float:
     """Processor seconds a batch, over `steps` batches that come when workers have started and filled their queues.
 
-    (The items as they reach this process: what makes pixels numbers runs where the model does, often on a GPU.)
+    (The items as they reach this process: what makes pixels numbers runs where the model does, often on a GPU. Then
+    their memory goes back to the workers.)
     """
     ahead = 2 * WORKERS + 1
     items = DataLoader.__iter__(make_loader(batches, range(ahead + steps), WORKERS, prefetch=2))
-    next(items)
+    give_back(*next(items)[1:])
     pids = [child.pid for child in multiprocessing.active_children()]
     before, now = 0.0, processor_seconds(pids)
     while now - before > 0.03:
         time.sleep(1.5)
         before, now = now, processor_seconds(pids)
     for _ in range(ahead + steps - 1):
-        next(items)
+        give_back(*next(items)[1:])
     return (processor_seconds(pids) - now) / steps
 
 
@@ -98,9 +100,10 @@ def bare_sound(path: Path, rate: int) -> int:
     """Decodes the sound, mono at `rate` Hz; returns the samples."""
     count, resampler = 0, av.AudioResampler("fltp", "mono", rate)
     with av.open(str(path)) as container:
-        if not container.streams.audio:
+        stream = container.streams.best("audio")  # as ours: a file may hold several
+        if stream is None:
             return 0
-        for frame in container.decode(container.streams.audio[0]):
+        for frame in container.decode(stream):
             count += sum(part.samples for part in resampler.resample(frame))
     return count
 
@@ -122,7 +125,8 @@ def throughput(root: Path, media: list[str], settings: dict[str, Any], rounds: i
         seconds["ours"].append(through_loader(batches, clips // PER_STEP) / PER_STEP)
         begin = time.process_time()
         for name in media:
-            bare(root / name, kept[name], extractor.image_size)
+            count = bare(root / name, kept[name], extractor.image_size)
+            assert count == len(kept[name]), f"{name}: bare resized {count} of {len(kept[name])} frames"
         video = (time.process_time() - begin) / len(media)
         begin = time.process_time()
         for name in media:

@@ -1,15 +1,19 @@
 """One documented behaviour for every irregularity of media (docs/media.md), none silent."""
 
+import itertools
 from fractions import Fraction
 
+import av
 import numpy as np
 import pytest
 import torch
+from av.video.reformatter import Interpolation, VideoReformatter
 from media_making import Audio, Video, grey, number_of, ramp, steady, tone, write_media
 
 from mirasol import UserError, read_clip
 from mirasol.media.reader import probe
 from mirasol.media.timeline import ChunkGrid
+from mirasol.media.video_stream import Orientation, draw_square, fitted_size
 
 GRID = ChunkGrid(4, chunk_seconds=0.5)
 
@@ -245,6 +249,27 @@ def test_rotation_is_applied(tmp_path, rotation, corner, words, shown):
     assert (facts.video.rotation, facts.video.display_size) == (words, shown)
     assert white_corner(clip.frames[0]) == corner
     assert has_note(clip, f"rotation applied: {words}") == (rotation is not None)
+
+
+@pytest.mark.parametrize("fit", ["pad", "crop", "stretch"])
+@pytest.mark.parametrize("turn", [Orientation(*flags) for flags in itertools.product((False, True), repeat=3)])
+@pytest.mark.parametrize(("width", "height"), [(60, 34), (34, 60), (40, 40), (21, 9)])
+def test_a_drawn_frame_is_to_the_byte_what_pyav_scales_then_turned_and_centred(fit, turn, width, height):
+    size = 24
+    picture = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    frame = av.VideoFrame.from_ndarray(picture, "rgb24").reformat(format="yuv420p")
+    across, down = fitted_size(width, height, size, fit)
+    way = Interpolation.AREA if across <= width and down <= height else Interpolation.BILINEAR
+    turned = turn.apply(frame.reformat(across, down, "gbrp", interpolation=way).to_ndarray())
+    top, left = (abs(length - size) // 2 for length in turned.shape[:2])
+    wanted = np.zeros((size, size, 3), np.uint8)
+    onto = wanted[top : top + turned.shape[0]] if turned.shape[0] < size else wanted
+    onto = onto[:, left : left + turned.shape[1]] if turned.shape[1] < size else onto
+    rows = turned[top : top + size] if turned.shape[0] > size else turned
+    onto[:] = rows[:, left : left + size] if turned.shape[1] > size else rows
+    square = np.zeros((3, size, size), np.uint8)
+    draw_square(frame, square, turn, fit, "file", VideoReformatter())
+    assert np.array_equal(square.transpose(1, 2, 0), wanted)
 
 
 def test_a_mirrored_picture_is_mirrored_back(tmp_path):

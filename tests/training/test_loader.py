@@ -17,11 +17,11 @@ from mirasol.config import MirasolConfig
 from mirasol.media.feature_extractor import MirasolFeatureExtractor
 from mirasol.media.processor import MirasolProcessor
 from mirasol.processes import process_context
-from mirasol.training import loader
 from mirasol.training.batches import BatchPlan
 from mirasol.training.clip_cache import ClipCache
 from mirasol.training.loader import BatchTexts, ClipAugment, RowsOfRank, StepBatches, make_loader
 from mirasol.training.recipe import recipe_from_dict
+from mirasol.training.transport import PACKED_BYTES
 from mirasol.training.worker_status import WorkerFailed, WorkerStatus
 
 SETTINGS = MirasolConfig.preset("tiny").media_settings()
@@ -76,41 +76,6 @@ def test_a_loading_process_does_without_models_and_compilers(tmp_path, values, e
     subprocess.run([sys.executable, "-c", code, str(tmp_path / "batches")], check=True, env=ENVIRONMENT)
 
 
-@pytest.mark.parametrize("limit", [0, 100, 2**20])
-def test_tensors_that_travel_together_come_back_each_as_it_was(monkeypatch, limit):
-    monkeypatch.setattr(loader, "_PACKED_BYTES", limit)
-    tensors = {
-        "pixels": torch.arange(200, dtype=torch.uint8).view(2, 100), "mask": torch.tensor([True, False, True]),
-        "numbers": torch.randn(3, 5), "ids": torch.arange(7), "scalar": torch.tensor(2.5), "none": torch.empty(0, 4),
-    }  # fmt: skip
-    layouts, travelled = loader._packed(tensors)
-    assert set(travelled) == {"", *(name for name, value in tensors.items() if value.nbytes > limit)}
-    back = loader._unpacked(layouts, travelled)
-    assert list(back) == list(tensors)
-    assert same(back, tensors)
-    assert all(back[name].dtype == value.dtype for name, value in tensors.items())
-
-
-@pytest.mark.parametrize("lengths", [(3, 3, 3), (3, 1, 2), (1, 3, 2), (2, 1, 3, 4), (1,)])
-@pytest.mark.parametrize("worker", [False, True])
-def test_frames_become_a_batch_clip_by_clip_padded_to_the_longest(monkeypatch, lengths, worker):
-    monkeypatch.setattr(loader, "get_worker_info", lambda: object() if worker else None)
-    videos = [torch.randint(1, 256, (length, 2, 3, 4, 4), dtype=torch.uint8) for length in lengths]
-    rows = loader.FrameRows(len(videos))
-    for video in videos:
-        rows.add(video.clone())
-    batch = rows.batch()
-    assert batch.shape == (len(videos), max(lengths), 2, 3, 4, 4)
-    for row, video in zip(batch, videos, strict=True):
-        assert torch.equal(row[: len(video)], video)
-        assert not row[len(video) :].any()
-    assert batch.is_shared() == worker, "only what leaves a process lies in memory that another can map"
-
-
-def test_a_batch_without_frames_has_none():
-    assert loader.FrameRows(3).batch() is None
-
-
 @pytest.mark.parametrize("workers", [0, 2])
 def test_the_loader_gives_the_steps_in_order_and_leaves_the_global_generator_alone(recipe, examples, cache, workers):
     batches = StepBatches(BatchPlan(recipe, examples), cache, MirasolFeatureExtractor(**SETTINGS))
@@ -134,6 +99,18 @@ def test_batches_mix_clips_of_different_lengths_padded_at_the_end(recipe, exampl
         mask = media["chunk_mask"]
         assert (mask[:, :-1] | ~mask[:, 1:]).all(), "padding lies at the end"
         assert (media["video"][~mask] == 0).all()
+
+
+def test_large_batches_come_whole_whoever_has_used_their_memory_before(values, examples, data_root):
+    """Frames over `transport.PACKED_BYTES` lie in memory that is used again, step after step."""
+    values["stages"] = {"all": {"steps": 8, "clips_per_step": 3, "window": "clip"}}
+    settings = SETTINGS | {"image_size": 256}
+    plan = BatchPlan(recipe_from_dict(values), examples)
+    batches = StepBatches(plan, ClipCache(None, data_root, settings), MirasolFeatureExtractor(**settings))
+    for batch, media in make_loader(batches, range(8), 1, prefetch=2):
+        compact = batches.compact(batch.step)[1]
+        assert compact["video"].nbytes > PACKED_BYTES
+        assert same(media, batches.ready(compact))
 
 
 def every_second(step: int) -> list[int]:

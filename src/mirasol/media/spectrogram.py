@@ -70,10 +70,10 @@ def _span(waveform: Tensor, waveform_start: float, sample_rate: int, left: float
 
 def _log_mel(samples: Tensor, sample_rate: int, seconds: float, mel_filters: Tensor, bands: int) -> Tensor:
     hop, window = _hop_and_window(sample_rate)
-    hann = torch.hann_window(window)
+    hann, scale = _hann(window)
     spectrum = torch.fft.rfft(samples.unfold(0, window, hop) * hann, n=FFT_SIZE * _fft_scale(sample_rate))
     # Squares of the two parts added up: a sum over the axis of real and imaginary part takes five times as long.
-    power = spectrum.real.square().add_(spectrum.imag.square()).mul_((2.0 / hann.sum()).square())
+    power = spectrum.real.square().add_(spectrum.imag.square()).mul_(scale)
     pooled = _area_pooling(seconds, bands) @ (power @ mel_filters)
     return (pooled.clamp_min(POWER_FLOOR).log10() - LOG_CENTRE) / LOG_SPREAD
 
@@ -89,6 +89,13 @@ def _num_cells(seconds: float) -> int:
 def _fft_scale(sample_rate: int) -> int:
     """Keeps the FFT at least as long as the window for rates above 16 kHz."""
     return max(1, math.ceil(sample_rate / 16_000))
+
+
+@functools.lru_cache(maxsize=8)
+def _hann(window: int) -> tuple[Float[Tensor, "sample"], Float[Tensor, ""]]:
+    """The window, and what makes the power of a sine of amplitude 1 under it 1."""
+    hann = torch.hann_window(window)
+    return hann, (2.0 / hann.sum()).square()
 
 
 @functools.lru_cache(maxsize=8)

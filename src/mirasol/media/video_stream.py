@@ -57,13 +57,17 @@ class Orientation:
         return names.get((self.transpose, self.flip_rows, self.flip_columns), "mirrored")
 
 
+UPRIGHT = Orientation()
+
+
 def orientation(frame: VideoFrame) -> tuple[Orientation, bool]:
     """The orientation that a frame's display matrix asks for, and whether the matrix is a multiple of 90 degrees."""
     # Not frame.side_data: the frame would keep it, a cycle that outlives its decoder until the garbage collector
     # comes by, and memory that comes back so late leaves holes in the heap: some 5 kB a clip.
-    data = SideDataContainer(frame).get(SideDataType.DISPLAYMATRIX)
+    beside = SideDataContainer(frame)
+    data = beside.get(SideDataType.DISPLAYMATRIX) if len(beside) else None
     if data is None:
-        return Orientation(), True
+        return UPRIGHT, True
     # 3x3 of int32, row vectors: shown x = a x + c y, shown y = b x + d y, both axes pointing right and down.
     a, b, _, c, d = np.frombuffer(bytes(data), "<i4")[:5].tolist()
     turned = abs(b) + abs(c) > abs(a) + abs(d)
@@ -292,11 +296,11 @@ def draw_square(
     way = Interpolation.AREA if width <= frame.width and height <= frame.height else Interpolation.BILINEAR
     # Planes, not interleaved bytes: swscale makes them faster, and the model wants channels first.
     small = reformatter.reformat(frame, width, height, "gbrp", interpolation=way, threads=1)
+    rows, onto_rows = _centred(width if turn.transpose else height, size)
+    columns, onto_columns = _centred(height if turn.transpose else width, size)
     for channel, plane in zip((1, 2, 0), small.planes, strict=True):
         stored = np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)[:height, :width]
-        picture = turn.apply(stored)
-        (rows, onto_rows), (columns, onto_columns) = (_centred(length, size) for length in picture.shape)
-        square[channel, onto_rows, onto_columns] = picture[rows, columns]
+        square[channel, onto_rows, onto_columns] = turn.apply(stored)[rows, columns]
 
 
 def _centred(length: int, size: int) -> tuple[slice, slice]:

@@ -1,15 +1,13 @@
 """The DataLoader that turns a step's number into its batch and media tensors."""
 
 import contextlib
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from jaxtyping import UInt8
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, get_worker_info
+from torch.utils.data import DataLoader, Dataset
 
 from mirasol.errors import BadClip, UserError
 from mirasol.media.augmentation import augmented, decoded_size
@@ -20,6 +18,7 @@ from mirasol.training.batches import Batch, BatchPlan, clip_seed, names_any
 from mirasol.training.clip_cache import BadWindow, ClipCache, UnreadableWindow, Window, named
 from mirasol.training.mixup import mixed, own_share, with_partners
 from mirasol.training.recipe import Recipe
+from mirasol.training.transport import FrameMemory, FrameRows, give_back, packed, unpacked
 from mirasol.training.worker_status import WorkerStatus
 
 OTHER = {"video": "audio", "audio": "video"}
@@ -119,15 +118,15 @@ class StepBatches(Dataset):
             media["video"] = self.extractor.normalised(media["video"], present)
         return media
 
-    def compact(self, step: int) -> tuple[Batch, dict[str, Tensor]]:
-        """As the item, but small enough to travel: video is uint8 where nothing is mixed, and `video_present`
-        (`video_mask` before modalities are dropped) says where there is any."""
+    def compact(self, step: int, memory: FrameMemory | None = None) -> tuple[Batch, dict[str, Tensor]]:
+        """As the item, but small enough to travel: video is uint8, in bytes of `memory`, where nothing is mixed, and
+        `video_present` (`video_mask` before modalities are dropped) says where there is any."""
         batch = self.plan.batch(step)
         count, alpha = len(batch.clips), self.plan.recipe.stages[batch.stage].augment.mixup
         rows = range(count) if self.rows is None else self.rows(step)
         loaded = with_partners(rows, count) if alpha else rows
         batch = batch.only(loaded)
-        clips, frames = [], FrameRows(len(batch.clips))
+        clips, frames = [], FrameRows(len(batch.clips), memory)
         for row in range(len(batch.clips)):
             batch, tensors = self._clip(batch, row)
             if not alpha and "video" in tensors:
@@ -185,116 +184,26 @@ def load_media(cache: ClipCache, extractor: MirasolFeatureExtractor, windows: Se
     return dict(extractor.collate([cache.load(*window) for window in windows]))
 
 
-class FrameRows:
-    """The frames of a batch's clips, uint8 [clip, chunk, frame, 3, height, width], padded with zeros to the longest.
-
-    Each clip is copied to its row as soon as it is loaded, so that the memory which it was decoded into serves the
-    next one: fresh memory takes several times as long to get from the system as a copy into what is there. (Should a
-    clip have more chunks than the first, all rows are copied once more.)
-    """
-
-    def __init__(self, clips: int):
-        self.clips = clips
-        self.lengths: list[int] = []
-        self._rows: Tensor | None = None
-        self._longer: dict[int, Tensor] = {}
-
-    def add(self, video: UInt8[Tensor, "chunk frame 3 height width"]) -> None:
-        """The frames of the next clip."""
-        if self._rows is None:
-            self._rows = _to_travel((self.clips, *video.shape))
-        if len(video) <= self._rows.shape[1]:
-            _fill_row(self._rows[len(self.lengths)], video)
-        else:
-            self._longer[len(self.lengths)] = video
-        self.lengths.append(len(video))
-
-    def batch(self) -> UInt8[Tensor, "clip chunk frame 3 height width"] | None:
-        """All rows; None where no clip was added."""
-        if self._longer:
-            rows = _to_travel((self.clips, max(self.lengths), *self._rows.shape[2:]))
-            for number, row in enumerate(rows):
-                _fill_row(row, self._longer.get(number, self._rows[number]))
-            self._rows, self._longer = rows, {}
-        return self._rows
-
-
-def _fill_row(row: Tensor, video: Tensor) -> None:
-    row[: len(video)] = video
-    row[len(video) :] = 0
-
-
-def _to_travel(shape: tuple[int, ...]) -> UInt8[Tensor, "..."]:
-    """Bytes of any content; in a loading process in memory that the main process maps, so that no copy is sent."""
-    if get_worker_info() is None:
-        return torch.empty(shape, dtype=torch.uint8)
-    storage = torch.UntypedStorage._new_shared(math.prod(shape))
-    return torch.empty(0, dtype=torch.uint8).set_(storage).view(shape)
-
-
 def _as_is(item):
     return item
-
-
-# Larger tensors travel between processes on their own; smaller ones together, for each that travels takes a handshake
-# with a process that is busy loading.
-_PACKED_BYTES = 2**24
-_ALIGNMENT = 64  # bytes, so that any dtype may begin there
-
-
-@dataclass(frozen=True)
-class _Layout:
-    """Where a tensor lies in the bytes that several travel in."""
-
-    offset: int
-    dtype: torch.dtype
-    shape: tuple[int, ...]
-
-
-def _packed(tensors: dict[str, Tensor]) -> tuple[dict[str, _Layout | None], dict[str, Tensor]]:
-    """The tensors' layouts, None for those that travel on their own, and what travels: these by name, the others as
-    one, called ""."""
-    layouts: dict[str, _Layout | None] = {}
-    offset = 0
-    for name, value in tensors.items():
-        small = value.nbytes <= _PACKED_BYTES
-        layouts[name] = _Layout(offset, value.dtype, tuple(value.shape)) if small else None
-        offset += -(-value.nbytes // _ALIGNMENT) * _ALIGNMENT if small else 0
-    together = _to_travel((offset,))
-    for name, layout in layouts.items():
-        if layout is not None:
-            _view(together, layout).copy_(tensors[name])
-    return layouts, {"": together, **{name: value for name, value in tensors.items() if layouts[name] is None}}
-
-
-def _unpacked(layouts: dict[str, _Layout | None], travelled: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors that `_packed` was given, on the device that they travelled to."""
-    return {
-        name: travelled[name] if layout is None else _view(travelled[""], layout) for name, layout in layouts.items()
-    }
-
-
-def _view(together: Tensor, layout: _Layout) -> Tensor:
-    count = math.prod(layout.shape) * layout.dtype.itemsize
-    return together[layout.offset : layout.offset + count].view(layout.dtype).view(layout.shape)
 
 
 class _Told(Dataset):
     """The steps in compact form, packed to travel; an error of the user's is an item too, or a worker would wrap it in
     its traceback."""
 
-    def __init__(self, batches: StepBatches):
-        self.batches = batches
+    def __init__(self, batches: StepBatches, memory: FrameMemory | None):
+        self.batches, self.memory = batches, memory
 
     def __len__(self) -> int:
         return len(self.batches)
 
     def __getitem__(self, step: int) -> tuple[Batch, Any, dict[str, Tensor]] | UserError:
         try:
-            batch, media = self.batches.compact(step)
+            batch, media = self.batches.compact(step, self.memory)
         except UserError as error:
             return error
-        return batch, *_packed(media)
+        return batch, *packed(media)
 
 
 class StepLoader(DataLoader):
@@ -311,7 +220,9 @@ class StepLoader(DataLoader):
                 raise item
             batch, layouts, media = item
             moved = {name: value.to(self.device, non_blocking=self.pin_memory) for name, value in media.items()}
-            yield batch, self.dataset.batches.ready(_unpacked(layouts, moved))
+            ready = self.dataset.batches.ready(unpacked(layouts, moved))
+            give_back(layouts, media)
+            yield batch, ready
 
 
 def make_loader(
@@ -330,7 +241,8 @@ def make_loader(
     device: where the tensors go, and pixels become numbers; by default they stay on the CPU
     """
     loader = StepLoader(
-        _Told(batches),
+        # What is pinned is a copy, which nobody here sees being made: then nothing can be given back.
+        _Told(batches, FrameMemory(0 if pin_memory else prefetch + 1) if workers else None),
         batch_size=None,
         sampler=steps,
         num_workers=workers,
