@@ -1,8 +1,10 @@
 """The cache of decoded clips."""
 
 import json
+import multiprocessing
 import os
 import shutil
+import signal
 
 import pytest
 import torch
@@ -11,6 +13,7 @@ from mirasol.config import MirasolConfig
 from mirasol.errors import BadClip
 from mirasol.media.feature_extractor import MirasolFeatureExtractor
 from mirasol.training.clip_cache import ClipCache, UnreadableWindow
+from mirasol.training.worker_status import WorkerFailed
 
 SETTINGS = MirasolConfig.preset("tiny").media_settings()
 
@@ -115,6 +118,27 @@ def test_a_pool_decodes_the_same(examples, data_root, tmp_path):
     two.fill(windows, workers=1)
     assert seen == [(done, len(windows)) for done in range(1, len(windows) + 1)]
     assert all(same(one.load(*window), two.load(*window)) for window in windows)
+
+
+@pytest.mark.parametrize(
+    ("number", "seconds", "said"),
+    [
+        (signal.SIGKILL, 600, "a process that decodes clips died, out of memory perhaps; being decoded were "),
+        (signal.SIGSTOP, 2, "no clip decoded within batch_seconds=2: being decoded are "),
+    ],
+)
+def test_a_pool_whose_process_dies_or_stands_still_ends_and_names_what_was_decoded(
+    data_root, medium, tmp_path, number, seconds, said
+):
+    """Its processes get the signal once the first clip is there."""
+    cache = ClipCache(tmp_path / "cache", data_root, SETTINGS)
+
+    def signalled(done: int, total: int) -> None:
+        for process in multiprocessing.active_children():
+            os.kill(process.pid, number)
+
+    with pytest.raises(WorkerFailed, match=said):
+        cache.fill([(medium, start / 10, start / 10 + 1.5) for start in range(30)], 2, "error", signalled, seconds)
 
 
 def test_a_slot_cut_from_the_clip_is_the_slot_decoded_on_its_own(examples, data_root, tmp_path):

@@ -20,7 +20,7 @@ class Interval:
 
 
 def mean_intervals(
-    values: Float[np.ndarray, "question"],
+    values: Float[np.ndarray, " question"],
     videos: Sequence[str],
     groups: Bool[np.ndarray, "question group"],
     seed: int = 0,
@@ -33,7 +33,7 @@ def mean_intervals(
 
 
 def class_mean_interval(
-    values: Float[np.ndarray, "question"],
+    values: Float[np.ndarray, " question"],
     videos: Sequence[str],
     groups: Bool[np.ndarray, "question group"],
     seed: int = 0,
@@ -44,7 +44,7 @@ def class_mean_interval(
     return interval_of(np.concatenate(parts)) if parts else Interval(None, None)
 
 
-def numbered(videos: Sequence[str]) -> tuple[int, Int[np.ndarray, "question"]]:
+def numbered(videos: Sequence[str]) -> tuple[int, Int[np.ndarray, " question"]]:
     """How many videos there are, and the number of each question's.
 
     Videos are numbered by name, so the order of questions changes nothing.
@@ -83,7 +83,7 @@ def _means(values, videos, groups, seed: int, replicates: int) -> Iterator[np.nd
             yield np.where(sums[:, 1] > 0, sums[:, 0] / sums[:, 1], np.nan)
 
 
-def interval_of(replicated: Float[np.ndarray, "replicate"], around: float | None = None) -> Interval:
+def interval_of(replicated: Float[np.ndarray, " replicate"], around: float | None = None) -> Interval:
     """The interval of a metric, of the replicates that define it; shifted, where `around` is given, so that it is the
     replicates' mean."""
     defined = replicated[~np.isnan(replicated)]

@@ -17,19 +17,19 @@ from mirasol.evaluation.intervals import REPLICATES, Interval, draws, interval_o
 
 def in_top(
     scores: Float[np.ndarray, "example category"], labels: Bool[np.ndarray, "example category"], k: int
-) -> Bool[np.ndarray, "example"]:
+) -> Bool[np.ndarray, " example"]:
     """Whether one of the k best classes is right. A row without any finite score has chosen nothing."""
     best = np.argsort(-scores, axis=1, kind="stable")[:, :k]
     answered = np.isfinite(scores).any(axis=1)
     return np.take_along_axis(labels, best, axis=1).any(axis=1) & answered
 
 
-def average_precision(scores: Float[np.ndarray, "example"], right: Bool[np.ndarray, "example"]) -> float:
+def average_precision(scores: Float[np.ndarray, " example"], right: Bool[np.ndarray, " example"]) -> float:
     """Sum over the thresholds of precision times the recall gained there; NaN without a right example."""
     return float(_once(scores, right)[0][0])
 
 
-def area_under_curve(scores: Float[np.ndarray, "example"], right: Bool[np.ndarray, "example"]) -> float:
+def area_under_curve(scores: Float[np.ndarray, " example"], right: Bool[np.ndarray, " example"]) -> float:
     """Share of pairs of a right and a wrong example in which the right one scores higher, equal ones by half; NaN where
     there is no such pair."""
     return float(_once(scores, right)[1][0])
@@ -44,7 +44,7 @@ class Thresholds:
     """The examples of one class in falling order of score, cut at the distinct scores of right examples: nothing
     changes in between. Sorted once, it serves any weights."""
 
-    def __init__(self, scores: Float[np.ndarray, "example"], right: Bool[np.ndarray, "example"]):
+    def __init__(self, scores: Float[np.ndarray, " example"], right: Bool[np.ndarray, " example"]):
         order = np.argsort(-scores, kind="stable")
         falling, is_right = scores[order], right[order]
         hits = falling[is_right]
@@ -60,8 +60,8 @@ class Thresholds:
         self.tied_starts = np.cumsum(end - first) - (end - first)
 
     def weighted(
-        self, weights: UInt16[np.ndarray, "example replicate"], totals: Float[np.ndarray, "replicate"]
-    ) -> tuple[Float[np.ndarray, "replicate"], Float[np.ndarray, "replicate"]]:
+        self, weights: UInt16[np.ndarray, "example replicate"], totals: Float[np.ndarray, " replicate"]
+    ) -> tuple[Float[np.ndarray, " replicate"], Float[np.ndarray, " replicate"]]:
         """Average precision and area under the curve where every example counts as often as its weight says.
 
         totals: the sums of the weights over all examples

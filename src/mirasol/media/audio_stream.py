@@ -219,13 +219,13 @@ class WaveformBuilder:
                 self._runs[-1][1] = high
             self._position = stop
 
-    def runs(self) -> Iterator[tuple[int, Float[np.ndarray, "sample"]]]:
+    def runs(self) -> Iterator[tuple[int, Float[np.ndarray, " sample"]]]:
         """Every run without a gap: at which sample after `start` it begins, and its samples."""
         for first, stop in self._runs:
             if stop > first:
                 yield first, self._buffer[first:stop]
 
-    def result(self) -> tuple[Float[Tensor, "sample"], float]:
+    def result(self) -> tuple[Float[Tensor, " sample"], float]:
         """The waveform from its first to its last real sample, and the container second of the first."""
         runs = [run for run in self._runs if run[1] > run[0]]
         if not runs:
@@ -233,7 +233,7 @@ class WaveformBuilder:
         first, stop = min(run[0] for run in runs), max(run[1] for run in runs)
         return torch.from_numpy(self._buffer[first:stop]), self.start + first / self.sample_rate
 
-    def present(self, timeline: Timeline, zero: float) -> Bool[Tensor, "chunk"]:
+    def present(self, timeline: Timeline, zero: float) -> Bool[Tensor, " chunk"]:
         """Which chunks hold at least one real sample. `zero`: container second of the timeline's zero."""
         edges = [(edge + zero - self.start) * self.sample_rate for edge in timeline.edges]
         return torch.tensor(

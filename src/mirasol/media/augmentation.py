@@ -182,7 +182,7 @@ def shifted(tensors: Mapping[str, Tensor], frames: int) -> dict[str, Tensor]:
 
 
 def _sources(
-    mask: Bool[Tensor, "chunk"], per_chunk: int, shift: int
+    mask: Bool[Tensor, " chunk"], per_chunk: int, shift: int
 ) -> tuple[Shaped[Tensor, "chunk part"], Bool[Tensor, "chunk part"]]:
     """Which of the clip's frames each frame is after the shift, and whether that one is there."""
     source = torch.arange(len(mask) * per_chunk) - shift
@@ -217,7 +217,7 @@ def cropped(
 
 def with_masks(
     audio: Float16[Tensor, "chunk mel_frame mel"],
-    audio_mask: Bool[Tensor, "chunk"],
+    audio_mask: Bool[Tensor, " chunk"],
     masks: SpecAugment,
     generator: random.Random,
 ) -> Float16[Tensor, "chunk mel_frame mel"]:

@@ -51,13 +51,13 @@ class Clip:
     """
 
     frames: UInt8[Tensor, "frame 3 height width"]
-    frame_times: Float64[Tensor, "frame"]
-    waveform: Float[Tensor, "sample"]
+    frame_times: Float64[Tensor, " frame"]
+    waveform: Float[Tensor, " sample"]
     waveform_start: float
     sample_rate: int
     timeline: Timeline
-    audio_present: Bool[Tensor, "chunk"]
-    video_present: Bool[Tensor, "chunk"]
+    audio_present: Bool[Tensor, " chunk"]
+    video_present: Bool[Tensor, " chunk"]
     notes: tuple[str, ...] = ()
     video_counts: VideoCounts = field(default_factory=VideoCounts)
     audio_counts: AudioCounts = field(default_factory=AudioCounts)

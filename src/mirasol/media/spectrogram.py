@@ -26,7 +26,7 @@ SILENCE = (math.log10(POWER_FLOOR) - LOG_CENTRE) / LOG_SPREAD
 
 
 def log_mel_chunks(
-    waveform: Float[Tensor, "sample"],
+    waveform: Float[Tensor, " sample"],
     waveform_start: float,
     sample_rate: int,
     edges: tuple[float, ...],
@@ -92,7 +92,7 @@ def _fft_scale(sample_rate: int) -> int:
 
 
 @functools.lru_cache(maxsize=8)
-def _hann(window: int) -> tuple[Float[Tensor, "sample"], Float[Tensor, ""]]:
+def _hann(window: int) -> tuple[Float[Tensor, " sample"], Float[Tensor, ""]]:
     """The window, and what makes the power of a sine of amplitude 1 under it 1."""
     hann = torch.hann_window(window)
     return hann, (2.0 / hann.sum()).square()

@@ -104,7 +104,7 @@ class FrameSampler:
     fit: str
     limits: Limits
     frames: UInt8[Tensor, "frame 3 height width"] = field(init=False)
-    times: Float64[Tensor, "frame"] = field(init=False)
+    times: Float64[Tensor, " frame"] = field(init=False)
     counts: VideoCounts = field(default_factory=VideoCounts)
     first_time: float | None = None
     last_end: float | None = None

@@ -25,7 +25,7 @@ from mirasol.errors import BadClip, UserError
 from mirasol.media.feature_extractor import MirasolFeatureExtractor
 from mirasol.media.timeline import cut
 from mirasol.processes import process_context
-from mirasol.training.worker_status import WorkerStatus
+from mirasol.training.worker_status import WorkerFailed, WorkerStatus
 
 CACHE_FORMAT = 1
 TENSORS = ("video", "audio", "video_mask", "audio_mask")

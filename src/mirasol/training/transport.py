@@ -36,9 +36,9 @@ class FrameMemory:
 
     def __init__(self, kept: int):
         self.kept = kept
-        self._pieces: list[UInt8[Tensor, "byte"]] = []
+        self._pieces: list[UInt8[Tensor, " byte"]] = []
 
-    def take(self, count: int) -> UInt8[Tensor, "byte"]:
+    def take(self, count: int) -> UInt8[Tensor, " byte"]:
         """`count` bytes of any content."""
         returned = [place for place, piece in enumerate(self._pieces) if piece[-1] == _RETURNED]
         fitting = [place for place in returned if len(self._pieces[place]) == count + _MARK_BYTES]
@@ -68,7 +68,7 @@ def _return(taken: Tensor) -> None:
     torch.empty(0, dtype=torch.uint8).set_(taken.untyped_storage())[-1] = _RETURNED
 
 
-def _shared(count: int) -> UInt8[Tensor, "byte"]:
+def _shared(count: int) -> UInt8[Tensor, " byte"]:
     """Fresh memory that other processes can map, so that no copy of what lies there is sent."""
     return torch.empty(0, dtype=torch.uint8).set_(torch.UntypedStorage._new_shared(count))
 

@@ -100,7 +100,7 @@ def _kind(stage: Stage) -> str:
 
 def judge_rows(
     logits: Float[Tensor, "row token vocabulary"], labels: Int[Tensor, "row token"]
-) -> tuple[Float[Tensor, "row"], Int[Tensor, "row"], Tensor]:
+) -> tuple[Float[Tensor, " row"], Int[Tensor, " row"], Tensor]:
     """Per row: summed cross-entropy of its target tokens, their number, and whether all are the most likely ones."""
     predicted, wanted = logits[:, :-1].float(), labels[:, 1:]
     is_target = wanted != IGNORED_LABEL
