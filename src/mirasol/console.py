@@ -6,11 +6,15 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+# Updates that rate and time left do not count, as soon as there are later ones: workers start, layers are compiled.
+_WARM_UP = 3
+
 
 class Progress:
     """Progress of long work: a live bar on a terminal, otherwise a plain line now and then.
 
-    Use as a context manager; `console` is a `rich.console.Console`. Rate and time left count from `start`.
+    Use as a context manager; `console` is a `rich.console.Console`. Rate and time left count from `start`, once there
+    is more to go by without the first updates.
     """
 
     def __init__(
@@ -19,6 +23,8 @@ class Progress:
         self.console, self.title, self.total, self.unit = console, title, total, unit
         self.start, self.done, self.between = start, start, seconds_between_lines
         self.began = self.last_line = time.monotonic()
+        self.updates, self.note = 0, ""
+        self.warm: tuple[int, float] | None = None
         self.bar = self.task = None
 
     def __enter__(self) -> "Progress":
@@ -39,27 +45,30 @@ class Progress:
     def __exit__(self, kind, error, traceback) -> None:
         if self.bar is not None:
             self.bar.stop()
-        elif error is None and self.done > self.start:
-            self._line("")
+        elif error is None and self.updates:
+            self._line()
 
     def update(self, done: int, note: str = "") -> None:
         """`done` of `total` are finished; `note` is shown behind the numbers."""
-        self.done = done
+        self.done, self.note, self.updates = done, note, self.updates + 1
         if self.bar is not None:
-            self.bar.update(self.task, completed=done, total=self.total, state=self._state(note))
+            self.bar.update(self.task, completed=done, total=self.total, state=self._state())
         elif time.monotonic() - self.last_line >= self.between:
-            self._line(note)
+            self._line()
+        if self.updates == _WARM_UP:
+            self.warm = done, time.monotonic()
 
-    def _line(self, note: str) -> None:
+    def _line(self) -> None:
         self.last_line = time.monotonic()
-        self.console.print(f"{self.title}: {self._state(note)}", highlight=False, soft_wrap=True)
+        self.console.print(f"{self.title}: {self._state()}", highlight=False, markup=False, soft_wrap=True)
 
-    def _state(self, note: str) -> str:
-        elapsed = time.monotonic() - self.began
-        rate = (self.done - self.start) / max(elapsed, 1e-9)
+    def _state(self) -> str:
+        warm = self.warm is not None and self.done > self.warm[0]
+        start, began = self.warm if warm else (self.start, self.began)
+        rate = (self.done - start) / max(time.monotonic() - began, 1e-9)
         left = _clock((self.total - self.done) / rate) if rate > 0 else "?"
         state = f"{self.done}/{self.total} {self.unit}, {rate:.3g} {self.unit}/s, {left} left"
-        return f"{state}, {note}" if note else state
+        return f"{state}, {self.note}" if self.note else state
 
 
 def _clock(seconds: float) -> str:
