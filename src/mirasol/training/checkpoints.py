@@ -248,11 +248,12 @@ class Checkpoints:
         return {"step": 0}
 
     def load(self, step: int, tensors: Tensors, fingerprint: str | None = None) -> dict[str, Any]:
-        """Puts the checkpoint after `step` steps into the tensors and returns its state.
+        """Puts the checkpoint after `step` steps, or those parts of it that are given, into the tensors; returns its
+        state.
 
         Raises:
             DamagedFile: a file of it is missing, cut or changed; the tensors may hold parts of it.
-            UserError: it belongs to another recipe, or does not hold just these tensors.
+            UserError: it belongs to another recipe, or its parts do not hold just these tensors.
         """
         folder = self.path(step)
         state = self.ranks.from_first(_read_state(folder) if self.ranks.is_first else None)
@@ -294,7 +295,8 @@ def _read_state(folder: Path) -> dict[str, Any] | DamagedFile:
 
 def _check_tensors(folder: Path, tensors: Tensors, held: Mapping[str, Any]) -> None:
     wanted = {f"{part}.{name}": tensor for part, given in tensors.items() for name, tensor in given.items()}
-    for name in sorted(wanted.keys() ^ held.keys()):
+    there = {name for name in held if name.startswith(tuple(f"{part}." for part in tensors))}
+    for name in sorted(wanted.keys() ^ there):
         which = "lacks" if name in wanted else "holds unknown"
         raise UserError(f"{folder}: does not fit the model: it {which} {name}")
     for name, tensor in wanted.items():

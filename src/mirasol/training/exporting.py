@@ -6,10 +6,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-import torch.distributed.checkpoint as dcp
-from torch import Tensor
-
 from mirasol import MirasolConfig, MirasolForConditionalGeneration, MirasolProcessor
 from mirasol.checkpoint import find_checkpoint, load_checkpoint, read_config
 from mirasol.errors import UserError
@@ -19,7 +15,7 @@ from mirasol.training.checkpoints import Checkpoints, save_model, write_folder
 from mirasol.training.logging import read_metrics
 from mirasol.training.recipe import Recipe, read_yaml, recipe_from_dict
 from mirasol.training.regularisers import Regularisers
-from mirasol.training.shard_files import DamagedFile, ShardReader
+from mirasol.training.shard_files import DamagedFile
 
 
 def export_run(
@@ -111,29 +107,13 @@ def _load(
     stage = recipe.stages[recipe.stage_at(step - 1)[0]]
     model.config.loss_weights = stage.loss_weights
     Regularisers(model).enter(stage)
-    folder = checkpoints.path(step)
-    _read_part(folder, "model", model.state_dict())
-    if averaged:
-        _read_part(folder, "average", dict(model.named_parameters()))
-    return model.eval()
-
-
-@torch.no_grad()
-def _read_part(folder: Path, part: str, tensors: dict[str, Tensor]) -> None:
-    """Puts one part of a checkpoint into the tensors, by name. Raises UserError for a damaged one."""
-    reader = ShardReader(folder)
     try:
-        reader.check()
-        held = {name for name in reader.read_metadata().state_dict_metadata if name.startswith(f"{part}.")}
-        differing = sorted(held ^ {f"{part}.{name}" for name in tensors})
-        if differing:
-            raise UserError(f"{folder}: does not fit the run's model: {differing[0]} is not in both")
-        tensors = {name: value.detach() for name, value in tensors.items()}
-        dcp.load({part: tensors}, storage_reader=reader, no_dist=True)
+        checkpoints.load(step, {"model": model.state_dict()})
+        if averaged:
+            checkpoints.load(step, {"average": dict(model.named_parameters())})
     except DamagedFile as error:
-        raise UserError(f"{folder}: damaged ({error}): choose another one with --step") from error
-    except dcp.CheckpointException as error:
-        raise UserError(f"{folder}: damaged ({' '.join(str(error).split())[-200:]}): choose another one") from error
+        raise UserError(f"{checkpoints.path(step)}: damaged ({error}): choose another one with --step") from error
+    return model.eval()
 
 
 def _config(recipe: Recipe, facts: Mapping[str, Any]) -> MirasolConfig:
