@@ -1,9 +1,10 @@
+import errno
 import os
 
 import pytest
 
 from mirasol.errors import UserError
-from mirasol.files import parse_json, write_whole
+from mirasol.files import lock, parse_json, write_whole
 
 
 def test_what_is_written_replaces_what_was_there(tmp_path):
@@ -39,3 +40,23 @@ def test_damaged_json_is_one_line_with_its_place():
     assert parse_json('{"a": 1}', "b.json", "remove it") == {"a": 1}
     with pytest.raises(UserError, match=r"^b\.json: is damaged \(.*\): remove it$"):
         parse_json('{"a": ', "b.json", "remove it")
+
+
+def refuse_locks(monkeypatch, number: int) -> None:
+    def refuse(*_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+
+
+def test_a_lock_keeps_others_out_and_a_disk_without_locks_is_told(tmp_path, monkeypatch):
+    with (tmp_path / "lock").open("w") as one, (tmp_path / "lock").open("w") as other:
+        assert lock(one.fileno())
+        with pytest.raises(BlockingIOError):
+            lock(other.fileno())
+        for number in (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS):
+            refuse_locks(monkeypatch, number)
+            assert not lock(other.fileno())
+        refuse_locks(monkeypatch, errno.EBADF)
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            lock(other.fileno())

@@ -1,5 +1,7 @@
-"""Files that are there whole or not at all, and their hashes."""
+"""Files that are there whole or not at all, their hashes and locks."""
 
+import errno
+import fcntl
 import hashlib
 import json
 import os
@@ -37,3 +39,17 @@ def file_hash(file: Path) -> str:
     """SHA-256 of a file of any size, in hexadecimal."""
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def lock(descriptor: int, wait: bool = False) -> bool:
+    """Locks an open file until it is closed, or the process ends; False where its disk has no locks.
+
+    Raises BlockingIOError where another process has it, unless that one is waited for.
+    """
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except OSError as error:
+        if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS):
+            raise
+        return False
+    return True

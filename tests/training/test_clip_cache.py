@@ -1,5 +1,6 @@
 """The cache of decoded clips."""
 
+import errno
 import json
 import multiprocessing
 import os
@@ -107,6 +108,18 @@ def test_a_full_cache_keeps_what_it_has_and_decodes_the_rest(examples, data_root
     stored = full.size()
     assert all(same(again.load(medium), tensors) for medium, tensors in zip(media, expected, strict=True))
     assert full.size() == stored
+
+
+def test_a_limit_on_a_disk_without_locks_holds_with_a_warning(examples, data_root, tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.EOPNOTSUPP, "Operation not supported")
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    media = list(dict.fromkeys(example.media for example in examples))[:2]
+    cache = ClipCache(tmp_path, data_root, SETTINGS, limit=1)
+    with pytest.warns(UserWarning, match=r"this disk has no locks: .* data\.cache_limit"):
+        assert cache.load(media[0]).keys() == {"video", "audio", "video_mask", "audio_mask"}
+    assert cache.size() == 0
 
 
 def test_a_pool_decodes_the_same(examples, data_root, tmp_path):

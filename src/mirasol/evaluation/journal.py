@@ -1,7 +1,6 @@
 """What an evaluation has answered so far, on disk: one line per clip, appended; an interrupted evaluation goes on."""
 
 import contextlib
-import fcntl
 import json
 import os
 import warnings
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mirasol.errors import UserError
+from mirasol.files import lock
 
 NAME = "journal.jsonl"
 
@@ -34,12 +34,12 @@ class Journal:
         """
         with file.open("a+b") as stream:
             try:
-                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                is_locked = lock(stream.fileno())
             except BlockingIOError as error:
                 raise UserError(
                     f"{file}: another evaluation writes here: wait for it or give another --output"
                 ) from error
-            except OSError:
+            if not is_locked:
                 warnings.warn(
                     f"{file}: this disk has no locks: nothing keeps a second evaluation from writing here", stacklevel=3
                 )

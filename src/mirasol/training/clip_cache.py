@@ -1,7 +1,6 @@
 """Decoded clips, on disk where there is a cache."""
 
 import contextlib
-import fcntl
 import functools
 import hashlib
 import json
@@ -22,6 +21,7 @@ from torch import Tensor
 
 from mirasol.data.media_files import is_image, open_media_file, stored_file
 from mirasol.errors import BadClip, UserError
+from mirasol.files import lock
 from mirasol.media.feature_extractor import MirasolFeatureExtractor
 from mirasol.media.timeline import cut
 from mirasol.processes import process_context
@@ -160,7 +160,13 @@ class ClipCache:
         self.folder.mkdir(parents=True, exist_ok=True)
         size = sum(tensor.nbytes for tensor in tensors.values())
         with (self.folder / "size").open("a+", encoding="utf-8") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
+            if not lock(file.fileno(), wait=True):
+                # The same words every time, so that they are told once.
+                warnings.warn(
+                    f"{self.folder}: this disk has no locks: processes that write here may count its size wrongly, and "
+                    "exceed data.cache_limit",
+                    stacklevel=2,
+                )
             file.seek(0)
             text = file.read()
             taken = int(text) if text.isdecimal() else self.size()
