@@ -13,7 +13,7 @@ from mirasol.data.sources import read_source
 from mirasol.evaluation.comparing import compare
 from mirasol.evaluation.normalisation import normalise, normalise_lightly
 from mirasol.evaluation.predictions import Prediction, official_format, read_predictions
-from mirasol.evaluation.results import data_hash, score_file, write_scored
+from mirasol.evaluation.results import describe_data, score_file, write_scored
 from mirasol.evaluation.scoring import as_text, score_answers, score_choices
 
 CLASSES = ("bark", "meow", "rain")
@@ -302,11 +302,11 @@ def test_a_result_names_the_predictions_that_were_scored(activitynet, tmp_path):
 
 
 def test_a_result_names_its_data_and_changes_with_it(activitynet, tmp_path):
-    before = data_hash(activitynet)
+    before = describe_data(activitynet)["data"]["sha256"]
     text = (tmp_path / "test_a.json").read_text()
-    assert data_hash(read_source("activitynet_qa", tmp_path, "test")) == before
+    assert describe_data(read_source("activitynet_qa", tmp_path, "test"))["data"]["sha256"] == before
     (tmp_path / "test_a.json").write_text(text.replace("cup", "mug"))
-    assert data_hash(read_source("activitynet_qa", tmp_path, "test")) != before
+    assert describe_data(read_source("activitynet_qa", tmp_path, "test"))["data"]["sha256"] != before
 
 
 def test_a_hash_of_contents_changes_with_a_media_file_of_the_same_size(tmp_path):
@@ -315,7 +315,7 @@ def test_a_hash_of_contents_changes_with_a_media_file_of_the_same_size(tmp_path)
     for content in (b"one", b"two"):
         (tmp_path / "a.mp4").write_bytes(content)
         source = read_source("folder", tmp_path, "test")
-        found.append((data_hash(source), data_hash(source, media_contents=True)))
+        found.append([describe_data(source, contents)["data"]["sha256"] for contents in (False, True)])
     assert found[0][0] == found[1][0]
     assert found[0][1] != found[1][1]
 

@@ -11,6 +11,7 @@ import torch
 
 from mirasol.config import MirasolConfig
 from mirasol.data.example import Example
+from mirasol.data.folder import read_examples
 from mirasol.errors import UserError
 from mirasol.media.feature_extractor import MirasolFeatureExtractor
 from mirasol.training.batches import BatchPlan
@@ -181,6 +182,23 @@ def test_a_run_that_replaced_clips_resumes_to_the_same_weights(values, run_root,
     again = train(recipe_from_dict(values), resume=True, console=console)
     assert (again / "model.safetensors").read_bytes() == weights
     assert (again.parent / "bad_clips.jsonl").read_text() == listed
+
+
+def test_a_file_that_went_away_is_told_on_resumption_which_goes_on_once_it_is_back(values, run_root, console):
+    """Other clips would come up in its place than in the run that began."""
+    values["data"] = {"root": str(run_root), "decode": "ahead", "on_bad_clip": "skip"}
+    values["stages"] = {"questions": {"steps": 4, "clips_per_step": 3, "questions_per_clip": 1}}
+    recipe = recipe_from_dict(values)
+    checkpoint = train(recipe, console=console)
+    weights = (checkpoint / "model.safetensors").read_bytes()
+    shutil.rmtree(checkpoint)
+    shutil.rmtree(checkpoint.parent / "checkpoints" / "step-00000004")
+    medium = read_examples(run_root, "train")[-1].media
+    (run_root / medium).rename(run_root / "elsewhere.mp4")
+    with pytest.raises(UserError, match=rf"1 are missing, {medium} first.*: bring back what it had"):
+        train(recipe, resume=True, console=console)
+    (run_root / "elsewhere.mp4").rename(run_root / medium)
+    assert (train(recipe, resume=True, console=console) / "model.safetensors").read_bytes() == weights
 
 
 def test_a_limit_needs_a_cache_that_fills_on_the_way(values):

@@ -4,7 +4,6 @@ import io
 import json
 import shutil
 import tarfile
-from dataclasses import replace
 
 import pytest
 
@@ -14,7 +13,7 @@ from mirasol.data.folder import read_examples
 from mirasol.errors import UserError
 from mirasol.training.batches import pick_target
 from mirasol.training.clip_cache import ClipCache
-from mirasol.training.examples import examples_hash, read_split, tokenizer_texts
+from mirasol.training.examples import read_split, tokenizer_texts
 from mirasol.training.recipe import DataSetRecipe, recipe_from_dict
 
 
@@ -91,15 +90,3 @@ def test_a_tars_member_decodes_to_the_tensors_of_the_file(shapes, tmp_path):
     from_tar = ClipCache(tmp_path / "a", tmp_path, settings).load("00000.tar/00000000.mp4")
     from_file = ClipCache(tmp_path / "b", clip.parent, settings).load(clip.name)
     assert all(from_tar[name].equal(from_file[name]) for name in from_file)
-
-
-def test_the_hash_of_examples_notices_texts_and_sizes_of_media(shapes, tmp_path):
-    root = shutil.copytree(shapes, tmp_path / "data")
-    examples = read_examples(root, "train")
-    before = examples_hash(root, examples)
-    assert examples_hash(shapes, read_examples(shapes, "train")) == before
-    assert examples_hash(root, examples[1:]) != before
-    assert examples_hash(root, [replace(examples[0], target="other"), *examples[1:]]) != before
-    with (root / examples[0].media).open("ab") as stream:
-        stream.write(b"\0")
-    assert examples_hash(root, examples) != before

@@ -358,6 +358,19 @@ def test_of_two_processes_that_begin_a_run_one_is_kept_out(values):
             other.start([])
 
 
+def test_on_a_disk_without_locks_a_run_says_so_on_one_line_and_goes_on(values, console, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    checkpoint = run(values, console)
+    shutil.rmtree(checkpoint)
+    run(values, console, resume=True)
+    told = [line for line in console.file.getvalue().splitlines() if "locks" in line]
+    line = f"warning: {values['output']}: this disk has no locks: nothing keeps a second run from writing here"
+    assert told == [line, line], "at its begin, and when it goes on"
+
+
 def test_the_line_a_run_stopped_with_goes_when_it_goes_on(values, console, monkeypatch):
     with monkeypatch.context() as patched:
         patched.setattr("mirasol.training.optimizer.Optimizer.clip_gradients", lambda self: float("inf"))

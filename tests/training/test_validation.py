@@ -4,10 +4,13 @@ import pytest
 import torch
 
 from mirasol.checkpoint import load_checkpoint
+from mirasol.data.folder import read_examples
 from mirasol.errors import UserError
 from mirasol.training import validation
 from mirasol.training.clip_cache import ClipCache
+from mirasol.training.recipe import recipe_from_dict
 from mirasol.training.stages import stage_losses
+from mirasol.training.trainer import train
 from mirasol.training.validation import Validation
 
 
@@ -44,3 +47,25 @@ def test_clips_are_validated_a_microbatch_at_a_time_or_as_many_as_asked_for(
         assert other["text_loss"] == pytest.approx(found[0]["text_loss"], rel=1e-4)
     with pytest.raises(UserError, match="validation_batch=0 must be positive"):
         replace(recipe, validation_batch=0)
+
+
+def test_stages_that_are_not_validated_are_told_at_the_start(recipe, examples):
+    whole = [example for example in examples if example.start is None]
+    validation = Validation(recipe, examples)
+    assert list(validation.parts) == ["slot", "clip"]
+    assert validation.absent == []
+    assert Validation(recipe, whole).absent == ["slot"]
+    assert Validation(recipe, {"a": whole, "b": examples}).absent == ["a_slot"]
+    validation.without({(example.media, example.start, example.end) for example in whole})
+    assert validation.absent == ["clip"]
+
+
+def test_a_run_says_once_what_its_validation_lacks(values, data_root, console):
+    values["stages"] = {"slots": {"steps": 1, "window": "slot", "clips_per_step": 2, "questions_per_clip": 1}}
+    assert not any(example.start for example in read_examples(data_root, "validation"))
+    train(recipe_from_dict(values), console=console)
+    warned = [line for line in console.file.getvalue().splitlines() if line.startswith("warning: not validated")]
+    assert warned == [
+        "warning: not validated: slot: the validation split has no example of the kind and question types that the "
+        "stages train on there"
+    ]

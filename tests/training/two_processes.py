@@ -149,16 +149,16 @@ def step_of_muon(ranks) -> float:
 
 def patience(ranks) -> list[bool]:
     """Whether each process waited for longer than the limit of a single wait, and the others worked after the first."""
-    host, files = (dist.new_group(backend="gloo", timeout=datetime.timedelta(seconds=5)) for _ in range(2))
+    host, files = (dist.new_group(backend="gloo", timeout=datetime.timedelta(seconds=8)) for _ in range(2))
     hasty = dataclasses.replace(ranks, host=host, files=files)
     began = time.monotonic()
 
     def work() -> float:
-        time.sleep(0 if ranks.rank else 8)
+        time.sleep(0 if ranks.rank else 12)
         return time.monotonic() - began
 
     seconds = hasty.first_then_rest(work)
-    return ranks.gathered(seconds > 7)
+    return ranks.gathered(seconds > 11)
 
 
 def run(values: dict, kind: str, resume: bool = False) -> None:

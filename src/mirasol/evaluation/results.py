@@ -1,7 +1,6 @@
 """Result files: results.json (numbers and everything that could make them differ) and predictions.jsonl."""
 
 import dataclasses
-import hashlib
 import importlib.metadata
 import json
 import platform
@@ -11,7 +10,7 @@ from typing import Any
 
 import mirasol
 from mirasol.data.example import Example
-from mirasol.data.media_files import open_media_file, stored_file
+from mirasol.data.examples_digest import examples_digest
 from mirasol.data.sources import Source
 from mirasol.errors import UserError
 from mirasol.evaluation.normalisation import NORMALISATIONS
@@ -102,36 +101,19 @@ def versions() -> dict[str, str | None]:
     }
 
 
-def data_hash(source: Source, media_contents: bool = False) -> str:
-    """Hash of the split's annotated examples and of path and size of their media files, in hexadecimal.
-
-    It depends neither on where the data lies nor on media of other splits. With `media_contents` every media file is
-    read, and its content counts, too.
-    """
-    digest = hashlib.sha256()
-    for example in source.annotated:
-        line = json.dumps(dataclasses.asdict(example), sort_keys=True, ensure_ascii=False)
-        digest.update(line.encode("utf-8", "surrogatepass") + b"\n")
-    for media in sorted({example.media for example in source.examples}):
-        file = stored_file(source.root, media)
-        digest.update(f"{media} {file.stat().st_size if file.is_file() else 0}\n".encode("utf-8", "surrogatepass"))
-        if media_contents and file.is_file():
-            with open_media_file(source.root, media) as path:
-                digest.update(file_hash(path).encode())
-    return digest.hexdigest()
-
-
 def describe_data(source: Source, media_contents: bool = False) -> dict[str, Any]:
-    """What results.json says of the data; its hash counts the media's contents where that is asked for.
+    """What results.json says of the data. Its hash is of all annotated examples and of the media that are there; it
+    counts their contents where that is asked for.
 
     Where all examples have one prompt (data sets without questions), it is stated, be it the user's or the default.
     """
+    media = (example.media for example in source.examples)
     prompts = {example.prompt for example in source.annotated}
     return {
         "source": source.name,
         "split": source.split,
         "data": {
-            "sha256": data_hash(source, media_contents),
+            "sha256": examples_digest(source.root, source.annotated, media, media_contents).sha256,
             "sha256_of_media": "contents" if media_contents else "paths and sizes",
             "annotation_files": list(source.annotation_files),
             "published_examples": source.published.examples,

@@ -1,18 +1,11 @@
 """The examples that a recipe trains and validates on, whatever data set they come from."""
 
-import dataclasses
-import hashlib
-import json
 import os
-import stat
-from collections.abc import Sequence
 from dataclasses import replace
-from operator import attrgetter
 from pathlib import Path
 
 from mirasol.data.example import Example
 from mirasol.data.folder import read_examples
-from mirasol.data.media_files import stored_file
 from mirasol.data.sources import Options, read_source, usable_examples
 from mirasol.errors import UserError
 from mirasol.training.clip_cache import BadWindow
@@ -58,32 +51,6 @@ def read_split(data: DataSetRecipe, split: str, on_bad_clip: str = "error") -> t
         )
     costly = (problem for problem in source.problems if problem.severity == "error")
     return examples, [BadWindow(problem.file, None, None, str(problem)) for problem in costly]
-
-
-def examples_hash(root: Path, examples: Sequence[Example]) -> str:
-    """SHA-256, in hexadecimal, of the examples as they are read and of name and size of each media file they name.
-
-    It says whether two runs trained on the same data, whatever data set it is; contents of media are not read.
-    """
-    digest = hashlib.sha256()
-    # The field's own order: asdict would copy every class list, once for each example.
-    facts = attrgetter(*(field.name for field in dataclasses.fields(Example)))
-    for example in examples:
-        digest.update(json.dumps(facts(example), ensure_ascii=False).encode("utf-8", "surrogatepass") + b"\n")
-    for media in dict.fromkeys(example.media for example in examples):
-        digest.update(f"{media} {_size(root, media)}\n".encode("utf-8", "surrogatepass"))
-    return digest.hexdigest()
-
-
-def _size(root: Path, media: str) -> int:
-    """Bytes of the file that holds the media, 0 where there is none."""
-    for path in (f"{root}/{media}", stored_file(root, media)):  # few lie in a tar, so the path is tried first
-        try:
-            facts = os.stat(path)
-        except OSError:
-            continue
-        return facts.st_size if stat.S_ISREG(facts.st_mode) else 0
-    return 0
 
 
 def tokenizer_texts(examples: list[Example]) -> list[str]:

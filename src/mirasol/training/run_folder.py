@@ -6,13 +6,13 @@ bad_step.json (the samples of a step whose loss was no number).
 """
 
 import contextlib
-import fcntl
 import importlib.metadata
 import json
 import os
 import platform
 import subprocess
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -20,8 +20,9 @@ from typing import Any
 import torch
 
 import mirasol
+from mirasol.data.examples_digest import ExamplesDigest
 from mirasol.errors import UserError
-from mirasol.files import file_hash, parse_json, write_whole
+from mirasol.files import file_hash, lock, parse_json, write_whole
 from mirasol.training.clip_cache import BadWindow, write_bad_clips
 from mirasol.training.recipe import Recipe, changed_keys, read_yaml
 
@@ -41,15 +42,17 @@ class RunFolder:
     """The folder `recipe.output`, locked against other runs while the context manager is open. Of a run's own processes
     the first alone locks it and writes to it.
 
-    Nothing is written to it before `start`, save the lock where it holds a run.
+    Nothing is written to it before `start`, save the lock where it holds a run. `warn` is told of a disk without locks.
 
     Raises:
         UserError: it holds a run and `resume` is off; `resume` is on and the recipe differs from the run's in
             something that decides the weights; another process is training into it.
     """
 
-    def __init__(self, recipe: Recipe, resume: bool, is_first: bool = True):
-        self.recipe, self.path, self.is_first = recipe, Path(recipe.output), is_first
+    def __init__(
+        self, recipe: Recipe, resume: bool, is_first: bool = True, warn: Callable[[str], None] = warnings.warn
+    ):
+        self.recipe, self.path, self.is_first, self._warn = recipe, Path(recipe.output), is_first, warn
         if self.path.exists() and not self.path.is_dir():
             raise UserError(f"{self.path}: is a file, output must be a folder")
         self._lock: int | None = None
@@ -77,13 +80,14 @@ class RunFolder:
 
     def _take(self) -> None:
         """Keeps other processes out until this one ends, however it ends."""
-        lock = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+        self._lock = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not lock(self._lock):
+                self._warn(f"{self.path}: this disk has no locks: nothing keeps a second run from writing here")
         except BlockingIOError as error:
-            os.close(lock)
+            os.close(self._lock)
+            self._lock = None
             raise UserError(f"{self.path}: another process trains into this folder: wait for it or stop it") from error
-        self._lock = lock
 
     @property
     def checkpoint(self) -> Path:
@@ -113,13 +117,13 @@ class RunFolder:
         bad: list[BadWindow],
         components: Mapping[str, Any] | None = None,
         model_config: Mapping[str, Any] | None = None,
-        examples: Mapping[str, str] | None = None,
+        examples: Mapping[str, ExamplesDigest] | None = None,
     ) -> None:
         """Writes down recipe and surroundings, or checks that data and bad clips are as they were.
 
         components: parameters by component and how many of them each stage trains
         model_config: the model's config, for a checkpoint holds tensors only
-        examples: hashes of what was read, by name
+        examples: what was read, by name
         """
         if not self.is_first:
             return
@@ -131,10 +135,12 @@ class RunFolder:
                     raise UserError(f"{self.recipe.data.folder}: {name} changed since the run {self.path} began")
             self._check_same_bad_clips(bad)
             before = self.recorded().get("examples", {})
-            for name, digest in (examples or {}).items():
-                if before.get(name, digest) != digest:
+            for name, found in (examples or {}).items():
+                if before.get(name, found.sha256) != found.sha256:
+                    missing = f" ({len(found.missing)} are missing, {found.missing[0]} first)" if found.missing else ""
                     raise UserError(
-                        f"{name}: other examples, or media files of other sizes, than when the run {self.path} began"
+                        f"{name}: other examples, or media files of other sizes{missing}, than when the run "
+                        f"{self.path} began: bring back what it had, or begin another run"
                     )
             return
         import yaml
@@ -147,7 +153,7 @@ class RunFolder:
         surroundings = {**surroundings_now(), "fingerprint": self.recipe.fingerprint(), "data": data}
         surroundings["components"] = dict(components or {})
         surroundings["model_config"] = dict(model_config or {})
-        surroundings["examples"] = dict(examples or {})
+        surroundings["examples"] = {name: found.sha256 for name, found in (examples or {}).items()}
         write_whole(self.path / "run.json", json.dumps(surroundings, indent=1) + "\n")
         # Written last: a folder with a recipe can be resumed.
         write_whole(self.path / "recipe.yaml", yaml.safe_dump(self.recipe.to_dict(), sort_keys=False))
@@ -165,7 +171,8 @@ class RunFolder:
         now = {(entry.media, entry.start, entry.end) for entry in bad}
         for media, start, end in sorted(before ^ now, key=str):
             raise UserError(
-                f"{media} ({start} to {end} s) became readable or unreadable since the run {self.path} began"
+                f"{media} ({start} to {end} s) became readable or unreadable since the run {self.path} began: "
+                "bring it back as it was, or begin another run"
             )
 
     def add_bad_clips(self, bad: Sequence[BadWindow], step: int) -> None:

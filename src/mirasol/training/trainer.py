@@ -6,6 +6,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ import torch
 from torch import Tensor
 
 from mirasol.console import Progress
+from mirasol.data.example import Example
+from mirasol.data.examples_digest import examples_digest
 from mirasol.errors import Stopped, UserError
 from mirasol.files import file_hash
 from mirasol.model.global_batch import GlobalBatch
@@ -22,7 +25,7 @@ from mirasol.training.best import BestStep, check_metric
 from mirasol.training.checkpoints import Checkpoints, remove_folder, save_model, write_folder
 from mirasol.training.clip_cache import BadWindow, UnreadableWindow, write_bad_clips
 from mirasol.training.clock import Clock
-from mirasol.training.examples import examples_hash, read_data
+from mirasol.training.examples import read_data
 from mirasol.training.loader import (
     BatchTexts,
     ClipAugment,
@@ -87,14 +90,19 @@ def train(recipe: Recipe, *, resume: bool = False, console: Any = None) -> Path:
         console = Console(stderr=True)
     with contextlib.ExitStack() as stack:
         ranks, signals = stack.enter_context(joined_ranks(recipe)), stack.enter_context(StopSignals())
-        folder = stack.enter_context(ranks.together(lambda: RunFolder(recipe, resume, ranks.is_first)))
         console.quiet = console.quiet or not ranks.is_first
+        warn = partial(_warn, console)
+        folder = stack.enter_context(ranks.together(lambda: RunFolder(recipe, resume, ranks.is_first, warn)))
         if ranks.from_first(folder.finished):
             console.print(f"{folder.path}: this run is finished", highlight=False, soft_wrap=True)
             return folder.checkpoint
         if recipe.threads:
             torch.set_num_threads(recipe.threads)
         return Trainer(recipe, folder, console, signals, ranks).run()
+
+
+def _warn(console: Any, message: str) -> None:
+    console.print(f"warning: {message}", highlight=False, markup=False, soft_wrap=True)
 
 
 class Trainer:
@@ -113,15 +121,31 @@ class Trainer:
 
     def _prepare(self) -> None:
         """Everything that a process makes for itself, before they share a model."""
-        recipe, folder, console = self.recipe, self.folder, self.console
+        recipe, folder = self.recipe, self.folder
         check_tracker(recipe.tracker)
         by_data_set, absent = read_data(recipe.data, "train")
         held_out, also_absent = read_data(recipe.data, "validation")
         absent += also_absent
         self.plan, self.validation = BatchPlan(recipe, by_data_set), Validation(recipe, held_out)
-        examples = [example for some in by_data_set.values() for example in some]
-        validation_examples = [example for some in held_out.values() for example in some]
+        self._make_model(*([e for some in data.values() for e in some] for data in (by_data_set, held_out)))
+        bad = self._decode_clips()
+        self._leave_out(bad, absent, by_data_set)
+        digests = {
+            f"{name}/{part} examples" if name else f"{part} examples": examples_digest(recipe.data.folder, some)
+            for part, data_sets in (("train", by_data_set), ("validation", held_out))
+            for name, some in data_sets.items()
+        }
+        folder.start([*absent, *bad], self.weights.to_dict(), self.model.config.to_dict(), digests)
+        self._tell_what_is_used()
+        self.samples = Samples(self.validation, recipe.samples)
+        # In files that the loading processes share.
+        self.plan = self.plan.stored(folder.path / "examples")
+        if not (folder.path / "processor").exists():
+            write_folder(folder.path / "processor", self.processor.save_pretrained)
 
+    def _make_model(self, examples: list[Example], validation_examples: list[Example]) -> None:
+        """The processor, the model, what is made from its config, and the checks that need them."""
+        recipe, folder = self.recipe, self.folder
         saved = folder.path / "processor" if folder.holds_run else None
         if recipe.parallel.kind == "fsdp" and not self.ranks.is_first:
             self.processor = make_processor(recipe, examples, None, saved)
@@ -142,41 +166,37 @@ class Trainer:
         # Of training, and of validation and samples.
         self.clips, self.cache = make_caches(recipe, folder.path, settings, [*examples, *validation_examples])
 
-        bad = self._decode_clips()
+    def _leave_out(
+        self, bad: list[BadWindow], absent: list[BadWindow], by_data_set: Mapping[str, list[Example]]
+    ) -> None:
+        """Goes on without the clips that cannot be decoded, and tells of them and of what was absent from the start."""
+        told = []
         if bad:
             unusable = {(entry.media, entry.start, entry.end) for entry in bad}
             usable = {
                 name: [e for e in some if (e.media, e.start, e.end) not in unusable]
                 for name, some in by_data_set.items()
             }
-            self.plan = BatchPlan(recipe, usable)
+            self.plan = BatchPlan(self.recipe, usable)
             self.validation.without(unusable)
-            lost = len(examples) - sum(map(len, usable.values()))
-            console.print(
-                f"{len(bad)} clips cannot be read and are left out ({lost} training examples): "
-                f"see {folder.path / 'bad_clips.jsonl'}",
-                highlight=False, soft_wrap=True,
-            )  # fmt: skip
+            lost = sum(map(len, by_data_set.values())) - sum(map(len, usable.values()))
+            told.append(f"{len(bad)} clips cannot be read and are left out ({lost} training examples)")
         if absent:
-            console.print(
-                f"{len(absent)} problems of the annotations, missing clips among them, are skipped: "
-                f"see {folder.path / 'bad_clips.jsonl'}",
-                highlight=False, soft_wrap=True,
-            )  # fmt: skip
-        hashes = {
-            f"{name}/{part} examples" if name else f"{part} examples": examples_hash(recipe.data.folder, some)
-            for part, data_sets in (("train", by_data_set), ("validation", held_out))
-            for name, some in data_sets.items()
-        }
-        folder.start([*absent, *bad], self.weights.to_dict(), self.model.config.to_dict(), hashes)
+            told.append(f"{len(absent)} problems of the annotations, missing clips among them, are skipped")
+        for line in told:
+            file = self.folder.path / "bad_clips.jsonl"
+            self.console.print(f"{line}: see {file}", highlight=False, markup=False, soft_wrap=True)
+
+    def _tell_what_is_used(self) -> None:
+        """What each stage trains, and what it takes of the data as far as that may surprise."""
         for kind, count in self.plan.unused.items():
             self._warn(f"{count} examples ({KINDS[kind]}) are of a kind that no stage trains on: see stages.….window")
-        console.print(self.weights.table(), highlight=False, markup=False, soft_wrap=True)
-        self.samples = Samples(self.validation, recipe.samples)
-        # In files that the loading processes share.
-        self.plan = self.plan.stored(folder.path / "examples")
-        if not (folder.path / "processor").exists():
-            write_folder(folder.path / "processor", self.processor.save_pretrained)
+        if self.validation.absent:
+            self._warn(
+                f"not validated: {', '.join(self.validation.absent)}: the validation split has no example of the kind "
+                "and question types that the stages train on there"
+            )
+        self.console.print(self.weights.table(), highlight=False, markup=False, soft_wrap=True)
 
     def _decode_clips(self) -> list[BadWindow]:
         before = self.recipe.data.decode == "before"
@@ -249,7 +269,7 @@ class Trainer:
         return {"model": self.model.state_dict(), "optimizer": self.optimizer.tensors(), **average}
 
     def _warn(self, message: str) -> None:
-        self.console.print(f"warning: {message}", highlight=False, markup=False, soft_wrap=True)
+        _warn(self.console, message)
 
     def _batches(self, first: int) -> Iterator[tuple[int, Batch, dict[str, Tensor], list[GlobalBatch | None]]]:
         """(step, this process's rows of the batch, their tensors on the device, what the losses of each microbatch must
@@ -358,7 +378,8 @@ class Trainer:
         if self._logs(done) and log is not None:
             log.train(done, {**values, **self.clock.lap()})
         losses = " ".join(f"{name[:-5]} {loss:.3f}" for name, loss in values.items() if name.endswith("_loss"))
-        progress.update(done, f"{values['stage']}: {losses}")
+        rate = f"learning rate {values['learning_rate']:.3g}"
+        progress.update(done, f"{values['stage']}: loss {values['loss']:.3f} ({losses}), {rate}")
         is_best = False
         if self.validation.parts and (done % recipe.validate_every == 0 or last):
             # Every process does all of it, on the same clips: sharded weights are gathered by all of them together.

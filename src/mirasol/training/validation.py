@@ -26,11 +26,13 @@ class Validation:
         self.recipe = recipe
         self.parts: dict[str, list[tuple[ClipExamples, tuple[Example, ...]]]] = {}
         self.stage_of: dict[str, Stage] = {}
+        self._wanted: list[str] = []
         for data_set, some in (examples if isinstance(examples, Mapping) else {"": examples}).items():
             own = [stage for stage in recipe.stages.values() if data_set in (stage.data_sets or (data_set,))]
             for kind in dict.fromkeys(map(_kind, own)):
                 part = f"{data_set}_{kind}" if data_set else kind
                 stages = [stage for stage in own if _kind(stage) == kind]
+                self._wanted.append(part)
                 rows = self._rows(some, part, stages)
                 if rows:
                     self.parts[part], self.stage_of[part] = rows, stages[0]
@@ -47,6 +49,11 @@ class Validation:
         most = min(most, max((len(clip.examples) for clip in chosen), default=1))
         drawing = Stage(steps=1, questions_per_clip=most)
         return [(clip, draw_questions(clip, drawing, seed, "validation", clip.video_name)[0]) for clip in chosen]
+
+    @property
+    def absent(self) -> list[str]:
+        """Parts that stages train on and that the validation splits hold no usable example for."""
+        return [part for part in self._wanted if part not in self.parts]
 
     def windows(self) -> list[tuple[str, float | None, float | None]]:
         """Every (media, start, end) looked at."""
