@@ -97,7 +97,7 @@ def test_a_process_that_stands_still_ends_the_others_within_the_limit(trainings,
     shared.update(batch_seconds=10, process_seconds=15)
     started = trainings.start_together(shared, name="SIGSTOP", at_rank=at_rank, **fault)
     frozen, living = started[at_rank], started[1 - at_rank]
-    code = living.wait(120)
+    code = living.wait()
     frozen.send(signal.SIGKILL)
     assert frozen.wait() == -signal.SIGKILL, frozen.text
     assert code == 2, living.text
