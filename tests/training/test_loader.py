@@ -14,13 +14,16 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from mirasol.config import MirasolConfig
+from mirasol.errors import UserError
 from mirasol.media.feature_extractor import MirasolFeatureExtractor
 from mirasol.media.processor import MirasolProcessor
 from mirasol.processes import process_context
+from mirasol.training import worker_status
 from mirasol.training.batches import BatchPlan
 from mirasol.training.clip_cache import ClipCache
 from mirasol.training.loader import BatchTexts, ClipAugment, RowsOfRank, StepBatches, make_loader
 from mirasol.training.recipe import recipe_from_dict
+from mirasol.training.trainer import Trainer, train
 from mirasol.training.transport import PACKED_BYTES
 from mirasol.training.worker_status import WorkerFailed, WorkerStatus
 
@@ -244,3 +247,19 @@ def test_pytorch_tells_of_ends_again_when_it_is_handed_back(worker):
     status.hand_back()
     with pytest.raises(RuntimeError, match="DataLoader worker"):
         end_and_wait(pid)
+
+
+def test_a_run_that_fails_hands_back_too_once_those_it_killed_have_ended(values, console, monkeypatch):
+    """PyTorch would tell whatever comes next of their end; and had it nothing in its hands, of no other's."""
+    killed = []
+
+    def fails(self, *arguments):
+        self.status.kill_workers()
+        killed.append(self.status)
+        raise UserError("on purpose")
+
+    monkeypatch.setattr(Trainer, "_step", fails)
+    with pytest.raises(UserError, match="on purpose"):
+        train(recipe_from_dict({**values, "workers": 1}), console=console)
+    assert signal.getsignal(signal.SIGCHLD) is not worker_status._leave
+    assert killed[0]._gone(), "the worker has ended"

@@ -246,7 +246,6 @@ class Trainer:
                     self._after_step(step + 1, values, log, progress)
                     self._stop_if_asked(step + 1)
             self.checkpoints.wait()
-            self.status.hand_back()
         except BaseException as raised:
             error = raised
             # Whatever ends the run, the checkpoint that is being written is worth its last seconds.
@@ -259,6 +258,7 @@ class Trainer:
                 self.folder.record_error(str(error), error.facts if isinstance(error, NonFiniteLoss) else None)
             raise error from error.__cause__
         finally:
+            self.status.hand_back()
             if log is not None:
                 log.close()
         return self._finish()

@@ -40,6 +40,7 @@ class WorkerStatus:
         self._pids = context.RawArray("q", workers + 1)
         self._slot = 0
         self._theirs: Any = None
+        self._killed: set[int] = set()
         self.enter(0)
 
     def enter(self, slot: int) -> None:
@@ -76,6 +77,7 @@ class WorkerStatus:
         for pid in set(self._pids[1:]) - {0}:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
+            self._killed.add(pid)
 
     def take_over(self) -> None:
         """From here to `hand_back` a worker's end is told of by `within` alone. To be called once workers have begun.
@@ -87,10 +89,17 @@ class WorkerStatus:
             self._theirs = signal.signal(signal.SIGCHLD, _leave)
 
     def hand_back(self) -> None:
-        """PyTorch tells of its workers' ends again. Not after an error: those killed then end when they end."""
-        if self._theirs is not None:
-            signal.signal(signal.SIGCHLD, self._theirs)
-            self._theirs = None
+        """PyTorch tells of its workers' ends again. Those that were killed here end first, lest it tell of them; where
+        one cannot, as at a disk that is gone, everything stays as it is."""
+        if self._theirs is None:
+            return
+        deadline = time.monotonic() + _ENDING_SECONDS
+        while self._killed - set(self._gone()):
+            if time.monotonic() > deadline:
+                return
+            time.sleep(0.01)
+        signal.signal(signal.SIGCHLD, self._theirs)
+        self._theirs = None
 
     @contextlib.contextmanager
     def within(self, seconds: float) -> Iterator[None]:
