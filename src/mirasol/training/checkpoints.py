@@ -30,6 +30,8 @@ warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavai
 Tensors = Mapping[str, Mapping[str, Tensor]]
 
 _NAME = re.compile(r"step-(\d{8})")
+# Before, a stager forgets how to copy after its first use, and fails at the second.
+_STAGERS_LAST = torch.__version__ >= "2.13"
 
 
 def write_folder(target: Path, fill: Callable[[Path], None]) -> None:
@@ -184,10 +186,10 @@ class Checkpoints:
             unfinished.mkdir(parents=True)
 
     def _copied(self, tensors: Tensors, ready: Any) -> Tensors:
-        """The tensors as they are now, in the CPU's memory; it is the same memory for every checkpoint."""
+        """The tensors as they are now, in the CPU's memory; where it can be, the same memory for every checkpoint."""
         if not any(value.is_cuda or isinstance(value, DTensor) for part in tensors.values() for value in part.values()):
             return self._copied_at_once(tensors)
-        if self._stager is None:
+        if self._stager is None or not _STAGERS_LAST:
             on_gpu = ready is not None
             self._stager = DefaultStager(StagingOptions(on_gpu, False, False, on_gpu))
         tensors = {name: dict(part) for name, part in tensors.items()}
