@@ -258,9 +258,9 @@ class Trainer:
                 self.folder.record_error(str(error), error.facts if isinstance(error, NonFiniteLoss) else None)
             raise error from error.__cause__
         finally:
-            self.status.hand_back()
             if log is not None:
                 log.close()
+            self.status.hand_back()
         return self._finish()
 
     def _tensors(self) -> dict[str, dict[str, Tensor]]:
