@@ -1,6 +1,7 @@
 """The four stages in miniature, each starting from the last: image-text, video-text, audio, question answering."""
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -62,15 +63,22 @@ def test_the_four_recipes_run_each_from_the_last_and_train_what_they_say(tmp_pat
 
 @pytest.mark.slow
 def test_question_answering_learns_faster_after_the_stages_before_it(tmp_path, console):
-    """Half an hour on one core: the curves of docs/training.md, at their last step."""
+    """Half an hour on one core: the curves of docs/training.md. The demo has 0.81 to 0.86 right; 64 clips have some 380
+    questions, so a validation is known to 0.02."""
+    accuracy = 0.8
     data = {"images": 4000, "captions": 2400, "sounds": 1200, "questions": 2400}
     runs = run_chain(tmp_path, console, data, {"all": []})
     options = [f"output={tmp_path / 'scratch'}", f"data.root={tmp_path / 'questions'}", "model.init=null"]
     options += ["tokenizer.init=tiny", f"data.cache={runs['finetune'] / 'cache'}"]
     scratch = train(load_recipe(RECIPES / "finetune.yaml", options), console=console).parent
 
-    def last(run: Path) -> float:
+    def curve(run: Path) -> dict[int, float]:
         lines = [line for line in read_metrics(run / "metrics.jsonl") if line["kind"] == "validation"]
-        return lines[-1]["clip"]["accuracy"]
+        return {line["step"]: line["clip"]["accuracy"] for line in lines}
 
-    assert last(runs["finetune"]) >= 0.78 > last(scratch) + 0.02
+    def first(curve: dict[int, float]) -> float:
+        return min((step for step, reached in curve.items() if reached >= accuracy), default=math.inf)
+
+    after, alone = curve(runs["finetune"]), curve(scratch)
+    assert first(after) < first(alone), (after, alone)
+    assert all(after[step] > alone[step] for step in range(50, 301, 50)), (after, alone)
