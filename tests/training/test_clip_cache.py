@@ -40,6 +40,12 @@ def test_what_comes_out_is_what_the_extractor_gives(cache, data_root, medium):
     assert same(cache.load(medium), expected)
 
 
+def test_whoever_may_read_the_folder_may_read_the_clips(cache, medium):
+    cache.load(medium)
+    file = cache.file((medium, None, None))
+    assert file.stat().st_mode & 0o777 == file.parent.stat().st_mode & 0o666
+
+
 def test_a_clip_is_decoded_once(cache, medium, monkeypatch):
     cache.fill([(medium, None, None)])
     stamp = cache.file((medium, None, None)).stat().st_mtime_ns

@@ -93,6 +93,7 @@ def write(output: Path, model: Any, tokenizer: Any, report: Any) -> None:
     import shutil
 
     from mirasol.commands.common import make_folder
+    from mirasol.files import open_as_folder
     from mirasol.media.feature_extractor import MirasolFeatureExtractor
     from mirasol.media.processor import MirasolProcessor
 
@@ -106,6 +107,8 @@ def write(output: Path, model: Any, tokenizer: Any, report: Any) -> None:
         extractor.save_pretrained(unfinished)
     else:
         MirasolProcessor(extractor, tokenizer, model.config.text.max_length).save_pretrained(unfinished)
+    for path in unfinished.iterdir():
+        open_as_folder(path)
     (unfinished / REPORT).write_text(json.dumps(report.to_dict(), indent=1), encoding="utf-8")
     if output.exists():
         output.rmdir()

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from mirasol.data.media_files import is_image, open_media_file, stored_file
 from mirasol.errors import BadClip, UserError
-from mirasol.files import lock
+from mirasol.files import lock, open_as_folder
 from mirasol.media.feature_extractor import MirasolFeatureExtractor
 from mirasol.media.timeline import cut
 from mirasol.processes import process_context
@@ -295,6 +295,7 @@ def _write(target: Path, tensors: Mapping[str, Tensor], media: str, notes: Seque
     # Several runs may fill one cache: each writes under its own name, the last rename wins with equal content.
     unfinished = target.with_suffix(f".{os.getpid()}.unfinished")
     save_file(dict(tensors), unfinished, metadata={"media": media, "notes": json.dumps(notes)})
+    open_as_folder(unfinished)
     os.replace(unfinished, target)
 
 
