@@ -60,6 +60,11 @@ def quick_runs(values: dict, folder: Path, images: Path) -> dict[str, dict]:
     """What one process, and both kinds of run with two, go through. Settings that have nothing to do with each other
     share a run."""
     shorter = {"stages": {"questions": {**values["stages"]["questions"], "steps": 2}}, "samples": 0}
+    # A small rate, since AdamW's first steps make much of gradients that are mostly rounding; but at once, so that
+    # weights move by far more than may differ.
+    careful = {"learning_rate": 1e-4, "warmup_steps": 2}
+    adam = {**careful, "name": "adam", "weight_decay": 0.0}
+    muon = {**careful, "name": "muon", "learning_rate": 3e-5}
     stills = {"steps": 2, "objective": "image_text", "clips_per_step": 4, "questions_per_clip": 1}
     stage = {"steps": 1, "clips_per_step": 4, "questions_per_clip": 2}
     silent = {"unheard": {**stage, "drop_audio": 1.0}, "unseen": {**stage, "drop_video": 1.0}}
@@ -79,14 +84,13 @@ def quick_runs(values: dict, folder: Path, images: Path) -> dict[str, dict]:
         "slots": {**stages["slots"], "data_sets": ["many"]},
     }
     runs = {
-        "run": {},
-        "averaged": {**shorter, "ema": 0.9, "optimizer": {"name": "adam", "weight_decay": 0.0}, "recompute": "hidden"},
-        "muon": {**shorter, "optimizer": {"name": "muon"}, "recompute": "block"},
+        "run": {"optimizer": careful},
+        "averaged": {**shorter, "ema": 0.9, "optimizer": adam, "recompute": "hidden"},
+        "muon": {**shorter, "optimizer": muon, "recompute": "block"},
         "stills": {**shorter, "stages": {"images": stills}, "model": model, "data": {"root": str(images)}},
-        "mixed": {**shorter, "stages": mixed_stages, "model": model, "data": mixture},
-        "silent": {**shorter, "stages": silent},
-        # A small rate: AdamW's first steps make much of gradients that are mostly rounding.
-        "turns": {**shorter, "stages": turns, "optimizer": {"learning_rate": 3e-4}},
+        "mixed": {**shorter, "stages": mixed_stages, "model": model, "data": mixture, "optimizer": careful},
+        "silent": {**shorter, "stages": silent, "optimizer": careful},
+        "turns": {**shorter, "stages": turns, "optimizer": careful},
     }
     return {name: {**values, **changes, "output": str(folder / name)} for name, changes in runs.items()}
 
