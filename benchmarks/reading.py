@@ -31,16 +31,16 @@ from _measure import calibrate, surroundings, table, write_results
 from decode import LARGE_MODEL, bare, render
 from torch.utils.data import DataLoader
 
-from mirasol.config import MirasolConfig
+from mirasol.config.model import MirasolConfig
+from mirasol.config.recipe import Recipe, recipe_from_dict
+from mirasol.data.clip_cache import ClipCache
 from mirasol.data.example import Example
 from mirasol.data.example_table import Arrays, ExampleTable
+from mirasol.data.loader import StepBatches, make_loader
+from mirasol.data.sampler import BatchPlan
+from mirasol.data.transport import give_back
 from mirasol.errors import BadClip
 from mirasol.media.feature_extractor import MirasolFeatureExtractor
-from mirasol.training.batches import BatchPlan
-from mirasol.training.clip_cache import ClipCache
-from mirasol.training.loader import StepBatches, make_loader
-from mirasol.training.recipe import Recipe, recipe_from_dict
-from mirasol.training.transport import give_back
 
 GOAL, RESUME_GOAL = 0.9, 1.0
 WORKERS, PER_STEP = 2, 4

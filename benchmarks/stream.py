@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from _measure import RESULTS, calibrate, quartiles, run_json, surroundings, table, write_results
 
-from mirasol.config import MirasolConfig
+from mirasol.config.model import MirasolConfig
 from mirasol.model.mirasol import MirasolForConditionalGeneration
 from mirasol.model.sizes import flops, stream_flops
 from mirasol.model.streaming import MirasolStream

@@ -28,7 +28,7 @@ WARM_UP = 5
 
 def make_recipe(data: Path, output: Path, steps: int, save_every: int, clips: int, workers: int) -> Any:
     """A run with nothing in it but steps, one line of metrics for each tenth, and saves."""
-    from mirasol.training.recipe import recipe_from_dict
+    from mirasol.config.recipe import recipe_from_dict
 
     return recipe_from_dict({
         "seed": 0, "output": str(output), "data": {"root": str(data), "cache": str(data.parent / "cache")},
@@ -73,10 +73,10 @@ def _steps(ends: list[float]) -> list[float]:
 def bare_loop(recipe: Any) -> list[float]:
     """Processor seconds of each step of a loop that does no more than train, over the trainer's model and tensors."""
     from mirasol import MirasolForConditionalGeneration, MirasolProcessor
-    from mirasol.training.batches import BatchPlan
-    from mirasol.training.clip_cache import ClipCache
-    from mirasol.training.examples import read_data
-    from mirasol.training.loader import StepBatches
+    from mirasol.data.clip_cache import ClipCache
+    from mirasol.data.loader import StepBatches
+    from mirasol.data.sampler import BatchPlan
+    from mirasol.data.splits import read_data
 
     checkpoint = Path(recipe.output) / "checkpoint"
     model = MirasolForConditionalGeneration.from_pretrained(checkpoint).train()
@@ -117,7 +117,7 @@ def saving_cost(seconds: list[float], save_every: int) -> dict[str, float]:
 
 def measure(options: argparse.Namespace, work: Path) -> dict[str, Any]:
     """All figures."""
-    from mirasol.data.synthetic import synthesize
+    from mirasol.synthetic.synthesize import synthesize
 
     torch.set_num_threads(1)
     data = work / "data"

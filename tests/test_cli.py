@@ -7,8 +7,8 @@ import sys
 import pytest
 from untrained import only_stream
 
-from mirasol.cli import COMMANDS, main
-from mirasol.commands.train import split_overrides
+from mirasol.cli.main import COMMANDS, main
+from mirasol.cli.train import split_overrides
 
 RECIPE = """
 seed: 1
@@ -108,7 +108,7 @@ def test_importing_mirasol_needs_neither_media_nor_command_line_libraries():
         "import mirasol\n"
         "from mirasol import MirasolConfig, MirasolForConditionalGeneration, MirasolProcessor\n"
         "MirasolConfig.preset('tiny')\n"
-        "from mirasol.cli import main\n"
+        "from mirasol.cli.main import main\n"
         "try: main(['ask'])\nexcept SystemExit as stop: assert stop.code == 2"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=600)
@@ -228,7 +228,7 @@ def test_an_output_that_cannot_be_made_is_found_before_the_answering(refused, un
     (tmp_path / "file").write_text("in the way")
     output = tmp_path / "file" / "results"
     assert str(output) in refused("evaluate", untrained, shapes, "--output", output)
-    monkeypatch.setattr("mirasol.commands.common.os.access", lambda path, mode: False)
+    monkeypatch.setattr("mirasol.cli.common.os.access", lambda path, mode: False)
     assert "sealed" in refused("evaluate", untrained, shapes, "--output", tmp_path / "sealed")
 
 
@@ -316,7 +316,7 @@ def interrupted(*arguments):
 
 
 def test_ctrl_c_ends_without_a_traceback(monkeypatch, capsys):
-    monkeypatch.setattr("mirasol.commands.ask.run", interrupted)
+    monkeypatch.setattr("mirasol.cli.ask.run", interrupted)
     with pytest.raises(SystemExit) as stop:
         main(["ask", "a", "b", "c"])
     assert stop.value.code == 130
@@ -327,7 +327,7 @@ def test_a_folder_that_may_not_be_written_is_named(monkeypatch, refused):
     def denied(options):
         raise PermissionError(13, "Permission denied", "/sealed/metrics.json")
 
-    monkeypatch.setattr("mirasol.commands.ask.run", denied)
+    monkeypatch.setattr("mirasol.cli.ask.run", denied)
     assert "/sealed/metrics.json" in refused("ask", "a", "b", "c")
 
 
@@ -335,7 +335,7 @@ def test_a_bug_keeps_its_traceback(monkeypatch):
     def broken(options):
         raise OSError("no errno, no file: this is ours")
 
-    monkeypatch.setattr("mirasol.commands.ask.run", broken)
+    monkeypatch.setattr("mirasol.cli.ask.run", broken)
     with pytest.raises(OSError, match="ours"):
         main(["ask", "a", "b", "c"])
 
@@ -351,7 +351,7 @@ def test_the_module_is_a_program():
 
 
 def test_plan_tells_what_a_recipe_costs_before_it_runs(tmp_path, monkeypatch, capsys):
-    from mirasol.training import planning
+    from mirasol.cost import plan as planning
 
     monkeypatch.setattr(planning, "step_cost", lambda *given, **named: planning.StepCost(1, 2, 3, 4, 5))
     file = tmp_path / "recipe.yaml"

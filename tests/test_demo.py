@@ -9,9 +9,9 @@ from rich.console import Console
 
 from mirasol import UserError
 from mirasol.checkpoint import load_checkpoint
-from mirasol.data.folder import read_examples
+from mirasol.data.datasets.folder_reader import read_examples
 from mirasol.demo import Demo, DemoSettings, demo_recipe, run_demo
-from mirasol.evaluation.answering import answer_clips
+from mirasol.evaluation.answer import answer_clips
 
 RECIPE = """
 seed: 0

@@ -9,7 +9,7 @@ from typing import Literal, get_args, get_origin
 import pytest
 
 from mirasol import MirasolConfig
-from mirasol.config import PARTS
+from mirasol.config.model import PARTS
 
 PAGE = Path(__file__).parents[1] / "docs" / "model.md"
 # How media is cut and scaled is no reading of the paper's model.

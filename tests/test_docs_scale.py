@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from mirasol import MirasolConfig, MirasolForConditionalGeneration
+from mirasol.config.recipe import recipe_from_dict
+from mirasol.cost.counting import StepCost, StepShape
+from mirasol.cost.plan import device_memory, optimizer_bytes
 from mirasol.model.execution import layers
-from mirasol.training.counting import StepCost, StepShape
-from mirasol.training.planning import device_memory, optimizer_bytes
-from mirasol.training.recipe import recipe_from_dict
 
 PAGE = (Path(__file__).resolve().parents[1] / "docs" / "scale.md").read_text(encoding="utf-8")
 GB = 1e9

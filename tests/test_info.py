@@ -8,10 +8,10 @@ import sys
 import pytest
 
 from mirasol import UserError
-from mirasol.cli import main
-from mirasol.commands.info import describe
+from mirasol.cli.info import describe
+from mirasol.cli.main import main
+from mirasol.config.presets import PRESETS
 from mirasol.model.sizes import COMPONENTS
-from mirasol.presets import PRESETS
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -36,7 +36,7 @@ def test_json_holds_what_the_table_shows(preset, capsys):
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_the_largest_preset_takes_little_memory():
     code = (
-        "import pathlib\nfrom mirasol.cli import main\nmain(['info', '3b', '--json'])\n"
+        "import pathlib\nfrom mirasol.cli.main import main\nmain(['info', '3b', '--json'])\n"
         "print(pathlib.Path('/proc/self/status').read_text())"
     )
     told = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, timeout=600).stdout

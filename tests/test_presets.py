@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from mirasol import MirasolConfig, MirasolForConditionalGeneration
-from mirasol.presets import PAPER_PARAMETERS, PRESETS
+from mirasol.config.presets import PAPER_PARAMETERS, PRESETS
 
 MILLION = 1_000_000
 # Ranges in millions: what the paper says, or what its figures leave when the reading of docs/model.md is taken.

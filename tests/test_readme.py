@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from mirasol.cli import COMMANDS, main
+from mirasol.cli.main import COMMANDS, main
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")

@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from mirasol import MirasolConfig, MirasolForConditionalGeneration
+from mirasol.config.recipe import Recipe, load_recipe, recipe_from_dict
+from mirasol.cost.plan import Assumptions, StagePlan, plan_run
 from mirasol.errors import UserError
-from mirasol.training.planning import Assumptions, StagePlan, plan_run
-from mirasol.training.recipe import Recipe, load_recipe, recipe_from_dict
-from mirasol.training.setup import check_loss_weights, load_initial, with_media_size
+from mirasol.training.build import check_loss_weights, load_initial, with_media_size
 from mirasol.training.stages import StageWeights
 
 RECIPES = Path(__file__).parents[1] / "recipes"

@@ -10,7 +10,7 @@ import torch
 @pytest.fixture(scope="session")
 def shapes(tmp_path_factory) -> Path:
     """A small data set of shapes and sounds: 5 training, 2 validation and 3 test clips."""
-    from mirasol.data.synthetic import synthesize
+    from mirasol.synthetic.synthesize import synthesize
 
     root = tmp_path_factory.mktemp("shapes") / "data"
     synthesize(root, seed=11, train=5, validation=2, test=3)
@@ -36,7 +36,7 @@ def only_stream(kind: str, source: Path, target: Path) -> Path:
 def untrained(tmp_path_factory, shapes) -> Path:
     """A checkpoint's folder with random weights and a tokenizer of the data's text."""
     from mirasol import MirasolConfig, MirasolFeatureExtractor, MirasolForConditionalGeneration, MirasolProcessor
-    from mirasol.data.folder import read_examples
+    from mirasol.data.datasets.folder_reader import read_examples
     from mirasol.media.tokenizer import train_tokenizer
 
     examples = read_examples(shapes, "train")

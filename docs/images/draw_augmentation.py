@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from mirasol import MirasolFeatureExtractor
 from mirasol.evaluation.charts import heat
-from mirasol.media.augmentation import Augment, SpecAugment, augmented, decoded_size, shifted
+from mirasol.media.augment import Augment, SpecAugment, augmented, decoded_size, shifted
 from mirasol.model.losses import text_loss
 from mirasol.model.transformer import LayerDrop
 

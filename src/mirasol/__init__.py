@@ -8,7 +8,7 @@ import importlib
 __version__ = "0.1.0"
 
 _HOMES = {
-    "MirasolConfig": "mirasol.config",
+    "MirasolConfig": "mirasol.config.model",
     "MirasolForConditionalGeneration": "mirasol.model.mirasol",
     "MirasolOutput": "mirasol.model.outputs",
     "MirasolFeatureExtractor": "mirasol.media.feature_extractor",

@@ -9,7 +9,7 @@ from transformers import (
     AutoProcessor,
 )
 
-from mirasol.config import MirasolConfig
+from mirasol.config.model import MirasolConfig
 from mirasol.media.feature_extractor import MirasolFeatureExtractor
 from mirasol.media.processor import MirasolProcessor
 from mirasol.model.mirasol import MirasolForConditionalGeneration

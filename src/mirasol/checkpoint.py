@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 import mirasol.auto  # noqa: F401 - a processor finds its parts through the Auto classes
-from mirasol.config import CHECKPOINT_FORMAT, MirasolConfig
+from mirasol.config.model import CHECKPOINT_FORMAT, MirasolConfig
 from mirasol.errors import UserError
 from mirasol.media.processor import MirasolProcessor
 from mirasol.model.mirasol import MirasolForConditionalGeneration

@@ -96,7 +96,7 @@ def run_demo(settings: DemoSettings, console: Any) -> None:
     Raises:
         UserError: see `DemoFolder`; a recipe that cannot be used.
     """
-    from mirasol.training.recipe import load_recipe
+    from mirasol.config.recipe import load_recipe
 
     recipe = load_recipe(settings.recipe or demo_recipe())
     folder = DemoFolder(settings)
@@ -139,7 +139,7 @@ class Demo:
 
     def render(self) -> None:
         """The data set, unless an earlier attempt completed it."""
-        from mirasol.data.synthetic import synthesize
+        from mirasol.synthetic.synthesize import synthesize
 
         chosen = self.settings
         if (self.folder.data / "manifest.json").exists():
@@ -161,10 +161,10 @@ class Demo:
     def evaluate(self, checkpoint: str | Path) -> Any:
         """Results on the test clips, controls included; prints the table."""
         from mirasol.checkpoint import load_checkpoint
+        from mirasol.data.clip_cache import ClipCache
+        from mirasol.data.datasets.folder_reader import read_examples
         from mirasol.data.example import group_by_clip
-        from mirasol.data.folder import read_examples
         from mirasol.evaluation.protocol import decode_and_evaluate
-        from mirasol.training.clip_cache import ClipCache
 
         loaded = load_checkpoint(checkpoint)
         clips = group_by_clip(read_examples(self.folder.data, "test"))
@@ -187,7 +187,7 @@ class Demo:
         """Asks about one test clip: a first question as `mirasol ask` does, the answer streamed, then all of them at
         once; prints answers and what is right, returns the clip's exhibit."""
         from mirasol.checkpoint import load_checkpoint
-        from mirasol.evaluation.answering import AnswerStreamer, answer_clips
+        from mirasol.evaluation.answer import AnswerStreamer, answer_clips
         from mirasol.evaluation.exhibit import look_closely, most_telling
         from mirasol.evaluation.metrics import Answered
 
@@ -211,7 +211,7 @@ class Demo:
 
     def report(self, results: Any, shipped: Any | None, exhibit: Any) -> None:
         """metrics.json, then report.html, which marks the demo as finished."""
-        from mirasol.data.folder import read_examples
+        from mirasol.data.datasets.folder_reader import read_examples
         from mirasol.evaluation.metrics import blind
         from mirasol.evaluation.report import ReportData, render_report
         from mirasol.training.logging import read_metrics

@@ -8,8 +8,8 @@ import av
 import numpy as np
 import pytest
 
-from mirasol.cli import main
-from mirasol.data.checking import check_source, table
+from mirasol.cli.main import main
+from mirasol.data.check import check_source, table
 
 
 def write_clip(path, seconds: float = 1.0, container: str = "mp4") -> None:

@@ -3,8 +3,8 @@
 import shutil
 from dataclasses import replace
 
-from mirasol.data.examples_digest import examples_digest
-from mirasol.data.folder import read_examples
+from mirasol.data.datasets.folder_reader import read_examples
+from mirasol.data.digest import examples_digest
 
 
 def test_it_notices_texts_and_sizes_of_media_and_not_where_they_lie(shapes, tmp_path):

@@ -3,8 +3,8 @@ from pathlib import Path
 
 import pytest
 
+from mirasol.data.datasets.folder_reader import read_examples
 from mirasol.data.example import Example
-from mirasol.data.folder import read_examples
 from mirasol.errors import UserError
 
 GOOD = {"id": "a", "file": "clips/a.mp4", "prompt": "what plays?", "target": "a bell"}

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mirasol.data.questions import (
+from mirasol.synthetic.questions import (
     EVALUATION_CAPS,
     QUESTION_TYPES,
     TEMPLATES,
@@ -16,8 +16,8 @@ from mirasol.data.questions import (
     questions,
     story,
 )
-from mirasol.data.scenes import SLOT_COUNTS, Scene, make_scene, split_scene, stable_hash
-from mirasol.data.synthetic import clip_questions
+from mirasol.synthetic.scenes import SLOT_COUNTS, Scene, make_scene, split_scene, stable_hash
+from mirasol.synthetic.synthesize import clip_questions
 
 
 @pytest.fixture(scope="module")

@@ -4,8 +4,8 @@ import itertools
 import numpy as np
 import pytest
 
-from mirasol.data.render import DOT_GREY, RGB, render_frames, render_sound, render_waveform, write_clip
-from mirasol.data.scenes import COLOURS, PITCHES, SHAPES, TIMBRES, Scene, ShapeEvent, make_scene
+from mirasol.synthetic.render import DOT_GREY, RGB, render_frames, render_sound, render_waveform, write_clip
+from mirasol.synthetic.scenes import COLOURS, PITCHES, SHAPES, TIMBRES, Scene, ShapeEvent, make_scene
 
 SHIFT = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
 

@@ -4,7 +4,7 @@ from collections import Counter
 
 import pytest
 
-from mirasol.data.scenes import (
+from mirasol.synthetic.scenes import (
     COLOURS,
     DIRECTIONS,
     EDGE_JITTER,

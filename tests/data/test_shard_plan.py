@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from mirasol.cli import main
-from mirasol.data.shard_plan import Sharding, plan_shards
-from mirasol.data.sharding import write_shards
+from mirasol.cli.main import main
+from mirasol.data.shards.plan import Sharding, plan_shards
+from mirasol.data.shards.write import write_shards
 
 
 def put_sizes(root, sizes) -> None:
@@ -66,6 +66,6 @@ def test_bytes_and_larger_media_are_told_before_anything_is_written(tmp_path, ca
 
 def test_a_disk_without_room_is_told(tmp_path, monkeypatch, capsys):
     put_sizes(tmp_path / "data", [2_000_000])
-    monkeypatch.setattr("mirasol.data.shard_plan.ShardPlan.free_bytes", lambda plan: 1_500_000)
+    monkeypatch.setattr("mirasol.data.shards.plan.ShardPlan.free_bytes", lambda plan: 1_500_000)
     main(["data", "shard", "folder", str(tmp_path / "data"), str(tmp_path / "out"), "--dry-run"])
     assert f"{tmp_path / 'out'}: 2.0 MB are to be written, but its disk has 1.5 MB free" in capsys.readouterr().err

@@ -18,15 +18,15 @@ import av
 import numpy as np
 import pytest
 
-from mirasol.cli import main
-from mirasol.data import sharding
+from mirasol.cli.main import main
+from mirasol.data.datasets import Options, read_source, source_splits
 from mirasol.data.media_files import index_file, open_media_file, read_member, tar_index
-from mirasol.data.shard_format import ShardJob
-from mirasol.data.shard_writing import write_shard
-from mirasol.data.sharding import Sharding, shard_source, write_row
-from mirasol.data.sources import Options, read_source, source_splits
+from mirasol.data.shards import write as sharding
+from mirasol.data.shards.format import ShardJob
+from mirasol.data.shards.write import Sharding, shard_source, write_row
+from mirasol.data.shards.write_shard import write_shard
 from mirasol.errors import UserError
-from mirasol.media.reencoding import Reencoding
+from mirasol.media.transcode import Reencoding
 
 SOURCE = Path(__file__).resolve().parents[2] / "src"
 
@@ -211,8 +211,8 @@ def test_reading_a_member_reads_little_else_and_leaves_nothing_open(packed):
 # `mirasol`, killed amid its fourth shard: each of a single clip has two members.
 KILLED = """
 import os, signal, sys
-from mirasol import cli
-from mirasol.data import shard_writing
+from mirasol.cli import main as cli
+from mirasol.data.shards import write_shard as shard_writing
 
 add, added = shard_writing._add, []
 

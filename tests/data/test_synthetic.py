@@ -4,12 +4,12 @@ from pathlib import Path
 
 import pytest
 
+from mirasol.data.datasets.folder_reader import read_examples
 from mirasol.data.example import group_by_clip
-from mirasol.data.folder import read_examples
-from mirasol.data.questions import QUESTION_TYPES
-from mirasol.data.scenes import SPLITS, split_scene
-from mirasol.data.synthetic import KINDS, clip_id, synthesize
 from mirasol.errors import UserError
+from mirasol.synthetic.questions import QUESTION_TYPES
+from mirasol.synthetic.scenes import SPLITS, split_scene
+from mirasol.synthetic.synthesize import KINDS, clip_id, synthesize
 
 pytest.importorskip("av")
 

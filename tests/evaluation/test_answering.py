@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from mirasol import MirasolProcessor
-from mirasol.evaluation.answering import AnswerStreamer, answer_clips, attention_by_chunk
+from mirasol.evaluation.answer import AnswerStreamer, answer_clips, attention_by_chunk
 
 
 @pytest.fixture(scope="module")

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
+from mirasol.data.datasets import Options, read_source
 from mirasol.data.example import Example
-from mirasol.data.sources import Options, read_source
 from mirasol.evaluation.baselines import Prior, training_examples
 from mirasol.evaluation.normalisation import normalise_lightly
 from mirasol.evaluation.predictions import Prediction

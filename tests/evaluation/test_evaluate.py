@@ -5,8 +5,8 @@ import pytest
 from untrained import only_stream
 
 from mirasol import UserError
+from mirasol.data.datasets.folder_reader import read_examples
 from mirasol.data.example import group_by_clip
-from mirasol.data.folder import read_examples
 from mirasol.evaluation.controls import CONTROLS
 from mirasol.evaluation.evaluate import DecodedClips, evaluate
 from mirasol.evaluation.protocol import evaluate_with_controls

@@ -2,8 +2,8 @@
 
 import dataclasses
 
-from mirasol.data.sharding import Sharding, shard_source
-from mirasol.data.sources import Options, read_source
+from mirasol.data.datasets import Options, read_source
+from mirasol.data.shards.write import Sharding, shard_source
 from mirasol.evaluation.asking import Asking
 from mirasol.evaluation.baselines import training_examples
 from mirasol.evaluation.source_evaluation import evaluate_source

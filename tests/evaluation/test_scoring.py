@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from mirasol import UserError
-from mirasol.cli import main
+from mirasol.cli.main import main
+from mirasol.data.datasets import read_source
 from mirasol.data.example import Example
-from mirasol.data.sources import read_source
-from mirasol.evaluation.comparing import compare
+from mirasol.evaluation.compare import compare
 from mirasol.evaluation.normalisation import normalise, normalise_lightly
 from mirasol.evaluation.predictions import Prediction, official_format, read_predictions
 from mirasol.evaluation.results import describe_data, score_file, write_scored

@@ -6,12 +6,12 @@ import json
 import pytest
 
 from mirasol.checkpoint import load_checkpoint, shipped_checkpoint
+from mirasol.data.datasets.folder_reader import read_examples
 from mirasol.data.example import group_by_clip
-from mirasol.data.folder import read_examples
-from mirasol.data.synthetic import synthesize
 from mirasol.evaluation.evaluate import evaluate
 from mirasol.evaluation.metrics import chance
 from mirasol.evaluation.protocol import evaluate_with_controls
+from mirasol.synthetic.synthesize import synthesize
 
 FOLDER = shipped_checkpoint("tiny")
 SEED_NEVER_USED = 20_261_123

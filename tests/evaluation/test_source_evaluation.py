@@ -11,11 +11,11 @@ import shutil
 import pytest
 
 from mirasol import UserError
-from mirasol.cli import main
-from mirasol.data.folder import read_examples
-from mirasol.data.sources import read_source
+from mirasol.cli.main import main
+from mirasol.data.datasets import read_source
+from mirasol.data.datasets.folder_reader import read_examples
 from mirasol.evaluation.asking import Asking
-from mirasol.evaluation.comparing import compare
+from mirasol.evaluation.compare import compare
 from mirasol.evaluation.journal import Journal
 from mirasol.evaluation.results import score_file
 from mirasol.evaluation.scoring import CANDIDATES, OPEN, Estimate

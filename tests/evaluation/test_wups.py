@@ -7,11 +7,11 @@ import pytest
 from wordnet_making import make_nltk_data
 
 from mirasol import UserError
-from mirasol.cli import main
+from mirasol.cli.main import main
+from mirasol.data.datasets import read_source
 from mirasol.data.example import Example
-from mirasol.data.sources import read_source
 from mirasol.evaluation.asking import Asking
-from mirasol.evaluation.comparing import compare
+from mirasol.evaluation.compare import compare
 from mirasol.evaluation.predictions import Prediction
 from mirasol.evaluation.results import score_file
 from mirasol.evaluation.scoring import OPEN, WUPS, score_wups

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from mirasol.errors import UserError
-from mirasol.media.augmentation import (
+from mirasol.media.augment import (
     Augment,
     SpecAugment,
     augmented,

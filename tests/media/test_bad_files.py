@@ -9,7 +9,7 @@ import pytest
 from media_making import Audio, Video, grey, ramp, steady, tone, write_media
 
 from mirasol import BadClip, ChunkGrid, Limits, UserError, read_clip
-from mirasol.media import video_stream
+from mirasol.media import video as video_stream
 from mirasol.media.reader import probe
 
 GRID = ChunkGrid(4, chunk_seconds=0.5)

@@ -13,7 +13,7 @@ from media_making import Audio, Video, grey, number_of, ramp, steady, tone, writ
 from mirasol import UserError, read_clip
 from mirasol.media.reader import probe
 from mirasol.media.timeline import ChunkGrid
-from mirasol.media.video_stream import Orientation, draw_square, fitted_size
+from mirasol.media.video import Orientation, draw_square, fitted_size
 
 GRID = ChunkGrid(4, chunk_seconds=0.5)
 
@@ -191,7 +191,7 @@ def test_any_sample_rate(tmp_path, rate):
 def test_joined_frames_are_the_samples_of_each(kind):
     import av
 
-    from mirasol.media.audio_stream import joined
+    from mirasol.media.audio import joined
 
     generator, frames = np.random.default_rng(0), []
     for count in (1024, 7, 333):
@@ -289,7 +289,7 @@ def test_a_mirrored_picture_is_mirrored_back(tmp_path):
 def test_rotation_agrees_with_the_angle_that_pyav_reports(tmp_path):
     import av
 
-    from mirasol.media.video_stream import orientation
+    from mirasol.media.video import orientation
 
     picture = np.arange(12, dtype=np.uint8).reshape(2, 2, 3)
     for rotation in (90, 180, -90):

@@ -13,8 +13,8 @@ from mirasol import read_clip
 from mirasol.errors import UserError
 from mirasol.media.limits import Limits
 from mirasol.media.reader import probe
-from mirasol.media.reencoding import Reencoding, reencode
 from mirasol.media.timeline import ChunkGrid
+from mirasol.media.transcode import Reencoding, reencode
 
 GRID = ChunkGrid(50, chunk_seconds=0.5)
 

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 import torch
 
+from mirasol.data.clip_cache import ClipCache
 from mirasol.data.media_files import is_image
 from mirasol.errors import BadClip, UserError
 from mirasol.media.feature_extractor import MirasolFeatureExtractor
 from mirasol.media.image import read_image
 from mirasol.media.limits import Limits
-from mirasol.training.clip_cache import ClipCache
 
 
 def encoded(pixels: np.ndarray, codec: str = "png", pixel_format: str = "rgb24") -> bytes:

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from mirasol import MirasolConfig, MirasolForConditionalGeneration, UserError
+from mirasol.config.parts import StackConfig
 from mirasol.model.execution import LAYERS, compile_layers, layers
 from mirasol.model.masks import BlockCausal
 from mirasol.model.transformer import FeedForward, Stack
-from mirasol.parts import StackConfig
 
 MEDIA = ("video", "audio", "chunk_mask", "video_mask", "audio_mask")
 DROPOUT = {"vit": {"dropout": 0.1}, "combiner": {"stack": {"dropout": 0.1}}, "text": {"stack": {"dropout": 0.2}}}

@@ -150,8 +150,8 @@ class NoiseTask:
 
     def train(self, steps: int) -> tuple[float, float, int]:
         """Held-out latent loss as a share of the untrained model's, held-out cosine between clips, strings learnt."""
-        from mirasol.training.optimizer import Optimizer
-        from mirasol.training.recipe import OptimizerRecipe
+        from mirasol.config.recipe import OptimizerRecipe
+        from mirasol.training.optim import Optimizer
 
         torch.manual_seed(0)
         model = MirasolForConditionalGeneration(self.config)

@@ -5,11 +5,11 @@ import pytest
 import torch
 
 from mirasol import MirasolConfig, UserError
+from mirasol.config.parts import StackConfig, TubeConfig, VideoConfig
 from mirasol.model import losses, transformer, tubes
 from mirasol.model.combiner import TransformerCombiner, order_tokens
 from mirasol.model.masks import BlockCausal
 from mirasol.model.mirasol import MirasolForConditionalGeneration
-from mirasol.parts import StackConfig, TubeConfig, VideoConfig
 
 NAN = float("nan")
 PAPER_TUBES = [

@@ -5,8 +5,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from mirasol.config.parts import StackConfig
 from mirasol.model import recompute, transformer
-from mirasol.parts import StackConfig
 
 
 def leaf(*shape: int) -> torch.Tensor:

@@ -5,10 +5,10 @@ import torch
 from torch.nn import functional as F
 
 from mirasol import MirasolConfig, MirasolForConditionalGeneration, UserError
+from mirasol.config.parts import StackConfig, TextConfig
 from mirasol.model.losses import text_loss
 from mirasol.model.regularisation import regularise, stack_configs
 from mirasol.model.transformer import Attention, LayerDrop, Stack
-from mirasol.parts import StackConfig, TextConfig
 
 STACK = {"depth": 4, "width": 8, "hidden": 8, "heads": 1, "head_width": 8}
 TTM = {"read_tokens": 16, "memory_tokens": 8}

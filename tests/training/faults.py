@@ -10,12 +10,13 @@ import threading
 import time
 from pathlib import Path
 
-from mirasol.training import checkpoints, parallel, trainer
-from mirasol.training.checkpoints import Checkpoints
+from mirasol.data.workers import WorkerStatus
+from mirasol.training import checkpoint as checkpoints
+from mirasol.training import parallel, trainer
+from mirasol.training.checkpoint import Checkpoints
+from mirasol.training.checkpoint_io import ShardWriter
 from mirasol.training.parallel import ParallelModel
-from mirasol.training.shard_files import ShardWriter
 from mirasol.training.trainer import Trainer
-from mirasol.training.worker_status import WorkerStatus
 
 
 def signal_after(step: int, name: str) -> None:

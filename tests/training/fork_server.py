@@ -14,8 +14,8 @@ import faults
 from rich.console import Console
 from torch.utils import tensorboard  # noqa: F401 - so that no fork has to
 
-from mirasol import cli
-from mirasol.training.recipe import recipe_from_dict
+from mirasol.cli import main as cli
+from mirasol.config.recipe import recipe_from_dict
 from mirasol.training.trainer import train
 
 

@@ -7,10 +7,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from mirasol.config.recipe import recipe_from_dict
 from mirasol.errors import UserError
 from mirasol.training.average import WeightAverage
-from mirasol.training.checkpoints import Checkpoints
-from mirasol.training.recipe import recipe_from_dict
+from mirasol.training.checkpoint import Checkpoints
 from mirasol.training.trainer import train
 
 
@@ -45,7 +45,7 @@ def test_a_run_ends_with_the_average_and_resumes_to_the_same_bits(values, consol
 
     from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
-    from mirasol.training.shard_files import ShardReader
+    from mirasol.training.checkpoint_io import ShardReader
 
     checkpoints = Checkpoints(Path(values["output"]) / "checkpoints", 4)
     held = ShardReader(checkpoints.path(4)).read_metadata().state_dict_metadata

@@ -5,11 +5,11 @@ from collections import Counter
 
 import pytest
 
+from mirasol.config.recipe import Stage, recipe_from_dict
 from mirasol.data.example import ClipExamples, Example
+from mirasol.data.randomness import hash64, permuted, uniform
+from mirasol.data.sampler import BatchPlan, draw_questions, drop_modality
 from mirasol.errors import UserError
-from mirasol.training.batches import BatchPlan, draw_questions, drop_modality
-from mirasol.training.randomness import hash64, permuted, uniform
-from mirasol.training.recipe import Stage, recipe_from_dict
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 7, 64, 65, 1000])

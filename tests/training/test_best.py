@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
+from mirasol.config.recipe import recipe_from_dict
 from mirasol.errors import UserError
 from mirasol.training.best import BestStep
-from mirasol.training.checkpoints import Checkpoints
-from mirasol.training.exporting import export_run
-from mirasol.training.recipe import recipe_from_dict
+from mirasol.training.checkpoint import Checkpoints
+from mirasol.training.export import export_run
 from mirasol.training.trainer import train
 
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from mirasol.errors import UserError
-from mirasol.training.checkpoints import Checkpoints
-from mirasol.training.shard_files import DamagedFile
+from mirasol.training.checkpoint import Checkpoints
+from mirasol.training.checkpoint_io import DamagedFile
 
 STATE = {"fingerprint": "same"}
 
@@ -144,7 +144,7 @@ def test_a_checkpoint_that_cannot_be_written_leaves_those_before_and_is_told(sav
     def full(*arguments):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("mirasol.training.shard_files.os.fsync", full)
+    monkeypatch.setattr("mirasol.training.checkpoint_io.os.fsync", full)
     checkpoints.save(3, tensors, STATE)
     checkpoints.wait_until_copied()
     with pytest.raises(UserError, match=r"could not be written \(.*No space left.*step-00000002 is whole") as caught:

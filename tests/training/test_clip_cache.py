@@ -10,11 +10,11 @@ import signal
 import pytest
 import torch
 
-from mirasol.config import MirasolConfig
+from mirasol.config.model import MirasolConfig
+from mirasol.data.clip_cache import ClipCache, UnreadableWindow
+from mirasol.data.workers import WorkerFailed
 from mirasol.errors import BadClip
 from mirasol.media.feature_extractor import MirasolFeatureExtractor
-from mirasol.training.clip_cache import ClipCache, UnreadableWindow
-from mirasol.training.worker_status import WorkerFailed
 
 SETTINGS = MirasolConfig.preset("tiny").media_settings()
 
@@ -73,7 +73,7 @@ def test_files_appear_whole_or_not_at_all(cache, medium, monkeypatch):
         file.write_bytes(b"half")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("mirasol.training.clip_cache.save_file", cut_short)
+    monkeypatch.setattr("mirasol.data.clip_cache.save_file", cut_short)
     with pytest.raises(KeyboardInterrupt):
         cache.load(medium)
     monkeypatch.undo()

@@ -6,8 +6,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from mirasol import MirasolConfig, MirasolForConditionalGeneration
+from mirasol.cost.counting import StepShape, _LiveBytes, saved_bytes, step_cost
 from mirasol.model.sizes import component_of
-from mirasol.training.counting import StepShape, _LiveBytes, saved_bytes, step_cost
 
 STACK = {"depth": 1, "width": 32, "hidden": 32, "heads": 1, "head_width": 32, "dropout": 0.1}
 PARTS = {part: {"stack": STACK} for part in ("combiner", "latent", "reconstruction", "text")} | {

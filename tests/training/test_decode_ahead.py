@@ -9,16 +9,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from mirasol.config import MirasolConfig
+from mirasol.config.model import MirasolConfig
+from mirasol.config.recipe import recipe_from_dict
+from mirasol.data.clip_cache import ClipCache, UnreadableWindow
+from mirasol.data.datasets.folder_reader import read_examples
 from mirasol.data.example import Example
-from mirasol.data.folder import read_examples
+from mirasol.data.loader import StepBatches, make_loader
+from mirasol.data.sampler import BatchPlan
 from mirasol.errors import UserError
 from mirasol.media.feature_extractor import MirasolFeatureExtractor
-from mirasol.training.batches import BatchPlan
-from mirasol.training.clip_cache import ClipCache, UnreadableWindow
-from mirasol.training.loader import StepBatches, make_loader
 from mirasol.training.logging import read_metrics
-from mirasol.training.recipe import recipe_from_dict
 from mirasol.training.trainer import train
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "media"))

@@ -8,13 +8,13 @@ import tarfile
 import pytest
 
 from mirasol import MirasolConfig
+from mirasol.config.recipe import DataSetRecipe, recipe_from_dict
+from mirasol.data.clip_cache import ClipCache
+from mirasol.data.datasets.folder_reader import read_examples
 from mirasol.data.example import Example
-from mirasol.data.folder import read_examples
+from mirasol.data.sampler import pick_target
+from mirasol.data.splits import read_split, tokenizer_texts
 from mirasol.errors import UserError
-from mirasol.training.batches import pick_target
-from mirasol.training.clip_cache import ClipCache
-from mirasol.training.examples import read_split, tokenizer_texts
-from mirasol.training.recipe import DataSetRecipe, recipe_from_dict
 
 
 @pytest.fixture

@@ -13,10 +13,10 @@ import yaml
 from safetensors.torch import load_file
 from transformers import AutoModelForSeq2SeqLM, AutoProcessor
 
-from mirasol.cli import main
+from mirasol.cli.main import main
+from mirasol.config.recipe import recipe_from_dict
 from mirasol.errors import UserError
-from mirasol.training.exporting import export_run
-from mirasol.training.recipe import recipe_from_dict
+from mirasol.training.export import export_run
 from mirasol.training.trainer import train
 
 

@@ -13,19 +13,19 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from mirasol.config import MirasolConfig
+from mirasol.config.model import MirasolConfig
+from mirasol.config.recipe import recipe_from_dict
+from mirasol.data import workers as worker_status
+from mirasol.data.clip_cache import ClipCache
+from mirasol.data.loader import BatchTexts, ClipAugment, RowsOfRank, StepBatches, make_loader
+from mirasol.data.sampler import BatchPlan
+from mirasol.data.transport import PACKED_BYTES
+from mirasol.data.workers import WorkerFailed, WorkerStatus
 from mirasol.errors import UserError
 from mirasol.media.feature_extractor import MirasolFeatureExtractor
 from mirasol.media.processor import MirasolProcessor
 from mirasol.processes import process_context
-from mirasol.training import worker_status
-from mirasol.training.batches import BatchPlan
-from mirasol.training.clip_cache import ClipCache
-from mirasol.training.loader import BatchTexts, ClipAugment, RowsOfRank, StepBatches, make_loader
-from mirasol.training.recipe import recipe_from_dict
 from mirasol.training.trainer import Trainer, train
-from mirasol.training.transport import PACKED_BYTES
-from mirasol.training.worker_status import WorkerFailed, WorkerStatus
 
 SETTINGS = MirasolConfig.preset("tiny").media_settings()
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2] / "src")}

@@ -7,15 +7,15 @@ from pathlib import Path
 
 import pytest
 
+from mirasol.config.recipe import recipe_from_dict
+from mirasol.data.datasets.folder_reader import read_examples
 from mirasol.data.example import Example
 from mirasol.data.example_table import ExampleTable
-from mirasol.data.folder import read_examples
-from mirasol.data.synthetic import synthesize
+from mirasol.data.mixture import BLOCK, Mixture
+from mirasol.data.sampler import BatchPlan
 from mirasol.errors import UserError
-from mirasol.training.batches import BatchPlan
+from mirasol.synthetic.synthesize import synthesize
 from mirasol.training.logging import read_metrics
-from mirasol.training.mixture import BLOCK, Mixture
-from mirasol.training.recipe import recipe_from_dict
 from mirasol.training.trainer import train
 
 
@@ -103,7 +103,7 @@ def test_a_mixture_trains_is_counted_and_is_validated_by_data_set(mixed, console
 
 def test_media_of_all_data_sets_are_found_below_one_folder(mixed, data_root):
     recipe = recipe_from_dict(mixed)
-    from mirasol.training.examples import read_data
+    from mirasol.data.splits import read_data
 
     by_name, absent = read_data(recipe.data, "train")
     assert not absent
@@ -119,7 +119,7 @@ def test_a_single_data_set_is_walked_as_it_was_before_there_were_mixtures(recipe
     # The order of runs of earlier versions: those resumed must not see other clips.
     plan = BatchPlan(recipe, examples)
     [table] = plan.mixtures["questions"].clips.values()
-    from mirasol.training.randomness import permuted
+    from mirasol.data.randomness import permuted
 
     expected = [table[permuted(index, len(table), recipe.seed, "order", "questions", 0)].media for index in range(3)]
     assert [clip.media for clip in plan.batch(3).clips] == expected

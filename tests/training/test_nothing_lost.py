@@ -10,10 +10,10 @@ import pytest
 from faults import NO_NAMESPACES
 from trainings import elsewhere, finished
 
-from mirasol.training.batches import BatchPlan
-from mirasol.training.checkpoints import Checkpoints
-from mirasol.training.clip_cache import ClipCache
-from mirasol.training.recipe import recipe_from_dict
+from mirasol.config.recipe import recipe_from_dict
+from mirasol.data.clip_cache import ClipCache
+from mirasol.data.sampler import BatchPlan
+from mirasol.training.checkpoint import Checkpoints
 
 
 def uninterrupted(trainings, values):
@@ -132,7 +132,7 @@ def test_a_second_signal_does_not_wait(trainings, values):
 def first_clip_of(values, step: int) -> tuple[Path, str]:
     """The cache's file and the medium of the first clip that step `step` (from 0) trains on."""
     from mirasol import MirasolConfig
-    from mirasol.data.folder import read_examples
+    from mirasol.data.datasets.folder_reader import read_examples
 
     recipe = recipe_from_dict(values)
     examples = read_examples(Path(recipe.data.root), "train")

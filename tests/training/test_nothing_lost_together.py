@@ -10,7 +10,7 @@ from safetensors.torch import load
 from torch.testing import assert_close
 from trainings import elsewhere, finished
 
-from mirasol.training.checkpoints import Checkpoints
+from mirasol.training.checkpoint import Checkpoints
 
 
 @pytest.fixture

@@ -5,14 +5,14 @@ import dataclasses
 import pytest
 import torch
 
-from mirasol.config import MirasolConfig
+from mirasol.config.model import MirasolConfig
+from mirasol.config.recipe import OptimizerRecipe, Recipe, Stage
 from mirasol.model.mirasol import MirasolForConditionalGeneration
-from mirasol.training.optimizer import Optimizer, decay_groups, learning_rate
-from mirasol.training.recipe import OptimizerRecipe, Recipe, Stage
+from mirasol.training.optim import Optimizer, decay_groups, learning_rate
 
 
 def recipe_with(optimizer: OptimizerRecipe, **stages: Stage) -> Recipe:
-    from mirasol.training.recipe import DataRecipe
+    from mirasol.config.recipe import DataRecipe
 
     stages = stages or {"a": Stage(steps=40), "b": Stage(steps=61)}
     return Recipe(seed=0, output="x", data=DataRecipe(root="x"), stages=stages, optimizer=optimizer)

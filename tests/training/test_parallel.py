@@ -14,13 +14,13 @@ import torch
 from rich.console import Console
 from safetensors.torch import load_file
 
-from mirasol.data.synthetic import synthesize
+from mirasol.config.recipe import recipe_from_dict
+from mirasol.data.loader import RowsOfRank
 from mirasol.errors import UserError
-from mirasol.training.exporting import export_run
-from mirasol.training.loader import RowsOfRank
+from mirasol.synthetic.synthesize import synthesize
+from mirasol.training.export import export_run
 from mirasol.training.logging import read_metrics
 from mirasol.training.parallel import seed_noise
-from mirasol.training.recipe import recipe_from_dict
 from mirasol.training.stages import trainable_component
 from mirasol.training.trainer import train
 

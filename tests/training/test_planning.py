@@ -6,12 +6,12 @@ import pytest
 import torch
 
 from mirasol import MirasolConfig, MirasolForConditionalGeneration
+from mirasol.config.recipe import OptimizerRecipe, recipe_from_dict
+from mirasol.cost import plan as planning
+from mirasol.cost.counting import StepCost, StepShape
+from mirasol.cost.plan import Assumptions, optimizer_bytes, peak_tflops, plan_run
 from mirasol.errors import UserError
-from mirasol.training import planning
-from mirasol.training.counting import StepCost, StepShape
-from mirasol.training.optimizer import Optimizer
-from mirasol.training.planning import Assumptions, optimizer_bytes, peak_tflops, plan_run
-from mirasol.training.recipe import OptimizerRecipe, recipe_from_dict
+from mirasol.training.optim import Optimizer
 
 
 @pytest.fixture

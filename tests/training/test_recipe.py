@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from mirasol.config import MirasolConfig
+from mirasol.config.model import MirasolConfig
+from mirasol.config.recipe import Recipe, changed_keys, load_recipe, recipe_from_dict
 from mirasol.errors import UserError
-from mirasol.training.recipe import Recipe, changed_keys, load_recipe, recipe_from_dict
 
 
 @pytest.fixture

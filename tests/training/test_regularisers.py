@@ -11,16 +11,16 @@ import torch
 import yaml
 
 from mirasol import MirasolConfig, MirasolForConditionalGeneration
+from mirasol.config.recipe import Stage, recipe_from_dict
+from mirasol.cost.plan import Assumptions, clip_bytes, stage_shape
+from mirasol.data.clip_cache import ClipCache
 from mirasol.data.example import ClipExamples, Example
+from mirasol.data.loader import ClipAugment, StepBatches, make_loader
+from mirasol.data.mixup import mixed, own_share, partner, with_partners
+from mirasol.data.sampler import Batch, BatchPlan
 from mirasol.errors import UserError
-from mirasol.media.augmentation import Augment, SpecAugment
+from mirasol.media.augment import Augment, SpecAugment
 from mirasol.media.feature_extractor import MirasolFeatureExtractor
-from mirasol.training.batches import Batch, BatchPlan
-from mirasol.training.clip_cache import ClipCache
-from mirasol.training.loader import ClipAugment, StepBatches, make_loader
-from mirasol.training.mixup import mixed, own_share, partner, with_partners
-from mirasol.training.planning import Assumptions, clip_bytes, stage_shape
-from mirasol.training.recipe import Stage, recipe_from_dict
 from mirasol.training.regularisers import Regularisers, check_augmentation
 from mirasol.training.trainer import train
 

@@ -4,9 +4,9 @@ import torch
 from safetensors.torch import load_file
 
 from mirasol.checkpoint import load_checkpoint
-from mirasol.evaluation.answering import answer_clips
+from mirasol.config.recipe import recipe_from_dict
+from mirasol.evaluation.answer import answer_clips
 from mirasol.training.logging import read_metrics
-from mirasol.training.recipe import recipe_from_dict
 from mirasol.training.trainer import train
 
 

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from mirasol.config import MirasolConfig
+from mirasol.config.model import MirasolConfig
+from mirasol.config.recipe import recipe_from_dict
+from mirasol.data.clip_cache import ClipCache
 from mirasol.data.example import Example
+from mirasol.data.loader import StepBatches, make_loader
+from mirasol.data.sampler import BatchPlan
 from mirasol.media.feature_extractor import MirasolFeatureExtractor
-from mirasol.training.batches import BatchPlan
-from mirasol.training.clip_cache import ClipCache
-from mirasol.training.loader import StepBatches, make_loader
-from mirasol.training.recipe import recipe_from_dict
 
 CLIPS, CLIPS_PER_STEP, WORKERS = 20_000, 20, 2
 SAMPLES_EVERY = 25  # steps

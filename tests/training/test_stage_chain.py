@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from mirasol.data.synthetic import synthesize
+from mirasol.config.recipe import load_recipe
+from mirasol.synthetic.synthesize import synthesize
 from mirasol.training.logging import read_metrics
-from mirasol.training.recipe import load_recipe
 from mirasol.training.stages import trainable_component
 from mirasol.training.trainer import train
 

@@ -9,11 +9,11 @@ import torch
 from safetensors.torch import load_file
 
 from mirasol import MirasolConfig, MirasolForConditionalGeneration
-from mirasol.data.synthetic import synthesize
+from mirasol.config.parts import LossWeights
+from mirasol.config.recipe import Stage, recipe_from_dict
 from mirasol.errors import UserError
-from mirasol.parts import LossWeights
+from mirasol.synthetic.synthesize import synthesize
 from mirasol.training.logging import read_metrics
-from mirasol.training.recipe import Stage, recipe_from_dict
 from mirasol.training.stages import TRAINABLE, StageWeights, reaches, stage_losses, trainable_component
 from mirasol.training.trainer import train
 

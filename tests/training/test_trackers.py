@@ -6,8 +6,8 @@ import types
 import pytest
 import torch
 
+from mirasol.config.recipe import recipe_from_dict
 from mirasol.errors import UserError
-from mirasol.training.recipe import recipe_from_dict
 from mirasol.training.trackers import make_tracker
 from mirasol.training.trainer import train
 

@@ -14,13 +14,13 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 from mirasol import MirasolForConditionalGeneration, MirasolOutput, MirasolProcessor
+from mirasol.config.recipe import recipe_from_dict
 from mirasol.errors import BadClip, UserError
-from mirasol.training.checkpoints import Checkpoints
-from mirasol.training.exporting import export_run
+from mirasol.training.checkpoint import Checkpoints
+from mirasol.training.checkpoint_io import ShardWriter
+from mirasol.training.export import export_run
 from mirasol.training.logging import RunLog, read_metrics
-from mirasol.training.recipe import recipe_from_dict
 from mirasol.training.run_folder import RunFolder
-from mirasol.training.shard_files import ShardWriter
 from mirasol.training.trainer import NonFiniteLoss, spread, train
 
 MEASURED = ("clips_per_second", "data_wait", "seconds")
@@ -28,8 +28,8 @@ MEASURED = ("clips_per_second", "data_wait", "seconds")
 KILLED_RUN = """
 import os, signal, sys
 from rich.console import Console
-import mirasol.training.checkpoints as checkpoints
-from mirasol.training.recipe import load_recipe
+import mirasol.training.checkpoint as checkpoints
+from mirasol.config.recipe import load_recipe
 from mirasol.training.trainer import train
 
 sync = checkpoints._sync
@@ -231,7 +231,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_step_and_names_the_samples(v
 
     stepped = []
     monkeypatch.setattr(MirasolForConditionalGeneration, "forward", poisoned)
-    monkeypatch.setattr("mirasol.training.optimizer.Optimizer.step", lambda self: stepped.append(1))
+    monkeypatch.setattr("mirasol.training.optim.Optimizer.step", lambda self: stepped.append(1))
     with pytest.raises(NonFiniteLoss, match=r"step 5: loss=nan.*samples: train-\d+-q\d+") as caught:
         run(values, console)
     assert "\n" not in str(caught.value)
@@ -263,8 +263,8 @@ def test_a_full_disk_that_the_log_meets_first_is_told_with_what_is_left(values, 
 
 def test_a_gradient_that_is_not_finite_stops_before_the_step(values, console, monkeypatch):
     stepped = []
-    monkeypatch.setattr("mirasol.training.optimizer.Optimizer.step", lambda self: stepped.append(1))
-    monkeypatch.setattr("mirasol.training.optimizer.Optimizer.clip_gradients", lambda self: float("inf"))
+    monkeypatch.setattr("mirasol.training.optim.Optimizer.step", lambda self: stepped.append(1))
+    monkeypatch.setattr("mirasol.training.optim.Optimizer.clip_gradients", lambda self: float("inf"))
     with pytest.raises(NonFiniteLoss, match="step 1: gradient_norm=inf"):
         run(values, console)
     assert not stepped
@@ -373,7 +373,7 @@ def test_on_a_disk_without_locks_a_run_says_so_on_one_line_and_goes_on(values, c
 
 def test_the_line_a_run_stopped_with_goes_when_it_goes_on(values, console, monkeypatch):
     with monkeypatch.context() as patched:
-        patched.setattr("mirasol.training.optimizer.Optimizer.clip_gradients", lambda self: float("inf"))
+        patched.setattr("mirasol.training.optim.Optimizer.clip_gradients", lambda self: float("inf"))
         with pytest.raises(NonFiniteLoss):
             run(values, console)
     assert (Path(values["output"]) / "error.txt").is_file()

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from mirasol.data.sharding import Sharding, shard_source
+from mirasol.config.recipe import recipe_from_dict
+from mirasol.data.shards.write import Sharding, shard_source
 from mirasol.training.logging import read_metrics
-from mirasol.training.recipe import recipe_from_dict
 from mirasol.training.trainer import train
 
 MEASURED = ("clips_per_second", "data_wait", "seconds")

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from mirasol.training import transport
-from mirasol.training.transport import FrameMemory, FrameRows, give_back, packed, unpacked
+from mirasol.data import transport
+from mirasol.data.transport import FrameMemory, FrameRows, give_back, packed, unpacked
 
 MIXED_LENGTHS = [(3, 3, 3), (3, 1, 2), (1, 3, 2), (2, 1, 3, 4), (1,)]
 

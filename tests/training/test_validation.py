@@ -4,11 +4,11 @@ import pytest
 import torch
 
 from mirasol.checkpoint import load_checkpoint
-from mirasol.data.folder import read_examples
+from mirasol.config.recipe import recipe_from_dict
+from mirasol.data.clip_cache import ClipCache
+from mirasol.data.datasets.folder_reader import read_examples
 from mirasol.errors import UserError
 from mirasol.training import validation
-from mirasol.training.clip_cache import ClipCache
-from mirasol.training.recipe import recipe_from_dict
 from mirasol.training.stages import stage_losses
 from mirasol.training.trainer import train
 from mirasol.training.validation import Validation

@@ -16,10 +16,10 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import distribute_tensor
 
 from mirasol import MirasolConfig, MirasolForConditionalGeneration
+from mirasol.config.recipe import OptimizerRecipe, ParallelRecipe, Recipe, recipe_from_dict
 from mirasol.errors import UserError
-from mirasol.training.optimizer import Optimizer
+from mirasol.training.optim import Optimizer
 from mirasol.training.parallel import MASKS, ParallelModel, Share, global_batches, joined_ranks, share_of
-from mirasol.training.recipe import OptimizerRecipe, ParallelRecipe, Recipe, recipe_from_dict
 from mirasol.training.trainer import train
 
 KINDS = ("ddp", "fsdp")

@@ -13,7 +13,7 @@ from torch import Tensor
 from mirasol.checkpoint import Loaded, load_checkpoint
 from mirasol.data.example import ClipExamples, Example
 from mirasol.errors import BadClip
-from mirasol.evaluation.answering import answer_clips, encode_clips, score_clips
+from mirasol.evaluation.answer import answer_clips, encode_clips, score_clips
 from mirasol.evaluation.controls import apply_control
 from mirasol.evaluation.evaluate import DecodedClips, eval_mode
 from mirasol.processes import process_context

@@ -4,8 +4,8 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
+from mirasol.data.datasets import Options, Source, read_source, source_splits
 from mirasol.data.example import Example
-from mirasol.data.sources import Options, Source, read_source, source_splits
 from mirasol.errors import UserError
 
 TRAIN = "train"

@@ -10,7 +10,7 @@ from torch import Tensor
 from mirasol.data.example import ClipExamples
 from mirasol.data.media_files import open_media_file
 from mirasol.errors import BadClip
-from mirasol.evaluation.answering import MAX_NEW_TOKENS, answer_clips
+from mirasol.evaluation.answer import MAX_NEW_TOKENS, answer_clips
 from mirasol.evaluation.controls import apply_control
 from mirasol.evaluation.metrics import Answered, Score, UnusableClip, score
 from mirasol.media.feature_extractor import MirasolFeatureExtractor

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mirasol.evaluation.answering import attention_by_chunk
+from mirasol.evaluation.answer import attention_by_chunk
 from mirasol.evaluation.metrics import Answered
 from mirasol.media.clip import Clip
 from mirasol.media.processor import MirasolProcessor

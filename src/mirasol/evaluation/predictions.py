@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from mirasol.data.datasets import Problem
+from mirasol.data.datasets.tables import check_utf8, is_utf8, parse_json, read_text
 from mirasol.data.example import Example
-from mirasol.data.sources import Problem
-from mirasol.data.sources.tables import check_utf8, is_utf8, parse_json, read_text
 from mirasol.errors import UserError
 from mirasol.json_values import NotJson, json_value
 

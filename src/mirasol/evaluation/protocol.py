@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 from mirasol.console import cores, progress
 from mirasol.data.example import ClipExamples
-from mirasol.evaluation.answering import MAX_NEW_TOKENS
+from mirasol.evaluation.answer import MAX_NEW_TOKENS
 from mirasol.evaluation.controls import CONTROLS
 from mirasol.evaluation.evaluate import ClipSource, evaluate
 from mirasol.evaluation.metrics import Score, chance

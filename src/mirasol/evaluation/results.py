@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import mirasol
+from mirasol.data.datasets import Source
+from mirasol.data.digest import examples_digest
 from mirasol.data.example import Example
-from mirasol.data.examples_digest import examples_digest
-from mirasol.data.sources import Source
 from mirasol.errors import UserError
 from mirasol.evaluation.normalisation import NORMALISATIONS
 from mirasol.evaluation.predictions import read_predictions, unmatched

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool
 
+from mirasol.data.datasets import Problem
+from mirasol.data.datasets.activitynet_qa import FREE
 from mirasol.data.example import Example
-from mirasol.data.sources import Problem
-from mirasol.data.sources.activitynet_qa import FREE
 from mirasol.errors import UserError
 from mirasol.evaluation import ranking
 from mirasol.evaluation.baselines import Prior

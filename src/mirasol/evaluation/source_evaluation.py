@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from mirasol.checkpoint import Loaded
+from mirasol.data.datasets import Source
 from mirasol.data.example import ClipExamples, Example, group_by_clip
 from mirasol.data.media_files import is_image
-from mirasol.data.sources import Source
 from mirasol.errors import UserError
 from mirasol.evaluation.asking import Asking, Row, ask, clip_key
 from mirasol.evaluation.journal import Journal

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from mirasol.data.sources.activitynet_qa import FREE
+from mirasol.data.datasets.activitynet_qa import FREE
 
 
 @dataclass(frozen=True)

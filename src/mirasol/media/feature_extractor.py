@@ -13,13 +13,13 @@ from jaxtyping import Bool, Float32, UInt8
 from torch import Tensor
 from transformers import BatchFeature, FeatureExtractionMixin
 
-from mirasol.config import MirasolConfig
+from mirasol.config.model import MirasolConfig
+from mirasol.config.parts import FITS, channel_values, check_deviation
 from mirasol.errors import UserError
 from mirasol.media.clip import Clip
 from mirasol.media.limits import DEFAULT_LIMITS, Limits
 from mirasol.media.spectrogram import log_mel_chunks
 from mirasol.media.timeline import ChunkGrid
-from mirasol.parts import FITS, channel_values, check_deviation
 
 _CACHED_VALUES = 2**18  # floats: a megabyte
 _SAVED_BESIDE = ("feature_extractor_type", "processor_class", "auto_map")

@@ -11,11 +11,11 @@ from av.video.reformatter import VideoReformatter
 from jaxtyping import UInt8
 from torch import Tensor
 
+from mirasol.config.parts import FITS
 from mirasol.errors import BadClip, UserError
 from mirasol.media.content import PAGE, content_kind
 from mirasol.media.limits import DEFAULT_LIMITS, Limits
-from mirasol.media.video_stream import draw_square, orientation
-from mirasol.parts import FITS
+from mirasol.media.video import draw_square, orientation
 
 # By what a file begins with, never by its name: the demuxers that read one file and open no others.
 _FORMATS = {b"\xff\xd8\xff": "jpeg_pipe", b"\x89PNG\r\n\x1a\n": "png_pipe", b"GIF8": "gif", b"BM": "bmp_pipe"}

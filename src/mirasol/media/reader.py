@@ -10,14 +10,14 @@ from av.container import InputContainer
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
+from mirasol.config.parts import FITS
 from mirasol.errors import BadClip, UserError
 from mirasol.media.clip import Clip
 from mirasol.media.container import Chosen, Span, choose, find_span, open_media, packets
 from mirasol.media.limits import DEFAULT_LIMITS, Limits
 from mirasol.media.reading import Reading
 from mirasol.media.timeline import ChunkGrid, cut, cutting_notes
-from mirasol.media.video_stream import orientation
-from mirasol.parts import FITS
+from mirasol.media.video import orientation
 
 END_TOLERANCE = 0.5  # seconds by which a window may reach past the end: annotations are rounded
 

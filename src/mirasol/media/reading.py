@@ -8,12 +8,12 @@ import torch
 from av.container import InputContainer
 
 from mirasol.errors import BadClip
-from mirasol.media.audio_stream import WaveformBuilder
+from mirasol.media.audio import WaveformBuilder
 from mirasol.media.clip import AudioCounts, Clip, VideoCounts
 from mirasol.media.container import Chosen, Span, missing_bytes, packet_span, packets
 from mirasol.media.limits import Limits
 from mirasol.media.timeline import Timeline
-from mirasol.media.video_stream import FrameSampler
+from mirasol.media.video import FrameSampler
 
 COVER_SECONDS = 0.25  # may be missing at the end of a window before the file counts as cut short
 NOTED_SECONDS = 0.010  # streams that begin or end by less than this apart are as good as together

@@ -5,12 +5,12 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask
 
-from mirasol.config import MirasolConfig
+from mirasol.config.model import MirasolConfig
+from mirasol.config.parts import StackConfig
 from mirasol.model.cache import KeyValueCache, StreamState, narrower
 from mirasol.model.masks import BlockCausal, ResamplerMask
 from mirasol.model.token_turing import TokenTuringCombiner
 from mirasol.model.transformer import Attention, FeedForward, LayerDrop, Stack, added, form_of_mask, sinusoid
-from mirasol.parts import StackConfig
 
 
 def order_tokens(

@@ -7,7 +7,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mirasol.config import MirasolConfig
+from mirasol.config.model import MirasolConfig
 from mirasol.model.losses import contrastive_loss
 
 

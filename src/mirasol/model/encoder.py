@@ -4,11 +4,11 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from mirasol.config import MirasolConfig
+from mirasol.config.model import MirasolConfig
+from mirasol.config.parts import ViTConfig
 from mirasol.errors import UserError
 from mirasol.model.transformer import Stack
 from mirasol.model.tubes import AudioPatches, VideoTubes
-from mirasol.parts import ViTConfig
 
 
 class ViT(Stack):

@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from mirasol.config import MirasolConfig
+from mirasol.config.model import MirasolConfig
 from mirasol.model.cache import KeyValueCache, StreamState, narrower
 from mirasol.model.masks import BlockCausal
 from mirasol.model.transformer import Stack, sinusoid

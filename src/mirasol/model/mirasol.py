@@ -11,16 +11,16 @@ from torch import Tensor, nn
 from transformers import DynamicCache, EncoderDecoderCache, GenerationMixin, PreTrainedTokenizerBase
 from transformers.utils import ModelOutput
 
-from mirasol.config import MirasolConfig
+from mirasol.config.model import MirasolConfig
 from mirasol.errors import UserError
 from mirasol.model.combiner import make_combiner
 from mirasol.model.contrastive import ContrastiveSpace
 from mirasol.model.encoder import ChunkEncoder
 from mirasol.model.global_batch import IGNORED_LABEL, GlobalBatch
+from mirasol.model.hf import MirasolPreTrainedModel
 from mirasol.model.latent import CausalLatentModel
 from mirasol.model.losses import latent_loss, reconstruction_loss, text_loss
 from mirasol.model.outputs import MirasolCandidateScores, MirasolEncoderOutput, MirasolImageTextOutput, MirasolOutput
-from mirasol.model.pretrained import MirasolPreTrainedModel
 from mirasol.model.reconstruction import Reconstruction
 from mirasol.model.resolution import set_image_size
 from mirasol.model.scoring import score_candidates
@@ -96,9 +96,9 @@ class MirasolForConditionalGeneration(MirasolPreTrainedModel, GenerationMixin):
         seed: int = 0,
     ) -> "tuple[MirasolForConditionalGeneration, Any]":
         """A model that begins with other people's weights, and the `StartingReport` of what became of every tensor;
-        arguments and errors are those of `mirasol.starting.assemble.assemble`."""
+        arguments and errors are those of `mirasol.pretrained.assemble.assemble`."""
         # Reading files is not this room's work; the name is here because users look for it beside from_pretrained.
-        from mirasol.starting.assemble import assemble
+        from mirasol.pretrained.assemble import assemble
 
         return assemble(
             preset, image=image, openmammut=openmammut, tokenizer=tokenizer, inflate_tubes=inflate_tubes,

@@ -5,7 +5,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mirasol.config import MirasolConfig
+from mirasol.config.model import MirasolConfig
 from mirasol.model.transformer import Stack
 
 

@@ -4,10 +4,10 @@ from collections.abc import Iterator
 
 from torch import nn
 
-from mirasol.config import MirasolConfig
+from mirasol.config.model import MirasolConfig
+from mirasol.config.parts import StackConfig
 from mirasol.model.token_turing import process_stack
 from mirasol.model.transformer import Attention, LayerDrop
-from mirasol.parts import StackConfig
 
 
 def stack_configs(config: MirasolConfig) -> dict[str, StackConfig]:

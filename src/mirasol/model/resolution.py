@@ -8,10 +8,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mirasol.config import MirasolConfig
+from mirasol.config.model import MirasolConfig
+from mirasol.config.parts import VideoConfig
 from mirasol.errors import UserError
 from mirasol.model.combiner import order_tokens
-from mirasol.parts import VideoConfig
 
 
 def resized_grid(

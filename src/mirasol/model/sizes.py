@@ -6,10 +6,10 @@ from collections.abc import Iterable
 
 from torch import Tensor
 
-from mirasol.config import MirasolConfig
+from mirasol.config.model import MirasolConfig
+from mirasol.config.parts import StackConfig
 from mirasol.model.cache import narrower
 from mirasol.model.token_turing import process_stack
-from mirasol.parts import StackConfig
 
 COMPONENTS = (
     "vit", "tubes", "audio", "combiner", "latent", "reconstruction", "text", "cross_attention", "vocabulary",

@@ -7,7 +7,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from transformers import EncoderDecoderCache
 
-from mirasol.config import MirasolConfig
+from mirasol.config.model import MirasolConfig
 from mirasol.errors import UserError
 from mirasol.model.transformer import Attention, FeedForward, LayerDrop, added, sinusoid
 

@@ -5,10 +5,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mirasol.config import MirasolConfig
+from mirasol.config.model import MirasolConfig
+from mirasol.config.parts import StackConfig
 from mirasol.model.cache import StreamState
 from mirasol.model.transformer import Stack
-from mirasol.parts import StackConfig
 
 
 class TokenLearner(nn.Module):

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
+from mirasol.config.parts import StackConfig
 from mirasol.errors import UserError
 from mirasol.model.cache import KeyValueCache
 from mirasol.model.masks import BlockCausal
@@ -21,7 +22,6 @@ from mirasol.model.recompute import (
     small_attention,
     suits_small_attention,
 )
-from mirasol.parts import StackConfig
 
 # What `attn_implementation` may be.
 ATTENTION = ("eager", "sdpa", "flex_attention")

@@ -5,9 +5,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mirasol.config.parts import AudioConfig, TubeConfig, VideoConfig
 from mirasol.errors import UserError
 from mirasol.model.transformer import sinusoid
-from mirasol.parts import AudioConfig, TubeConfig, VideoConfig
 
 
 def tube_centres(tube: TubeConfig, video: VideoConfig, device: torch.device | None = None) -> Float[Tensor, "token 3"]:

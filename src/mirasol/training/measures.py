@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mirasol import MirasolOutput
+from mirasol.data.sampler import Batch
 from mirasol.errors import UserError
-from mirasol.training.batches import Batch
 
 # Ids named in the message; all of them are written to the run's folder.
 NAMED_SAMPLES = 8

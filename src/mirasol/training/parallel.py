@@ -20,15 +20,15 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
-from mirasol.config import MirasolConfig
+from mirasol.config.model import MirasolConfig
+from mirasol.config.recipe import Recipe, Stage
+from mirasol.data.clip_cache import BadWindow
+from mirasol.data.sampler import Batch
 from mirasol.errors import Stopped, UserError
 from mirasol.model.execution import layers
 from mirasol.model.global_batch import GlobalBatch, chunk_totals, text_total
 from mirasol.model.mirasol import MirasolForConditionalGeneration
-from mirasol.training.batches import Batch
-from mirasol.training.clip_cache import BadWindow
 from mirasol.training.ranks import ProcessLost, Ranks
-from mirasol.training.recipe import Recipe, Stage
 from mirasol.training.stages import stage_losses
 
 # The model's outputs hold views (latents by chunk), and nothing changes them in place.

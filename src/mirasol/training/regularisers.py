@@ -2,9 +2,9 @@
 
 from torch import nn
 
-from mirasol.config import MirasolConfig
+from mirasol.config.model import MirasolConfig
+from mirasol.config.recipe import Recipe, Stage
 from mirasol.model.regularisation import regularise, stack_configs
-from mirasol.training.recipe import Recipe, Stage
 
 
 class Regularisers:

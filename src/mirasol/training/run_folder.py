@@ -20,11 +20,11 @@ from typing import Any
 import torch
 
 import mirasol
-from mirasol.data.examples_digest import ExamplesDigest
+from mirasol.config.recipe import Recipe, changed_keys, read_yaml
+from mirasol.data.clip_cache import BadWindow, write_bad_clips
+from mirasol.data.digest import ExamplesDigest
 from mirasol.errors import UserError
 from mirasol.files import file_hash, lock, parse_json, write_whole
-from mirasol.training.clip_cache import BadWindow, write_bad_clips
-from mirasol.training.recipe import Recipe, changed_keys, read_yaml
 
 # Whatever a run alone leaves. Not bad_clips.jsonl: a start that stopped at a bad clip leaves it, and is no run yet.
 RUN_FILES = (

@@ -8,11 +8,11 @@ import torch
 from jaxtyping import UInt8
 from torch import Tensor, nn
 
+from mirasol.data.clip_cache import ClipCache
 from mirasol.data.example import ClipExamples, Example
+from mirasol.data.loader import load_media
 from mirasol.data.media_files import is_image
 from mirasol.media.processor import MirasolProcessor
-from mirasol.training.clip_cache import ClipCache
-from mirasol.training.loader import load_media
 from mirasol.training.validation import Validation
 
 MAX_NEW_TOKENS = 16

@@ -6,15 +6,15 @@ from typing import Any
 
 from torch import Tensor
 
-from mirasol.config import MirasolConfig
+from mirasol.config.model import MirasolConfig
+from mirasol.config.parts import nearest
+from mirasol.config.recipe import Recipe, Stage
 from mirasol.console import aligned
 from mirasol.errors import UserError
 from mirasol.model.global_batch import GlobalBatch
 from mirasol.model.mirasol import MirasolForConditionalGeneration
 from mirasol.model.outputs import MirasolImageTextOutput, MirasolOutput
 from mirasol.model.sizes import COMPONENTS, component_of
-from mirasol.parts import nearest
-from mirasol.training.recipe import Recipe, Stage
 
 # `num_params` counts the contrastive pass's projections as text; they train, or do not, by a name of their own.
 TRAINABLE = (*COMPONENTS, "contrastive")

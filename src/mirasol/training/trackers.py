@@ -11,8 +11,8 @@ from typing import Any
 
 from torch import Tensor
 
+from mirasol.config.recipe import Recipe
 from mirasol.errors import UserError
-from mirasol.training.recipe import Recipe
 
 PROJECT = "mirasol"
 

@@ -13,20 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mirasol.config.recipe import Recipe
 from mirasol.console import Progress
+from mirasol.data.clip_cache import BadWindow, UnreadableWindow, write_bad_clips
+from mirasol.data.digest import examples_digest
 from mirasol.data.example import Example
-from mirasol.data.examples_digest import examples_digest
-from mirasol.errors import Stopped, UserError
-from mirasol.files import file_hash
-from mirasol.model.global_batch import GlobalBatch
-from mirasol.training.average import WeightAverage
-from mirasol.training.batches import KINDS, Batch, BatchPlan, joined
-from mirasol.training.best import BestStep, check_metric
-from mirasol.training.checkpoints import Checkpoints, remove_folder, save_model, write_folder
-from mirasol.training.clip_cache import BadWindow, UnreadableWindow, write_bad_clips
-from mirasol.training.clock import Clock
-from mirasol.training.examples import read_data
-from mirasol.training.loader import (
+from mirasol.data.loader import (
     BatchTexts,
     ClipAugment,
     RowsOfRank,
@@ -34,9 +26,29 @@ from mirasol.training.loader import (
     decoded_sizes,
     make_loader,
 )
+from mirasol.data.sampler import KINDS, Batch, BatchPlan, joined
+from mirasol.data.splits import read_data
+from mirasol.data.workers import WorkerStatus
+from mirasol.errors import Stopped, UserError
+from mirasol.files import file_hash
+from mirasol.model.global_batch import GlobalBatch
+from mirasol.training.average import WeightAverage
+from mirasol.training.best import BestStep, check_metric
+from mirasol.training.build import (
+    check_loss_weights,
+    check_texts,
+    load_initial,
+    make_caches,
+    make_model,
+    make_outline,
+    make_processor,
+    pick_device,
+)
+from mirasol.training.checkpoint import Checkpoints, remove_folder, save_model, write_folder
+from mirasol.training.clock import Clock
 from mirasol.training.logging import RunLog, read_metrics
 from mirasol.training.measures import NonFiniteLoss, check_finite, spread
-from mirasol.training.optimizer import Optimizer, learning_rate
+from mirasol.training.optim import Optimizer, learning_rate
 from mirasol.training.parallel import (
     ParallelModel,
     Share,
@@ -47,25 +59,13 @@ from mirasol.training.parallel import (
     share_of,
 )
 from mirasol.training.ranks import Ranks
-from mirasol.training.recipe import Recipe
 from mirasol.training.regularisers import Regularisers, check_augmentation
 from mirasol.training.run_folder import RunFolder, versions
 from mirasol.training.samples import Samples
-from mirasol.training.setup import (
-    check_loss_weights,
-    check_texts,
-    load_initial,
-    make_caches,
-    make_model,
-    make_outline,
-    make_processor,
-    pick_device,
-)
 from mirasol.training.signals import StopSignals
 from mirasol.training.stages import StageWeights
 from mirasol.training.trackers import check_tracker, make_tracker
 from mirasol.training.validation import Validation
-from mirasol.training.worker_status import WorkerStatus
 
 
 def train(recipe: Recipe, *, resume: bool = False, console: Any = None) -> Path:

@@ -8,13 +8,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from mirasol.config.recipe import Recipe, Stage
+from mirasol.data.clip_cache import ClipCache
 from mirasol.data.example import ClipExamples, Example
+from mirasol.data.loader import load_media
+from mirasol.data.randomness import permuted
+from mirasol.data.sampler import draw_questions, kinds_taken, stage_clips
 from mirasol.model.global_batch import IGNORED_LABEL
-from mirasol.training.batches import draw_questions, kinds_taken, stage_clips
-from mirasol.training.clip_cache import ClipCache
-from mirasol.training.loader import load_media
-from mirasol.training.randomness import permuted
-from mirasol.training.recipe import Recipe, Stage
 from mirasol.training.stages import stage_losses
 
 

@@ -1,0 +1,220 @@
+"""What a Mirasol model is made of: one `MirasolConfig` of the typed parts in `config.parts`, and the presets."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from transformers import PreTrainedConfig
+
+from mirasol.config.parts import (
+    AudioConfig,
+    ChunkingConfig,
+    CombinerConfig,
+    ContrastiveConfig,
+    LatentConfig,
+    LossWeights,
+    ReconstructionConfig,
+    TextConfig,
+    VideoConfig,
+    ViTConfig,
+    make_part,
+    nearest,
+)
+from mirasol.config.presets import PRESETS, tiny_parts
+from mirasol.errors import UserError
+
+CHECKPOINT_FORMAT = 1
+
+PARTS: dict[str, type] = {
+    "chunking": ChunkingConfig,
+    "video": VideoConfig,
+    "audio": AudioConfig,
+    "vit": ViTConfig,
+    "combiner": CombinerConfig,
+    "latent": LatentConfig,
+    "reconstruction": ReconstructionConfig,
+    "text": TextConfig,
+    "contrastive": ContrastiveConfig,
+    "loss_weights": LossWeights,
+}
+
+
+class MirasolConfig(PreTrainedConfig):
+    """Configuration of a Mirasol model. Each part is a dataclass of this module or a mapping with its fields, laid
+    over those of the `tiny` preset. The part `contrastive` may be missing (None): so is then the contrastive pass.
+
+    Raises:
+        UserError: an unknown key, or parts that do not fit together, with both numbers and the field's name.
+    """
+
+    model_type = "mirasol"
+    main_input_name = "video"
+
+    def __init__(
+        self,
+        chunking: dict | ChunkingConfig | None = None,
+        video: dict | VideoConfig | None = None,
+        audio: dict | AudioConfig | None = None,
+        vit: dict | ViTConfig | None = None,
+        combiner: dict | CombinerConfig | None = None,
+        latent: dict | LatentConfig | None = None,
+        reconstruction: dict | ReconstructionConfig | None = None,
+        text: dict | TextConfig | None = None,
+        contrastive: dict | ContrastiveConfig | None = None,
+        loss_weights: dict | LossWeights | None = None,
+        checkpoint_format: int = CHECKPOINT_FORMAT,
+        pad_token_id: int = 0,
+        bos_token_id: int = 1,
+        eos_token_id: int = 2,
+        sep_token_id: int = 3,
+        **kwargs: Any,
+    ):
+        given = {
+            "chunking": chunking, "video": video, "audio": audio, "vit": vit, "combiner": combiner, "latent": latent,
+            "reconstruction": reconstruction, "text": text, "contrastive": contrastive, "loss_weights": loss_weights,
+        }  # fmt: skip
+        defaults = tiny_parts()
+        for name, kind in PARTS.items():
+            part = defaults[name] if given[name] is None else given[name]
+            part = _merged(defaults[name], part) if isinstance(part, Mapping) else part
+            setattr(self, name, part if part is None else make_part(kind, part, name))
+        self.checkpoint_format = checkpoint_format
+        self.pad_token_id, self.bos_token_id = pad_token_id, bos_token_id
+        self.eos_token_id, self.sep_token_id = eos_token_id, sep_token_id
+        _refuse_unknown(kwargs)
+        kwargs.pop("is_encoder_decoder", None)
+        super().__init__(is_encoder_decoder=True, **kwargs)
+        self.decoder_start_token_id = bos_token_id
+        self.check_parts_fit()
+
+    def check_parts_fit(self) -> None:
+        """Raises UserError where parts do not go together, with both numbers; called whenever a config is made."""
+        self._check_widths()
+        self._check_combiner()
+        frames, target = self.video.frames_per_chunk, self.reconstruction.frames
+        if target is not None and frames % target:
+            raise UserError(f"reconstruction.frames={target} must divide video.frames_per_chunk={frames}")
+        if target is None and frames % self.reconstruction.patch[0]:
+            raise UserError(
+                f"reconstruction.patch={self.reconstruction.patch} must divide video.frames_per_chunk={frames}"
+            )
+        for name in ("pad_token_id", "bos_token_id", "eos_token_id", "sep_token_id"):
+            value = getattr(self, name)
+            if type(value) is not int or not 0 <= value < self.text.vocab_size:
+                raise UserError(
+                    f"{name}={value!r} must be a whole number from 0 to below text.vocab_size={self.text.vocab_size}"
+                )
+
+    def _check_widths(self) -> None:
+        stacks = {
+            "vit": self.vit, "audio.adapter": self.audio.adapter, "combiner.stack": self.combiner.stack,
+            "latent.stack": self.latent.stack, "reconstruction.stack": self.reconstruction.stack,
+            "text.stack": self.text.stack,
+        }  # fmt: skip
+        width = self.combiner.stack.width
+        matching = ["latent.stack", "reconstruction.stack", *["audio.adapter"] * self.audio.shared_projection]
+        for path in matching:
+            if stacks[path].width != width:
+                why = " with audio.shared_projection" if path == "audio.adapter" else ""
+                raise UserError(f"{path}.width={stacks[path].width} must equal combiner.stack.width={width}{why}")
+        for path, stack in stacks.items():
+            if stack.width % stack.heads:
+                raise UserError(f"{path}.heads={stack.heads} must divide {path}.width={stack.width}")
+        if self.vit.width < 6:
+            raise UserError(f"vit.width={self.vit.width} must be at least 6: positions are sin and cos of t, y, x")
+
+    def _check_combiner(self) -> None:
+        tokens, combiner = self.video.tokens + self.audio.tokens, self.combiner
+        if combiner.m > tokens:
+            raise UserError(f"combiner.m={combiner.m} exceeds the {tokens} tokens of a chunk")
+        if combiner.kind == "concat" and combiner.m != tokens:
+            raise UserError(f"combiner.m={combiner.m} must equal the {tokens} tokens of a chunk for kind=concat")
+        if combiner.kind == "transformer" and combiner.token_order == "both_last" and combiner.m % 2:
+            raise UserError(f"combiner.m={combiner.m} must be even for token_order=both_last")
+
+    # transformers sizes key/value caches from these names: they describe the text decoder.
+    @property
+    def num_hidden_layers(self) -> int:
+        return self.text.stack.depth
+
+    @property
+    def num_attention_heads(self) -> int:
+        return self.text.stack.heads
+
+    @property
+    def head_dim(self) -> int:
+        return self.text.stack.head_width
+
+    @property
+    def hidden_size(self) -> int:
+        return self.text.stack.width
+
+    @property
+    def vocab_size(self) -> int:
+        return self.text.vocab_size
+
+    @vocab_size.setter
+    def vocab_size(self, size: int) -> None:
+        self.text.vocab_size = size
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, parts as mappings."""
+        output = super().to_dict()
+        for name in PARTS:
+            part = getattr(self, name)
+            output[name] = part if part is None else dataclasses.asdict(part)
+        return output
+
+    def media_settings(self) -> dict[str, Any]:
+        """The arguments of `MirasolFeatureExtractor` that give tensors of the shapes this model takes."""
+        return {
+            "image_size": self.video.image_size,
+            "frames_per_chunk": self.video.frames_per_chunk,
+            "chunk_seconds": self.chunking.chunk_seconds,
+            "num_chunks": self.chunking.num_chunks,
+            "max_chunks": self.chunking.max_chunks,
+            "sample_rate": self.chunking.sample_rate,
+            "num_mel_bins": self.audio.num_mel_bins,
+            "spectrogram_frames": self.audio.spectrogram_frames,
+            "fit": self.chunking.fit,
+            "image_mean": self.chunking.image_mean,
+            "image_std": self.chunking.image_std,
+        }
+
+    @classmethod
+    def preset(cls, name: str, **parts: Any) -> "MirasolConfig":
+        """A named configuration. `parts` replaces fields of parts: `preset("tiny", text={"vocab_size": 300})`."""
+        if name not in PRESETS:
+            raise UserError(f"unknown preset {name!r}{nearest(name, list(PRESETS))}")
+        values = PRESETS[name]()
+        for part, fields in parts.items():
+            if part not in values:
+                raise UserError(f"unknown part {part!r}{nearest(part, list(values))}")
+            if fields is None and part != "contrastive":
+                raise UserError(f"{part}=None: only the part contrastive may be missing")
+            values[part] = _merged(values[part], fields) if isinstance(fields, Mapping) else fields
+        return cls(**values)
+
+
+def _merged(base: Mapping | None, changes: Mapping) -> dict:
+    """`base` with `changes` laid over it, mapping by mapping."""
+    base = base or {}
+    merged = dict(base)
+    for key, value in changes.items():
+        nested = isinstance(value, Mapping) and isinstance(base.get(key), Mapping)
+        merged[key] = _merged(base[key], value) if nested else value
+    return merged
+
+
+def _refuse_unknown(kwargs: dict[str, Any]) -> None:
+    base = {f.name for f in dataclasses.fields(PreTrainedConfig)}
+    base |= {
+        "model_type",
+        "name_or_path",
+        "attn_implementation",
+        "decoder_start_token_id",
+        "torch_dtype",
+    }
+    for key in kwargs:
+        if key not in base and not key.startswith("_") and not hasattr(PreTrainedConfig, key):
+            raise UserError(f"unknown key {key!r} in MirasolConfig{nearest(key, [*PARTS])}")

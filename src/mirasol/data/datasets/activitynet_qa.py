@@ -1,0 +1,85 @@
+"""ActivityNet-QA (Yu et al., AAAI 2019): questions and answers in two json files, joined on `question_id`."""
+
+from mirasol.data.datasets.contract import Adapter, Options, Published, Rows
+from mirasol.data.datasets.files import Files
+from mirasol.data.datasets.tables import JsonItems
+from mirasol.data.example import Example
+
+FILES = {"train": "train", "validation": "val", "test": "test"}
+# By the number of `type`; all from Yes/No on are what the papers call "Free".
+TYPES = (
+    "Motion", "Spatial relationship", "Temporal relationship",
+    "Yes/No", "Color", "Object", "Location", "Number", "Other",
+)  # fmt: skip
+FREE = TYPES[3:]
+
+
+def _published(examples: int, videos: int, *counts: int) -> Published:
+    return Published(examples, videos, dict(zip(TYPES, counts, strict=True)))
+
+
+PUBLISHED = {
+    "train": _published(32_000, 3_200, 3200, 3200, 3200, 7242, 2833, 1338, 761, 2684, 7542),
+    "validation": _published(18_000, 1_800, 1800, 1800, 1800, 4041, 1565, 961, 473, 1479, 4081),
+    "test": _published(8_000, 800, 800, 800, 800, 2094, 697, 318, 386, 606, 1499),
+}
+
+
+def splits(files: Files) -> list[str]:
+    """The splits of which the questions are there."""
+    return [split for split, name in FILES.items() if files.annotation(f"{name}_q.json")]
+
+
+def read(files: Files, split: str, options: Options) -> Rows:
+    """The questions of a split with their answers; a question without answer and an answer without question count."""
+    rows = Rows()
+    path = files.annotation(f"{FILES[split]}_q.json")
+    assert path is not None
+    questions, shown = JsonItems(path, files.shown(path)), files.shown(path)
+    rows.annotation_files.append(shown)
+    answers = _answers(files, split, rows)
+    asked = set()
+    fields = {"video_name": str, "question": str, "question_id": str}
+    for index, item in questions.checked(rows, fields):
+        id, video = item["question_id"], item["video_name"]
+        asked.add(id)
+        if answers is not None and id not in answers:
+            rows.skip("no answer", f"question {id!r} has no answer", shown, *questions.place(index))
+            continue
+        answer, kind = answers[id] if answers is not None else ("", "")
+        if not item["question"].strip() or (answers is not None and not answer.strip()):
+            rows.skip("empty text", f"question {id!r} or its answer is empty", shown, *questions.place(index))
+            continue
+        media = files.media((f"v_{video}", video)) or ""
+        if rows.seen(id):
+            rows.skip("duplicate id", f"id {id!r} was already used: left out", shown, *questions.place(index))
+            continue
+        rows.add(Example(id, media, None, None, item["question"], answer, kind, video=video), shown)
+    for id in answers or ():
+        if id not in asked:
+            rows.skip("answer without question", f"answer {id!r} has no question", rows.annotation_files[-1])
+    return rows
+
+
+def _answers(files: Files, split: str, rows: Rows) -> dict[str, tuple[str, str]] | None:
+    """Answer and type by question id; None where the split has no answer file."""
+    path = files.annotation(f"{FILES[split]}_a.json")
+    if path is None:
+        rows.facts["answers"] = f"none: {FILES[split]}_a.json is not there"
+        return None
+    shown, answers = files.shown(path), {}
+    rows.annotation_files.append(shown)
+    items = JsonItems(path, shown)
+    for index, item in items.checked(rows, {"answer": str, "type": int, "question_id": str}):
+        if not 0 <= item["type"] < len(TYPES):
+            message = f"type {item['type']} is out of range: 0 to {len(TYPES) - 1}"
+            rows.skip("malformed", message, shown, *items.place(index), rows=0)
+        elif item["question_id"] in answers:
+            message = f"answer {item['question_id']!r} was already given: the first one counts"
+            rows.skip("duplicate id", message, shown, *items.place(index), rows=0)
+        else:
+            answers[item["question_id"]] = (item["answer"], TYPES[item["type"]])
+    return answers
+
+
+ADAPTER = Adapter("ActivityNet-QA", splits, read, PUBLISHED)

@@ -1,0 +1,89 @@
+"""MSRVTT-QA (Xu et al., ACM MM 2017): the original json, the jsonl of ClipBERT's line, the csv of HQGA and just-ask."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from mirasol.data.datasets.contract import Adapter, AnnotationError, Options, Problem, Published, Rows
+from mirasol.data.datasets.files import Files
+from mirasol.data.datasets.tables import JsonItems, csv_header, csv_rows, json_lines
+from mirasol.data.example import Example
+
+# The original goes first: only it has both the ids and the whole questions.
+FILES = {
+    "train": ("train_qa.json", "train.jsonl", "train.csv", "hqga_train.csv"),
+    "validation": ("val_qa.json", "val.jsonl", "val.csv", "hqga_val.csv"),
+    "test": ("test_qa.json", "test.jsonl", "test.csv", "hqga_test.csv"),
+}
+PUBLISHED = {
+    "train": Published(158_581, 6_513),
+    "validation": Published(
+        12_278, 497, {"what": 8_337, "who": 3_439, "how": 344, "when": 106, "where": 52}
+    ),
+    "test": Published(72_821, 2_990, {"what": 49_869, "who": 20_385, "how": 1_640, "when": 677, "where": 250}),
+}  # fmt: skip
+
+
+def splits(files: Files) -> list[str]:
+    """The splits of which a file in one of the three formats is there."""
+    return [split for split, names in FILES.items() if files.annotation(*names)]
+
+
+def read(files: Files, split: str, options: Options) -> Rows:
+    """The questions of a split; `question_type` is the first word, as the papers' tables have it."""
+    path = files.annotation(*FILES[split])
+    assert path is not None
+    rows, shown = Rows(), files.shown(path)
+    rows.annotation_files.append(shown)
+    rows.facts["annotation_format"] = path.suffix.removeprefix(".")
+    reader = {".json": _original, ".jsonl": _lines, ".csv": _table}[path.suffix.lower()]
+    for line, column, id, video, question, answer in reader(path, shown, rows):
+        question = question.strip()
+        if not question or not answer.strip():
+            rows.skip("empty text", "question or answer is empty", shown, line, column)
+            continue
+        example = Example(
+            id, files.media([video]) or "", None, None, question, answer, question.split()[0].lower(), video=video
+        )
+        rows.add(example, shown, line, column)
+    return rows
+
+
+Parsed = Iterator[tuple[int | None, int | None, str, str, str, str]]  # line, column, id, video, question, answer
+
+
+def _original(path: Path, shown: str, rows: Rows) -> Parsed:
+    items = JsonItems(path, shown)
+    fields = {"answer": str, "id": int, "question": str, "video_id": int}
+    for _, item in items.checked(rows, fields):
+        yield None, None, str(item["id"]), f"video{item['video_id']}", item["question"], item["answer"]
+
+
+def _lines(path: Path, shown: str, rows: Rows) -> Parsed:
+    # This variant has no ids: the line's number stands for one.
+    for line, item in json_lines(path, shown, rows, {"answer": str, "question": str, "video_id": (str, int)}):
+        yield line, None, str(line), _video(str(item["video_id"])), item["question"], item["answer"]
+
+
+def _table(path: Path, shown: str, rows: Rows) -> Parsed:
+    header = csv_header(path)
+    variants = {"qid": ("video", "qid"), "id": ("video_id", "id")}  # HQGA, just-ask
+    known = [names for names in variants.values() if set(names) <= set(header)]
+    if not known:
+        message = (
+            "wrong header: expected video,question,answer,qid,type or question,answer,category_id,video_id,id,type; "
+            f"found {','.join(header) or 'nothing'}"
+        )
+        raise AnnotationError(Problem("wrong header", message, shown, 1, 1))
+    video, id = known[0]
+    for line, row in csv_rows(path, shown, rows, (video, "question", "answer", id)):
+        # HQGA took the question marks away: with them all variants are the same questions.
+        question = row["question"].rstrip()
+        question += "" if question.endswith("?") or not question else "?"
+        yield line, None, row[id], _video(row[video]), question, row["answer"]
+
+
+def _video(name: str) -> str:
+    return name if name.startswith("video") else f"video{name}"
+
+
+ADAPTER = Adapter("MSRVTT-QA", splits, read, PUBLISHED)

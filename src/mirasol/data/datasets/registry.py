@@ -1,0 +1,156 @@
+"""Every data set by the name that commands and recipes call it, and how a split of one is read."""
+
+from collections import Counter
+from pathlib import Path
+
+from mirasol.data.datasets import (
+    activitynet_qa,
+    audioset,
+    epic_sounds,
+    folder,
+    image_text,
+    img2dataset,
+    kinetics_sound,
+    msrvtt_qa,
+    nextqa_mc,
+    nextqa_oe,
+    sharded,
+    vggsound,
+    video2dataset,
+    webvid,
+)
+from mirasol.data.datasets.contract import Adapter, Options, Published, Rows, Source
+from mirasol.data.datasets.files import Files
+from mirasol.data.example import Example
+from mirasol.errors import UserError
+
+SOURCES: dict[str, Adapter] = {
+    "folder": folder.ADAPTER,
+    "msrvtt_qa": msrvtt_qa.ADAPTER,
+    "activitynet_qa": activitynet_qa.ADAPTER,
+    "nextqa_mc": nextqa_mc.ADAPTER,
+    "nextqa_oe": nextqa_oe.ADAPTER,
+    "vggsound": vggsound.ADAPTER,
+    "epic_sounds": epic_sounds.ADAPTER,
+    "kinetics_sound": kinetics_sound.ADAPTER,
+    "audioset": audioset.ADAPTER,
+    "webvid": webvid.WEBVID,
+    "videocc": webvid.VIDEO_CC_ADAPTER,
+    "video2dataset": video2dataset.ADAPTER,
+    "image_text": image_text.ADAPTER,
+    "img2dataset": img2dataset.ADAPTER,
+    "shards": sharded.ADAPTER,
+}
+# Other words for a split, for data sets that do not have the word itself.
+SPLIT_NAMES = {"val": "validation", "valid": "validation", "dev": "validation", "test": "eval"}
+ANY = Options()
+
+
+def source_splits(name: str, root: Path, options: Options = ANY) -> list[str]:
+    """The splits that a data set's files below `root` offer. Raises UserError where there are none."""
+    adapter_of(name, options)
+    return splits_of(name, Files(root, options.annotations))
+
+
+def read_source(name: str, root: Path, split: str, options: Options = ANY) -> Source:
+    """One split of the data set `name` (a key of `SOURCES`) below `root`.
+
+    Whatever is wrong in single rows is in the result's `problems`, and so is media that was not found; nothing is left
+    out unsaid. `val` means `validation`.
+
+    Raises:
+        UserError: an unknown data set, split or option; AnnotationError, one of them, where a file cannot be read on.
+    """
+    adapter_of(name, options)  # a mistyped name is told before a large folder is walked
+    return read_split(name, Files(root, options.annotations), split, options)
+
+
+def read_split(name: str, files: Files, split: str, options: Options = ANY) -> Source:
+    """As `read_source`, of files that were listed already."""
+    adapter = adapter_of(name, options)
+    known = splits_of(name, files)
+    if split not in known and SPLIT_NAMES.get(split) in known:
+        split = SPLIT_NAMES[split]
+    if split not in known:
+        raise UserError(f"{files.root} has no split {split!r} of {name}; there are: {', '.join(known)}")
+    rows = adapter.read(files, split, options)
+    published = rows.published or adapter.published.get(split, Published())
+    if not rows.examples and not rows.reasons and name != "folder":
+        rows.skip("no examples", "holds no examples", ", ".join(rows.annotation_files), rows=0)
+    if rows.retold is None:
+        _list_missing(rows)
+        _compare(rows, published)
+    return Source(
+        name=name if rows.retold is None else rows.retold.name,
+        root=files.root,
+        split=split,
+        protocol=adapter.protocol if rows.retold is None else rows.retold.protocol,
+        annotated=tuple(rows.examples),
+        problems=tuple(rows.problems),
+        reasons=dict(rows.reasons),
+        classes=rows.classes,
+        published=published,
+        facts={**({"classes": len(rows.classes)} if rows.classes else {}), **options.chosen(), **rows.facts},
+        annotation_files=tuple(rows.annotation_files),
+        read_as=name,
+    )
+
+
+def usable_examples(source: Source, on_problem: str = "error") -> list[Example]:
+    """The examples to train or score with, those whose media was found.
+
+    `on_problem="error"`: UserError at the first problem that costs examples; "skip": they are left out (and counted in
+    `source.counts`). UserError also where nothing is left.
+    """
+    costly = [problem for problem in source.problems if problem.severity == "error"]
+    if costly and on_problem == "error":
+        counts = source.counts
+        raise UserError(
+            f"{source.name} {source.split}: {counts.n_annotated - counts.n_usable} of {counts.n_annotated} annotated "
+            f"examples cannot be used, the first: {costly[0]}; see them all with `mirasol data check`, or skip them"
+        )
+    if not source.examples:
+        reason = f", the first problem: {costly[0]}" if costly else ""
+        raise UserError(f"{source.root}: no usable example in split {source.split!r} of {source.name}{reason}")
+    return list(source.examples)
+
+
+def adapter_of(name: str, options: Options) -> Adapter:
+    """The adapter of a data set. Raises UserError for an unknown name, and for an option that it does not have."""
+    if name not in SOURCES:
+        raise UserError(f"data set {name!r} is not known: choose {', '.join(SOURCES)}")
+    adapter = SOURCES[name]
+    for option in options.chosen():
+        if option not in adapter.options:
+            can = ", ".join(adapter.options) or "none"
+            raise UserError(f"{option}={getattr(options, option)}: {name} does not have this option; it has {can}")
+    return adapter
+
+
+def splits_of(name: str, files: Files) -> list[str]:
+    """As `source_splits`, of files that were listed already."""
+    known = SOURCES[name].splits(files)
+    if not known:
+        raise UserError(f"{files.annotation_root}: no annotation file of {name}: see its section in docs/datasets.md")
+    return known
+
+
+def _list_missing(rows: Rows) -> None:
+    """One problem for each video that has annotations and no media."""
+    missing = Counter(example.video for example in rows.examples if not example.media)
+    for video, count in missing.items():
+        questions = f" ({count} examples)" if count > 1 else ""
+        place = f"; asked for in {rows.missing_at[video]}" if video in rows.missing_at else ""
+        rows.skip("missing media", f"no media file of {video!r} was found{questions}{place}", video, rows=count)
+
+
+def _compare(rows: Rows, published: Published) -> None:
+    """Warns where a split's counts are not the published ones."""
+    count, files = len(rows.examples), ", ".join(rows.annotation_files)
+    if published.examples is not None and count != published.examples:
+        rows.warn("other counts", f"{count} examples, {published.examples} are published", files)
+    elif published.types:
+        found = Counter(example.question_type for example in rows.examples)
+        other = [f"{kind} {found[kind]} (published {n})" for kind, n in published.types.items() if found[kind] != n]
+        if other:
+            rows.warn("other counts", f"counts by type: {', '.join(other)}", files)

@@ -1,0 +1,171 @@
+"""The layout that video2dataset and img2dataset share: samples of files that have one key, in tars or in folders."""
+
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from mirasol.data.datasets.contract import Options, Rows
+from mirasol.data.datasets.files import Files
+from mirasol.data.example import Example
+from mirasol.data.media_files import read_member, tar_index
+from mirasol.errors import BadClip, UserError
+from mirasol.json_values import json_value
+from mirasol.media.content import content_kind
+
+SPLITS = {"train": "train", "val": "validation", "validation": "validation", "test": "test"}
+_SHARD = re.compile(r"\d+")
+_BEGINNING = 512  # bytes that tell what a file is
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One tar, or one folder of the `files` format. `read(name, limit)` gives a member's first bytes, -1 all."""
+
+    path: str
+    members: tuple[str, ...]
+    read: Callable[[str, int], bytes]
+    cut: str = ""
+
+    def samples(self) -> Iterator[tuple[str, dict[str, str]]]:
+        """(key, {extension: member}); a key is all before the first dot of a member's name, its folder included."""
+        samples: dict[str, dict[str, str]] = {}
+        for name in self.members:
+            folder, slash, base = name.removeprefix("./").rpartition("/")
+            key, _, extension = base.partition(".")
+            samples.setdefault(f"{folder}{slash}{key}", {})[f".{extension.lower()}"] = name
+        yield from samples.items()
+
+
+def split_of(path: str) -> str:
+    """The split that a shard belongs to: by a folder called train, val or test, else train."""
+    return next((SPLITS[part] for part in path.lower().split("/")[:-1] if part in SPLITS), "train")
+
+
+def shard_paths(files: Files) -> list[str]:
+    """All tars, or where there are none the numbered folders of the `files` format.
+
+    Raises UserError where only parquet files are there.
+    """
+    tars = [path for path in files.paths if path.lower().endswith(".tar")]
+    if tars:
+        return tars
+    folders = {path.rpartition("/")[0] for path in files.paths if path.endswith(".json") and "/" in path}
+    numbered = sorted(folder for folder in folders if _SHARD.fullmatch(folder.rpartition("/")[2]))
+    if not numbered and any(path.endswith(".parquet") for path in files.paths):
+        raise UserError(f"{files.root}: holds parquet files only: download with output_format=webdataset or files")
+    return numbered
+
+
+def splits(files: Files) -> list[str]:
+    """The splits of all shards."""
+    return sorted({split_of(f"{path}/") for path in shard_paths(files)})
+
+
+def read_shards(
+    files: Files, split: str, options: Options, *, extensions: tuple[str, ...], prompt: str, failures_inside: bool
+) -> Rows:
+    """The samples of a split's shards that have a file of one of `extensions` and a caption.
+
+    `failures_inside`: failed downloads are samples without media (video2dataset); else (img2dataset) only the shard's
+    `_stats.json` counts them.
+    """
+    rows = Rows()
+    for path in shard_paths(files):
+        if split_of(f"{path}/") != split:
+            continue
+        rows.annotation_files.append(path)
+        try:
+            shard = _open(files, path)
+        except BadClip as error:
+            rows.skip("cut short", error.reason, path, rows=_stated(files, path, rows).get("count", 0))
+            continue
+        _read_shard(files, shard, options.prompt or prompt, extensions, failures_inside, rows)
+    return rows
+
+
+def _open(files: Files, path: str) -> Shard:
+    full = files.root / path
+    if full.is_dir():
+        names = tuple(p.rpartition("/")[2] for p in files.paths if p.rpartition("/")[0] == path)
+        return Shard(path, names, lambda name, limit: _read_file(full / name, limit))
+    index = tar_index(full)
+    return Shard(path, tuple(index.members), lambda name, limit: read_member(full, name, limit), index.cut)
+
+
+def _read_file(path: Path, limit: int) -> bytes:
+    with path.open("rb") as stream:
+        return stream.read(limit)
+
+
+def _read_shard(
+    files: Files, shard: Shard, prompt: str, extensions: tuple[str, ...], failures_inside: bool, rows: Rows
+) -> None:
+    seen = 0
+    for key, members in shard.samples():
+        seen += 1
+        name = next((members[extension] for extension in extensions if extension in members), None)
+        place = f"{shard.path}/{key}"
+        caption = _caption(shard, members, place, rows)
+        if caption is None:
+            continue
+        if name is None:
+            rows.skip("missing member", f"no member {' or '.join(extensions)}", place)
+            continue
+        if content_kind(shard.read(name, _BEGINNING)) == "html":
+            rows.skip("not media", f"{name} is an HTML page: its download failed", place)
+            continue
+        video = place.removesuffix(".tar")
+        rows.add(Example(place, f"{shard.path}/{name}", None, None, prompt, caption, video=video), place)
+    stated = _stated(files, shard.path, rows)
+    lost = max(stated.get("count", seen) - seen, 0)
+    if shard.cut:
+        rows.skip(
+            "cut short", f"shard cut short: {shard.cut}; its first {seen} samples are read", shard.path, rows=lost
+        )
+    elif lost and failures_inside:
+        message = f"{seen} samples, but its stats count {stated['count']}"
+        rows.skip("missing member", message, shard.path, rows=lost)
+    elif lost:
+        reasons = {str(k): v for k, v in stated.get("status_dict", {}).items() if k != "success"}
+        message = f"{lost} downloads failed: " + ", ".join(f"{reason} ({n})" for reason, n in reasons.items())
+        rows.skip("download failed", message, shard.path, rows=lost)
+
+
+def _caption(shard: Shard, members: dict[str, str], place: str, rows: Rows) -> str | None:
+    """A sample's caption; None, with the reason in `rows`, where it has none to use."""
+    facts = {}
+    if ".json" in members:
+        try:
+            facts = json_value(shard.read(members[".json"], -1))
+        except ValueError as error:
+            rows.skip("malformed", f"{members['.json']} is not JSON ({error})", place)
+            return None
+    if not isinstance(facts, dict):
+        rows.skip("malformed", f"{members['.json']} must hold an object", place)
+        return None
+    if facts.get("status", "success") != "success":
+        rows.skip("download failed", f"{facts['status']}: {facts.get('error_message')}", place)
+        return None
+    try:
+        text = shard.read(members[".txt"], -1).decode("utf-8") if ".txt" in members else facts.get("caption") or ""
+    except UnicodeDecodeError:
+        rows.skip("not UTF-8", f"{members['.txt']} is not UTF-8 text", place)
+        return None
+    if not isinstance(text, str) or not text.strip():
+        rows.skip("empty text", "the caption is empty", place)
+        return None
+    return text.strip()
+
+
+def _stated(files: Files, path: str, rows: Rows) -> dict:
+    """What a shard's `_stats.json` says; empty where there is none to read."""
+    file = files.root / f"{path.removesuffix('.tar')}_stats.json"
+    if not file.is_file():
+        return {}
+    try:
+        stated = json_value(file.read_bytes())
+    except ValueError as error:
+        rows.warn("other counts", f"{file.name} is not JSON ({error})", path)
+        return {}
+    return stated if isinstance(stated, dict) and isinstance(stated.get("count", 0), int) else {}

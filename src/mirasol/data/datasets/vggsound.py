@@ -1,0 +1,102 @@
+"""VGG-Sound (Chen et al., ICASSP 2020): ten-second clips of 309 sound classes; the class name is the target."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from mirasol.data.datasets.classes import ClassList, clip_media, given_classes
+from mirasol.data.datasets.contract import Adapter, Options, Published, Rows
+from mirasol.data.datasets.files import Files
+from mirasol.data.datasets.tables import csv_header, csv_rows, is_whole, strict_rows
+from mirasol.data.example import Example
+
+PROMPT = "what is the sound?"
+SECONDS = 10
+ID = 11  # letters of a YouTube id, which may hold and begin with "-" and "_"
+PATTERNS = ("{id}_{start:06d}", "{id}_{start_ms}_{end_ms}", "{id}_{start}")
+PUBLISHED = {"train": Published(183_730), "test": Published(15_446)}
+
+
+def splits(files: Files) -> list[str]:
+    """Both where the public file is there, else those whose own list is."""
+    if files.annotation("vggsound.csv"):
+        return ["train", "test"]
+    return [split for split in PUBLISHED if _list(files, split)]
+
+
+def read(files: Files, split: str, options: Options) -> Rows:
+    """The clips of a split; ids are `{id}_{start:06d}`, for some videos occur twice with other starts."""
+    rows = Rows()
+    path = files.annotation("vggsound.csv")
+    parsed = list(_public(path, files.shown(path), rows) if path else _own(files, split, rows))
+    path = path or _list(files, split)
+    shown = files.shown(path)
+    rows.annotation_files.append(shown)
+    classes = ClassList(_classes(files, options, [label for _, _, _, label, _ in parsed], rows))
+    rows.classes = classes.names
+    for line, id, start, label, of_split in parsed:
+        if of_split != split:
+            continue
+        if not label.strip():
+            rows.skip("empty text", "the label is empty", shown, line)
+            continue
+        name = classes.find(label)
+        if name is None:
+            rows.skip("unknown label", f"label {label!r} is not among the {len(classes.names)} classes", shown, line)
+            continue
+        window, folders = (start, start + SECONDS), (split, name, name.replace(" ", "_"))
+        media, place = clip_media(files, options, PATTERNS, id, window, folders), (None, None)
+        if media is None and options.pattern is None:
+            media = files.media([id])
+            place = window if media is not None else place  # the whole video: the clip is a window of it
+        example = Example(
+            f"{id}_{start:06d}", media or "", *place, options.prompt or PROMPT, name,
+            candidates=classes.names, video=id,
+        )  # fmt: skip
+        rows.add(example, shown, line)
+    return rows
+
+
+def _public(path: Path, shown: str, rows: Rows) -> Iterator[tuple[int, str, int, str, str]]:
+    for line, row in csv_rows(path, shown, rows, ("id", "start", "label", "split"), header=False):
+        if len(row["id"]) != ID or not is_whole(row["start"]) or row["split"] not in PUBLISHED:
+            message = "expected YouTube id, start in whole seconds, label, train or test; found "
+            rows.skip("malformed", message + ",".join(row.values())[:80], shown, line)
+            continue
+        yield line, row["id"], int(row["start"]), row["label"], row["split"]
+
+
+def _own(files: Files, split: str, rows: Rows) -> Iterator[tuple[int, str, int, str, str]]:
+    path = _list(files, split)
+    shown = files.shown(path)
+    for line, row in csv_rows(path, shown, rows, ("file", "label"), header=False):
+        stem = row["file"].rpartition(".")[0] or row["file"]
+        if not is_whole(stem[ID + 1 :]):
+            rows.skip("malformed", f"expected a file {{id}}_{{start}}.mp4, found {row['file']!r}", shown, line)
+            continue
+        yield line, stem[:ID], int(stem[ID + 1 :]), row["label"], split
+
+
+def _list(files: Files, split: str) -> Path | None:
+    """train.csv or test.csv of VGG-Sound: two columns, the first a file's name."""
+    path = files.annotation(f"{split}.csv")
+    if path is None:
+        return None
+    first = csv_header(path)
+    return path if len(first) == 2 and first[0][ID : ID + 1] == "_" else None
+
+
+def _classes(files: Files, options: Options, labels: list[str], rows: Rows) -> tuple[str, ...]:
+    """The authors' class index is the place in the sorted list of stat.csv."""
+    stat = files.annotation("stat.csv") if options.class_list is None else None
+    if stat is not None:
+        table = strict_rows(stat, files.shown(stat), ("class", "count", "group"), header=False)
+        return tuple(sorted(row["class"] for row in table))
+    given = given_classes(files, options, "classes_sorted.txt")
+    if given is None:
+        rows.facts["class_list"] = "the labels that occur: stat.csv is not there"
+    return given or tuple(sorted({label for label in labels if label.strip()}))
+
+
+ADAPTER = Adapter(
+    "VGG-Sound", splits, read, PUBLISHED, options=("annotations", "class_list", "prompt", "pattern"), protocol="classes"
+)  # fmt: skip

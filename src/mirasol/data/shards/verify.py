@@ -1,0 +1,80 @@
+"""Whether shards are still what `mirasol data shard` wrote: tars against indices, bytes against hashes."""
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import Any
+
+from mirasol.data.datasets.contract import Problem, Source
+from mirasol.data.datasets.sharded import read_manifest
+from mirasol.data.media_files import index_file, open_member, scan_tar
+from mirasol.errors import BadClip
+from mirasol.files import file_hash
+
+_BLOCK = 2**20  # read at a time: members may be videos of many gigabytes
+
+
+def shard_problems(
+    root: Path, sources: Sequence[Source], known: Collection[str] = (), *, hashes: bool = False
+) -> list[Problem]:
+    """What is wrong with the shards of the sources, which `read_source` gave.
+
+    Every index is compared with its hash in the manifest and with its tar's headers; `hashes` reads every member and
+    compares that with its hash. `known`: media whose examples other problems count already. Shards of another length,
+    or missing ones, are problems that the sources have told.
+    """
+    manifest = read_manifest(root)
+    assert manifest is not None
+    asked = Counter(example.media for source in sources for example in source.examples)
+    problems = []
+    for source in sources:
+        for name, facts in manifest["splits"][source.split]["shards"].items():
+            path = root / name
+            if not path.is_file() or path.stat().st_size != facts["bytes"]:
+                continue
+            wrong = _index_problems(path, name, facts)
+            if not wrong:
+                wrong = _member_problems(path, name, hashes)
+            for kind, message, member in wrong:
+                media = f"{name}/{member}" if member else name
+                cost = asked[media] if media not in known else 0
+                problems.append(Problem(kind, message, media, examples=cost))
+    return problems
+
+
+def _index_problems(path: Path, name: str, facts: dict[str, Any]) -> list[tuple[str, str, str]]:
+    """(kind, message, member or "") for an index that is not the one that was written."""
+    index = index_file(path)
+    if not index.is_file():
+        return []  # told by the source: the tar is read without it
+    if file_hash(index) != facts["index_sha256"]:
+        return [("wrong index", f"{index.name} is not what was written: shard the data set again, or delete it", "")]
+    return []
+
+
+def _member_problems(path: Path, name: str, hashes: bool) -> list[tuple[str, str, str]]:
+    try:
+        there = scan_tar(path).members
+    except BadClip as error:
+        return [("wrong index", error.reason, "")]
+    if not index_file(path).is_file():
+        return []
+    problems = []
+    for member, (offset, size, digest) in json.loads(index_file(path).read_bytes())["members"].items():
+        if there.get(member) != (offset, size):
+            held = "is missing" if member not in there else "lies elsewhere"
+            problems.append(("wrong index", f"{held} in the tar, unlike its index says", member))
+        elif hashes and _hash(path, member) != digest:
+            problems.append(("wrong hash", "its bytes are not those that were written", member))
+    return problems
+
+
+def _hash(path: Path, member: str) -> str:
+    digest = hashlib.sha256()
+    with open_member(path, member) as (stream, size):
+        while size and (block := stream.read(min(size, _BLOCK))):
+            digest.update(block)
+            size -= len(block)
+    return digest.hexdigest()

@@ -1,0 +1,164 @@
+"""Two sets of predictions on the same questions: is one better, or is the difference chance?"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mirasol.data.datasets.tables import check_utf8, read_text
+from mirasol.errors import UserError
+from mirasol.evaluation.intervals import mean_intervals, sign_test
+from mirasol.evaluation.predictions import parse_line
+from mirasol.evaluation.scoring import FILES, OPEN
+from mirasol.json_values import json_value
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Accuracy of `first` and `second` on `n` questions, and second minus first with its paired 95 % interval.
+
+    low, high: bootstrap over videos, both sets drawn together; p_mcnemar: exact, takes questions for independent
+    """
+
+    first: float
+    second: float
+    difference: float
+    low: float | None
+    high: float | None
+    n: int
+    first_only: int
+    second_only: int
+    p_mcnemar: float
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Differences by question type and, under "All", over all questions that both sets hold; those that only one holds
+    are counted.
+
+    judged: how each was judged, protocol and normalisation; None where no results.json beside it says so
+    """
+
+    rows: dict[str, Difference]
+    only_first: int
+    only_second: int
+    judged: tuple[str | None, str | None] = (None, None)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data."""
+        rows = {name: asdict(row) for name, row in self.rows.items()}
+        return {
+            "rows": rows,
+            "only_first": self.only_first,
+            "only_second": self.only_second,
+            "first_judged_by": self.judged[0],
+            "second_judged_by": self.judged[1],
+        }
+
+    def table(self) -> str:
+        """One line per type, in percent."""
+        width = max(map(len, self.rows))
+        lines = [f"{' ' * width}   first  second    diff  95 % interval       p      n"]
+        for name, row in self.rows.items():
+            low, high = (f"{100 * bound:+6.2f}" if bound is not None else "     -" for bound in (row.low, row.high))
+            lines.append(
+                f"{name.ljust(width)}  {100 * row.first:6.2f}  {100 * row.second:6.2f}  {100 * row.difference:+6.2f}  "
+                f"[{low}, {high}]  {row.p_mcnemar:6.4f}  {row.n:5d}"
+            )
+        if self.only_first or self.only_second:
+            lines.append(f"left out: {self.only_first} questions of the first alone, {self.only_second} of the second")
+        if self.judged[0] != self.judged[1]:
+            one, other = (how or "unknown: no results.json beside it" for how in self.judged)
+            lines.append(f"not judged alike: the first by {one}; the second by {other}")
+        return "\n".join(lines)
+
+
+def compare(first: Path, second: Path, seed: int = 0) -> Comparison:
+    """Compares two predictions.jsonl (or the folders that hold them) on the questions they share.
+
+    Raises:
+        UserError: a file that is missing or not of this kind, no shared question, targets that differ, WUPS in one and
+            right or wrong in the other.
+    """
+    one, other = read_judged(first), read_judged(second)
+    by_wups = [any("value" in row for row in rows.values()) for rows in (one, other)]
+    if by_wups[0] != by_wups[1]:
+        there = first if by_wups[0] else second
+        raise UserError(f"{there} holds WUPS, the other one right or wrong: compare results of one protocol")
+    shared = [id for id in one if id in other]
+    if not shared:
+        raise UserError(f"{first} and {second} share no question: compare predictions on the same split")
+    for id in shared:
+        if one[id]["target"] != other[id]["target"]:
+            a, b = one[id]["target"], other[id]["target"]
+            raise UserError(f"question {id!r} has target {a!r} in {first} and {b!r} in {second}: not the same data")
+    pairs = [(one[id], other[id]) for id in shared]
+    types = sorted({a["question_type"] for a, _ in pairs} - {""})
+    rows = {kind: _difference([pair for pair in pairs if pair[0]["question_type"] == kind], seed) for kind in types}
+    rows["All"] = _difference(pairs, seed)
+    return Comparison(rows, len(one) - len(shared), len(other) - len(shared), (judged_by(first), judged_by(second)))
+
+
+def _difference(pairs: Sequence[tuple[dict[str, Any], dict[str, Any]]], seed: int) -> Difference:
+    right = np.array([[row.get("value", row["right"]) for row in pair] for pair in pairs], dtype=float)
+    gained = right[:, 1] - right[:, 0]
+    videos = [a["video"] for a, _ in pairs]
+    interval = mean_intervals(gained, videos, np.ones((len(pairs), 1), dtype=bool), seed)[0]
+    lost, won = int((gained < 0).sum()), int((gained > 0).sum())
+    first, second = right.mean(axis=0).tolist()
+    return Difference(
+        first, second, float(gained.mean()), interval.low, interval.high, len(pairs), lost, won, sign_test(lost, won)
+    )
+
+
+def read_judged(path: Path) -> dict[str, dict[str, Any]]:
+    """The lines of a predictions.jsonl by question id. Raises UserError for another shape, and for an id used twice."""
+    file = _file(path)
+    if not file.is_file():
+        raise UserError(f"{file}: no such file: give a result's folder or its predictions.jsonl")
+    rows: dict[str, dict[str, Any]] = {}
+    text = read_text(file)
+    check_utf8(text, str(file))
+    # By line feeds alone: texts of the web hold other characters that `splitlines` takes for ends of lines.
+    for number, line in enumerate(text.removesuffix("\n").split("\n"), start=1):
+        place = f"{file}, line {number}"
+        row = parse_line(line, place)
+        if not _is_judged(row):
+            raise UserError(f"{place}: has no id, video, question_type, target and right (true, false or null): judge "
+                            "it first with `mirasol score SOURCE ROOT PREDICTIONS --output DIR`")  # fmt: skip
+        if row["id"] in rows:
+            raise UserError(f"{place}: question {row['id']!r} stands there twice: keep one of the two")
+        if row["right"] is not None:  # no published answer
+            rows[row["id"]] = row
+    return rows
+
+
+def _file(path: Path) -> Path:
+    path = Path(path)
+    return path / FILES[OPEN] if path.is_dir() else path
+
+
+def _is_judged(row: Any) -> bool:
+    """Whether a line has everything that a comparison takes, each in its type."""
+    if not isinstance(row, dict) or not isinstance(row.get("right", ""), bool | None):
+        return False
+    value = row.get("value", 0)
+    return all(isinstance(row.get(name), str) for name in ("id", "video", "question_type", "target")) and (
+        isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < math.inf
+    )
+
+
+def judged_by(path: Path) -> str | None:
+    """Protocol and normalisation of a predictions.jsonl (or the folder that holds it), from the results.json beside
+    it; None where that does not say."""
+    file = _file(path)
+    try:
+        protocols = json_value((file.parent / "results.json").read_bytes())["protocols"]
+        [name] = [name for name in protocols if len(protocols) == 1 or FILES.get(name) == file.name]
+        form = protocols[name].get("normalisation")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+    return f"{name}, normalisation {form}" if form is not None else name

@@ -1,0 +1,364 @@
+"""Questions about a scene, each with its answer and the answers a blind guesser has to choose from.
+
+A template is asked only where its premise holds for exactly one event ("what colour is the circle?" needs exactly one
+circle), and every premise is blind to the answer: it treats all candidates alike. Because scenes draw all attributes
+independently and uniformly, answers are then uniform over the candidates, whatever prompt and length of the clip.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from mirasol.synthetic.scenes import COLOURS, DIRECTIONS, MAX_EVENTS, PITCHES, SHAPES, SLOT_SECONDS, TIMBRES, Scene
+
+QUESTION_TYPES = ("sight", "hearing", "bound", "order", "count", "range")
+NUMBER_WORDS = ("one", "two", "three", "four")
+DESCRIBE_PROMPT = "describe this second"
+# Pretraining data: what texts go with videos, with sounds and with pictures (see `synthetic.KINDS`).
+CAPTION_PROMPT, CLASSES_PROMPT, IMAGE_PROMPT = "describe the shapes", "describe the sounds", "describe this"
+
+# A question set for evaluation asks at most so many of each type. Bound questions need events that share a slot and are
+# rarer: two where there are two makes about one per clip, as for the other types.
+EVALUATION_CAPS = {"sight": 1, "hearing": 1, "bound": 2, "order": 1, "count": 1, "range": 1}
+TRAINING_CAP = 16
+
+
+@dataclass(frozen=True)
+class Question:
+    """One prompt about a scene. `start` and `end` in seconds; None means the whole clip."""
+
+    question_type: str
+    template: str
+    prompt: str
+    target: str
+    candidates: tuple[str, ...] = ()
+    start: float | None = None
+    end: float | None = None
+
+
+Parts = tuple[str, str, tuple[str, ...]]  # prompt, target, candidates
+Template = Callable[[Scene], Iterator[Parts]]
+
+
+def _once(values: list[str]) -> list[tuple[int, str]]:
+    """(position, value) of the values that occur exactly once."""
+    return [(position, value) for position, value in enumerate(values) if values.count(value) == 1]
+
+
+def _ordered_pairs(values: tuple[str, ...], joint: str) -> tuple[str, ...]:
+    return tuple(f"{first} {joint} {last}" for first in values for last in values)
+
+
+def _others(values: tuple[str, ...], one: str) -> tuple[str, ...]:
+    return tuple(value for value in values if value != one)
+
+
+# Sight: one shape is named by something that only it has; another of its attributes is asked.
+
+
+def _colour_of_shape(scene: Scene) -> Iterator[Parts]:
+    for position, shape in _once([event.shape for event in scene.shapes]):
+        yield f"what colour is the {shape}?", scene.shapes[position].colour, COLOURS
+
+
+def _shape_of_colour(scene: Scene) -> Iterator[Parts]:
+    for position, colour in _once([event.colour for event in scene.shapes]):
+        yield f"what shape is {colour}?", scene.shapes[position].shape, SHAPES
+
+
+def _motion_of_colour(scene: Scene) -> Iterator[Parts]:
+    for position, colour in _once([event.colour for event in scene.shapes]):
+        yield f"which way does the {colour} shape move?", scene.shapes[position].direction, DIRECTIONS
+
+
+def _motion_of_shape(scene: Scene) -> Iterator[Parts]:
+    for position, shape in _once([event.shape for event in scene.shapes]):
+        yield f"which way does the {shape} move?", scene.shapes[position].direction, DIRECTIONS
+
+
+def _shape_of_motion(scene: Scene) -> Iterator[Parts]:
+    for position, direction in _once([event.direction for event in scene.shapes]):
+        yield f"what shape moves {direction}?", scene.shapes[position].shape, SHAPES
+
+
+# Hearing
+
+
+def _pitch_of_sound(scene: Scene) -> Iterator[Parts]:
+    for position, timbre in _once([event.timbre for event in scene.sounds]):
+        yield f"is the {timbre} low or high?", scene.sounds[position].pitch, PITCHES
+
+
+def _sound_of_pitch(scene: Scene) -> Iterator[Parts]:
+    for position, pitch in _once([event.pitch for event in scene.sounds]):
+        yield f"which sound is {pitch}?", scene.sounds[position].timbre, TIMBRES
+
+
+def _first_sound(scene: Scene) -> Iterator[Parts]:
+    yield "which sound is heard first?", scene.sounds[0].timbre, TIMBRES
+
+
+def _last_sound(scene: Scene) -> Iterator[Parts]:
+    yield "which sound is heard last?", scene.sounds[-1].timbre, TIMBRES
+
+
+def _pitch_of_first(scene: Scene) -> Iterator[Parts]:
+    yield "is the first sound low or high?", scene.sounds[0].pitch, PITCHES
+
+
+# Bound: sight and hearing of one and the same moment. The answer has to be unique in the whole clip and not the only
+# event of its kind: then no shift of the sound against the video by whole slots leaves the answer as it was.
+
+
+def _shared_slots(scene: Scene) -> list[tuple[int, int]]:
+    """(position of the shape, position of the sound) for each slot that has both."""
+    sounds = {event.slot: position for position, event in enumerate(scene.sounds)}
+    return [(position, sounds[event.slot]) for position, event in enumerate(scene.shapes) if event.slot in sounds]
+
+
+def _sounds_during(scene: Scene, names: list[str]) -> Iterator[tuple[str, str]]:
+    """(name of the shape event, timbre) where both occur once in the clip and another sound exists."""
+    timbres = [event.timbre for event in scene.sounds]
+    for shape, sound in _shared_slots(scene):
+        if len(timbres) > 1 and names.count(names[shape]) == 1 and timbres.count(timbres[sound]) == 1:
+            yield names[shape], timbres[sound]
+
+
+def _sound_during_object(scene: Scene) -> Iterator[Parts]:
+    for name, timbre in _sounds_during(scene, [f"{event.colour} {event.shape}" for event in scene.shapes]):
+        yield f"which sound plays while the {name} is visible?", timbre, TIMBRES
+
+
+def _sound_during_shape(scene: Scene) -> Iterator[Parts]:
+    for name, timbre in _sounds_during(scene, [event.shape for event in scene.shapes]):
+        yield f"which sound plays while the {name} is visible?", timbre, TIMBRES
+
+
+def _sight_during_sound(scene: Scene, sights: list[str]) -> Iterator[tuple[str, str]]:
+    """(timbre, what is seen meanwhile) where both occur once in the clip and another shape exists."""
+    timbres = [event.timbre for event in scene.sounds]
+    for shape, sound in _shared_slots(scene):
+        if len(sights) > 1 and sights.count(sights[shape]) == 1 and timbres.count(timbres[sound]) == 1:
+            yield timbres[sound], sights[shape]
+
+
+def _colour_during_sound(scene: Scene) -> Iterator[Parts]:
+    for timbre, colour in _sight_during_sound(scene, [event.colour for event in scene.shapes]):
+        yield f"what colour is seen while the {timbre} plays?", colour, COLOURS
+
+
+def _shape_during_sound(scene: Scene) -> Iterator[Parts]:
+    for timbre, shape in _sight_during_sound(scene, [event.shape for event in scene.shapes]):
+        yield f"which shape is seen while the {timbre} plays?", shape, SHAPES
+
+
+# Order: what comes after or before an event that occurs once. It cannot be equal to its neighbour: three candidates,
+# or four where the event is named by one attribute and another one is asked.
+
+
+def _neighbours(values: list[str]) -> Iterator[tuple[str, str, int]]:
+    """("after" or "before", value that occurs once, position of its neighbour on that side)."""
+    for position, value in _once(values):
+        for word, other in (("after", position + 1), ("before", position - 1)):
+            if 0 <= other < len(values):
+                yield word, value, other
+
+
+def _sound_beside_sound(scene: Scene) -> Iterator[Parts]:
+    timbres = [event.timbre for event in scene.sounds]
+    for word, timbre, other in _neighbours(timbres):
+        yield f"which sound comes {word} the {timbre}?", timbres[other], _others(TIMBRES, timbre)
+
+
+def _colour_beside_colour(scene: Scene) -> Iterator[Parts]:
+    colours = [event.colour for event in scene.shapes]
+    for word, colour, other in _neighbours(colours):
+        yield f"which colour comes {word} {colour}?", colours[other], _others(COLOURS, colour)
+
+
+def _shape_beside_shape(scene: Scene) -> Iterator[Parts]:
+    shapes = [event.shape for event in scene.shapes]
+    for word, shape, other in _neighbours(shapes):
+        yield f"what shape comes {word} the {shape}?", shapes[other], _others(SHAPES, shape)
+
+
+def _colour_beside_shape(scene: Scene) -> Iterator[Parts]:
+    for word, shape, other in _neighbours([event.shape for event in scene.shapes]):
+        yield f"what colour comes {word} the {shape}?", scene.shapes[other].colour, COLOURS
+
+
+def _shape_beside_colour(scene: Scene) -> Iterator[Parts]:
+    for word, colour, other in _neighbours([event.colour for event in scene.shapes]):
+        yield f"what shape comes {word} the {colour} one?", scene.shapes[other].shape, SHAPES
+
+
+# Count
+
+
+def _count_shapes(scene: Scene) -> Iterator[Parts]:
+    yield "how many shapes appear?", NUMBER_WORDS[len(scene.shapes) - 1], NUMBER_WORDS[:MAX_EVENTS]
+
+
+def _count_sounds(scene: Scene) -> Iterator[Parts]:
+    yield "how many sounds are heard?", NUMBER_WORDS[len(scene.sounds) - 1], NUMBER_WORDS[:MAX_EVENTS]
+
+
+# Range: the first event of the clip against its last.
+
+
+def _colour_change(scene: Scene) -> Iterator[Parts]:
+    if len(scene.shapes) > 1:
+        target = f"{scene.shapes[0].colour} to {scene.shapes[-1].colour}"
+        yield "how does the colour change from first to last?", target, _ordered_pairs(COLOURS, "to")
+
+
+def _pitch_change(scene: Scene) -> Iterator[Parts]:
+    if len(scene.sounds) > 1:
+        target = f"{scene.sounds[0].pitch} to {scene.sounds[-1].pitch}"
+        yield "how does the pitch change from first to last?", target, _ordered_pairs(PITCHES, "to")
+
+
+def _first_and_last_sound(scene: Scene) -> Iterator[Parts]:
+    if len(scene.sounds) > 1:
+        target = f"{scene.sounds[0].timbre} then {scene.sounds[-1].timbre}"
+        yield "which sound is first and which is last?", target, _ordered_pairs(TIMBRES, "then")
+
+
+def _first_and_last_shape(scene: Scene) -> Iterator[Parts]:
+    if len(scene.shapes) > 1:
+        target = f"{scene.shapes[0].shape} then {scene.shapes[-1].shape}"
+        yield "which shape is first and which is last?", target, _ordered_pairs(SHAPES, "then")
+
+
+TEMPLATES: dict[str, dict[str, Template]] = {
+    "sight": {
+        "colour of shape": _colour_of_shape,
+        "shape of colour": _shape_of_colour,
+        "motion of colour": _motion_of_colour,
+        "motion of shape": _motion_of_shape,
+        "shape of motion": _shape_of_motion,
+    },
+    "hearing": {
+        "pitch of sound": _pitch_of_sound,
+        "sound of pitch": _sound_of_pitch,
+        "first sound": _first_sound,
+        "last sound": _last_sound,
+        "pitch of first": _pitch_of_first,
+    },
+    "bound": {
+        "sound during object": _sound_during_object,
+        "sound during shape": _sound_during_shape,
+        "colour during sound": _colour_during_sound,
+        "shape during sound": _shape_during_sound,
+    },
+    "order": {
+        "sound beside sound": _sound_beside_sound,
+        "colour beside colour": _colour_beside_colour,
+        "shape beside shape": _shape_beside_shape,
+        "colour beside shape": _colour_beside_shape,
+        "shape beside colour": _shape_beside_colour,
+    },
+    "count": {"count shapes": _count_shapes, "count sounds": _count_sounds},
+    "range": {
+        "colour change": _colour_change,
+        "pitch change": _pitch_change,
+        "first and last sound": _first_and_last_sound,
+        "first and last shape": _first_and_last_shape,
+    },
+}
+
+
+def all_questions(scene: Scene) -> list[Question]:
+    """Every question that may be asked about a scene, type by type."""
+    return [
+        Question(question_type, name, prompt, target, candidates)
+        for question_type, templates in TEMPLATES.items()
+        for name, template in templates.items()
+        for prompt, target, candidates in template(scene)
+    ]
+
+
+def questions(scene: Scene, rng: np.random.Generator, *, training: bool) -> list[Question]:
+    """A question set for a scene.
+
+    For training up to 16 questions of all kinds; for evaluation few of each type (`EVALUATION_CAPS`), so that the types
+    come out about equally often over many clips. Within a type the template is drawn before the question, so that
+    templates that hold for many events do not crowd out the others.
+    """
+    valid = all_questions(scene)
+    chosen = []
+    for question_type in QUESTION_TYPES:
+        mine = [question for question in valid if question.question_type == question_type]
+        cap = TRAINING_CAP if training else EVALUATION_CAPS[question_type]
+        chosen += _spread(mine, cap, rng)
+    if training and len(chosen) > TRAINING_CAP:
+        # The count questions always stay: dropping them where much happens would tell that the count is low.
+        kept = [question for question in chosen if question.question_type == "count"]
+        rest = [question for question in chosen if question.question_type != "count"]
+        drawn = sorted(rng.permutation(len(rest))[: TRAINING_CAP - len(kept)].tolist())
+        chosen = [rest[position] for position in drawn] + kept
+    return chosen
+
+
+def _spread(valid: list[Question], count: int, rng: np.random.Generator) -> list[Question]:
+    """Draws `count` questions: template after template in random order, a random question of each, then round again."""
+    by_template: dict[str, list[Question]] = {}
+    for position in rng.permutation(len(valid)).tolist():
+        by_template.setdefault(valid[position].template, []).append(valid[position])
+    names = [sorted(by_template)[position] for position in rng.permutation(len(by_template)).tolist()]
+    drawn = []
+    while len(drawn) < count and any(by_template.values()):
+        drawn += [by_template[name].pop() for name in names if by_template[name]]
+    return drawn[:count]
+
+
+def story(scene: Scene) -> list[Question]:
+    """Training only: everything of one kind in order, e.g. "list the colours in order" → "red blue green"."""
+    lists = {
+        "shapes": [event.shape for event in scene.shapes],
+        "colours": [event.colour for event in scene.shapes],
+        "motions": [event.direction for event in scene.shapes],
+        "sounds": [event.timbre for event in scene.sounds],
+        "pitches": [event.pitch for event in scene.sounds],
+    }
+    return [Question("story", name, f"list the {name} in order", " ".join(words)) for name, words in lists.items()]
+
+
+def describe(scene: Scene) -> list[Question]:
+    """Training only: what is seen and heard in each slot where something happens, about the window of that slot."""
+    slots = sorted({event.slot for event in (*scene.shapes, *scene.sounds)})
+    return [_describe_slot(scene, slot) for slot in slots]
+
+
+def _describe_slot(scene: Scene, slot: int) -> Question:
+    shape, sound = scene.shape_at(slot), scene.sound_at(slot)
+    seen = f"{shape.colour} {shape.shape} {shape.direction}" if shape else "nothing"
+    heard = f"{sound.pitch} {sound.timbre}" if sound else "silence"
+    start = slot * SLOT_SECONDS
+    return Question("describe", "describe", DESCRIBE_PROMPT, f"{seen} , {heard}", (), start, start + SLOT_SECONDS)
+
+
+def captions(scene: Scene) -> list[Question]:
+    """What is seen: "red circle left , blue cross up", of the whole clip and of each slot with a shape."""
+    texts = {event.slot: f"{event.colour} {event.shape} {event.direction}" for event in scene.shapes}
+    return _whole_and_slots("caption", CAPTION_PROMPT, texts)
+
+
+def sound_classes(scene: Scene) -> list[Question]:
+    """The class names of what is heard, "low bell , high drum", of the whole clip and of each slot with a sound."""
+    texts = {event.slot: f"{event.pitch} {event.timbre}" for event in scene.sounds}
+    return _whole_and_slots("classes", CLASSES_PROMPT, texts)
+
+
+def _whole_and_slots(question_type: str, prompt: str, texts: dict[int, str]) -> list[Question]:
+    whole = Question(question_type, question_type, prompt, " , ".join(texts.values()))
+    return [whole] + [
+        Question(question_type, question_type, prompt, text, (), slot * SLOT_SECONDS, (slot + 1) * SLOT_SECONDS)
+        for slot, text in texts.items()
+    ]
+
+
+def image_caption(scene: Scene, slot: int) -> Question:
+    """The text beside a still of a slot, as texts beside pictures are: it also names what the still cannot show."""
+    return Question("image", "image", IMAGE_PROMPT, _describe_slot(scene, slot).target)

@@ -1,0 +1,285 @@
+"""Pixels and samples of a scene, and the mp4 file that holds both (H.264 + AAC)."""
+
+import functools
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+
+from mirasol.synthetic.scenes import Scene, ShapeEvent, SoundEvent, Style
+
+RGB = {"red": (215, 45, 40), "green": (45, 180, 65), "blue": (50, 80, 230), "yellow": (232, 208, 45)}
+DOT_GREY = 120
+
+# Base frequencies in Hz, low and high two octaves apart.
+BASE_HZ = {
+    ("bell", "low"): 330.0,
+    ("bell", "high"): 1320.0,
+    ("buzz", "low"): 110.0,
+    ("buzz", "high"): 440.0,
+    ("whistle", "low"): 520.0,
+    ("whistle", "high"): 2080.0,
+    ("drum", "low"): 200.0,
+    ("drum", "high"): 1600.0,  # noise has no sharp pitch: three octaves, to be as clear as two are for a tone
+}
+BELL_PARTIALS = ((1.0, 1.0), (2.0, 0.5), (2.76, 0.45), (4.07, 0.25))
+BELL_STRIKES = 2
+BELL_DECAY_SECONDS = 0.22
+BUZZ_HARMONICS = 24
+VIBRATO_HZ, VIBRATO_DEPTH = 6.0, 0.03
+DRUM_HITS = 6
+DRUM_DECAY_SECONDS = 0.045
+FADE_SECONDS = 0.012
+TOP_HZ = 7000.0  # nothing above it, so that the slowest sample rate (16 kHz) carries every sound
+
+
+# Video
+
+
+def render_frames(scene: Scene) -> np.ndarray:
+    """All frames of a scene, uint8 [frame, height, width, 3] (RGB). Frame i is shown at i / frame_rate seconds."""
+    style = scene.style
+    rng = np.random.default_rng(style.noise_seed)
+    count = round(scene.seconds * style.frame_rate)
+    times = np.arange(count) / style.frame_rate
+    gains = 1.0 + style.flicker * rng.uniform(-1, 1, size=count)
+    frames = np.empty((count, style.height, style.width, 3), np.uint8)
+    background = _background(style, rng)
+    np.multiply(background, gains[:, None, None, None], out=frames, casting="unsafe")
+    if style.grain:
+        _add_grain(frames, style.grain, rng)
+    _draw_dot(frames, times, style)
+    for event in scene.shapes:
+        _draw_shape(frames, times, event)
+    return frames
+
+
+def _background(style: Style, rng: np.random.Generator) -> np.ndarray:
+    """A dark, smooth random texture, float32 [height, width, 3]."""
+    coarse = rng.uniform(-1, 1, size=(5, 5)).astype(np.float32)
+    rows, columns = _bilinear(style.height, 5), _bilinear(style.width, 5)
+    texture = rows @ coarse @ columns.T
+    mean = np.array(style.background, np.float32)
+    return np.clip(mean + style.texture * texture[..., None], 0, 80)
+
+
+def _bilinear(size: int, knots: int) -> np.ndarray:
+    """Interpolation weights [size, knots] from evenly spaced knots."""
+    position = np.linspace(0, knots - 1, size, dtype=np.float32)
+    return np.maximum(0, 1 - np.abs(position[:, None] - np.arange(knots, dtype=np.float32)))
+
+
+def _add_grain(frames: np.ndarray, amplitude: int, rng: np.random.Generator) -> None:
+    # One noise image shifted about: fresh noise for every pixel would cost more than all the rest of the rendering.
+    count, height, width, _ = frames.shape
+    noise = rng.integers(0, amplitude + 1, size=(2 * height, 2 * width, 1), dtype=np.uint8)
+    corners = rng.integers(0, (height, width), size=(count, 2))
+    for frame, (y, x) in zip(frames, corners.tolist(), strict=True):
+        frame += noise[y : y + height, x : x + width]
+
+
+def _draw_dot(frames: np.ndarray, times: np.ndarray, style: Style) -> None:
+    """A small grey dot that drifts through the whole clip at constant velocity, re-entering where it left."""
+    x, y, vx, vy = style.dot
+    radius = max(2.0, style.dot_radius * min(style.height, style.width))
+    mask = _disc(2 * round(radius) + 1)
+    for frame, time in zip(frames, times.tolist(), strict=True):
+        _paste(frame, mask, (x + vx * time) % 1.0 * style.width, (y + vy * time) % 1.0 * style.height, (DOT_GREY,) * 3)
+
+
+def _draw_shape(frames: np.ndarray, times: np.ndarray, event: ShapeEvent) -> None:
+    _, height, width, _ = frames.shape
+    size = round(event.size * min(height, width))
+    mask = _shape_mask(event.shape, size)
+    colour = tuple(int(np.clip(c + d, 0, 255)) for c, d in zip(RGB[event.colour], event.tint, strict=True))
+    shown = np.flatnonzero((times >= event.onset) & (times < event.offset))
+    progress = (times[shown] - event.onset) / (event.offset - event.onset)
+    xs, ys = _way(event, progress, size, width, height)
+    for index, x, y in zip(shown.tolist(), xs.tolist(), ys.tolist(), strict=True):
+        _paste(frames[index], mask, x, y, colour)
+
+
+def _way(event: ShapeEvent, progress: np.ndarray, size: int, width: int, height: int) -> tuple[np.ndarray, np.ndarray]:
+    """Centres (x, y) in pixels at `progress` 0..1 of the event: a straight line that keeps the shape in the frame."""
+    horizontal = event.direction in ("left", "right")
+    length, breadth = (width, height) if horizontal else (height, width)
+    way = event.travel * length
+    first = size / 2 + event.along * (length - size - way)
+    forward = first + way * (progress if event.direction in ("right", "down") else 1 - progress)
+    across = np.full_like(forward, size / 2 + event.across * (breadth - size))
+    return (forward, across) if horizontal else (across, forward)
+
+
+def _paste(frame: np.ndarray, mask: np.ndarray, x: float, y: float, colour: tuple[int, int, int]) -> None:
+    """Blends `colour` into an RGB frame through a square mask (0..1) centred on pixel (x, y); clips at the border."""
+    height, width, _ = frame.shape
+    size = mask.shape[0]
+    left, top = round(x - size / 2), round(y - size / 2)
+    y0, y1, x0, x1 = max(top, 0), min(top + size, height), max(left, 0), min(left + size, width)
+    if y0 >= y1 or x0 >= x1:
+        return
+    part = mask[y0 - top : y1 - top, x0 - left : x1 - left, None]
+    region = frame[y0:y1, x0:x1]
+    region[...] = region + part * (np.array(colour, np.float32) - region) + 0.5
+
+
+def _disc(size: int) -> np.ndarray:
+    return _shape_mask("circle", size)
+
+
+@functools.lru_cache(maxsize=512)
+def _shape_mask(shape: str, size: int) -> np.ndarray:
+    """Coverage 0..1 of each pixel of a size x size square by the shape, float32, from 4 x 4 samples a pixel."""
+    axis = (np.arange(4 * size, dtype=np.float32) + 0.5) / (2 * size) - 1
+    x, y = axis[None, :], axis[:, None]
+    if shape == "circle":
+        inside = x**2 + y**2 <= 1
+    elif shape == "square":
+        inside = (np.abs(x) <= 0.85) & (np.abs(y) <= 0.85)
+    elif shape == "triangle":
+        inside = (np.abs(x) <= (y + 0.95) / 1.85) & (y <= 0.9)
+    else:
+        inside = (np.abs(x) <= 0.34) | (np.abs(y) <= 0.34)
+    return inside.reshape(size, 4, size, 4).mean(axis=(1, 3), dtype=np.float32)
+
+
+# Audio
+
+
+def render_waveform(scene: Scene) -> np.ndarray:
+    """The sound of a scene, float32 [channel, sample] in [-1, 1] at the style's sample rate."""
+    style = scene.style
+    rng = np.random.default_rng(style.noise_seed + 1)
+    rate = style.sample_rate
+    count = round(scene.seconds * rate)
+    time = np.arange(count, dtype=np.float32) / rate
+    mono = style.noise_bed * rng.standard_normal(count, dtype=np.float32)
+    mono += np.float32(style.hum) * np.sin(np.float32(2 * np.pi * style.hum_frequency) * time)
+    for event in scene.sounds:
+        sound = render_sound(event, rate)
+        first = round(event.onset * rate)
+        mono[first : first + len(sound)] += sound
+    for click in style.clicks:
+        first = round(click * rate)
+        tick = np.exp(-time[: count - first] / 0.003)[: rate // 50]
+        mono[first : first + len(tick)] += np.float32(style.click_level) * tick * np.sign(rng.uniform(-1, 1, len(tick)))
+    balance = rng.uniform(0.75, 1.0, size=style.channels) if style.channels > 1 else np.ones(1)
+    return np.clip(mono * balance[:, None], -1, 1).astype(np.float32)
+
+
+def render_sound(event: SoundEvent, rate: int) -> np.ndarray:
+    """One sound event alone, float32 [sample], `loudness` at its peak, from its onset to its offset."""
+    count = round((event.offset - event.onset) * rate)
+    time = np.arange(count, dtype=np.float32) / rate
+    voices = {"bell": _bell, "buzz": _buzz, "whistle": _whistle, "drum": _drum}
+    sound = voices[event.timbre](event, time)
+    fade = np.minimum(1.0, np.minimum(time, time[-1] - time) / FADE_SECONDS)
+    sound = sound * fade
+    return (event.loudness * sound / np.abs(sound).max()).astype(np.float32)
+
+
+def _hz(event: SoundEvent) -> float:
+    return BASE_HZ[event.timbre, event.pitch] * event.detune
+
+
+def _bell(event: SoundEvent, time: np.ndarray) -> np.ndarray:
+    """Decaying inharmonic partials, struck twice, so that each half of the slot tells timbre and pitch."""
+    since = time % np.float32((time[-1] + time[1]) / BELL_STRIKES)
+    partials = sum(
+        amplitude * np.sin(np.float32(2 * np.pi * ratio * _hz(event)) * since)
+        for ratio, amplitude in BELL_PARTIALS
+        if ratio * _hz(event) < TOP_HZ
+    )
+    return partials * np.exp(-since / BELL_DECAY_SECONDS)
+
+
+def _buzz(event: SoundEvent, time: np.ndarray) -> np.ndarray:
+    """A band-limited sawtooth, read from a table of one period."""
+    harmonics = [k for k in range(1, BUZZ_HARMONICS + 1) if k * _hz(event) < TOP_HZ]
+    table = _sawtooth(len(harmonics))
+    phase = (_hz(event) * time.astype(np.float64)) % 1.0
+    return table[(phase * len(table)).astype(np.int64)]
+
+
+@functools.lru_cache(maxsize=32)
+def _sawtooth(harmonics: int) -> np.ndarray:
+    """One period of a sawtooth's first harmonics, 4,096 samples."""
+    phase = np.arange(4096) / 4096
+    return sum(np.sin(2 * np.pi * k * phase) / k for k in range(1, harmonics + 1)).astype(np.float32)
+
+
+def _whistle(event: SoundEvent, time: np.ndarray) -> np.ndarray:
+    """A pure tone with vibrato."""
+    depth = VIBRATO_DEPTH * _hz(event) / VIBRATO_HZ
+    wobble = np.float32(depth) * np.sin(np.float32(2 * np.pi * VIBRATO_HZ) * time)
+    return np.sin(np.float32(2 * np.pi * _hz(event)) * time + wobble)
+
+
+def _drum(event: SoundEvent, time: np.ndarray) -> np.ndarray:
+    """A roll of short noise bursts in a band of two octaves around the base frequency."""
+    count, rate = len(time), 1.0 / float(time[1])
+    size = 1 << (count - 1).bit_length()
+    frequency = np.fft.rfftfreq(size, 1 / rate)
+    rng = np.random.default_rng(event.noise_seed)
+    band = (frequency >= _hz(event) / 2) & (frequency <= _hz(event) * 2)
+    spectrum = np.zeros(len(frequency), np.complex128)
+    spectrum[band] = np.exp(2j * np.pi * rng.uniform(size=int(band.sum())))
+    noise = np.fft.irfft(spectrum, size)[:count]
+    since = time % np.float32((time[-1] + time[1]) / DRUM_HITS)
+    return noise * np.exp(-since / DRUM_DECAY_SECONDS)
+
+
+# File
+
+
+def write_clip(scene: Scene, path: Path, sound: bool = True) -> None:
+    """Renders a scene to an mp4 file: H.264 (yuv420p) and AAC, one encoding thread, no time stamps in the header.
+
+    The bytes are the same for the same scene and the same PyAV version. Without `sound` there is no audio track.
+    """
+    import av
+
+    style = scene.style
+    with av.open(str(path), "w", format="mp4") as container:
+        video = container.add_stream("libx264", rate=style.frame_rate)
+        video.width, video.height, video.pix_fmt = style.width, style.height, "yuv420p"
+        # Small frames: low crf costs little and keeps the colours; one thread, because clips are rendered in parallel.
+        video.options = {"preset": "ultrafast", "crf": "22"}
+        video.codec_context.thread_count = 1
+        layout = "mono" if style.channels == 1 else "stereo"
+        if sound:
+            audio = container.add_stream("aac", rate=style.sample_rate, layout=layout)
+            audio.bit_rate = 48_000 * style.channels
+            # The default coder takes four times as long, which would be most of the rendering.
+            audio.options = {"aac_coder": "fast"}
+        for index, pixels in enumerate(render_frames(scene)):
+            frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
+            frame.pts, frame.time_base = index, Fraction(1, style.frame_rate)
+            container.mux(video.encode(frame))
+        container.mux(video.encode(None))
+        if sound:
+            _encode_audio(container, audio, render_waveform(scene), layout, style.sample_rate)
+
+
+def write_still(scene: Scene, path: Path, seconds: float) -> None:
+    """Writes the frame that is on show at `seconds` to a PNG file."""
+    import av
+
+    pixels = render_frames(scene)[int(seconds * scene.style.frame_rate)]
+    codec = av.CodecContext.create("png", "w")
+    codec.height, codec.width, codec.pix_fmt = *pixels.shape[:2], "rgb24"
+    codec.time_base = Fraction(1, 1)
+    codec.thread_count = 1
+    packets = [*codec.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")), *codec.encode(None)]
+    path.write_bytes(b"".join(bytes(packet) for packet in packets))
+
+
+def _encode_audio(container, stream, waveform: np.ndarray, layout: str, rate: int, block: int = 1024) -> None:
+    """Encodes float32 [channel, sample] block by block: AAC frames hold 1,024 samples."""
+    import av
+
+    for first in range(0, waveform.shape[1], block):
+        frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(waveform[:, first : first + block]), "fltp", layout)
+        frame.sample_rate, frame.pts, frame.time_base = rate, first, Fraction(1, rate)
+        container.mux(stream.encode(frame))
+    container.mux(stream.encode(None))

@@ -1,0 +1,193 @@
+"""The shapes-and-sounds data sets on disk: real mp4 files and their questions, deterministic in a seed."""
+
+import concurrent.futures
+import hashlib
+import importlib.metadata
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+
+from mirasol.errors import UserError
+from mirasol.files import file_hash
+from mirasol.processes import process_context
+from mirasol.synthetic.questions import (
+    Question,
+    captions,
+    describe,
+    image_caption,
+    questions,
+    sound_classes,
+    story,
+)
+from mirasol.synthetic.render import write_clip, write_still
+from mirasol.synthetic.scenes import SPLITS, Scene, split_scene, stable_hash
+
+# Goes up whenever the same seed gives other scenes, pixels, sounds or questions.
+DATA_VERSION = 1
+
+# What is rendered: clips with questions, or what the stages before question answering are trained on: stills with
+# texts (image-text), clips of which three in four are silent, with captions (video-text; of the others also what is
+# heard), clips with the class names of their sounds (audio).
+KINDS = ("questions", "images", "captions", "sounds")
+SILENT_SHARE = 0.75
+
+Progress = Callable[[int, int], None]
+
+
+def clip_id(split: str, index: int) -> str:
+    """Name of a clip, also its file's stem."""
+    return f"{split}-{index:06d}"
+
+
+def clip_questions(scene: Scene, seed: int, split: str, index: int) -> list[Question]:
+    """All questions that are written for a clip: training clips also get stories and a description of each slot."""
+    rng = np.random.default_rng(stable_hash("questions", seed, split, index))
+    if split != "train":
+        return questions(scene, rng, training=False)
+    return questions(scene, rng, training=True) + story(scene) + describe(scene)
+
+
+def synthesize(
+    root: Path,
+    *,
+    seed: int,
+    train: int,
+    validation: int,
+    test: int,
+    kind: str = "questions",
+    workers: int = 1,
+    progress: Progress | None = None,
+) -> None:
+    """Renders a data set of `train` + `validation` + `test` clips into the new folder `root`.
+
+    Writes `<split>.jsonl`, `clips/<split>/<id>.mp4` (`images/<split>/<id>.png` for the kind `images`) and
+    `manifest.json` (seed, counts, versions, SHA-256 of every other file). `kind`: one of `KINDS`. The same arguments
+    give the same bytes with the same PyAV version. Splits never share a scene, also not those of data sets with
+    different seeds. `workers` processes render; `progress(done, total)` is called after each clip. An interrupted call
+    leaves no folder behind; a split of no clips gets an empty jsonl file.
+
+    Raises UserError where `root` is a file or a folder that holds something, for negative counts, for no clips and for
+    an unknown kind.
+    """
+    root = Path(root)
+    if kind not in KINDS:
+        raise UserError(f"kind={kind!r}: choose {', '.join(KINDS)}")
+    counts = {"train": train, "validation": validation, "test": test}
+    _check(root, seed, counts, workers)
+    # Rendered beside its place and moved there when complete: a folder called `root` is never half a data set.
+    partial = root.absolute().with_name(f".{root.absolute().name}.{os.getpid()}.partial")
+    try:
+        partial.mkdir(parents=True)
+    except OSError as error:
+        raise UserError(f"{root}: cannot be created ({error.strerror}); give another folder") from error
+    try:
+        _render_all(partial, seed, kind, counts, workers, progress)
+        partial.rename(root)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+def _render_all(
+    root: Path, seed: int, kind: str, counts: dict[str, int], workers: int, progress: Progress | None
+) -> None:
+    for split in SPLITS:
+        (root / _folder(kind) / split).mkdir(parents=True)
+    jobs = [(root, seed, kind, split, index) for split in SPLITS for index in range(counts[split])]
+    rows: dict[str, list[str]] = {split: [] for split in SPLITS}
+    files: dict[str, str] = {}
+    for done, (job, (name, digest, lines)) in enumerate(zip(jobs, _run(jobs, workers), strict=True), start=1):
+        rows[job[3]] += lines
+        files[name] = digest
+        if progress is not None:
+            progress(done, len(jobs))
+    for split, lines in rows.items():
+        content = "".join(lines).encode()
+        (root / f"{split}.jsonl").write_bytes(content)
+        files[f"{split}.jsonl"] = hashlib.sha256(content).hexdigest()
+    _write_manifest(root, seed, kind, counts, files)
+
+
+def _folder(kind: str) -> str:
+    return "images" if kind == "images" else "clips"
+
+
+def _check(root: Path, seed: int, counts: dict[str, int], workers: int) -> None:
+    if root.exists() and not root.is_dir():
+        raise UserError(f"{root} is a file: give a new folder for the data set")
+    if root.is_dir() and any(root.iterdir()):
+        raise UserError(f"{root} is not empty: give a new folder for the data set, or remove that one first")
+    for split, count in counts.items():
+        if count < 0:
+            raise UserError(f"{split}={count}: the number of clips must not be negative")
+    if not any(counts.values()):
+        raise UserError("no clips asked for: give train, validation or test a number above zero")
+    if seed < 0:
+        raise UserError(f"seed={seed}: must not be negative")
+    if workers < 1:
+        raise UserError(f"workers={workers}: must be at least 1")
+
+
+def _run(jobs: list[tuple], workers: int) -> Iterator[tuple[str, str, list[str]]]:
+    """Renders all jobs; results come in the jobs' order, whatever the number of workers."""
+    if workers == 1 or len(jobs) < 2:
+        yield from map(_render_job, jobs)
+        return
+    with concurrent.futures.ProcessPoolExecutor(min(workers, len(jobs)), mp_context=process_context()) as pool:
+        try:
+            yield from pool.map(_render_job, jobs, chunksize=4)
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _render_job(job: tuple[Path, int, str, str, int]) -> tuple[str, str, list[str]]:
+    """Renders one clip or still: its path relative to root, the file's SHA-256 and its lines for the split's jsonl."""
+    root, seed, kind, split, index = job
+    # The scenes of one seed are others for every kind: pretraining never shows a clip that is asked about later.
+    scene = split_scene(seed if kind == "questions" else stable_hash(kind, seed), split, index)
+    ending = "png" if kind == "images" else "mp4"
+    name = f"{_folder(kind)}/{split}/{clip_id(split, index)}.{ending}"
+    if kind == "images":
+        slot = scene.shapes[stable_hash("still", scene.seed) % len(scene.shapes)].slot
+        write_still(scene, root / name, slot + 0.5)
+        asked = [image_caption(scene, slot)]
+    elif kind == "questions":
+        write_clip(scene, root / name)
+        asked = clip_questions(scene, seed, split, index)
+    else:
+        silent = kind == "captions" and stable_hash("silent", scene.seed) % 100 < 100 * SILENT_SHARE
+        write_clip(scene, root / name, sound=not silent)
+        asked = [*(captions(scene) if kind == "captions" else []), *([] if silent else sound_classes(scene))]
+    digest = file_hash(root / name)
+    return name, digest, [_row(name, clip_id(split, index), number, item) for number, item in enumerate(asked)]
+
+
+def _row(name: str, clip: str, number: int, question: Question) -> str:
+    row = {
+        "id": f"{clip}-q{number:02d}",
+        "file": name,
+        "start": question.start,
+        "end": question.end,
+        "prompt": question.prompt,
+        "target": question.target,
+        "question_type": question.question_type,
+        "candidates": question.candidates,
+    }
+    return json.dumps(row) + "\n"
+
+
+def _write_manifest(root: Path, seed: int, kind: str, counts: dict[str, int], files: dict[str, str]) -> None:
+    manifest = {
+        "data_set": "shapes and sounds",
+        "data_version": DATA_VERSION,
+        "kind": kind,
+        "seed": seed,
+        "clips": counts,
+        "versions": {name: importlib.metadata.version(name) for name in ("av", "numpy")},
+        "sha256": dict(sorted(files.items())),
+    }
+    (root / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")

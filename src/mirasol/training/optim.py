@@ -1,0 +1,151 @@
+"""What changes the weights: parameter groups, the optimizers, and the learning rate as a function of the step."""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from mirasol.config.recipe import OptimizerRecipe, Recipe
+
+# Share of the run over which the schedule "plateau" comes down.
+COOLDOWN_SHARE = 0.2
+
+
+def learning_rate(recipe: Recipe, step: int) -> float:
+    """The learning rate of step `step` (from 0): linear warm-up, then the schedule over all stages together."""
+    settings, total = recipe.optimizer, recipe.total_steps
+    stage, _ = recipe.stage_at(step)
+    peak = settings.learning_rate * recipe.stages[stage].learning_rate_scale
+    if step < settings.warmup_steps:
+        return peak * (step + 1) / settings.warmup_steps
+    if settings.schedule == "constant":
+        return peak
+    done = (step - settings.warmup_steps) / max(1, total - 1 - settings.warmup_steps)
+    if settings.schedule == "cosine":
+        remaining = (1 + math.cos(math.pi * done)) / 2
+    else:
+        remaining = min(1.0, (1 - done) / (COOLDOWN_SHARE if settings.schedule == "plateau" else 1.0))
+    return peak * (settings.final_scale + (1 - settings.final_scale) * remaining)
+
+
+def decay_groups(model: nn.Module) -> tuple[dict[str, nn.Parameter], dict[str, nn.Parameter]]:
+    """Trainable parameters by name: those that decay (weights of linear and convolution layers) and those that do
+    not (norms, biases, embeddings, learned positions and queries)."""
+    decaying = {
+        f"{name}.weight" if name else "weight"
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d)
+    }
+    trainable = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    decay = {name: parameter for name, parameter in trainable.items() if name in decaying}
+    return decay, {name: parameter for name, parameter in trainable.items() if name not in decaying}
+
+
+class Muon(torch.optim.Muon):
+    """Muon also for matrices whose shards several processes hold: each is orthogonalised whole, by all of them.
+
+    Over the shards themselves, Newton-Schulz would add up its bf16 products in another order, and rounding in a
+    direction that the gradient hardly has is blown up to full size: one step came out up to half its size apart.
+    """
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:
+        """Takes a step with the gradients there are; those of sharded matrices are used up."""
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if isinstance(parameter, DTensor) and parameter.grad is not None:
+                    self._step_sharded(parameter, group)
+                    parameter.grad = None
+        super().step(closure)
+
+    def _step_sharded(self, parameter: DTensor, group: dict[str, Any]) -> None:
+        momentum, gradient = self.state[parameter]["momentum_buffer"], parameter.grad
+        momentum.lerp_(gradient, 1 - group["momentum"])
+        # Half the bytes to gather, and none lost: bf16 is what is orthogonalised.
+        update = gradient.lerp(momentum, group["momentum"]).bfloat16().full_tensor().float()
+        # A matrix of zeros becomes the step itself: minus the orthogonalised update, times its learning rate.
+        stand_in = nn.Parameter(torch.zeros_like(update))
+        stand_in.grad = update
+        settings = {name: group[name] for name in ("lr", "adjust_lr_fn", "ns_coefficients", "ns_steps", "eps")}
+        torch.optim.Muon([stand_in], weight_decay=0.0, momentum=0.0, nesterov=False, **settings).step()
+        parameter.mul_(1 - group["lr"] * group["weight_decay"])
+        change = DTensor.from_local(stand_in.detach(), parameter.device_mesh, run_check=False)
+        parameter.add_(change.redistribute(placements=parameter.placements))
+
+
+class Optimizer:
+    """The optimizers of a run behind one `step`: Adam or AdamW alone, or Muon on hidden matrices beside AdamW."""
+
+    def __init__(self, model: nn.Module, settings: OptimizerRecipe):
+        decay, no_decay = decay_groups(model)
+        named = {**decay, **no_decay}
+        self.parameters = list(named.values())
+        self.members: list[torch.optim.Optimizer] = []
+        if settings.name == "muon":
+            matrices = [parameter for parameter in decay.values() if parameter.ndim == 2]
+            decay = {name: parameter for name, parameter in decay.items() if parameter.ndim != 2}
+            if matrices:
+                self.members.append(
+                    Muon(
+                        matrices,
+                        lr=settings.learning_rate,
+                        weight_decay=settings.weight_decay,
+                        momentum=0.95,
+                        # Updates as large as AdamW's, so that one learning rate serves both.
+                        adjust_lr_fn="match_rms_adamw",
+                    )
+                )
+        groups = [
+            {"params": list(decay.values()), "weight_decay": settings.weight_decay},
+            {"params": list(no_decay.values()), "weight_decay": 0.0},
+        ]
+        groups = [group for group in groups if group["params"]]
+        kind = torch.optim.Adam if settings.name == "adam" else torch.optim.AdamW
+        if groups:
+            self.members.append(kind(groups, lr=settings.learning_rate, betas=settings.betas, eps=1e-8, fused=True))
+        self.gradient_clip = settings.gradient_clip
+        self.names = {parameter: name for name, parameter in named.items()}
+        self._begin_state()
+
+    def set_learning_rate(self, rate: float) -> None:
+        for member in self.members:
+            for group in member.param_groups:
+                group["lr"] = rate
+
+    def clip_gradients(self) -> float:
+        """Norm of all gradients together; they are scaled down to `gradient_clip` when it is larger."""
+        limit = math.inf if self.gradient_clip is None else self.gradient_clip
+        return float(nn.utils.clip_grad_norm_(self.parameters, limit))
+
+    def step(self) -> None:
+        for member in self.members:
+            member.step()
+
+    def zero_grad(self) -> None:
+        for member in self.members:
+            member.zero_grad(set_to_none=True)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The optimizers' whole state by name: of every parameter its moments and steps, all of them there from the
+        start. Loading a checkpoint writes into these."""
+        return {
+            f"{name}.{part}": value
+            for member in self.members
+            for parameter, state in member.state.items()
+            for name in [self.names[parameter]]
+            for part, value in state.items()
+        }
+
+    def _begin_state(self) -> None:
+        """What the optimizers would make at the first step: zeros."""
+        for member in self.members:
+            moments = ("momentum_buffer",) if isinstance(member, torch.optim.Muon) else ("exp_avg", "exp_avg_sq")
+            for group in member.param_groups:
+                for parameter in group["params"]:
+                    state = member.state[parameter]
+                    if "exp_avg" in moments:
+                        state["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device)
+                    for moment in moments:
+                        state[moment] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
