@@ -32,7 +32,8 @@ from decode import LARGE_MODEL, bare, render
 from torch.utils.data import DataLoader
 
 from mirasol.config.model import MirasolConfig
-from mirasol.config.recipe import Recipe, recipe_from_dict
+from mirasol.config.recipe import Recipe
+from mirasol.config.recipe_io import recipe_from_dict
 from mirasol.data.clip_cache import ClipCache
 from mirasol.data.example import Example
 from mirasol.data.example_table import Arrays, ExampleTable

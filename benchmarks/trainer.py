@@ -28,7 +28,7 @@ WARM_UP = 5
 
 def make_recipe(data: Path, output: Path, steps: int, save_every: int, clips: int, workers: int) -> Any:
     """A run with nothing in it but steps, one line of metrics for each tenth, and saves."""
-    from mirasol.config.recipe import recipe_from_dict
+    from mirasol.config.recipe_io import recipe_from_dict
 
     return recipe_from_dict({
         "seed": 0, "output": str(output), "data": {"root": str(data), "cache": str(data.parent / "cache")},

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from mirasol import MirasolConfig, MirasolForConditionalGeneration
-from mirasol.config.recipe import recipe_from_dict
+from mirasol.config.recipe_io import recipe_from_dict
 from mirasol.cost.counting import StepCost, StepShape
 from mirasol.cost.plan import device_memory, optimizer_bytes
 from mirasol.model.execution import layers

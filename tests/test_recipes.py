@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from mirasol import MirasolConfig, MirasolForConditionalGeneration
-from mirasol.config.recipe import Recipe, load_recipe, recipe_from_dict
+from mirasol.config.recipe import Recipe
+from mirasol.config.recipe_io import load_recipe, recipe_from_dict
 from mirasol.cost.plan import Assumptions, StagePlan, plan_run
 from mirasol.errors import UserError
 from mirasol.training.build import check_loss_weights, load_initial, with_media_size

@@ -14,8 +14,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mirasol import MirasolFeatureExtractor
+from mirasol.config.augment import Augment, SpecAugment
 from mirasol.evaluation.charts import heat
-from mirasol.media.augment import Augment, SpecAugment, augmented, decoded_size, shifted
+from mirasol.media.augment import augmented, decoded_size, shifted
 from mirasol.model.losses import text_loss
 from mirasol.model.transformer import LayerDrop
 

@@ -96,7 +96,7 @@ def run_demo(settings: DemoSettings, console: Any) -> None:
     Raises:
         UserError: see `DemoFolder`; a recipe that cannot be used.
     """
-    from mirasol.config.recipe import load_recipe
+    from mirasol.config.recipe_io import load_recipe
 
     recipe = load_recipe(settings.recipe or demo_recipe())
     folder = DemoFolder(settings)

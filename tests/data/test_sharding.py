@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 
 from mirasol.cli.main import main
-from mirasol.data.datasets import Options, read_source, source_splits
+from mirasol.data.datasets import DatasetOptions, read_source, source_splits
 from mirasol.data.media_files import index_file, open_media_file, read_member, tar_index
 from mirasol.data.shards import write as sharding
 from mirasol.data.shards.format import ShardJob
@@ -474,7 +474,7 @@ def test_without_ray_the_fix_is_told(tmp_path, shapes, monkeypatch):
 def test_options_of_the_data_set_stay_with_it(tmp_path, clips):
     root, out = tmp_path / "data", tmp_path / "shards"
     image_text(root, clips)
-    shard_source("image_text", root, out, options=Options(prompt="what is this?"))
+    shard_source("image_text", root, out, options=DatasetOptions(prompt="what is this?"))
     source = read_source("shards", out, "train")
     assert {example.prompt for example in source.examples} == {"what is this?"}
     assert source.facts == {"prompt": "what is this?"}

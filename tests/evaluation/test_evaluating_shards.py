@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from mirasol.data.datasets import Options, read_source
+from mirasol.data.datasets import DatasetOptions, read_source
 from mirasol.data.shards.write import Sharding, shard_source
 from mirasol.evaluation.asking import Asking
 from mirasol.evaluation.baselines import training_examples
@@ -19,7 +19,7 @@ def test_evaluation_on_shards_is_evaluation_on_the_folder(loaded, shapes, tmp_pa
     assert folder.predictions == shards.predictions
     assert folder.record["protocols"] == shards.record["protocols"]
     assert folder.record["counts"] == shards.record["counts"]
-    known, where = training_examples(read_source("shards", tmp_path / "shards", "test"), Options())
+    known, where = training_examples(read_source("shards", tmp_path / "shards", "test"), DatasetOptions())
     assert len(known) > 5 and "none" not in where  # what guessing scores is found in the shards, too
     assert shards.record["source"] == "folder"
     assert [dataclasses.replace(e, media="", video="") for e in folder.examples] == [

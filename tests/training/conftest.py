@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 from trainings import Trainings
 
-from mirasol.config.recipe import Recipe, recipe_from_dict
+from mirasol.config.recipe import Recipe
+from mirasol.config.recipe_io import recipe_from_dict
 from mirasol.data.datasets.folder_reader import read_examples
 
 STACK = {"depth": 1, "width": 32, "hidden": 32, "heads": 1, "head_width": 32, "dropout": 0.1}

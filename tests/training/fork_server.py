@@ -15,7 +15,7 @@ from rich.console import Console
 from torch.utils import tensorboard  # noqa: F401 - so that no fork has to
 
 from mirasol.cli import main as cli
-from mirasol.config.recipe import recipe_from_dict
+from mirasol.config.recipe_io import recipe_from_dict
 from mirasol.training.trainer import train
 
 

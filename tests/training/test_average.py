@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from mirasol.config.recipe import recipe_from_dict
+from mirasol.config.recipe_io import recipe_from_dict
 from mirasol.errors import UserError
 from mirasol.training.average import WeightAverage
 from mirasol.training.checkpoint import Checkpoints

@@ -5,7 +5,8 @@ from collections import Counter
 
 import pytest
 
-from mirasol.config.recipe import Stage, recipe_from_dict
+from mirasol.config.recipe import Stage
+from mirasol.config.recipe_io import recipe_from_dict
 from mirasol.data.example import ClipExamples, Example
 from mirasol.data.randomness import hash64, permuted, uniform
 from mirasol.data.sampler import BatchPlan, draw_questions, drop_modality

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from mirasol.config.recipe import recipe_from_dict
+from mirasol.config.recipe_io import recipe_from_dict
 from mirasol.errors import UserError
 from mirasol.training.best import BestStep
 from mirasol.training.checkpoint import Checkpoints

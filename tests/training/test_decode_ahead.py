@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from mirasol.config.model import MirasolConfig
-from mirasol.config.recipe import recipe_from_dict
+from mirasol.config.recipe_io import recipe_from_dict
 from mirasol.data.clip_cache import ClipCache, UnreadableWindow
 from mirasol.data.datasets.folder_reader import read_examples
 from mirasol.data.example import Example

@@ -8,7 +8,8 @@ import tarfile
 import pytest
 
 from mirasol import MirasolConfig
-from mirasol.config.recipe import DataSetRecipe, recipe_from_dict
+from mirasol.config.recipe import DataSetRecipe
+from mirasol.config.recipe_io import recipe_from_dict
 from mirasol.data.clip_cache import ClipCache
 from mirasol.data.datasets.folder_reader import read_examples
 from mirasol.data.example import Example

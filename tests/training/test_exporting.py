@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForSeq2SeqLM, AutoProcessor
 
 from mirasol.cli.main import main
-from mirasol.config.recipe import recipe_from_dict
+from mirasol.config.recipe_io import recipe_from_dict
 from mirasol.errors import UserError
 from mirasol.training.export import export_run
 from mirasol.training.trainer import train

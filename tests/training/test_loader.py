@@ -14,7 +14,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from mirasol.config.model import MirasolConfig
-from mirasol.config.recipe import recipe_from_dict
+from mirasol.config.recipe_io import recipe_from_dict
 from mirasol.data import workers as worker_status
 from mirasol.data.clip_cache import ClipCache
 from mirasol.data.loader import BatchTexts, ClipAugment, RowsOfRank, StepBatches, make_loader

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from mirasol.config.recipe import recipe_from_dict
+from mirasol.config.recipe_io import recipe_from_dict
 from mirasol.data.datasets.folder_reader import read_examples
 from mirasol.data.example import Example
 from mirasol.data.example_table import ExampleTable

@@ -10,7 +10,7 @@ import pytest
 from faults import NO_NAMESPACES
 from trainings import elsewhere, finished
 
-from mirasol.config.recipe import recipe_from_dict
+from mirasol.config.recipe_io import recipe_from_dict
 from mirasol.data.clip_cache import ClipCache
 from mirasol.data.sampler import BatchPlan
 from mirasol.training.checkpoint import Checkpoints

@@ -14,7 +14,7 @@ import torch
 from rich.console import Console
 from safetensors.torch import load_file
 
-from mirasol.config.recipe import recipe_from_dict
+from mirasol.config.recipe_io import recipe_from_dict
 from mirasol.data.loader import RowsOfRank
 from mirasol.errors import UserError
 from mirasol.synthetic.synthesize import synthesize

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from mirasol import MirasolConfig, MirasolForConditionalGeneration
-from mirasol.config.recipe import OptimizerRecipe, recipe_from_dict
+from mirasol.config.recipe import OptimizerRecipe
+from mirasol.config.recipe_io import recipe_from_dict
 from mirasol.cost import plan as planning
 from mirasol.cost.counting import StepCost, StepShape
 from mirasol.cost.plan import Assumptions, optimizer_bytes, peak_tflops, plan_run

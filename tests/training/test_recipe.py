@@ -7,7 +7,8 @@ import pytest
 import yaml
 
 from mirasol.config.model import MirasolConfig
-from mirasol.config.recipe import Recipe, changed_keys, load_recipe, recipe_from_dict
+from mirasol.config.recipe import Recipe, changed_keys
+from mirasol.config.recipe_io import load_recipe, recipe_from_dict
 from mirasol.errors import UserError
 
 

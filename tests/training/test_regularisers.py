@@ -11,7 +11,9 @@ import torch
 import yaml
 
 from mirasol import MirasolConfig, MirasolForConditionalGeneration
-from mirasol.config.recipe import Stage, recipe_from_dict
+from mirasol.config.augment import Augment, SpecAugment
+from mirasol.config.recipe import Stage
+from mirasol.config.recipe_io import recipe_from_dict
 from mirasol.cost.plan import Assumptions, clip_bytes, stage_shape
 from mirasol.data.clip_cache import ClipCache
 from mirasol.data.example import ClipExamples, Example
@@ -19,7 +21,6 @@ from mirasol.data.loader import ClipAugment, StepBatches, make_loader
 from mirasol.data.mixup import mixed, own_share, partner, with_partners
 from mirasol.data.sampler import Batch, BatchPlan
 from mirasol.errors import UserError
-from mirasol.media.augment import Augment, SpecAugment
 from mirasol.media.feature_extractor import MirasolFeatureExtractor
 from mirasol.training.regularisers import Regularisers, check_augmentation
 from mirasol.training.trainer import train

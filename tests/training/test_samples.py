@@ -4,7 +4,7 @@ import torch
 from safetensors.torch import load_file
 
 from mirasol.checkpoint import load_checkpoint
-from mirasol.config.recipe import recipe_from_dict
+from mirasol.config.recipe_io import recipe_from_dict
 from mirasol.evaluation.answer import answer_clips
 from mirasol.training.logging import read_metrics
 from mirasol.training.trainer import train

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from mirasol.config.model import MirasolConfig
-from mirasol.config.recipe import recipe_from_dict
+from mirasol.config.recipe_io import recipe_from_dict
 from mirasol.data.clip_cache import ClipCache
 from mirasol.data.example import Example
 from mirasol.data.loader import StepBatches, make_loader

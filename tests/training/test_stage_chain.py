@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from mirasol.config.recipe import load_recipe
+from mirasol.config.recipe_io import load_recipe
 from mirasol.synthetic.synthesize import synthesize
 from mirasol.training.logging import read_metrics
 from mirasol.training.stages import trainable_component

@@ -10,7 +10,8 @@ from safetensors.torch import load_file
 
 from mirasol import MirasolConfig, MirasolForConditionalGeneration
 from mirasol.config.parts import LossWeights
-from mirasol.config.recipe import Stage, recipe_from_dict
+from mirasol.config.recipe import Stage
+from mirasol.config.recipe_io import recipe_from_dict
 from mirasol.errors import UserError
 from mirasol.synthetic.synthesize import synthesize
 from mirasol.training.logging import read_metrics

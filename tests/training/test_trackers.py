@@ -6,7 +6,7 @@ import types
 import pytest
 import torch
 
-from mirasol.config.recipe import recipe_from_dict
+from mirasol.config.recipe_io import recipe_from_dict
 from mirasol.errors import UserError
 from mirasol.training.trackers import make_tracker
 from mirasol.training.trainer import train

@@ -14,7 +14,7 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 from mirasol import MirasolForConditionalGeneration, MirasolOutput, MirasolProcessor
-from mirasol.config.recipe import recipe_from_dict
+from mirasol.config.recipe_io import recipe_from_dict
 from mirasol.errors import BadClip, UserError
 from mirasol.training.checkpoint import Checkpoints
 from mirasol.training.checkpoint_io import ShardWriter
@@ -29,7 +29,7 @@ KILLED_RUN = """
 import os, signal, sys
 from rich.console import Console
 import mirasol.training.checkpoint as checkpoints
-from mirasol.config.recipe import load_recipe
+from mirasol.config.recipe_io import load_recipe
 from mirasol.training.trainer import train
 
 sync = checkpoints._sync

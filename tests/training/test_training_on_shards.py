@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from mirasol.config.recipe import recipe_from_dict
+from mirasol.config.recipe_io import recipe_from_dict
 from mirasol.data.shards.write import Sharding, shard_source
 from mirasol.training.logging import read_metrics
 from mirasol.training.trainer import train

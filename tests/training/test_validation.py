@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from mirasol.checkpoint import load_checkpoint
-from mirasol.config.recipe import recipe_from_dict
+from mirasol.config.recipe_io import recipe_from_dict
 from mirasol.data.clip_cache import ClipCache
 from mirasol.data.datasets.folder_reader import read_examples
 from mirasol.errors import UserError

@@ -16,7 +16,8 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import distribute_tensor
 
 from mirasol import MirasolConfig, MirasolForConditionalGeneration
-from mirasol.config.recipe import OptimizerRecipe, ParallelRecipe, Recipe, recipe_from_dict
+from mirasol.config.recipe import OptimizerRecipe, ParallelRecipe, Recipe
+from mirasol.config.recipe_io import recipe_from_dict
 from mirasol.errors import UserError
 from mirasol.training.optim import Optimizer
 from mirasol.training.parallel import MASKS, ParallelModel, Share, global_batches, joined_ranks, share_of

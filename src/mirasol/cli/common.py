@@ -76,7 +76,7 @@ def add_source_arguments(parser: Any) -> None:
 
 
 def add_source_options(parser: Any) -> None:
-    """Declares the options of data sets, those of `mirasol.data.datasets.Options`."""
+    """Declares the options of data sets, those of `mirasol.data.datasets.DatasetOptions`."""
     parser.add_argument("--annotations", type=str, help="folder of the annotation files, where it is not ROOT")
     parser.add_argument("--class-list", type=str, help="text file with one class name per line")
     parser.add_argument("--prompt", type=str, help="prompt of examples without a question of their own")
@@ -87,9 +87,9 @@ def add_source_options(parser: Any) -> None:
 
 
 def source_options(chosen: Any) -> Any:
-    """The data set's `Options` among parsed arguments. Raises UserError for an unknown choice."""
-    from mirasol.data.datasets import Options
+    """The data set's `DatasetOptions` among parsed arguments. Raises UserError for an unknown choice."""
+    from mirasol.data.datasets import DatasetOptions
 
     if chosen.targets not in ("all", "one"):
         raise UserError(f"--targets {chosen.targets}: choose all or one")
-    return Options(chosen.annotations, chosen.class_list, chosen.prompt, chosen.targets, chosen.pattern)
+    return DatasetOptions(chosen.annotations, chosen.class_list, chosen.prompt, chosen.targets, chosen.pattern)

@@ -44,7 +44,7 @@ def add_arguments(parser: Any, make: Any) -> None:
 def run(options: Any) -> None:
     """Counts and prints. Raises UserError for what cannot be planned."""
     from mirasol.cli.common import check_positive
-    from mirasol.config.recipe import load_recipe
+    from mirasol.config.recipe_io import load_recipe
     from mirasol.cost.plan import Assumptions, plan_run
 
     if not options.config:

@@ -83,7 +83,7 @@ def _keys(kind: type, prefix: str) -> list[str]:
 
 def run(options: Any) -> None:
     """Trains; the last line on stdout is the checkpoint's folder."""
-    from mirasol.config.recipe import load_recipe
+    from mirasol.config.recipe_io import load_recipe
 
     if not options.config:
         raise UserError("train needs a recipe: mirasol train --config recipes/demo.yaml")

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mirasol.data.datasets import AnnotationError, Options, Problem, Source
+from mirasol.data.datasets import AnnotationError, DatasetOptions, Problem, Source
 from mirasol.data.datasets.files import Files
 from mirasol.data.datasets.registry import adapter_of, read_split, splits_of
 from mirasol.data.example import Example
@@ -74,7 +74,7 @@ def check_source(
     name: str,
     root: Path,
     split: str | None = None,
-    options: Options = Options(),  # noqa: B008 - frozen
+    options: DatasetOptions = DatasetOptions(),  # noqa: B008 - frozen
     *,
     open_media: bool = True,
     hashes: bool = False,

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from mirasol.config.recipe import DataRecipe, DataSetRecipe
 from mirasol.data.clip_cache import BadWindow
-from mirasol.data.datasets import Options, read_source, usable_examples
+from mirasol.data.datasets import DatasetOptions, read_source, usable_examples
 from mirasol.data.datasets.folder_reader import read_examples
 from mirasol.data.example import Example
 from mirasol.errors import UserError
@@ -40,7 +40,7 @@ def read_split(data: DataSetRecipe, split: str, on_bad_clip: str = "error") -> t
     Raises UserError for annotations that cannot be read, and, unless they are skipped, for the first bad row or missing
     clip; and where the split has no answers to learn.
     """
-    if data.source == "folder" and data.options == Options():
+    if data.source == "folder" and data.options == DatasetOptions():
         return read_examples(Path(data.root), split), []
     source = read_source(data.source, Path(data.root), split, data.options)
     examples = usable_examples(source, on_bad_clip)

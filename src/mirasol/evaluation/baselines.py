@@ -4,14 +4,14 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from mirasol.data.datasets import Options, Source, read_source, source_splits
+from mirasol.data.datasets import DatasetOptions, Source, read_source, source_splits
 from mirasol.data.example import Example
 from mirasol.errors import UserError
 
 TRAIN = "train"
 
 
-def training_examples(source: Source, options: Options) -> tuple[tuple[Example, ...], str]:
+def training_examples(source: Source, options: DatasetOptions) -> tuple[tuple[Example, ...], str]:
     """The annotated examples of the data set's training split, media or not, and where they come from, in words.
 
     No examples where the split is itself the training split, where there is none (or none that can be read: the words

@@ -8,7 +8,8 @@ from typing import Any
 
 from mirasol import MirasolConfig, MirasolForConditionalGeneration, MirasolProcessor
 from mirasol.checkpoint import find_checkpoint, load_checkpoint, read_config
-from mirasol.config.recipe import Recipe, read_yaml, recipe_from_dict
+from mirasol.config.recipe import Recipe
+from mirasol.config.recipe_io import read_yaml, recipe_from_dict
 from mirasol.errors import UserError
 from mirasol.files import file_hash, parse_json
 from mirasol.training.best import BestStep

@@ -20,7 +20,8 @@ from typing import Any
 import torch
 
 import mirasol
-from mirasol.config.recipe import Recipe, changed_keys, read_yaml
+from mirasol.config.recipe import Recipe, changed_keys
+from mirasol.config.recipe_io import read_yaml
 from mirasol.data.clip_cache import BadWindow, write_bad_clips
 from mirasol.data.digest import ExamplesDigest
 from mirasol.errors import UserError

@@ -2,7 +2,7 @@
 
 import pytest
 
-from mirasol.data.datasets import AnnotationError, Options, read_source, source_splits
+from mirasol.data.datasets import AnnotationError, DatasetOptions, read_source, source_splits
 from mirasol.data.datasets.kinetics_sound import CLASSES
 from mirasol.errors import UserError
 
@@ -54,10 +54,10 @@ def test_vggsound_prefers_videos_and_cut_clips(data):
     for name in (f"{ID}.mp4", f"audio/{ID}_000030.wav", f"mp4/{ID}_000030.mp4"):
         data.put(name)
     assert read_source("vggsound", data.root, "test").examples[0].media == f"mp4/{ID}_000030.mp4"
-    chosen = Options(pattern="{id}")
+    chosen = DatasetOptions(pattern="{id}")
     assert read_source("vggsound", data.root, "test", chosen).examples[0].media == f"{ID}.mp4"
     with pytest.raises(UserError, match="its fields are id, start, end"):
-        read_source("vggsound", data.root, "test", Options(pattern="{name}"))
+        read_source("vggsound", data.root, "test", DatasetOptions(pattern="{name}"))
 
 
 def test_vggsound_reads_the_authors_lists_too(data):
@@ -99,12 +99,12 @@ def test_the_class_list_can_be_given_and_its_size_is_stated(data, tmp_path):
     vggsound(data)
     names = tmp_path / "names.txt"
     names.write_text("vehicle horn, car horn, honking\npeople marching\nrain\n")
-    source = read_source("vggsound", data.root, "test", Options(class_list=str(names)))
+    source = read_source("vggsound", data.root, "test", DatasetOptions(class_list=str(names)))
     assert source.classes[2] == "rain" and source.facts["classes"] == 3
     (data.root / "stat.csv").unlink()
     assert "the labels that occur" in read_source("vggsound", data.root, "test").facts["class_list"]
     with pytest.raises(UserError, match="class_list=none.txt: no such file"):
-        read_source("vggsound", data.root, "test", Options(class_list="none.txt"))
+        read_source("vggsound", data.root, "test", DatasetOptions(class_list="none.txt"))
 
 
 # EPIC-SOUNDS
@@ -202,7 +202,7 @@ def test_kinetics_sound_replacements_go_before_the_corrupted_files(data):
 def test_kinetics_sound_class_list_is_a_file(data):
     data.put("val.csv", KINETICS + f'"blowing nose",{ID},1,11,val,0\nabseiling,{ID},20,30,val,0\n')
     data.put("mine.txt", "abseiling\ntyping\n")
-    source = read_source("kinetics_sound", data.root, "val", Options(class_list="mine.txt"))
+    source = read_source("kinetics_sound", data.root, "val", DatasetOptions(class_list="mine.txt"))
     assert [e.target for e in source.annotated] == ["abseiling"]
     assert source.facts == {"classes": 2, "class_list": "mine.txt", "rows_of_other_classes": 1}
     [others] = [p for p in source.problems if p.kind == "other classes"]
@@ -260,7 +260,7 @@ def test_audioset_windows_that_are_none(data, window):
 def test_audioset_can_draw_one_label(data):
     data.put("balanced_train_segments.csv", AUDIOSET + f'{ID}, 30.000, 40.000, "/m/05zppz,/m/09x0r"\n')
     data.put("class_labels_indices.csv", LABELS)
-    source = read_source("audioset", data.root, "balanced_train", Options(targets="one"))
+    source = read_source("audioset", data.root, "balanced_train", DatasetOptions(targets="one"))
     assert source.annotated[0].random_target and source.annotated[0].target == "Male speech, man speaking"
     assert source.facts["targets"] == "one"
 

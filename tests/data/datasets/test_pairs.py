@@ -6,7 +6,7 @@ import tarfile
 
 import pytest
 
-from mirasol.data.datasets import Options, read_source, source_splits
+from mirasol.data.datasets import DatasetOptions, read_source, source_splits
 from mirasol.errors import UserError
 
 MP4 = b"\0\0\0\x18ftypisom" + bytes(40)
@@ -199,7 +199,7 @@ def test_members_of_one_name_in_two_folders_of_a_tar_are_two_samples(data):
 def test_the_files_format_has_the_same_members(data):
     for name, content in {**sample("000000"), **sample("000001", PAGE)}.items():
         data.put(f"00000/{name}", content)
-    source = read_source("video2dataset", data.root, "train", Options(prompt="what is it?"))
+    source = read_source("video2dataset", data.root, "train", DatasetOptions(prompt="what is it?"))
     assert [(e.media, e.prompt) for e in source.examples] == [("00000/000000.mp4", "what is it?")]
     assert kinds(source) == [("not media", "00000/000001")]
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from mirasol.data.datasets import Options, read_source, source_splits
+from mirasol.data.datasets import DatasetOptions, read_source, source_splits
 
 # Rows of each excerpt by split; what the adapters leave out is counted apart.
 ROWS = {
@@ -40,13 +40,13 @@ def test_every_row_of_the_excerpts_is_understood(annotations, name):
 def test_the_variants_of_one_data_set_are_the_same_questions(annotations):
     folder = annotations / "msrvtt_qa"
     read = {
-        name: read_source("msrvtt_qa", folder, "val", Options(annotations=str(folder / name))).annotated
+        name: read_source("msrvtt_qa", folder, "val", DatasetOptions(annotations=str(folder / name))).annotated
         for name in ("val_qa.json", "val.jsonl", "hqga_val.csv")
     }
     pairs = {name: {(e.video, e.prompt, e.target) for e in examples} for name, examples in read.items()}
     assert pairs["val_qa.json"] & pairs["val.jsonl"] and pairs["val_qa.json"] & pairs["hqga_val.csv"]
     by_index = read_source("nextqa_mc", annotations / "nextqa_mc", "val")
-    text = Options(annotations=str(annotations / "nextqa_mc" / "variant_text_answer_val.csv"))
+    text = DatasetOptions(annotations=str(annotations / "nextqa_mc" / "variant_text_answer_val.csv"))
     by_text = read_source("nextqa_mc", annotations / "nextqa_mc", "val", text)
     known = {e.id: e.target for e in by_index.annotated}
     shared = [e for e in by_text.annotated if e.id in known]
@@ -64,7 +64,7 @@ def test_the_variants_of_one_data_set_are_the_same_questions(annotations):
 )
 def test_kinetics_sounds_class_lists_as_published(annotations, file, classes, rows):
     folder = annotations / "kinetics_sound"
-    chosen = Options(class_list=str(folder / "class_lists" / file))
+    chosen = DatasetOptions(class_list=str(folder / "class_lists" / file))
     source = read_source("kinetics_sound", folder, "val", chosen)
     assert source.facts["classes"] == classes and source.annotated
     assert source.published.examples == rows
@@ -72,7 +72,7 @@ def test_kinetics_sounds_class_lists_as_published(annotations, file, classes, ro
 
 def test_the_names_of_2017_are_not_those_of_kinetics_400(annotations):
     folder = annotations / "kinetics_sound"
-    chosen = Options(class_list=str(folder / "class_lists" / "original_34_names_2017.txt"))
+    chosen = DatasetOptions(class_list=str(folder / "class_lists" / "original_34_names_2017.txt"))
     problems = read_source("kinetics_sound", folder, "val", chosen).problems
     [warning] = [p for p in problems if p.kind == "class without rows"]
     assert warning.message.startswith("7 of 34 classes have no row")

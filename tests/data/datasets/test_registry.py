@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from mirasol.data.datasets import SOURCES, AnnotationError, Options, read_source, source_splits, usable_examples
+from mirasol.data.datasets import SOURCES, AnnotationError, DatasetOptions, read_source, source_splits, usable_examples
 from mirasol.errors import UserError
 
 ROWS = [
@@ -58,22 +58,22 @@ def test_unknown_names_are_refused_with_those_that_exist(data):
     with pytest.raises(UserError, match="no such data folder"):
         read_source("msrvtt_qa", data.root / "nowhere", "val")
     with pytest.raises(UserError, match="targets=one: msrvtt_qa does not have this option; it has annotations"):
-        read_source("msrvtt_qa", data.root, "val", Options(targets="one"))
+        read_source("msrvtt_qa", data.root, "val", DatasetOptions(targets="one"))
 
 
 def test_annotations_may_lie_elsewhere_and_must_not_be_ambiguous(data, tmp_path):
     data.put("videos/video1.mp4")
     (tmp_path / "qa").mkdir()
     (tmp_path / "qa" / "val_qa.json").write_text(json.dumps(ROWS[2:4]))
-    options = Options(annotations=str(tmp_path / "qa"))
+    options = DatasetOptions(annotations=str(tmp_path / "qa"))
     assert [e.media for e in read_source("msrvtt_qa", data.root, "val", options).examples] == ["videos/video1.mp4"] * 2
     data.put("a/val_qa.json", "[]")
     data.put("b/val_qa.json", "[]")
     with pytest.raises(UserError, match="two annotation files"):
         source_splits("msrvtt_qa", data.root)
-    assert not read_source("msrvtt_qa", data.root, "val", Options(annotations="a")).annotated
+    assert not read_source("msrvtt_qa", data.root, "val", DatasetOptions(annotations="a")).annotated
     with pytest.raises(UserError, match="annotations=nowhere: no such file or folder"):
-        source_splits("msrvtt_qa", data.root, Options(annotations="nowhere"))
+        source_splits("msrvtt_qa", data.root, DatasetOptions(annotations="nowhere"))
 
 
 def test_media_is_found_through_links_and_loops_end(data, tmp_path):

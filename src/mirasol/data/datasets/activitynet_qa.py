@@ -1,6 +1,6 @@
 """ActivityNet-QA (Yu et al., AAAI 2019): questions and answers in two json files, joined on `question_id`."""
 
-from mirasol.data.datasets.contract import Adapter, Options, Published, Rows
+from mirasol.data.datasets.contract import Adapter, DatasetOptions, Published, Rows
 from mirasol.data.datasets.files import Files
 from mirasol.data.datasets.tables import JsonItems
 from mirasol.data.example import Example
@@ -30,7 +30,7 @@ def splits(files: Files) -> list[str]:
     return [split for split, name in FILES.items() if files.annotation(f"{name}_q.json")]
 
 
-def read(files: Files, split: str, options: Options) -> Rows:
+def read(files: Files, split: str, options: DatasetOptions) -> Rows:
     """The questions of a split with their answers; a question without answer and an answer without question count."""
     rows = Rows()
     path = files.annotation(f"{FILES[split]}_q.json")

@@ -8,7 +8,7 @@ import math
 from pathlib import Path
 
 from mirasol.data.datasets.classes import clip_media
-from mirasol.data.datasets.contract import Adapter, Options, Published, Rows
+from mirasol.data.datasets.contract import Adapter, DatasetOptions, Published, Rows
 from mirasol.data.datasets.files import Files
 from mirasol.data.datasets.tables import csv_rows, strict_rows
 from mirasol.data.example import Example
@@ -38,7 +38,7 @@ def splits(files: Files) -> list[str]:
     return [split for split, names in FILES.items() if all(files.annotation(name) for name in names)]
 
 
-def read(files: Files, split: str, options: Options) -> Rows:
+def read(files: Files, split: str, options: DatasetOptions) -> Rows:
     """The segments of a split; ids are `{id}_{start in milliseconds}`."""
     rows = Rows()
     names = _label_names(files)
@@ -52,7 +52,9 @@ def read(files: Files, split: str, options: Options) -> Rows:
     return rows
 
 
-def _read_segments(path: Path, shown: str, files: Files, names: dict[str, str], options: Options, rows: Rows) -> None:
+def _read_segments(
+    path: Path, shown: str, files: Files, names: dict[str, str], options: DatasetOptions, rows: Rows
+) -> None:
     columns = ("id", "start", "end", "labels")
     table = csv_rows(path, shown, rows, columns, header=False, skip_initial_space=True, comment="#")
     folder = path.stem.removesuffix("_segments")

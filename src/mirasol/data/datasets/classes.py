@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from mirasol.data.datasets.contract import Options
+from mirasol.data.datasets.contract import DatasetOptions
 from mirasol.data.datasets.files import Files
 from mirasol.data.datasets.tables import name_list
 from mirasol.errors import UserError
@@ -27,7 +27,7 @@ class ClassList:
         return self._known.get(label) or self._known.get(label.strip())
 
 
-def given_classes(files: Files, options: Options, *names: str) -> tuple[str, ...] | None:
+def given_classes(files: Files, options: DatasetOptions, *names: str) -> tuple[str, ...] | None:
     """The class list the user names, or one that lies among the annotations under one of `names`; None without one."""
     if options.class_list is not None:
         path = Path(options.class_list)
@@ -57,7 +57,7 @@ def clip_stems(patterns: Iterable[str], id: str, start: float, end: float) -> It
 
 def clip_media(
     files: Files,
-    options: Options,
+    options: DatasetOptions,
     patterns: Iterable[str],
     id: str,
     window: tuple[float, float],

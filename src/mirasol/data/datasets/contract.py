@@ -6,8 +6,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
+from mirasol.config.recipe import DatasetOptions
 from mirasol.data.datasets.files import Files
 from mirasol.data.example import Example
 from mirasol.errors import UserError
@@ -23,29 +24,6 @@ WARNINGS = (
     "no index",
     "ends early",
 )
-
-
-@dataclass(frozen=True)
-class Options:
-    """What a user may choose about a data set. Each adapter names the ones it reads; others are refused.
-
-    annotations: folder of the annotation files, or one such file, where they do not lie below ROOT
-    class_list: text file with one class name per line
-    prompt: the prompt of examples that have no question of their own
-    targets: of a clip with several labels, `all` of their names joined with "; ", or `one` at random each time
-    pattern: how media files are called, without extension, e.g. "{id}_{start:06d}"; see the data set's section in
-        docs/datasets.md for the fields it has
-    """
-
-    annotations: str | None = None
-    class_list: str | None = None
-    prompt: str | None = None
-    targets: Literal["all", "one"] = "all"
-    pattern: str | None = None
-
-    def chosen(self) -> dict[str, Any]:
-        """The options that differ from their defaults."""
-        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if getattr(self, f.name) != f.default}
 
 
 @dataclass(frozen=True)
@@ -171,13 +149,13 @@ class Adapter:
     read: the rows of one split
     published: counts by split
     overlapping: splits made of the clips of other splits, which a check of all splits leaves aside
-    options: names of the `Options` that `read` looks at
+    options: names of the `DatasetOptions` that `read` looks at
     protocol: how its answers are scored: "open", "multiple choice", "classes", "labels", "captions"
     """
 
     title: str
     splits: Callable[[Files], list[str]]
-    read: Callable[[Files, str, Options], Rows]
+    read: Callable[[Files, str, DatasetOptions], Rows]
     published: Mapping[str, Published] = field(default_factory=dict)
     overlapping: tuple[str, ...] = ()
     options: tuple[str, ...] = ("annotations",)

@@ -1,6 +1,6 @@
 """EPIC-SOUNDS (Huh et al., ICASSP 2023): windows of long kitchen videos, stamped in samples of 24 kHz audio."""
 
-from mirasol.data.datasets.contract import Adapter, AnnotationError, Options, Problem, Published, Rows
+from mirasol.data.datasets.contract import Adapter, AnnotationError, DatasetOptions, Problem, Published, Rows
 from mirasol.data.datasets.files import Files
 from mirasol.data.datasets.tables import csv_rows, is_whole, strict_rows
 from mirasol.data.example import Example
@@ -43,7 +43,7 @@ def splits(files: Files) -> list[str]:
     return found
 
 
-def read(files: Files, split: str, options: Options) -> Rows:
+def read(files: Files, split: str, options: DatasetOptions) -> Rows:
     """The sounds of a split; windows are the sample stamps in seconds.
 
     Sounds without a category have their free description as target, those of `test` have none.

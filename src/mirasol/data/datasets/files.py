@@ -12,7 +12,8 @@ AUDIO = (".wav", ".flac", ".mp3", ".m4a", ".ogg", ".opus")
 
 
 class Files:
-    """All files below `root`, which links may lead out of: they are the user's own. `annotations`: see `Options`.
+    """All files below `root`, which links may lead out of: they are the user's own. `annotations`:
+    see `DatasetOptions`.
 
     Paths are strings relative to `root`, with "/". Raises UserError where a folder is missing.
     """

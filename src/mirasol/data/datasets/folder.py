@@ -3,12 +3,12 @@
 import os
 from dataclasses import replace
 
-from mirasol.data.datasets.contract import Adapter, Options, Rows
+from mirasol.data.datasets.contract import Adapter, DatasetOptions, Rows
 from mirasol.data.datasets.files import Files
 from mirasol.data.datasets.folder_reader import BadRow, rows_of, split_file, split_names
 
 
-def read(files: Files, split: str, options: Options) -> Rows:
+def read(files: Files, split: str, options: DatasetOptions) -> Rows:
     """The rows of a split. A file that is named and not there is missing; its name stays in the messages."""
     path = split_file(files.root, split)
     rows, there, shown = Rows(), {}, files.shown(path)

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from urllib.parse import unquote
 
-from mirasol.data.datasets.contract import Adapter, Options, Rows
+from mirasol.data.datasets.contract import Adapter, DatasetOptions, Rows
 from mirasol.data.datasets.files import Files
 from mirasol.data.datasets.tables import check_header, csv_header, csv_rows
 from mirasol.data.datasets.webvid import split_of
@@ -49,7 +49,7 @@ def splits(files: Files) -> list[str]:
     return found
 
 
-def read(files: Files, split: str, options: Options) -> Rows:
+def read(files: Files, split: str, options: DatasetOptions) -> Rows:
     """The captions of a split; ids are `{table}:{line}`."""
     rows = Rows()
     tables = {files.shown(path): path for path in files.annotation_paths if split_of(path) == split and _format(path)}

@@ -8,7 +8,7 @@ from collections import Counter
 from pathlib import Path
 
 from mirasol.data.datasets.classes import ClassList, clip_media, given_classes
-from mirasol.data.datasets.contract import Adapter, AnnotationError, Options, Problem, Published, Rows
+from mirasol.data.datasets.contract import Adapter, AnnotationError, DatasetOptions, Problem, Published, Rows
 from mirasol.data.datasets.files import Files
 from mirasol.data.datasets.tables import csv_header, csv_rows, is_whole
 from mirasol.data.example import Example
@@ -49,7 +49,7 @@ def splits(files: Files) -> list[str]:
     return [split for split, names in FILES.items() if files.annotation(*names)]
 
 
-def read(files: Files, split: str, options: Options) -> Rows:
+def read(files: Files, split: str, options: DatasetOptions) -> Rows:
     """The clips of the class list's classes; clips of other classes are none of this data set's."""
     path = files.annotation(*FILES[split])
     assert path is not None
@@ -75,7 +75,9 @@ def read(files: Files, split: str, options: Options) -> Rows:
     return rows
 
 
-def _read_csv(path: Path, shown: str, files: Files, options: Options, rows: Rows, replaced: dict[str, str]) -> None:
+def _read_csv(
+    path: Path, shown: str, files: Files, options: DatasetOptions, rows: Rows, replaced: dict[str, str]
+) -> None:
     if "label" not in csv_header(path) and "youtube_id" in csv_header(path):
         message = f"wrong header: expected {','.join(COLUMNS)}; found {','.join(csv_header(path))}"
         raise AnnotationError(Problem("wrong header", message + " (a test file with labels is CVDF's)", shown, 1, 1))
@@ -101,7 +103,7 @@ def _read_csv(path: Path, shown: str, files: Files, options: Options, rows: Rows
         rows.warn("other classes", message, shown)
 
 
-def _read_ogm_ge(path: Path, shown: str, files: Files, options: Options, rows: Rows) -> None:
+def _read_ogm_ge(path: Path, shown: str, files: Files, options: DatasetOptions, rows: Rows) -> None:
     """Lines are `{name of the file},10,{class index}`; the index counts the sorted class list."""
     names = sorted(rows.classes)
     for line, row in csv_rows(path, shown, rows, ("file", "seconds", "class"), header=False):
@@ -114,7 +116,7 @@ def _read_ogm_ge(path: Path, shown: str, files: Files, options: Options, rows: R
         rows.add(_example(stem, stem[:11], media, name, options, rows), shown, line)
 
 
-def _example(id: str, video: str, media: str, name: str, options: Options, rows: Rows) -> Example:
+def _example(id: str, video: str, media: str, name: str, options: DatasetOptions, rows: Rows) -> Example:
     prompt = options.prompt or PROMPT
     return Example(id, media, None, None, prompt, name, candidates=rows.classes, video=video)
 

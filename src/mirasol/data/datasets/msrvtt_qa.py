@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from mirasol.data.datasets.contract import Adapter, AnnotationError, Options, Problem, Published, Rows
+from mirasol.data.datasets.contract import Adapter, AnnotationError, DatasetOptions, Problem, Published, Rows
 from mirasol.data.datasets.files import Files
 from mirasol.data.datasets.tables import JsonItems, csv_header, csv_rows, json_lines
 from mirasol.data.example import Example
@@ -28,7 +28,7 @@ def splits(files: Files) -> list[str]:
     return [split for split, names in FILES.items() if files.annotation(*names)]
 
 
-def read(files: Files, split: str, options: Options) -> Rows:
+def read(files: Files, split: str, options: DatasetOptions) -> Rows:
     """The questions of a split; `question_type` is the first word, as the papers' tables have it."""
     path = files.annotation(*FILES[split])
     assert path is not None

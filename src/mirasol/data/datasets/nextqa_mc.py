@@ -1,6 +1,6 @@
 """NExT-QA, multiple choice: five options a question; `answer` is the right one's index, or in a variant its text."""
 
-from mirasol.data.datasets.contract import Adapter, Options, Published, Rows
+from mirasol.data.datasets.contract import Adapter, DatasetOptions, Published, Rows
 from mirasol.data.datasets.files import Files
 from mirasol.data.datasets.nextqa import CHOICES, FILES, Videos, annotation
 from mirasol.data.datasets.tables import csv_header, csv_rows
@@ -22,7 +22,7 @@ def splits(files: Files) -> list[str]:
     return [split for split in FILES if annotation(files, split, multiple_choice=True)]
 
 
-def read(files: Files, split: str, options: Options) -> Rows:
+def read(files: Files, split: str, options: DatasetOptions) -> Rows:
     """The questions of a split; ids are `{video}_{qid}`, as the official predictions have them."""
     path = annotation(files, split, multiple_choice=True)
     assert path is not None
@@ -50,7 +50,7 @@ def read(files: Files, split: str, options: Options) -> Rows:
 
 
 def _right(answer: str, choices: tuple[str, ...]) -> int | None:
-    # Options can be numbers too ("2"): as an index is how the original means them.
+    # DatasetOptions can be numbers too ("2"): as an index is how the original means them.
     if answer.isascii() and answer.isdigit() and int(answer) < len(choices):
         return int(answer)
     return choices.index(answer) if answer in choices else None

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from mirasol.data.datasets.contract import Adapter, AnnotationError, Options, Problem, Published, Rows
+from mirasol.data.datasets.contract import Adapter, AnnotationError, DatasetOptions, Problem, Published, Rows
 from mirasol.data.datasets.files import Files
 from mirasol.data.datasets.nextqa import FILES, TYPES, Videos, annotation
 from mirasol.data.datasets.tables import csv_header, csv_rows, kind_of, read_json_object
@@ -27,7 +27,7 @@ def splits(files: Files) -> list[str]:
     return [split for split in FILES if annotation(files, split, multiple_choice=False)]
 
 
-def read(files: Files, split: str, options: Options) -> Rows:
+def read(files: Files, split: str, options: DatasetOptions) -> Rows:
     """The questions of a split; ids are `{video}_{qid}`, a second question of one id gets `#2`.
 
     (The training split has three such pairs, and both questions of each are meant.)

@@ -19,7 +19,7 @@ from mirasol.data.datasets import (
     video2dataset,
     webvid,
 )
-from mirasol.data.datasets.contract import Adapter, Options, Published, Rows, Source
+from mirasol.data.datasets.contract import Adapter, DatasetOptions, Published, Rows, Source
 from mirasol.data.datasets.files import Files
 from mirasol.data.example import Example
 from mirasol.errors import UserError
@@ -43,16 +43,16 @@ SOURCES: dict[str, Adapter] = {
 }
 # Other words for a split, for data sets that do not have the word itself.
 SPLIT_NAMES = {"val": "validation", "valid": "validation", "dev": "validation", "test": "eval"}
-ANY = Options()
+ANY = DatasetOptions()
 
 
-def source_splits(name: str, root: Path, options: Options = ANY) -> list[str]:
+def source_splits(name: str, root: Path, options: DatasetOptions = ANY) -> list[str]:
     """The splits that a data set's files below `root` offer. Raises UserError where there are none."""
     adapter_of(name, options)
     return splits_of(name, Files(root, options.annotations))
 
 
-def read_source(name: str, root: Path, split: str, options: Options = ANY) -> Source:
+def read_source(name: str, root: Path, split: str, options: DatasetOptions = ANY) -> Source:
     """One split of the data set `name` (a key of `SOURCES`) below `root`.
 
     Whatever is wrong in single rows is in the result's `problems`, and so is media that was not found; nothing is left
@@ -65,7 +65,7 @@ def read_source(name: str, root: Path, split: str, options: Options = ANY) -> So
     return read_split(name, Files(root, options.annotations), split, options)
 
 
-def read_split(name: str, files: Files, split: str, options: Options = ANY) -> Source:
+def read_split(name: str, files: Files, split: str, options: DatasetOptions = ANY) -> Source:
     """As `read_source`, of files that were listed already."""
     adapter = adapter_of(name, options)
     known = splits_of(name, files)
@@ -115,7 +115,7 @@ def usable_examples(source: Source, on_problem: str = "error") -> list[Example]:
     return list(source.examples)
 
 
-def adapter_of(name: str, options: Options) -> Adapter:
+def adapter_of(name: str, options: DatasetOptions) -> Adapter:
     """The adapter of a data set. Raises UserError for an unknown name, and for an option that it does not have."""
     if name not in SOURCES:
         raise UserError(f"data set {name!r} is not known: choose {', '.join(SOURCES)}")

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from mirasol.data.datasets.contract import Adapter, AnnotationError, Options, Problem, Published, Retold, Rows
+from mirasol.data.datasets.contract import Adapter, AnnotationError, DatasetOptions, Problem, Published, Retold, Rows
 from mirasol.data.datasets.files import Files
 from mirasol.data.datasets.tables import malformed
 from mirasol.data.example import Example
@@ -47,7 +47,7 @@ def splits(files: Files) -> list[str]:
     return list(manifest["splits"]) if manifest is not None else []
 
 
-def read(files: Files, split: str, options: Options) -> Rows:
+def read(files: Files, split: str, options: DatasetOptions) -> Rows:
     """The examples of a split; those whose member is gone are counted as lost, by shard."""
     manifest = read_manifest(files.root)
     assert manifest is not None

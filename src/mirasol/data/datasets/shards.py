@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from mirasol.data.datasets.contract import Options, Rows
+from mirasol.data.datasets.contract import DatasetOptions, Rows
 from mirasol.data.datasets.files import Files
 from mirasol.data.example import Example
 from mirasol.data.media_files import read_member, tar_index
@@ -63,7 +63,13 @@ def splits(files: Files) -> list[str]:
 
 
 def read_shards(
-    files: Files, split: str, options: Options, *, extensions: tuple[str, ...], prompt: str, failures_inside: bool
+    files: Files,
+    split: str,
+    options: DatasetOptions,
+    *,
+    extensions: tuple[str, ...],
+    prompt: str,
+    failures_inside: bool,
 ) -> Rows:
     """The samples of a split's shards that have a file of one of `extensions` and a caption.
 

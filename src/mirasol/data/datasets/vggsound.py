@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from mirasol.data.datasets.classes import ClassList, clip_media, given_classes
-from mirasol.data.datasets.contract import Adapter, Options, Published, Rows
+from mirasol.data.datasets.contract import Adapter, DatasetOptions, Published, Rows
 from mirasol.data.datasets.files import Files
 from mirasol.data.datasets.tables import csv_header, csv_rows, is_whole, strict_rows
 from mirasol.data.example import Example
@@ -23,7 +23,7 @@ def splits(files: Files) -> list[str]:
     return [split for split in PUBLISHED if _list(files, split)]
 
 
-def read(files: Files, split: str, options: Options) -> Rows:
+def read(files: Files, split: str, options: DatasetOptions) -> Rows:
     """The clips of a split; ids are `{id}_{start:06d}`, for some videos occur twice with other starts."""
     rows = Rows()
     path = files.annotation("vggsound.csv")
@@ -85,7 +85,7 @@ def _list(files: Files, split: str) -> Path | None:
     return path if len(first) == 2 and first[0][ID : ID + 1] == "_" else None
 
 
-def _classes(files: Files, options: Options, labels: list[str], rows: Rows) -> tuple[str, ...]:
+def _classes(files: Files, options: DatasetOptions, labels: list[str], rows: Rows) -> tuple[str, ...]:
     """The authors' class index is the place in the sorted list of stat.csv."""
     stat = files.annotation("stat.csv") if options.class_list is None else None
     if stat is not None:

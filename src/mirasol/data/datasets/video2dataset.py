@@ -4,13 +4,13 @@ Failed downloads are samples without media, a 404 page can be stored as `.mp4` w
 hold webm: all are told apart by content.
 """
 
-from mirasol.data.datasets.contract import Adapter, Options, Rows
+from mirasol.data.datasets.contract import Adapter, DatasetOptions, Rows
 from mirasol.data.datasets.files import VIDEO, Files
 from mirasol.data.datasets.shards import read_shards, splits
 from mirasol.data.datasets.webvid import PROMPT
 
 
-def read(files: Files, split: str, options: Options) -> Rows:
+def read(files: Files, split: str, options: DatasetOptions) -> Rows:
     """The samples of all shards; ids are `{shard}/{key}`."""
     return read_shards(files, split, options, extensions=VIDEO, prompt=PROMPT, failures_inside=True)
 

@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 from mirasol.data.datasets.classes import clip_media
-from mirasol.data.datasets.contract import Adapter, Options, Rows
+from mirasol.data.datasets.contract import Adapter, DatasetOptions, Rows
 from mirasol.data.datasets.files import Files
 from mirasol.data.datasets.tables import check_header, csv_header, csv_rows, is_whole
 from mirasol.data.example import Example
@@ -39,7 +39,7 @@ def webvid_splits(files: Files) -> list[str]:
     return sorted({split_of(path) for path in webvid_files(files)})
 
 
-def read_webvid(files: Files, split: str, options: Options) -> Rows:
+def read_webvid(files: Files, split: str, options: DatasetOptions) -> Rows:
     """The captions of a split; ids are `videoid`. Media: `videos/{page_dir}/{videoid}.mp4`, or anywhere by its name."""
     rows = Rows()
     for path in webvid_files(files):
@@ -67,7 +67,7 @@ def video_cc_splits(files: Files) -> list[str]:
     return sorted({split_of(path) for path in video_cc_files(files)})
 
 
-def read_video_cc(files: Files, split: str, options: Options) -> Rows:
+def read_video_cc(files: Files, split: str, options: DatasetOptions) -> Rows:
     """The captions of a split; ids are `{id}_{start in milliseconds}`. Media: cut clips, or whole videos `{id}`."""
     rows = Rows()
     for path in video_cc_files(files):
@@ -93,7 +93,7 @@ def read_video_cc(files: Files, split: str, options: Options) -> Rows:
     return rows
 
 
-def _window(files: Files, options: Options, id: str, start: int, end: int, caption: str) -> Example:
+def _window(files: Files, options: DatasetOptions, id: str, start: int, end: int, caption: str) -> Example:
     window = start / MICROSECONDS, end / MICROSECONDS
     media, place = clip_media(files, options, VIDEO_CC_PATTERNS, id, window, ()), (None, None)
     if media is None and options.pattern is None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from mirasol.data.datasets import Options, Source
+from mirasol.data.datasets import DatasetOptions, Source
 from mirasol.data.datasets.files import Files
 from mirasol.data.datasets.registry import adapter_of, read_split, splits_of, usable_examples
 from mirasol.data.media_files import media_size
@@ -45,7 +45,7 @@ class ShardPlan:
 
     root: Path
     out: Path
-    options: Options
+    options: DatasetOptions
     sharding: Sharding
     sources: tuple[Source, ...]
     jobs: dict[str, list[ShardJob]]
@@ -107,7 +107,7 @@ def plan_shards(
     root: Path,
     out: Path,
     split: str | None = None,
-    options: Options = Options(),  # noqa: B008 - frozen
+    options: DatasetOptions = DatasetOptions(),  # noqa: B008 - frozen
     sharding: Sharding = Sharding(),
     *,
     on_bad_clip: Literal["error", "skip"] = "error",

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from mirasol.data.datasets import Options, Source
+from mirasol.data.datasets import DatasetOptions, Source
 from mirasol.data.media_files import index_file
 from mirasol.data.shards.format import EXAMPLES, FORMAT, MANIFEST, PLAN, ShardJob, example_row, finished_index
 from mirasol.data.shards.plan import Sharding, ShardPlan, plan_shards
@@ -53,7 +53,7 @@ def shard_source(
     root: Path,
     out: Path,
     split: str | None = None,
-    options: Options = Options(),  # noqa: B008 - frozen
+    options: DatasetOptions = DatasetOptions(),  # noqa: B008 - frozen
     sharding: Sharding = Sharding(),  # noqa: B008 - frozen
     *,
     on_bad_clip: Literal["error", "skip"] = "error",

@@ -1,0 +1,136 @@
+"""Reading a recipe from YAML and overrides, with every key and type checked."""
+
+import copy
+import dataclasses
+import difflib
+import re
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mirasol.config.recipe import Recipe
+from mirasol.errors import UserError
+
+
+def load_recipe(path: str | Path | Sequence[str | Path], overrides: Sequence[str] = ()) -> Recipe:
+    """Reads a recipe from YAML; of several files the later ones are laid over the earlier.
+
+    `overrides` are `key.path=value` (a leading `--` is allowed), e.g. `optimizer.learning_rate=1e-4` or
+    `stages.questions.steps=100`; values are YAML.
+
+    Raises:
+        UserError: a missing or unreadable file, an unknown key (the nearest valid one is named), a missing key, a
+            value of the wrong type.
+    """
+    paths = [path] if isinstance(path, str | Path) else list(path)
+    values: dict[str, Any] = {}
+    for file in paths:
+        values = _laid_over(values, read_yaml(Path(file)))
+    for override in overrides:
+        values = _laid_over(values, _parse_override(override))
+    return recipe_from_dict(values, where=", ".join(str(file) for file in paths))
+
+
+def recipe_from_dict(values: Mapping[str, Any], where: str = "recipe") -> Recipe:
+    """Builds a recipe from plain data, checking keys and types. Raises UserError as `load_recipe` does."""
+    _check_keys(values, Recipe, "", where)
+    try:
+        import jsonargparse
+    except ImportError as error:
+        raise UserError("reading a recipe needs the package jsonargparse: pip install jsonargparse") from error
+    parser = jsonargparse.ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(Recipe, "recipe")
+    try:
+        namespace = parser.parse_object({"recipe": copy.deepcopy(dict(values))})
+        instantiate = getattr(parser, "instantiate", None) or parser.instantiate_classes
+        return instantiate(namespace).recipe
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from error
+    except jsonargparse.ArgumentError as error:
+        cause = error.__cause__ or error.__context__
+        while cause is not None and not isinstance(cause, UserError):
+            cause = cause.__cause__ or cause.__context__
+        reason = str(cause) if cause is not None else _plain(str(error).replace("recipe.", ""))
+        raise UserError(f"{where}: {reason}") from error
+
+
+def _plain(message: str) -> str:
+    """A parser's message on one line, in the words of a recipe."""
+    line = " ".join(message.split())
+    key = "…".join(re.findall('Parser key "(.*?)": ', line))  # inside a stage the name of the stage is not told
+    gist = line.rpartition('": ')[2]
+    if told := re.fullmatch(r"Expected an? (?:typing\.Literal\[(.*)\]|<class '(.*)'>)\. Got value: (.*)", gist):
+        return f"{key}={told[3]} is " + (f"not one of {told[1]}" if told[1] else f"no {told[2]}")
+    return f"{key}: {gist}" if key else line
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping that a YAML file holds. Raises UserError for a file that is not there or holds no mapping."""
+    import yaml
+
+    if not path.is_file():
+        raise UserError(f"{path}: no such recipe file")
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not a YAML file: {' '.join(str(error).split())}") from error
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: a recipe is a mapping of keys to values, this file holds {type(values).__name__}")
+    return values
+
+
+def _parse_override(override: str) -> dict[str, Any]:
+    import yaml
+
+    key, equals, text = override.removeprefix("--").partition("=")
+    if not equals or not key:
+        raise UserError(f"override {override!r}: write key.path=value, e.g. optimizer.learning_rate=1e-4")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UserError(f"override {override!r}: the value is not YAML") from error
+    for part in reversed(key.split(".")):
+        value = {part: value}
+    return value
+
+
+def _laid_over(base: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in changes.items():
+        nested = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = _laid_over(merged[key], value) if nested else value
+    return merged
+
+
+def _check_keys(values: Any, kind: type, prefix: str, where: str) -> None:
+    """Walks plain data beside the dataclass it is to become; refuses unknown keys and names missing ones."""
+    if not isinstance(values, Mapping):
+        raise UserError(f"{where}: {prefix.rstrip('.')}: expected a mapping, got {values!r}")
+    hints = typing.get_type_hints(kind)
+    fields = {f.name: f for f in dataclasses.fields(kind)}
+    for key, value in values.items():
+        if key not in fields:
+            raise UserError(f"{where}: unknown key {prefix + str(key)!r}{_nearest(str(key), prefix, list(fields))}")
+        inner = hints[key]
+        if dataclasses.is_dataclass(inner):
+            _check_keys(value, inner, f"{prefix}{key}.", where)
+        elif typing.get_origin(inner) is dict and dataclasses.is_dataclass(typing.get_args(inner)[1]):
+            if not isinstance(value, Mapping):
+                raise UserError(f"{where}: {prefix}{key}: expected a mapping of names, got {value!r}")
+            for name, entry in value.items():
+                _check_keys(entry, typing.get_args(inner)[1], f"{prefix}{key}.{name}.", where)
+    for name, f in fields.items():
+        required = f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+        if required and name not in values:
+            raise UserError(f"{where}: missing key {prefix + name!r} ({_type_name(hints[name])})")
+
+
+def _nearest(key: str, prefix: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+    return f": did you mean {prefix + close[0]!r}?" if close else f" (known here: {', '.join(known)})"
+
+
+def _type_name(kind: Any) -> str:
+    return str(kind) if isinstance(kind, types.GenericAlias | types.UnionType) else kind.__name__
