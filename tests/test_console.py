@@ -4,7 +4,7 @@ import io
 
 from rich.console import Console
 
-from mirasol.console import Progress, progress
+from mirasol.console import Progress, progress, format_table
 
 
 def test_progress_off_a_terminal_tells_rate_and_time_left_on_plain_lines(monkeypatch):
@@ -46,3 +46,9 @@ def test_a_total_that_is_only_known_later_reaches_the_bar():
     with progress(Console(file=out, force_terminal=True), "Decoding", "clips") as report:
         report(1, 4)
     assert "1/4 clips" in out.getvalue()
+
+
+def test_a_table_aligns_its_first_column_left_and_numbers_right():
+    assert (
+        format_table([["", "score"], ["sight", "9.0"], ["all", "10.25"]]) == "       score\nsight    9.0\nall    10.25"
+    )

@@ -3,7 +3,7 @@
 import contextlib
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 # Updates that rate and time left do not count, as soon as there are later ones: workers start, layers are compiled.
@@ -101,8 +101,8 @@ def cores() -> int:
     return os.cpu_count() or 1
 
 
-def aligned(rows: list[list[str]]) -> str:
-    """A table as text: the first column to the left, all others to the right."""
+def format_table(rows: Sequence[Sequence[str]]) -> str:
+    """A table as text: the first column aligned left, all others right. Every row has the same number of cells."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = []
     for first, *others in rows:

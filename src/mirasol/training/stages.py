@@ -9,7 +9,7 @@ from torch import Tensor
 from mirasol.config.model import MirasolConfig
 from mirasol.config.parts import nearest
 from mirasol.config.recipe import Recipe, Stage
-from mirasol.console import aligned
+from mirasol.console import format_table
 from mirasol.errors import UserError
 from mirasol.model.global_batch import GlobalBatch
 from mirasol.model.mirasol import MirasolForConditionalGeneration
@@ -162,7 +162,7 @@ class StageWeights:
         cells = [["component", "parameters", *(f"trains in {stage}" for stage in self.trained)]]
         for row in [*rows, total]:
             cells.append([row.component, f"{row.parameters:,}", *(_cell(row, stage) for stage in self.trained)])
-        return aligned(cells)
+        return format_table(cells)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, as run.json keeps it."""
