@@ -95,7 +95,8 @@ def test_nothing_at_all_gets_help(capsys):
 
 def test_help_comes_without_the_heavy_libraries():
     code = (
-        "import sys\ntry:\n import mirasol.cli.main; mirasol.cli.main.main(['ask', '--help'])\nexcept SystemExit: pass\n"
+        "import sys\nfrom mirasol.cli.main import main\n"
+        "try:\n main(['ask', '--help'])\nexcept SystemExit: pass\n"
         "assert not {'torch', 'transformers', 'av', 'rich', 'jinja2'} & set(sys.modules), sorted(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL, timeout=600)

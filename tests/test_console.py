@@ -4,7 +4,7 @@ import io
 
 from rich.console import Console
 
-from mirasol.console import Progress, progress, format_table
+from mirasol.console import Progress, format_table, progress
 
 
 def test_progress_off_a_terminal_tells_rate_and_time_left_on_plain_lines(monkeypatch):

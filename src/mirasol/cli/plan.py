@@ -80,7 +80,7 @@ def text(plan: dict[str, Any]) -> str:
     from mirasol.console import format_table
 
     stages = plan["stages"]
-    lines = [format_table(_component_rows(plan)), "", aligned(_stage_rows(stages)), ""]
+    lines = [format_table(_component_rows(plan)), "", format_table(_stage_rows(stages)), ""]
     one = "one device" if plan["processes"] == 1 else f"{plan['processes']} devices, parallel.kind {plan['kind']}"
     lines += [
         f"time: {duration(plan['seconds'])} of computing on {one}, at {plan['mfu']:.0%} of "
