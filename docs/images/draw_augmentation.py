@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from mirasol import MirasolFeatureExtractor
 from mirasol.config.augment import Augment, SpecAugment
 from mirasol.evaluation.charts import heat
-from mirasol.media.augment import augmented, decoded_size, shifted
+from mirasol.media.augment import augment_clip, compute_decode_size, shift_clip
 from mirasol.model.losses import text_loss
 from mirasol.model.transformer import LayerDrop
 
@@ -64,26 +64,26 @@ def draw_clips(data: Path, out: Path) -> None:
     """One picture for each augmentation of a clip."""
     first, second, *_ = sorted((data / "clips" / "train").glob("*.mp4"))
     extractor = MirasolFeatureExtractor(image_size=SIDE)
-    large = MirasolFeatureExtractor(image_size=decoded_size(SIDE, 0.4))
+    large = MirasolFeatureExtractor(image_size=compute_decode_size(SIDE, 0.4))
     clip, other = (extractor.tensors(extractor.read(path)) for path in (first, second))
     chunks = min(len(clip["video"]), len(other["video"]), 6)
     clip, other = ({name: value[:chunks] for name, value in each.items()} for each in (clip, other))
     whole: list[Row] = [("the clip", strip(clip["video"])), ("", sound(clip["audio"]))]
 
     masks = Augment(SpecAugment(1, 24, 2, 16))
-    hidden = [sound(augmented(clip, masks, SIDE, seed)["audio"]) for seed in (1, 2)]
+    hidden = [sound(augment_clip(clip, masks, SIDE, seed)["audio"]) for seed in (1, 2)]
     save(out / "augmentation-spec-augment.png",
          [("the clip", whole[1][1]), ("one epoch", hidden[0]), ("another", hidden[1])])  # fmt: skip
 
     decoded = large.tensors(large.read(first))
-    crops = [strip(augmented(decoded, Augment(crop=0.4), SIDE, seed)["video"][:chunks]) for seed in (4, 7)]
+    crops = [strip(augment_clip(decoded, Augment(crop=0.4), SIDE, seed)["video"][:chunks]) for seed in (4, 7)]
     save(out / "augmentation-crop.png", [whole[0], ("crop: 0.4,\none epoch", crops[0]), ("another", crops[1])])
 
     save(out / "augmentation-flip.png", [whole[0], ("mirrored", strip(clip["video"].flip(-1)))])
 
     rows = list(whole)
     for frames, words in ((3, "3 frames later"), (-5, "5 frames earlier")):
-        moved = shifted(clip, frames)
+        moved = shift_clip(clip, frames)
         rows += [(words, strip(moved["video"], moved["video_mask"])), ("", sound(moved["audio"], moved["audio_mask"]))]
     save(out / "augmentation-time-shift.png", rows)
 

@@ -135,13 +135,13 @@ def test_every_kind_renders_the_same_bytes_again_and_other_scenes_than_the_other
 
 
 def test_most_captioned_clips_are_silent_and_only_the_others_name_sounds(tmp_path):
-    from mirasol.media.reader import probe
+    from mirasol.media.reader import probe_media
 
     synthesize(tmp_path / "data", seed=3, train=12, validation=0, test=0, kind="captions")
     kinds: dict[str, set[str]] = {}
     for row in read_examples(tmp_path / "data", "train"):
         kinds.setdefault(row.media, set()).add(row.question_type)
-    audible = {media for media in kinds if probe(tmp_path / "data" / media).audio is not None}
+    audible = {media for media in kinds if probe_media(tmp_path / "data" / media).audio is not None}
     assert 0 < len(audible) < 6
     assert {media for media, types in kinds.items() if "classes" in types} == audible
 

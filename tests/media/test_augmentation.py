@@ -10,14 +10,14 @@ from mirasol.errors import UserError
 from mirasol.media.augment import (
     Augment,
     SpecAugment,
-    augmented,
-    cropped,
-    decoded_size,
-    drawn_box,
-    drawn_shift,
+    augment_clip,
+    compute_decode_size,
+    crop_video,
+    draw_crop_box,
+    draw_shift,
+    mask_spectrogram,
+    shift_clip,
     shift_step,
-    shifted,
-    with_masks,
 )
 from mirasol.media.spectrogram import SILENCE
 
@@ -56,24 +56,24 @@ def numbers(clip) -> tuple[list[int], list[float]]:
 
 
 def test_nothing_is_on_by_default(noise):
-    assert same(augmented(noise, Augment(), SIDE, seed=5), noise)
+    assert same(augment_clip(noise, Augment(), SIDE, seed=5), noise)
 
 
 def test_the_same_seed_gives_the_same_and_another_another(noise):
     before = {name: value.clone() for name, value in noise.items()}
-    first = augmented(noise, EVERYTHING, SIDE, seed=5)
-    assert same(augmented(noise, EVERYTHING, SIDE, seed=5), first)
+    first = augment_clip(noise, EVERYTHING, SIDE, seed=5)
+    assert same(augment_clip(noise, EVERYTHING, SIDE, seed=5), first)
     assert same(noise, before), "the clip itself was changed"
-    others = [augmented(noise, EVERYTHING, SIDE, seed) for seed in range(6, 12)]
+    others = [augment_clip(noise, EVERYTHING, SIDE, seed) for seed in range(6, 12)]
     assert not any(same(other, first) for other in others)
 
 
 def test_global_generators_have_no_say_and_are_left_alone(noise):
-    first = augmented(noise, EVERYTHING, SIDE, seed=5)
+    first = augment_clip(noise, EVERYTHING, SIDE, seed=5)
     random.seed(1)
     torch.manual_seed(1)
     states = random.getstate(), torch.get_rng_state()
-    assert same(augmented(noise, EVERYTHING, SIDE, seed=5), first)
+    assert same(augment_clip(noise, EVERYTHING, SIDE, seed=5), first)
     assert random.getstate() == states[0] and torch.equal(torch.get_rng_state(), states[1])
 
 
@@ -82,12 +82,12 @@ def test_each_draws_for_itself(noise, name, off):
     """Switching one off leaves what the others do to the other modality."""
     other = "video" if name == "spec_augment" else "audio"
     without = dataclasses.replace(EVERYTHING, **{name: off})
-    assert torch.equal(augmented(noise, EVERYTHING, SIDE, 3)[other], augmented(noise, without, SIDE, 3)[other])
+    assert torch.equal(augment_clip(noise, EVERYTHING, SIDE, 3)[other], augment_clip(noise, without, SIDE, 3)[other])
 
 
 @pytest.mark.parametrize("frames", [-5, -1, 0, 2, 4])
 def test_a_shift_moves_picture_and_sound_together(clip, frames):
-    pictures, sounds = numbers(shifted(clip, frames))
+    pictures, sounds = numbers(shift_clip(clip, frames))
     for place, picture in enumerate(pictures):
         inside = 0 <= place - frames < CHUNKS * FRAMES
         heard = sounds[4 * place : 4 * place + 4]
@@ -100,7 +100,7 @@ def test_a_shift_moves_picture_and_sound_together(clip, frames):
 
 
 def test_what_lies_wholly_outside_is_absent(clip):
-    later = shifted(clip, FRAMES)
+    later = shift_clip(clip, FRAMES)
     assert later["video_mask"].tolist() == later["audio_mask"].tolist() == [False, True, True]
     assert not later["video"][0].any() and not later["audio"][0].any()
 
@@ -108,7 +108,7 @@ def test_what_lies_wholly_outside_is_absent(clip):
 def test_a_shift_carries_what_is_missing_along(clip):
     clip["audio_mask"][1], clip["audio"][1] = False, 0
     clip["video_mask"][2], clip["video"][2] = False, 0
-    moved = shifted(clip, -2)
+    moved = shift_clip(clip, -2)
     pictures, sounds = numbers(moved)
     assert moved["video_mask"].tolist() == [True, True, False]
     assert pictures == [3, 4, 5, 6, 7, 8, 8, 8, 0, 0, 0, 0], "the last frame is held to the end of its chunk"
@@ -120,7 +120,7 @@ def test_a_shift_carries_what_is_missing_along(clip):
 def test_a_clip_without_pictures_or_sound_can_be_shifted(clip):
     for name in ("video", "audio"):
         silent = clip | {name: torch.zeros_like(clip[name]), f"{name}_mask": torch.zeros(CHUNKS, dtype=torch.bool)}
-        moved = shifted(silent, 2)
+        moved = shift_clip(silent, 2)
         assert not moved[name].any() and not moved[f"{name}_mask"].any()
 
 
@@ -128,14 +128,14 @@ def test_shifts_come_in_steps_that_both_modalities_have():
     assert [shift_step(4, 16), shift_step(8, 32), shift_step(32, 32), shift_step(64, 32), shift_step(6, 4)] == [
         1, 1, 1, 2, 3,
     ]  # fmt: skip
-    drawn = {drawn_shift(5, 2, random.Random(seed)) for seed in range(200)}
+    drawn = {draw_shift(5, 2, random.Random(seed)) for seed in range(200)}
     assert drawn == {-4, -2, 0, 2, 4}
 
 
 def test_boxes_keep_the_share_and_the_shape_and_stay_inside():
     shares, ratios = [], []
     for seed in range(500):
-        top, left, height, width = drawn_box(0.3, 100, random.Random(seed))
+        top, left, height, width = draw_crop_box(0.3, 100, random.Random(seed))
         assert 0 <= top <= top + height <= 100 and 0 <= left <= left + width <= 100
         shares.append(height * width / 10_000)
         ratios.append(width / height)
@@ -145,24 +145,24 @@ def test_boxes_keep_the_share_and_the_shape_and_stay_inside():
 
 def test_all_frames_share_one_crop(noise):
     still = noise | {"video": noise["video"][:1, :1].expand(CHUNKS, FRAMES, 3, SIDE, SIDE)}
-    video = augmented(still, Augment(crop=0.3), 16, seed=2)["video"]
+    video = augment_clip(still, Augment(crop=0.3), 16, seed=2)["video"]
     assert video.shape == (CHUNKS, FRAMES, 3, 16, 16) and video.dtype == torch.uint8
     assert (video == video[:1, :1]).all() and not (video[0, 0, 0] == video[0, 0, 0, 0, 0]).all()
 
 
 def test_a_crop_is_that_part_of_the_picture():
     ramp = torch.arange(0, 240, 2, dtype=torch.uint8).expand(1, 1, 3, 120, 120)
-    part = cropped(ramp, (0, 20, 60, 60), 30)
+    part = crop_video(ramp, (0, 20, 60, 60), 30)
     torch.testing.assert_close(part[0, 0, 0, 0].float(), 40 + 4 * torch.arange(30).float() + 1, atol=2, rtol=0)
-    assert torch.equal(cropped(ramp, (0, 0, 120, 120), 120), ramp)
+    assert torch.equal(crop_video(ramp, (0, 0, 120, 120), 120), ramp)
 
 
 def test_crops_are_decoded_large_enough():
-    assert [decoded_size(224, crop) for crop in (1.0, 0.5, 0.25, 0.08)] == [224, 317, 448, 448]
+    assert [compute_decode_size(224, crop) for crop in (1.0, 0.5, 0.25, 0.08)] == [224, 317, 448, 448]
 
 
 def test_a_flip_mirrors_every_frame_of_its_share_of_the_clips(noise):
-    outcomes = [augmented(noise, Augment(flip=0.3), SIDE, seed)["video"] for seed in range(400)]
+    outcomes = [augment_clip(noise, Augment(flip=0.3), SIDE, seed)["video"] for seed in range(400)]
     mirrored = [torch.equal(video, noise["video"].flip(-1)) for video in outcomes]
     assert all(was or torch.equal(video, noise["video"]) for was, video in zip(mirrored, outcomes, strict=True))
     assert 0.2 < sum(mirrored) / 400 < 0.4
@@ -170,11 +170,11 @@ def test_a_flip_mirrors_every_frame_of_its_share_of_the_clips(noise):
 
 def test_masks_hide_bands_over_all_chunks_at_the_mean(noise):
     audio, mask = noise["audio"], noise["audio_mask"]
-    result = with_masks(audio, mask, SpecAugment(1, 20), random.Random(1))
+    result = mask_spectrogram(audio, mask, SpecAugment(1, 20), random.Random(1))
     hidden = (result != audio).view(-1, BINS)
     assert hidden.all(0).sum() == hidden.any(0).sum() > 0, "a band of frequency lasts from beginning to end"
     assert result[result != audio].unique().tolist() == pytest.approx([float(audio.float().mean())], abs=1e-3)
-    result = with_masks(audio, mask, SpecAugment(0, 48, 1, 40), random.Random(0))
+    result = mask_spectrogram(audio, mask, SpecAugment(0, 48, 1, 40), random.Random(0))
     hidden = (result != audio).view(-1, BINS)
     assert hidden.all(1).sum() == hidden.any(1).sum() > BANDS, "a band of time crosses chunks"
     assert (hidden.all(1).nonzero().diff(dim=0) == 1).all()
@@ -183,14 +183,14 @@ def test_masks_hide_bands_over_all_chunks_at_the_mean(noise):
 def test_masks_are_as_many_and_as_wide_as_was_said(noise):
     frequency, time = set(), set()
     for seed in range(300):
-        one = with_masks(noise["audio"], noise["audio_mask"], SpecAugment(1, 5), random.Random(seed))
+        one = mask_spectrogram(noise["audio"], noise["audio_mask"], SpecAugment(1, 5), random.Random(seed))
         frequency.add(int((one != noise["audio"]).flatten(0, 1).all(0).sum()))
-        one = with_masks(noise["audio"], noise["audio_mask"], SpecAugment(0, 48, 1, 6), random.Random(seed))
+        one = mask_spectrogram(noise["audio"], noise["audio_mask"], SpecAugment(0, 48, 1, 6), random.Random(seed))
         time.add(int((one != noise["audio"]).flatten(0, 1).all(1).sum()))
     assert frequency == set(range(6)) and time == set(range(7))
     narrow = SpecAugment(0, 48, 1, 40, time_share=0.1)
     widths = [
-        int((with_masks(noise["audio"], noise["audio_mask"], narrow, random.Random(seed)) != noise["audio"])
+        int((mask_spectrogram(noise["audio"], noise["audio_mask"], narrow, random.Random(seed)) != noise["audio"])
             .flatten(0, 1).all(1).sum()) for seed in range(100)
     ]  # fmt: skip
     assert max(widths) == int(0.1 * CHUNKS * BANDS)
@@ -198,17 +198,17 @@ def test_masks_are_as_many_and_as_wide_as_was_said(noise):
 
 def test_masks_leave_absent_sound_absent(noise):
     noise["audio_mask"][0], noise["audio"][0] = False, 0
-    result = with_masks(noise["audio"], noise["audio_mask"], SpecAugment(4, 64, 4, 48), random.Random(0))
+    result = mask_spectrogram(noise["audio"], noise["audio_mask"], SpecAugment(4, 64, 4, 48), random.Random(0))
     assert not result[0].any() and (result[1:] != noise["audio"][1:]).any()
     nothing = torch.zeros(CHUNKS, dtype=torch.bool)
-    assert torch.equal(with_masks(noise["audio"], nothing, SpecAugment(1), random.Random(0)), noise["audio"])
+    assert torch.equal(mask_spectrogram(noise["audio"], nothing, SpecAugment(1), random.Random(0)), noise["audio"])
 
 
 def test_no_clip_is_moved_by_more_than_half_of_its_length(clip):
     far = Augment(time_shift=100 * CHUNKS * FRAMES)
     frames = CHUNKS * FRAMES
     for seed in range(50):
-        moved = augmented(clip, far, SIDE, seed)["video"].flatten(0, 1)[:, 0, 0, 0].unique()
+        moved = augment_clip(clip, far, SIDE, seed)["video"].flatten(0, 1)[:, 0, 0, 0].unique()
         assert len(moved) >= frames - frames // 2
 
 

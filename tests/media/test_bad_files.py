@@ -10,7 +10,7 @@ from media_making import Audio, Video, grey, ramp, steady, tone, write_media
 
 from mirasol import BadClip, ChunkGrid, Limits, UserError, read_clip
 from mirasol.media import video as video_stream
-from mirasol.media.reader import probe
+from mirasol.media.reader import probe_media
 
 GRID = ChunkGrid(4, chunk_seconds=0.5)
 
@@ -45,7 +45,7 @@ def good(tmp_path):
 def test_missing_file(tmp_path):
     refused(tmp_path / "missing.mp4", "no such file")
     with pytest.raises(BadClip, match="no such file"):
-        probe(tmp_path / "missing.mp4")
+        probe_media(tmp_path / "missing.mp4")
 
 
 def test_folder(tmp_path):

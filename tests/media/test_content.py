@@ -3,9 +3,9 @@
 import pytest
 
 from mirasol import BadClip
-from mirasol.media.content import content_kind
+from mirasol.media.content import detect_content_kind
 from mirasol.media.image import read_image
-from mirasol.media.reader import probe
+from mirasol.media.reader import probe_media
 
 
 @pytest.mark.parametrize(
@@ -24,10 +24,12 @@ from mirasol.media.reader import probe
     ],
 )
 def test_content_tells_the_kind(beginning, kind):
-    assert content_kind(beginning) == kind
+    assert detect_content_kind(beginning) == kind
 
 
-@pytest.mark.parametrize(("name", "opened"), [("a.mp4", probe), ("a.jpg", lambda path: read_image(path, image_size=8))])
+@pytest.mark.parametrize(
+    ("name", "opened"), [("a.mp4", probe_media), ("a.jpg", lambda path: read_image(path, image_size=8))]
+)
 def test_a_page_saved_as_media_is_told_as_one(tmp_path, name, opened):
     path = tmp_path / name
     path.write_text("<!DOCTYPE html><html><body>404 not found</body></html>\n" * 20)

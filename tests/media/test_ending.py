@@ -5,8 +5,8 @@ import struct
 import pytest
 from media_making import Audio, Video, ramp, steady, tone, write_media
 
-from mirasol.media.ending import early_end
-from mirasol.media.reader import probe
+from mirasol.media.integrity import describe_early_end
+from mirasol.media.reader import probe_media
 
 
 def written(folder, name, codec, options=None):
@@ -31,31 +31,31 @@ KINDS = [
 def test_where_a_file_is_cut_is_told_and_whole_ones_are_whole(tmp_path, name, codec, options):
     path = written(tmp_path, name, codec, options)
     content = path.read_bytes()
-    assert early_end(path, probe(path).container) == ""
+    assert describe_early_end(path, probe_media(path).container) == ""
     for size in (int(len(content) * 0.6) // 2 * 2 + 1, int(len(content) * 0.8) // 4096 * 4096, len(content) - 500):
         path.write_bytes(content[:size])
-        assert early_end(path, probe(path).container)
+        assert describe_early_end(path, probe_media(path).container)
 
 
 def test_an_ogg_cut_between_its_pages_is_told_by_the_mark_that_is_missing(tmp_path):
     path = written(tmp_path, "a.ogg", "libopus")
     content = path.read_bytes()
     path.write_bytes(content[: content.rfind(b"OggS")])
-    assert early_end(path, "ogg") == "its last page is not marked as the last"
+    assert describe_early_end(path, "ogg") == "its last page is not marked as the last"
 
 
 def test_a_transport_stream_cut_between_its_packets_cannot_be_told(tmp_path):
     path = written(tmp_path, "a.ts", "aac")
     path.write_bytes(path.read_bytes()[: 188 * 100])
-    assert early_end(path, "mpegts") == ""
+    assert describe_early_end(path, "mpegts") == ""
 
 
 @pytest.mark.parametrize("options", [{"write_xing": "0"}, {"id3v2_version": "0"}, {"write_id3v1": "1"}])
 def test_mp3_with_and_without_its_headers(tmp_path, options):
     path = written(tmp_path, "a.mp3", "libmp3lame", options)
-    assert early_end(path, "mp3") == ""
+    assert describe_early_end(path, "mp3") == ""
     path.write_bytes(path.read_bytes()[:20_000])
-    assert bool(early_end(path, "mp3")) == ("write_xing" not in options)
+    assert bool(describe_early_end(path, "mp3")) == ("write_xing" not in options)
 
 
 def test_sizes_that_nobody_knew_when_they_were_written_say_nothing(tmp_path):
@@ -64,7 +64,7 @@ def test_sizes_that_nobody_knew_when_they_were_written_say_nothing(tmp_path):
     place = content.find(b"data") + 4
     for size in (0xFFFFFFFF, 0x7FFFF000):
         path.write_bytes(content[:place] + struct.pack("<I", size) + content[place + 4 :])
-        assert early_end(path, "wav") == ""
+        assert describe_early_end(path, "wav") == ""
 
 
 @pytest.mark.parametrize("container", ["mpegts", "ogg", "wav", "mp3"])
@@ -72,4 +72,4 @@ def test_sizes_that_nobody_knew_when_they_were_written_say_nothing(tmp_path):
 def test_nothing_is_too_short_or_too_strange_to_be_looked_at(tmp_path, container, content):
     for padding in (b"", b"\xff" * 300, bytes(70_000)):
         (tmp_path / "a").write_bytes(content + padding)
-        assert isinstance(early_end(tmp_path / "a", container), str)
+        assert isinstance(describe_early_end(tmp_path / "a", container), str)

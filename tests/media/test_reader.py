@@ -11,9 +11,9 @@ from av.video.reformatter import Interpolation, VideoReformatter
 from media_making import Audio, Video, grey, number_of, ramp, steady, tone, write_media
 
 from mirasol import UserError, read_clip
-from mirasol.media.reader import probe
+from mirasol.media.reader import probe_media
 from mirasol.media.timeline import ChunkGrid
-from mirasol.media.video import Orientation, draw_square, fitted_size
+from mirasol.media.video import Orientation, compute_fitted_size, draw_square
 
 GRID = ChunkGrid(4, chunk_seconds=0.5)
 
@@ -191,7 +191,7 @@ def test_any_sample_rate(tmp_path, rate):
 def test_joined_frames_are_the_samples_of_each(kind):
     import av
 
-    from mirasol.media.audio import joined
+    from mirasol.media.audio import concatenate_frames
 
     generator, frames = np.random.default_rng(0), []
     for count in (1024, 7, 333):
@@ -199,7 +199,7 @@ def test_joined_frames_are_the_samples_of_each(kind):
         dtype = np.dtype(av.audio.frame.format_dtypes[kind])
         data = generator.integers(0, 100, (2, count) if planar else (1, 2 * count)).astype(dtype)
         frames.append(av.AudioFrame.from_ndarray(data, kind, "stereo"))
-    assert (joined(frames) == np.concatenate([frame.to_ndarray() for frame in frames], axis=1)).all()
+    assert (concatenate_frames(frames) == np.concatenate([frame.to_ndarray() for frame in frames], axis=1)).all()
 
 
 # Pictures
@@ -245,7 +245,7 @@ def white_corner(frame) -> str:
 )
 def test_rotation_is_applied(tmp_path, rotation, corner, words, shown):
     path = write_media(tmp_path / "a.mp4", Video([corner_picture()] * 12, steady(12, 25), rotation=rotation))
-    clip, facts = read(path), probe(path)
+    clip, facts = read(path), probe_media(path)
     assert (facts.video.rotation, facts.video.display_size) == (words, shown)
     assert white_corner(clip.frames[0]) == corner
     assert has_note(clip, f"rotation applied: {words}") == (rotation is not None)
@@ -258,7 +258,7 @@ def test_a_drawn_frame_is_to_the_byte_what_pyav_scales_then_turned_and_centred(f
     size = 24
     picture = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
     frame = av.VideoFrame.from_ndarray(picture, "rgb24").reformat(format="yuv420p")
-    across, down = fitted_size(width, height, size, fit)
+    across, down = compute_fitted_size(width, height, size, fit)
     way = Interpolation.AREA if across <= width and down <= height else Interpolation.BILINEAR
     turned = turn.apply(frame.reformat(across, down, "gbrp", interpolation=way).to_ndarray())
     top, left = (abs(length - size) // 2 for length in turned.shape[:2])
@@ -289,7 +289,7 @@ def test_a_mirrored_picture_is_mirrored_back(tmp_path):
 def test_rotation_agrees_with_the_angle_that_pyav_reports(tmp_path):
     import av
 
-    from mirasol.media.video import orientation
+    from mirasol.media.video import read_orientation
 
     picture = np.arange(12, dtype=np.uint8).reshape(2, 2, 3)
     for rotation in (90, 180, -90):
@@ -297,7 +297,7 @@ def test_rotation_agrees_with_the_angle_that_pyav_reports(tmp_path):
         with av.open(str(path)) as container:
             frame = next(container.decode(video=0))
         expected = np.rot90(picture, frame.rotation // 90)
-        assert (orientation(frame)[0].apply(picture) == expected).all()
+        assert (read_orientation(frame)[0].apply(picture) == expected).all()
 
 
 def test_non_square_pixels_are_stretched_before_the_picture_is_fitted(tmp_path):
@@ -306,7 +306,7 @@ def test_non_square_pixels_are_stretched_before_the_picture_is_fitted(tmp_path):
     rows = (clip.frames[0].float().mean((0, 2)) > 128).tolist()
     assert rows == [False] * 8 + [True] * 16 + [False] * 8, "shown 128 x 64: half as high as wide"
     assert has_note(clip, "sample aspect ratio 2 applied")
-    assert probe(path).video.display_size == (128, 64)
+    assert probe_media(path).video.display_size == (128, 64)
 
 
 def test_pad_crop_and_stretch(tmp_path):
@@ -346,7 +346,7 @@ def test_ffmpegs_best_stream_is_read_and_the_others_noted(tmp_path, audio_first)
     large = Video([grey(200, 320, 240)] * 50, steady(50, 25))
     tracks = [sound(), small, large] if audio_first else [small, large, sound()]
     path = write_media(tmp_path / "a.mkv", *tracks)
-    clip, facts = read(path), probe(path)
+    clip, facts = read(path), probe_media(path)
     import av
 
     with av.open(str(path)) as container:
@@ -366,7 +366,7 @@ def test_cover_art_is_not_video(tmp_path):
 
 def test_no_duration_in_the_header(tmp_path):
     path = write_media(tmp_path / "a.mkv", video(), sound(), options={"live": "1"})
-    facts = probe(path)
+    facts = probe_media(path)
     assert facts.duration_measured
     assert facts.duration == pytest.approx(2.0, abs=0.05)
     clip = read(path)
@@ -376,7 +376,7 @@ def test_no_duration_in_the_header(tmp_path):
 
 def test_fragmented_mp4(tmp_path):
     path = write_media(tmp_path / "a.mp4", video(), sound(), options={"movflags": "frag_keyframe+empty_moov"})
-    assert probe(path).duration == pytest.approx(2.0, abs=0.05)
+    assert probe_media(path).duration == pytest.approx(2.0, abs=0.05)
     assert read(path).timeline.num_chunks == 4
 
 
@@ -384,7 +384,7 @@ def test_fragmented_mp4(tmp_path):
 def test_a_container_that_starts_later_than_zero(tmp_path, name):
     path = write_media(tmp_path / name, video(start=5.0), sound(start=5.0))
     clip = read(path)
-    assert probe(path).duration == pytest.approx(2.0, abs=0.05)
+    assert probe_media(path).duration == pytest.approx(2.0, abs=0.05)
     assert clip.timeline.num_chunks == 4
     assert number_of(clip.frames[0]) in (0, 1)
     assert clip.frame_times[0] < 0.1

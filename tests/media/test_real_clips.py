@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from mirasol import MirasolFeatureExtractor, read_clip
-from mirasol.media.reader import probe
+from mirasol.media.reader import probe_media
 from mirasol.media.timeline import ChunkGrid
 
 NAMES = [
@@ -70,7 +70,7 @@ def real(request, real_data):
 
 def test_probe_agrees_with_the_manifest(real):
     path, entry, video, audio = real
-    facts = probe(path)
+    facts = probe_media(path)
     assert facts.num_streams == len(entry["streams"])
     assert (facts.video.index, facts.video.width, facts.video.height) == (
         video["index"],
@@ -90,7 +90,7 @@ def test_probe_agrees_with_the_manifest(real):
 
 def test_every_frame_and_sample_has_its_time(real):
     path, _, video, audio = real
-    facts = probe(path)
+    facts = probe_media(path)
     # Cells far shorter than a frame: every frame of the file is the answer to some wanted time.
     clip = read_clip(path, ChunkGrid(round(facts.duration / 0.004), num_chunks=1), image_size=32, threads=1)
     times = clip.frame_times.unique()
@@ -125,7 +125,7 @@ def test_model_ready_tensors_are_finite_and_alive(real):
 
 def test_a_window_equals_the_same_part_of_the_whole(real):
     path, *_ = real
-    duration = probe(path).duration
+    duration = probe_media(path).duration
     start, grid = duration * 0.4, ChunkGrid(8, num_chunks=2)
     part = read_clip(path, grid, image_size=32, start=start, end=start + duration / 4, threads=1)
     whole = read_clip(path, ChunkGrid(3000, num_chunks=1), image_size=32, threads=1)

@@ -12,9 +12,9 @@ from test_synchrony import CONTAINERS, EVENTS, click_times, flash_times, uneven_
 from mirasol import read_clip
 from mirasol.errors import UserError
 from mirasol.media.limits import Limits
-from mirasol.media.reader import probe
+from mirasol.media.reader import probe_media
 from mirasol.media.timeline import ChunkGrid
-from mirasol.media.transcode import Reencoding, reencode
+from mirasol.media.transcode import Reencoding, reencode_media
 
 GRID = ChunkGrid(50, chunk_seconds=0.5)
 
@@ -26,7 +26,7 @@ def read(path, **settings):
 def anew(path, size=32, fps=None):
     """The file encoded anew, beside the old one."""
     target = path.with_name("anew.mp4")
-    assert reencode(path, target, Reencoding(size, fps)) == ""
+    assert reencode_media(path, target, Reencoding(size, fps)) == ""
     return target
 
 
@@ -40,7 +40,7 @@ def test_flash_and_click_keep_their_times(tmp_path, name, video, audio, rate, of
     torch.testing.assert_close(old.frame_times, new.frame_times, rtol=0, atol=2e-5)
     for before, after in zip(click_times(old), click_times(new), strict=True):
         assert abs(before - after) <= 1e-3
-    assert abs(probe(path).duration - probe(path.with_name("anew.mp4")).duration) <= 1e-4
+    assert abs(probe_media(path).duration - probe_media(path.with_name("anew.mp4")).duration) <= 1e-4
     assert torch.equal(old.audio_present, new.audio_present)
     assert torch.equal(old.video_present, new.video_present)
 
@@ -98,13 +98,13 @@ def test_every_frame_is_there_and_fewer_are_where_that_is_asked(tmp_path):
         times = [float(frame.time) for frame in few.decode(video=0)]
     assert len(times) == 16
     assert times == pytest.approx([np.ceil(k * 30 / 8 - 1e-9) / 30 for k in range(16)], abs=1e-4)
-    assert probe(anew(path, 48, fps=8)).duration == pytest.approx(2.0, abs=1e-4)
+    assert probe_media(anew(path, 48, fps=8)).duration == pytest.approx(2.0, abs=1e-4)
 
 
 def test_pictures_are_scaled_down_never_up(tmp_path):
     path = write_media(tmp_path / "a.mp4", Video(ramp(5, 192, 96), steady(5, 25)))
-    assert probe(anew(path, 48)).video.display_size == (96, 48)
-    assert probe(anew(path, 256)).video.display_size == (192, 96)
+    assert probe_media(anew(path, 48)).video.display_size == (96, 48)
+    assert probe_media(anew(path, 256)).video.display_size == (192, 96)
 
 
 @pytest.mark.parametrize("rotation", [0, 90, 180, 270])
@@ -120,7 +120,7 @@ def test_rotation_and_pixel_shape_are_applied(tmp_path, rotation):
     video = Video(pictures, steady(5, 25), rotation=rotation, aspect=Fraction(4, 3))
     path = write_media(tmp_path / "a.mp4", video)
     old, new = read(path), read(anew(path, 64))
-    assert probe(path.with_name("anew.mp4")).video.sample_aspect_ratio == 1
+    assert probe_media(path.with_name("anew.mp4")).video.sample_aspect_ratio == 1
     assert (old.frames.float() - new.frames.float()).abs().mean() < 4
 
 
@@ -163,16 +163,16 @@ def test_real_clips_keep_their_chunks_and_times(real_data, tmp_path, name):
 def test_sound_alone_and_damage_are_kept_as_they_are(tmp_path):
     target = tmp_path / "new.mp4"
     sound = write_media(tmp_path / "a.wav", Audio([(0, tone(1))], codec="pcm_s16le"))
-    assert reencode(sound, target, Reencoding(32)) == "no video"
+    assert reencode_media(sound, target, Reencoding(32)) == "no video"
     noise = np.random.default_rng(0).integers(0, 255, (20, 48, 64, 3), np.uint8)
     video = write_media(tmp_path / "a.mkv", Video(list(noise), steady(20, 10)))
     content = bytearray(video.read_bytes())
     middle = len(content) // 2
     content[middle : middle + 3000] = bytes(3000)
     video.write_bytes(content)
-    assert "damaged" in reencode(video, target, Reencoding(32))
+    assert "damaged" in reencode_media(video, target, Reencoding(32))
     # Windows of a file may be read that is too long to be read whole.
-    assert reencode(video, target, Reencoding(32), Limits(max_seconds=1)) == "longer than 1 s"
+    assert reencode_media(video, target, Reencoding(32), Limits(max_seconds=1)) == "longer than 1 s"
 
 
 @pytest.mark.parametrize(

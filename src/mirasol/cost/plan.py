@@ -18,7 +18,7 @@ from mirasol.cost.counting import StepCost, StepShape, step_cost
 from mirasol.data.sampler import BatchPlan
 from mirasol.data.splits import read_data
 from mirasol.errors import UserError
-from mirasol.media.augment import decoded_size
+from mirasol.media.augment import compute_decode_size
 from mirasol.model.execution import layers
 from mirasol.model.mirasol import MirasolForConditionalGeneration
 from mirasol.model.regularisation import regularise, stack_configs
@@ -236,7 +236,7 @@ def stage_shape(
 def chunks_of(config: MirasolConfig, recipe: Recipe, clips: Sequence[Any] | None, notes: list[str]) -> int:
     """Chunks of the longest among some clips; of any clip, where none can be looked at."""
     from mirasol.data.check import media_facts
-    from mirasol.media.timeline import cut
+    from mirasol.media.timeline import cut_into_chunks
 
     chunking = config.chunking
     if chunking.num_chunks is not None:
@@ -249,7 +249,7 @@ def chunks_of(config: MirasolConfig, recipe: Recipe, clips: Sequence[Any] | None
         if end is None:
             end = media_facts(recipe.data.folder, clip.media).seconds
         if end is not None:
-            found.append(cut(clip.start or 0.0, end, grid).num_chunks)
+            found.append(cut_into_chunks(clip.start or 0.0, end, grid).num_chunks)
     if found:
         notes.append(f"chunks of a clip: the most among {len(found)} clips looked at")
         return max(found)
@@ -340,7 +340,7 @@ def optimizer_bytes(model: nn.Module, settings: OptimizerRecipe) -> int:
 def clip_bytes(config: MirasolConfig, chunks: int, crop: float = 1.0) -> int:
     """Bytes of a decoded clip: uint8 pixels, more of them where crops are taken, and a float16 spectrogram."""
     video, audio = config.video, config.audio
-    pixels = video.frames_per_chunk * 3 * decoded_size(video.image_size, crop) ** 2
+    pixels = video.frames_per_chunk * 3 * compute_decode_size(video.image_size, crop) ** 2
     return chunks * (pixels + 2 * audio.spectrogram_frames * audio.num_mel_bins)
 
 

@@ -17,10 +17,9 @@ from mirasol.data.media_files import is_image, named_otherwise, open_media_file
 from mirasol.data.shards.verify import shard_problems
 from mirasol.errors import BadClip, UserError
 from mirasol.files import file_hash
-from mirasol.media.completeness import held_seconds
-from mirasol.media.content import PAGE, content_kind
-from mirasol.media.ending import early_end
-from mirasol.media.reader import END_TOLERANCE, probe
+from mirasol.media.content import PAGE, detect_content_kind
+from mirasol.media.integrity import describe_early_end, find_truncated_end
+from mirasol.media.reader import END_TOLERANCE, probe_media
 
 # Upper edges of the duration histogram in seconds; the last bin is open.
 BINS = (1, 2, 5, 10, 20, 30, 60, 120, 300, 600)
@@ -31,7 +30,7 @@ class MediaFacts:
     """What opening one media file showed. `seconds` is None for images and for what cannot be opened (`reason`).
 
     `held`: seconds up to which there is data, of a file that holds less than its header says; None of others.
-    `ending`: why a file that states no duration seems to be cut short all the same (`mirasol.media.ending`).
+    `ending`: why a file that states no duration seems to be cut short all the same (`mirasol.media.integrity`).
     """
 
     media: str
@@ -165,16 +164,16 @@ def media_facts(root: Path, media: str) -> MediaFacts:
     try:
         with open_media_file(root, media) as path:
             with path.open("rb") as stream:
-                kind = content_kind(stream.read(512))
+                kind = detect_content_kind(stream.read(512))
             size = path.stat().st_size
             if kind == "html":
                 return MediaFacts(media, size, kind=kind, reason=PAGE)
             if is_image(media):
                 _decode_image(path, kind)
                 return MediaFacts(media, size, has_audio=False, kind=kind)
-            info = probe(path)
-            held = None if info.duration_measured else held_seconds(path)
-            ending = early_end(path, info.container)
+            info = probe_media(path)
+            held = None if info.duration_measured else find_truncated_end(path)
+            ending = describe_early_end(path, info.container)
     except OSError as error:
         return MediaFacts(media, size, kind=kind, reason=error.strerror or str(error))
     except BadClip as error:

@@ -24,7 +24,7 @@ from mirasol.data.workers import WorkerFailed, WorkerStatus
 from mirasol.errors import BadClip, UserError
 from mirasol.files import lock, open_as_folder
 from mirasol.media.feature_extractor import MirasolFeatureExtractor
-from mirasol.media.timeline import cut
+from mirasol.media.timeline import cut_into_chunks
 from mirasol.processes import process_context
 
 CACHE_FORMAT = 1
@@ -249,7 +249,7 @@ class ClipCache:
         end = float(edges[-1]) if end is None else end
         if end <= start:
             return None
-        wanted = torch.tensor(cut(start, end, self.grid).edges, dtype=torch.float64)
+        wanted = torch.tensor(cut_into_chunks(start, end, self.grid).edges, dtype=torch.float64)
         first = int((edges - wanted[0]).abs().argmin())
         found = edges[first : first + len(wanted)]
         # A microsecond: finer than any sample or time stamp, coarser than rounding.

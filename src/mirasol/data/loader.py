@@ -16,9 +16,9 @@ from mirasol.data.sampler import Batch, BatchPlan, clip_seed, names_any
 from mirasol.data.transport import FrameMemory, FrameRows, give_back, packed, unpacked
 from mirasol.data.workers import WorkerStatus
 from mirasol.errors import BadClip, UserError
-from mirasol.media.augment import augmented, decoded_size
+from mirasol.media.augment import augment_clip, compute_decode_size
 from mirasol.media.feature_extractor import MirasolFeatureExtractor
-from mirasol.media.text_rows import TextRows
+from mirasol.media.tokenizer import TextRows
 from mirasol.processes import process_context
 
 OTHER = {"video": "audio", "audio": "video"}
@@ -54,7 +54,7 @@ class ClipAugment:
         augment = self.recipe.stages[batch.stage].augment
         if augment.flip_except and names_any(batch.clips[row], augment.flip_except):
             augment = replace(augment, flip=0.0, flip_except=[])
-        return augmented(tensors, augment, self.image_size, clip_seed(self.recipe.seed, batch, row))
+        return augment_clip(tensors, augment, self.image_size, clip_seed(self.recipe.seed, batch, row))
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ class StepBatches(Dataset):
         """What the model takes of what `compact` gives, on the same device."""
         present = media.pop("video_present", None)
         if present is not None:
-            media["video"] = self.extractor.normalised(media["video"], present)
+            media["video"] = self.extractor.normalise(media["video"], present)
         return media
 
     def compact(self, step: int, memory: FrameMemory | None = None) -> tuple[Batch, dict[str, Tensor]]:
@@ -176,7 +176,9 @@ class StepBatches(Dataset):
 
 def decoded_sizes(recipe: Recipe, extractor: MirasolFeatureExtractor) -> dict[str, int]:
     """How large, in pixels, each stage needs its frames decoded: larger than the model takes them where it crops."""
-    return {name: decoded_size(extractor.image_size, stage.augment.crop) for name, stage in recipe.stages.items()}
+    return {
+        name: compute_decode_size(extractor.image_size, stage.augment.crop) for name, stage in recipe.stages.items()
+    }
 
 
 def load_media(cache: ClipCache, extractor: MirasolFeatureExtractor, windows: Sequence[Window]) -> dict[str, Tensor]:

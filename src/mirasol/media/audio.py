@@ -18,7 +18,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from mirasol.media.clip import AudioCounts
-from mirasol.media.container import packet_span
+from mirasol.media.container import get_packet_times
 from mirasol.media.timeline import Timeline
 
 # A jump of the time stamps by more than this is a gap or an overlap. Matroska rounds to whole milliseconds, so less
@@ -34,7 +34,7 @@ BLOCK_SECONDS = 0.5
 MIXING = {"rematrix_maxval": "1.0"}
 
 
-def joined(frames: list[AudioFrame]) -> np.ndarray:
+def concatenate_frames(frames: list[AudioFrame]) -> np.ndarray:
     """Samples of frames of one kind, [channel, sample] where channels lie in planes, otherwise [1, sample x channel].
 
     What `to_ndarray` of every frame gives, at a quarter of its cost.
@@ -94,7 +94,7 @@ class WaveformBuilder:
 
     def feed(self, packet: Packet) -> None:
         """Takes the next packet."""
-        self.latest, end = packet_span(packet, self._tick)
+        self.latest, end = get_packet_times(packet, self._tick)
         self.packets_end = max(self.packets_end, end)
         if not self.done:
             self._decode(packet)
@@ -111,7 +111,7 @@ class WaveformBuilder:
             frames = self.stream.codec_context.decode(packet)
         except av.error.FFmpegError:
             # What fails before the window is a decoder warming up after a seek.
-            self.counts.packets_failed += packet is None or packet_span(packet, self._tick)[1] > self.start
+            self.counts.packets_failed += packet is None or get_packet_times(packet, self._tick)[1] > self.start
             return
         for frame in frames:
             self._take(frame)
@@ -185,7 +185,7 @@ class WaveformBuilder:
         if not self._block:
             return
         sample_format, layout, rate = self._kind
-        frame = AudioFrame.from_ndarray(joined(self._block), sample_format, layout)
+        frame = AudioFrame.from_ndarray(concatenate_frames(self._block), sample_format, layout)
         frame.sample_rate = rate
         self._block, self._block_samples = [], 0
         self._write(self._resampler.resample(frame))

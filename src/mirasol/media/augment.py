@@ -22,13 +22,13 @@ LEAST_RATIO, LARGEST_RATIO = 3 / 4, 4 / 3
 LARGEST_DECODING = 2.0
 
 
-def decoded_size(image_size: int, crop: float) -> int:
+def compute_decode_size(image_size: int, crop: float) -> int:
     """How large, in pixels, frames have to be decoded for crops down to this share of their area: so that the smallest
     one still has `image_size` pixels a side, and not an enlarged few; but no more than twice that."""
     return math.ceil(image_size * min(crop**-0.5, LARGEST_DECODING))
 
 
-def augmented(tensors: Mapping[str, Tensor], augment: Augment, image_size: int, seed: int) -> dict[str, Tensor]:
+def augment_clip(tensors: Mapping[str, Tensor], augment: Augment, image_size: int, seed: int) -> dict[str, Tensor]:
     """A clip as one step sees it: shifted, cropped to `image_size` pixels, mirrored, parts of its spectrogram hidden.
 
     Each draws from a generator of its own, seeded by `seed` and its name, so that switching one on or off leaves the
@@ -38,16 +38,16 @@ def augmented(tensors: Mapping[str, Tensor], augment: Augment, image_size: int, 
     if augment.time_shift:
         (chunks, frames), bands = result["video"].shape[:2], result["audio"].shape[1]
         most = min(augment.time_shift, chunks * frames // 2)
-        result = shifted(result, drawn_shift(most, shift_step(frames, bands), _generator(seed, "shift")))
+        result = shift_clip(result, draw_shift(most, shift_step(frames, bands), _generator(seed, "shift")))
     if augment.crop < 1:
         side = result["video"].shape[-1]
-        box = drawn_box(augment.crop, side, _generator(seed, "crop"))
-        result["video"] = cropped(result["video"], box, image_size)
+        box = draw_crop_box(augment.crop, side, _generator(seed, "crop"))
+        result["video"] = crop_video(result["video"], box, image_size)
     if augment.flip and _generator(seed, "flip").random() < augment.flip:
         result["video"] = result["video"].flip(-1)
     if augment.spec_augment.frequency_masks or augment.spec_augment.time_masks:
         generator = _generator(seed, "spec_augment")
-        result["audio"] = with_masks(result["audio"], result["audio_mask"], augment.spec_augment, generator)
+        result["audio"] = mask_spectrogram(result["audio"], result["audio_mask"], augment.spec_augment, generator)
     return result
 
 
@@ -55,12 +55,12 @@ def _generator(seed: int, name: str) -> random.Random:
     return random.Random(f"{seed} {name}")
 
 
-def drawn_shift(most: int, step: int, generator: random.Random) -> int:
+def draw_shift(most: int, step: int, generator: random.Random) -> int:
     """Frames to shift by, at most `most` either way, in whole steps."""
     return step * generator.randint(-(most // step), most // step)
 
 
-def shifted(tensors: Mapping[str, Tensor], frames: int) -> dict[str, Tensor]:
+def shift_clip(tensors: Mapping[str, Tensor], frames: int) -> dict[str, Tensor]:
     """The clip as if it had begun `frames` frames earlier (its content comes later) or, where negative, later.
 
     What lies outside of the clip is taken as the reader takes what lies outside of a stream: the picture holds the
@@ -97,7 +97,7 @@ def _sources(
     return source.unflatten(0, (-1, per_chunk)), there.unflatten(0, (-1, per_chunk))
 
 
-def drawn_box(least: float, side: int, generator: random.Random) -> tuple[int, int, int, int]:
+def draw_crop_box(least: float, side: int, generator: random.Random) -> tuple[int, int, int, int]:
     """Top, left, height and width in pixels of a part of a square picture: its share of the area between `least` and 1,
     its shape between 3:4 and 4:3 as far as that fits in, its place anywhere."""
     area = generator.uniform(least, 1.0)
@@ -109,7 +109,7 @@ def drawn_box(least: float, side: int, generator: random.Random) -> tuple[int, i
     return generator.randint(0, side - height), generator.randint(0, side - width), height, width
 
 
-def cropped(
+def crop_video(
     video: UInt8[Tensor, "chunk frame 3 side side"], box: tuple[int, int, int, int], image_size: int
 ) -> UInt8[Tensor, "chunk frame 3 image_size image_size"]:
     """The same part of every frame, scaled to `image_size` pixels (bilinear, antialiased)."""
@@ -121,7 +121,7 @@ def cropped(
     return result
 
 
-def with_masks(
+def mask_spectrogram(
     audio: Float16[Tensor, "chunk mel_frame mel"],
     audio_mask: Bool[Tensor, " chunk"],
     masks: SpecAugment,

@@ -16,7 +16,7 @@ from av.stream import Discard, Disposition
 from av.stream import Stream as AvStream
 
 from mirasol.errors import BadClip
-from mirasol.media.content import PAGE, content_kind
+from mirasol.media.content import PAGE, detect_content_kind
 from mirasol.media.limits import Limits
 
 # Only plain files in formats that hold their own data: playlists and the like name other files, which would then be
@@ -30,7 +30,7 @@ STATED_DURATION = ("mov", "matroska", "avi", "asf", "flv", "wav", "w64", "aiff",
 
 
 @dataclass(frozen=True)
-class Chosen:
+class ChosenStreams:
     """The streams of an open container that are read, and the notes that choosing them gave rise to."""
 
     video: AvStream | None
@@ -85,7 +85,7 @@ def open_media(path: str | os.PathLike, limits: Limits) -> Iterator[InputContain
         )
     except (av.error.FFmpegError, OSError, ValueError) as error:
         with file.open("rb") as stream:
-            page = content_kind(stream.read(512)) == "html"
+            page = detect_content_kind(stream.read(512)) == "html"
         reason = PAGE if page else f"not a media file that can be read, or cut short ({_words(error)})"
         raise BadClip(path, reason) from error
     with container:
@@ -96,7 +96,7 @@ def open_media(path: str | os.PathLike, limits: Limits) -> Iterator[InputContain
             raise BadClip(path, f"cannot be decoded ({_words(error)})") from error
 
 
-def choose(container: InputContainer, path: str | os.PathLike, limits: Limits) -> Chosen:
+def choose_streams(container: InputContainer, path: str | os.PathLike, limits: Limits) -> ChosenStreams:
     """Picks FFmpeg's best video and audio stream; pictures attached as cover art are not video.
 
     Raises:
@@ -114,7 +114,7 @@ def choose(container: InputContainer, path: str | os.PathLike, limits: Limits) -
         notes.append("no video track: answered from sound alone")
     if audio is None:
         notes.append("no audio track")
-    chosen = Chosen(video, audio, tuple(notes))
+    chosen = ChosenStreams(video, audio, tuple(notes))
     for stream in container.streams:
         if stream not in chosen.streams:
             stream.discard = Discard.all
@@ -141,7 +141,7 @@ def _best(container: InputContainer, kind: str, not_these: list[AvStream], notes
     return best
 
 
-def find_span(container: InputContainer, chosen: Chosen, path: str | os.PathLike, limits: Limits) -> Span:
+def find_span(container: InputContainer, chosen: ChosenStreams, path: str | os.PathLike, limits: Limits) -> Span:
     """Where the media timeline begins and ends.
 
     Zero is the earliest start among the streams that are read; samples of encoder delay, which carry negative times and
@@ -166,7 +166,7 @@ def _start(stream: AvStream, container: InputContainer) -> float:
     return max(start, 0.0) if stream.type == "audio" else start
 
 
-def _stated_end(container: InputContainer, chosen: Chosen, zero: float) -> float | None:
+def _stated_end(container: InputContainer, chosen: ChosenStreams, zero: float) -> float | None:
     if container.format.name.split(",")[0] not in STATED_DURATION or container.duration is None:
         return None
     ends = [_stream_end(stream) for stream in chosen.streams]
@@ -190,13 +190,13 @@ def _measured_end(path: str | os.PathLike, indices: list[int], limits: Limits) -
     with open_media(path, limits) as container:
         streams = [container.streams[index] for index in indices]
         ticks = {stream.index: float(stream.time_base) for stream in streams}
-        for packet in packets(container, streams, []):
-            _, stop = packet_span(packet, ticks[packet.stream_index])
+        for packet in read_packets(container, streams, []):
+            _, stop = get_packet_times(packet, ticks[packet.stream_index])
             end = max(end, stop)
     return end if math.isfinite(end) else None
 
 
-def packets(container: InputContainer, streams: list[AvStream], errors: list[str]) -> Iterator[Packet]:
+def read_packets(container: InputContainer, streams: list[AvStream], errors: list[str]) -> Iterator[Packet]:
     """Packets with data of the given streams in file order; ends where the file cannot be read further (`errors`)."""
     try:
         for packet in container.demux(streams):
@@ -206,7 +206,7 @@ def packets(container: InputContainer, streams: list[AvStream], errors: list[str
         errors.append(_words(error))
 
 
-def packet_span(packet: Packet, tick: float) -> tuple[float, float]:
+def get_packet_times(packet: Packet, tick: float) -> tuple[float, float]:
     """Presentation times at which a packet begins and ends, seconds; (-inf, -inf) where it has no time.
 
     `tick` is the stream's time base as a float: asking every packet for its exact fraction took a tenth of a reading.

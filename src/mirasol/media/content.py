@@ -19,6 +19,6 @@ _BEGINNINGS = {
 }
 
 
-def content_kind(beginning: bytes) -> str:
+def detect_content_kind(beginning: bytes) -> str:
     """What the first 512 bytes of a file show it to be ("html", "mp4", "matroska", "jpeg", …); "" for none known."""
     return next((kind for kind, pattern in _BEGINNINGS.items() if pattern.match(beginning)), "")

@@ -166,12 +166,12 @@ class MirasolFeatureExtractor(FeatureExtractionMixin):
             pictures = torch.stack([clip["image"] for clip in clips])
             present = torch.ones(len(clips), 1, dtype=torch.bool)
             frames = [picture[None, None] for picture in pictures]
-            return BatchFeature({"images": self.normalised(frames, present)[:, 0, 0]})
+            return BatchFeature({"images": self.normalise(frames, present)[:, 0, 0]})
         longest = max(len(clip["video_mask"]) for clip in clips)
         lengths = torch.tensor([len(clip["video_mask"]) for clip in clips])
         padded = {name: _padded([clip[name] for clip in clips], longest) for name in clips[0] if name != "video"}
         if video is None:
-            video = self.normalised([clip["video"] for clip in clips], padded["video_mask"])
+            video = self.normalise([clip["video"] for clip in clips], padded["video_mask"])
         return BatchFeature(
             {
                 "video": video,
@@ -182,7 +182,7 @@ class MirasolFeatureExtractor(FeatureExtractionMixin):
             }
         )
 
-    def normalised(
+    def normalise(
         self, videos: Sequence[UInt8[Tensor, "_ frame 3 height width"]] | Tensor, present: Bool[Tensor, "batch chunk"]
     ) -> Float32[Tensor, "batch chunk frame 3 height width"]:
         """Pixels of each clip to normalised values, straight into the batch, on the device they are on; zeros where no
@@ -225,7 +225,7 @@ class MirasolFeatureExtractor(FeatureExtractionMixin):
 
     def __call__(self, clips: Clip | Sequence[Clip], return_tensors: str = "pt") -> BatchFeature:
         """Clips to one batch of tensors (see `collate`)."""
-        only_torch(return_tensors)
+        raise_if_not_torch(return_tensors)
         clips = [clips] if isinstance(clips, Clip) else clips
         return self.collate([self.tensors(clip) for clip in clips])
 
@@ -238,7 +238,7 @@ def _padded(tensors: list[Tensor], length: int) -> Tensor:
     return batch
 
 
-def only_torch(return_tensors: str) -> None:
+def raise_if_not_torch(return_tensors: str) -> None:
     """Raises UserError for tensors of another library."""
     if return_tensors != "pt":
         raise UserError(f"return_tensors={return_tensors!r}: Mirasol gives torch tensors, 'pt'")

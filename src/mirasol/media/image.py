@@ -13,9 +13,9 @@ from torch import Tensor
 
 from mirasol.config.parts import FITS
 from mirasol.errors import BadClip, UserError
-from mirasol.media.content import PAGE, content_kind
+from mirasol.media.content import PAGE, detect_content_kind
 from mirasol.media.limits import DEFAULT_LIMITS, Limits
-from mirasol.media.video import draw_square, orientation
+from mirasol.media.video import draw_square, read_orientation
 
 # By what a file begins with, never by its name: the demuxers that read one file and open no others.
 _FORMATS = {b"\xff\xd8\xff": "jpeg_pipe", b"\x89PNG\r\n\x1a\n": "png_pipe", b"GIF8": "gif", b"BM": "bmp_pipe"}
@@ -36,7 +36,7 @@ def read_image(
     if fit not in FITS:
         raise UserError(f"fit={fit!r}: choose {', '.join(FITS)}")
     frame = _first_picture(path, limits)
-    turn, _ = orientation(frame)
+    turn, _ = read_orientation(frame)
     square = np.zeros((3, image_size, image_size), np.uint8)
     draw_square(frame, square, turn, fit, path, VideoReformatter())
     return torch.from_numpy(square)
@@ -82,7 +82,7 @@ def _format(path: str | os.PathLike) -> str:
     if beginning.startswith(b"RIFF") and beginning[8:12] == b"WEBP":
         return "webp_pipe"
     known = next((name for start, name in _FORMATS.items() if beginning.startswith(start)), None)
-    if known is None and content_kind(beginning) == "html":
+    if known is None and detect_content_kind(beginning) == "html":
         raise BadClip(path, PAGE)
     if known is None:
         raise BadClip(path, "not a JPEG, PNG, WebP, GIF or BMP image by its content")

@@ -13,8 +13,8 @@ from transformers import BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
 
 from mirasol.errors import UserError
 from mirasol.media.clip import Clip
-from mirasol.media.feature_extractor import MirasolFeatureExtractor, only_torch
-from mirasol.media.text_rows import TextRows, flat
+from mirasol.media.feature_extractor import MirasolFeatureExtractor, raise_if_not_torch
+from mirasol.media.tokenizer import TextRows, flatten_texts
 
 
 class MirasolProcessor(ProcessorMixin):
@@ -57,7 +57,7 @@ class MirasolProcessor(ProcessorMixin):
             UserError: neither clips nor prompts, numbers that do not match, a text over `max_text_length`.
             BadClip: a file that cannot be used.
         """
-        only_torch(return_tensors)
+        raise_if_not_torch(return_tensors)
         if clips is None and prompts is None:
             raise UserError("nothing to process: give clips, prompts or both")
         batch = BatchFeature()
@@ -105,7 +105,7 @@ class MirasolProcessor(ProcessorMixin):
         Raises:
             UserError: an empty candidate, a prompt without any, numbers that do not match, or a text that is too long.
         """
-        prompts = flat(prompts, "prompts")
+        prompts = flatten_texts(prompts, "prompts")
         batch = self.encode_text(prompts)
         if not candidates or isinstance(candidates, str):
             raise UserError(f"candidates={candidates!r}: give a list of texts, or one list for each prompt")

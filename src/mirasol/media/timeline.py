@@ -60,7 +60,7 @@ class Timeline:
         )
 
 
-def cut(start: float, end: float, grid: ChunkGrid) -> Timeline:
+def cut_into_chunks(start: float, end: float, grid: ChunkGrid) -> Timeline:
     """Cuts [start, end) seconds into chunks.
 
     With `grid.chunk_seconds` there are max(1, duration / chunk_seconds rounded half up) chunks whose edges are exactly
@@ -85,7 +85,7 @@ def cut(start: float, end: float, grid: ChunkGrid) -> Timeline:
     return Timeline(start, end, edges, grid.frames_per_chunk)
 
 
-def cutting_notes(timeline: Timeline, grid: ChunkGrid) -> list[str]:
+def describe_cut(timeline: Timeline, grid: ChunkGrid) -> list[str]:
     """What `cut` left out or stretched, one line each; differences under a millisecond are none."""
     notes = []
     last, end = timeline.edges[-1], timeline.end

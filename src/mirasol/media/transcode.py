@@ -20,9 +20,9 @@ from av.video.stream import VideoStream
 
 from mirasol.errors import BadClip, UserError
 from mirasol.media.audio import WaveformBuilder
-from mirasol.media.container import Chosen, Span, choose, find_span, open_media, packets
+from mirasol.media.container import ChosenStreams, Span, choose_streams, find_span, open_media, read_packets
 from mirasol.media.limits import DEFAULT_LIMITS, Limits
-from mirasol.media.video import FALLBACK_FRAME_SECONDS, TIME_TOLERANCE, orientation
+from mirasol.media.video import FALLBACK_FRAME_SECONDS, TIME_TOLERANCE, read_orientation
 
 TICK = Fraction(1, 90_000)
 ENCODER = "libx264"
@@ -61,7 +61,7 @@ class Reencoding:
         return f"{self.size}@{self.fps:g}" if self.fps is not None else str(self.size)
 
 
-def reencode(path: str | os.PathLike, target: Path, settings: Reencoding, limits: Limits = DEFAULT_LIMITS) -> str:
+def reencode_media(path: str | os.PathLike, target: Path, settings: Reencoding, limits: Limits = DEFAULT_LIMITS) -> str:
     """Writes a media file anew as mp4. Returns "", or why it is better kept as it is: no video, damage, length.
 
     (Every reading notes damage; encoded anew it would be there unnoted.)
@@ -76,7 +76,7 @@ def reencode(path: str | os.PathLike, target: Path, settings: Reencoding, limits
         BadClip: the file cannot be read.
     """
     with open_media(path, limits) as source:
-        chosen = choose(source, path, limits)
+        chosen = choose_streams(source, path, limits)
         if chosen.video is None:
             return "no video"
         span = find_span(source, chosen, path, limits)
@@ -104,7 +104,7 @@ class _Writing:
         path: str | os.PathLike,
         source: InputContainer,
         out: OutputContainer,
-        chosen: Chosen,
+        chosen: ChosenStreams,
         span: Span,
         settings: Reencoding,
         limits: Limits,
@@ -137,7 +137,7 @@ class _Writing:
     def run(self) -> None:
         errors: list[str] = []
         copies: list[Packet] = []
-        for packet in packets(self.source, self.chosen.streams, errors):
+        for packet in read_packets(self.source, self.chosen.streams, errors):
             if packet.stream_index == self.chosen.video.index:
                 self._decode(packet)
             elif self.builder is not None:
@@ -181,7 +181,7 @@ class _Writing:
     def _small(self, frame: VideoFrame) -> VideoFrame:
         """The picture scaled down, in square pixels, upright."""
         self.limits.check_pixels(self.path, frame.width, frame.height)
-        turn, _ = orientation(frame)
+        turn, _ = read_orientation(frame)
         aspect = float(self.chosen.video.sample_aspect_ratio or 1) or 1.0
         width, height = frame.width * aspect, float(frame.height)
         scale = min(1.0, self.settings.size / min(width, height))

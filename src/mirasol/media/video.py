@@ -20,7 +20,7 @@ from torch import Tensor
 
 from mirasol.errors import BadClip
 from mirasol.media.clip import VideoCounts
-from mirasol.media.container import packet_span
+from mirasol.media.container import get_packet_times
 from mirasol.media.limits import Limits
 
 TIME_TOLERANCE = 1e-6  # seconds: time stamps are rationals, wanted times are floats
@@ -60,7 +60,7 @@ class Orientation:
 UPRIGHT = Orientation()
 
 
-def orientation(frame: VideoFrame) -> tuple[Orientation, bool]:
+def read_orientation(frame: VideoFrame) -> tuple[Orientation, bool]:
     """The orientation that a frame's display matrix asks for, and whether the matrix is a multiple of 90 degrees."""
     # Not frame.side_data: the frame would keep it, a cycle that outlives its decoder until the garbage collector
     # comes by, and memory that comes back so late leaves holes in the heap: some 5 kB a clip.
@@ -76,7 +76,7 @@ def orientation(frame: VideoFrame) -> tuple[Orientation, bool]:
     return (Orientation(True, b < 0, c < 0) if turned else Orientation(False, d < 0, a < 0)), exact
 
 
-def fitted_size(width: float, height: float, size: int, fit: str) -> tuple[int, int]:
+def compute_fitted_size(width: float, height: float, size: int, fit: str) -> tuple[int, int]:
     """Width and height in pixels to which a picture of the given shape is scaled before it is padded or cropped.
 
     `fit`: one of `mirasol.config.parts.FITS`.
@@ -151,7 +151,7 @@ class FrameSampler:
 
     def feed(self, packet: Packet) -> None:
         """Takes the next packet; decodes it now, later or never."""
-        self.latest, end = packet_span(packet, self._tick)
+        self.latest, end = get_packet_times(packet, self._tick)
         self.packets_end = max(self.packets_end, end)
         self.packets_fed += 1
         if self.done:
@@ -233,7 +233,7 @@ class FrameSampler:
             codec = self.stream.codec_context
             self.limits.check_pixels(self.file, codec.width, codec.height)  # perhaps it was refused for its size
             # What fails before the window is a decoder warming up after a seek.
-            end = math.inf if packet is None else packet_span(packet, self._tick)[1]
+            end = math.inf if packet is None else get_packet_times(packet, self._tick)[1]
             self.counts.packets_failed += end > self.wanted[0]
             self.failed_end = max(self.failed_end, min(end, self.packets_end))
             return
@@ -270,7 +270,7 @@ class FrameSampler:
 
     def _draw(self, frame: VideoFrame, square: UInt8[np.ndarray, "3 height width"]) -> None:
         self.limits.check_pixels(self.file, frame.width, frame.height)
-        turn, exact = orientation(frame)
+        turn, exact = read_orientation(frame)
         self.orientation, self.oblique = turn, self.oblique or not exact
         aspect = float(self.stream.sample_aspect_ratio or 1) or 1.0
         draw_square(frame, square, turn, self.fit, self.file, self._reformatter, aspect)
@@ -290,7 +290,7 @@ def draw_square(
     `aspect`: width of a pixel over its height. Raises BadClip, naming `file`, for a picture too oblong to be cropped.
     """
     size = square.shape[-1]
-    width, height = fitted_size(frame.width * aspect, frame.height, size, fit)
+    width, height = compute_fitted_size(frame.width * aspect, frame.height, size, fit)
     if max(width, height) > MAX_SIDE:
         raise BadClip(file, f"pictures of {frame.width}x{frame.height} are too oblong to be cropped")
     way = Interpolation.AREA if width <= frame.width and height <= frame.height else Interpolation.BILINEAR

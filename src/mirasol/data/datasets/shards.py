@@ -11,7 +11,7 @@ from mirasol.data.example import Example
 from mirasol.data.media_files import read_member, tar_index
 from mirasol.errors import BadClip, UserError
 from mirasol.json_values import json_value
-from mirasol.media.content import content_kind
+from mirasol.media.content import detect_content_kind
 
 SPLITS = {"train": "train", "val": "validation", "validation": "validation", "test": "test"}
 _SHARD = re.compile(r"\d+")
@@ -118,7 +118,7 @@ def _read_shard(
         if name is None:
             rows.skip("missing member", f"no member {' or '.join(extensions)}", place)
             continue
-        if content_kind(shard.read(name, _BEGINNING)) == "html":
+        if detect_content_kind(shard.read(name, _BEGINNING)) == "html":
             rows.skip("not media", f"{name} is an HTML page: its download failed", place)
             continue
         video = place.removesuffix(".tar")

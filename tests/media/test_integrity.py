@@ -8,9 +8,9 @@ import pytest
 from media_making import Audio, Video, ramp, steady, tone, write_media
 
 from mirasol import BadClip, ChunkGrid, read_clip
-from mirasol.media import completeness
-from mirasol.media.completeness import held_seconds
-from mirasol.media.reader import probe
+from mirasol.media import integrity
+from mirasol.media.integrity import find_truncated_end
+from mirasol.media.reader import probe_media
 
 
 def noisy(count: int):
@@ -37,7 +37,7 @@ BOTH = ("video", "audio")
 @pytest.mark.parametrize("tracks", [("short video", "audio"), ("video", "short audio")])
 @pytest.mark.parametrize("name", [*NAMES, "a.ts"])
 def test_a_whole_file_is_whole(tmp_path, name, tracks):
-    assert held_seconds(written(tmp_path, name, *tracks)) is None
+    assert find_truncated_end(written(tmp_path, name, *tracks)) is None
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -45,7 +45,7 @@ def test_a_whole_file_is_whole(tmp_path, name, tracks):
 def test_a_file_cut_short_holds_less_than_its_header_says(tmp_path, name, kept):
     path = written(tmp_path, name, *BOTH)
     path.write_bytes(path.read_bytes()[: int(path.stat().st_size * kept)])
-    held = held_seconds(path)
+    held = find_truncated_end(path)
     with pytest.raises(BadClip, match="cut short: holds data for") as refused:
         read_clip(path, ChunkGrid(4, chunk_seconds=0.5), image_size=32, threads=1)
     assert f"{held:.3f} s" in str(refused.value), "what the reader says, too"
@@ -53,24 +53,24 @@ def test_a_file_cut_short_holds_less_than_its_header_says(tmp_path, name, kept):
 
 
 def test_sound_alone_is_whole(tmp_path):
-    assert held_seconds(written(tmp_path, "a.mkv", "audio")) is None
+    assert find_truncated_end(written(tmp_path, "a.mkv", "audio")) is None
 
 
 def test_a_file_whose_end_cannot_be_sought_is_read_through(tmp_path, monkeypatch):
-    monkeypatch.setattr(completeness, "_found_near_end", lambda *_: False)
-    assert held_seconds(written(tmp_path, "a.webm", *BOTH)) is None
+    monkeypatch.setattr(integrity, "_found_near_end", lambda *_: False)
+    assert find_truncated_end(written(tmp_path, "a.webm", *BOTH)) is None
 
 
 def test_a_single_picture_is_whole(tmp_path):
-    assert held_seconds(write_media(tmp_path / "a.mp4", Video(noisy(1), [0.0]))) is None
+    assert find_truncated_end(write_media(tmp_path / "a.mp4", Video(noisy(1), [0.0]))) is None
 
 
 def test_nothing_is_decoded_and_little_is_read_of_a_whole_file(tmp_path, monkeypatch):
     path = write_media(tmp_path / "a.mp4", Video(noisy(100), steady(100, 5)))
     seen = []
-    packets = completeness.packets
-    monkeypatch.setattr(completeness, "packets", lambda *given: (seen.append(p) or p for p in packets(*given)))
-    assert held_seconds(path) is None
+    read_packets = integrity.read_packets
+    monkeypatch.setattr(integrity, "read_packets", lambda *given: (seen.append(p) or p for p in read_packets(*given)))
+    assert find_truncated_end(path) is None
     assert len(seen) < 40
     with av.open(str(path)) as container:
         assert container.streams.video[0].frames == 100
@@ -79,7 +79,7 @@ def test_nothing_is_decoded_and_little_is_read_of_a_whole_file(tmp_path, monkeyp
 def test_real_clips_are_whole_and_their_beginnings_are_not(real_data, tmp_path):
     clips = real_data / "clips"
     for entry in json.loads((clips / "manifest.json").read_text())["clips"]:
-        assert held_seconds(clips / entry["file"]) is None, entry["file"]
+        assert find_truncated_end(clips / entry["file"]) is None, entry["file"]
     (tmp_path / "friday.mp4").write_bytes((clips / "friday.mp4").read_bytes()[:100_000])
-    assert held_seconds(tmp_path / "friday.mp4") == pytest.approx(1.433, abs=0.01)
-    assert probe(tmp_path / "friday.mp4").duration == pytest.approx(6.166, abs=0.01)
+    assert find_truncated_end(tmp_path / "friday.mp4") == pytest.approx(1.433, abs=0.01)
+    assert probe_media(tmp_path / "friday.mp4").duration == pytest.approx(6.166, abs=0.01)
