@@ -1,20 +1,89 @@
 """Fixtures of all tests. Real clips are not part of the repository: MIRASOL_REAL_DATA says where they lie."""
 
+import io
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
+from rich.console import Console
 from untrained import shapes, untrained
+
+if TYPE_CHECKING:  # this file is read before jaxtyping's import hook is there, so fixtures import mirasol themselves
+    from mirasol.config.recipe import Recipe
+    from mirasol.data.example import Example
 
 __all__ = ["shapes", "untrained"]
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+STACK = {"depth": 1, "width": 32, "hidden": 32, "heads": 1, "head_width": 32, "dropout": 0.1}
+SMALL_MODEL = {
+    "vit": STACK,
+    "audio": {"adapter": STACK},
+    "combiner": {"stack": STACK},
+    "latent": {"stack": STACK},
+    "reconstruction": {"stack": STACK},
+    "text": {"stack": STACK},
+}
 
 
 @pytest.fixture(scope="session")
 def real_data() -> Path:
-    """The folder of real data (clips/ with manifest.json); tests that ask for it skip where it is absent."""
+    """The folder of real data (clips/ with manifest.json); tests that need it skip where it is absent."""
     folder = Path(os.environ.get("MIRASOL_REAL_DATA", REPOSITORY.parent / "shared" / "data"))
     if not (folder / "clips" / "manifest.json").is_file():
         pytest.skip(f"no real clips in {folder}: set MIRASOL_REAL_DATA to the folder that holds clips/manifest.json")
     return folder
+
+
+@pytest.fixture(scope="session")
+def data_root(shapes) -> Path:
+    return shapes
+
+
+@pytest.fixture(scope="session")
+def examples(data_root) -> list["Example"]:
+    from mirasol.data.datasets.folder_reader import read_examples
+
+    return read_examples(data_root, "train")
+
+
+@pytest.fixture(scope="session")
+def shared_cache(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("clip-cache")
+
+
+@pytest.fixture
+def values(data_root, shared_cache, tmp_path) -> dict[str, Any]:
+    """The recipe as plain data, for tests to change."""
+    return {
+        "seed": 3,
+        "output": str(tmp_path / "run"),
+        "data": {"root": str(data_root), "cache": str(shared_cache)},
+        "model": {"preset": "tiny", "overrides": SMALL_MODEL},
+        "tokenizer": {"vocab_size": 300},
+        "stages": {
+            "slots": {"steps": 3, "window": "slot", "clips_per_step": 4, "questions_per_clip": 1},
+            "questions": {"steps": 5, "clips_per_step": 3, "questions_per_clip": 4},
+        },
+        "optimizer": {"warmup_steps": 2},
+        "device": "cpu",
+        "log_every": 1,
+        "validate_every": 4,
+        "validation_clips": 2,
+        "checkpoint_every": 2,
+        "threads": 1,
+    }
+
+
+@pytest.fixture
+def recipe(values) -> "Recipe":
+    from mirasol.config.recipe_io import recipe_from_dict
+
+    return recipe_from_dict(values)
+
+
+@pytest.fixture
+def console() -> Console:
+    """Swallows progress."""
+    return Console(file=io.StringIO())

@@ -28,7 +28,7 @@ from mirasol.data.shards.write_shard import write_shard
 from mirasol.errors import UserError
 from mirasol.media.transcode import Reencoding
 
-SOURCE = Path(__file__).resolve().parents[2] / "src"
+SOURCE = Path(__file__).resolve().parents[3] / "src"
 
 
 @pytest.fixture(scope="session")

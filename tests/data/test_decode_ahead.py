@@ -2,12 +2,12 @@
 
 import json
 import shutil
-import sys
 import tarfile
 from pathlib import Path
 
 import pytest
 import torch
+from media_making import Video, ramp, steady, write_media
 
 from mirasol.config.model import MirasolConfig
 from mirasol.config.recipe_io import recipe_from_dict
@@ -20,9 +20,6 @@ from mirasol.errors import UserError
 from mirasol.media.feature_extractor import MirasolFeatureExtractor
 from mirasol.training.logging import read_metrics
 from mirasol.training.trainer import train
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "media"))
-from media_making import Video, ramp, steady, write_media
 
 SETTINGS = MirasolConfig.preset("tiny").media_settings()
 PAGE = "<!DOCTYPE html>\n<html><body>Sign in to confirm you are not a bot</body></html>\n"
