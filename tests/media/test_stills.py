@@ -93,14 +93,7 @@ def test_the_cache_keeps_pictures_of_folders_and_tars_and_a_batch_is_normalised_
         member.size = len(content)
         tar.addfile(member, io.BytesIO(content))
     extractor = MirasolFeatureExtractor()
-    settings = {
-        name: getattr(extractor, name)
-        for name in (
-            "image_size", "frames_per_chunk", "chunk_seconds", "num_chunks", "max_chunks", "sample_rate",
-            "num_mel_bins", "spectrogram_frames", "fit", "image_mean", "image_std",
-        )
-    }  # fmt: skip
-    cache = ClipCache(tmp_path / "cache", tmp_path, settings)
+    cache = ClipCache(tmp_path / "cache", tmp_path, extractor.media.to_dict())
     assert not cache.fill([("a.png", None, None), ("00000.tar/0.png", None, None)])
     one, other = cache.load("a.png"), cache.load("00000.tar/0.png")
     assert list(one) == ["image"]

@@ -172,7 +172,7 @@ def test_the_table_stands_in_the_log_and_in_run_json(staged, console):
 @pytest.mark.parametrize(
     ("stage", "message"),
     [
-        ({"trains": ["vitt"]}, "'vitt' is no component: did you mean 'vit'"),
+        ({"trains": ["vitt"]}, "unknown component 'vitt': did you mean 'vit'"),
         ({"trains": []}, "trains nothing"),
         ({"trains": ["contrastive"]}, "no loss of this stage.*reaches 'contrastive'"),
         ({"trains": ["reconstruction"], "loss_weights": {"video": 0.0}}, "'reconstruction'.*loss_weights.video=0"),

@@ -6,6 +6,8 @@ from typing import Any
 
 from transformers import PreTrainedConfig
 
+from mirasol.config.checks import make_part, merge_mappings, nearest_name
+from mirasol.config.media import MEDIA_SETTINGS, MediaConfig
 from mirasol.config.parts import (
     AudioConfig,
     ChunkingConfig,
@@ -17,8 +19,6 @@ from mirasol.config.parts import (
     TextConfig,
     VideoConfig,
     ViTConfig,
-    make_part,
-    nearest,
 )
 from mirasol.config.presets import PRESETS, tiny_parts
 from mirasol.errors import UserError
@@ -76,7 +76,7 @@ class MirasolConfig(PreTrainedConfig):
         defaults = tiny_parts()
         for name, kind in PARTS.items():
             part = defaults[name] if given[name] is None else given[name]
-            part = _merged(defaults[name], part) if isinstance(part, Mapping) else part
+            part = merge_mappings(defaults[name] or {}, part) if isinstance(part, Mapping) else part
             setattr(self, name, part if part is None else make_part(kind, part, name))
         self.checkpoint_format = checkpoint_format
         self.pad_token_id, self.bos_token_id = pad_token_id, bos_token_id
@@ -165,45 +165,30 @@ class MirasolConfig(PreTrainedConfig):
             output[name] = part if part is None else dataclasses.asdict(part)
         return output
 
+    @property
+    def media(self) -> MediaConfig:
+        """How media must be read for the tensors to have the shapes and units that this model takes."""
+        parts = (self.chunking, self.audio, self.video)  # the settings by name, whichever part has them
+        settings = {name: getattr(part, name) for name in MEDIA_SETTINGS for part in parts if hasattr(part, name)}
+        return MediaConfig(**settings)
+
     def media_settings(self) -> dict[str, Any]:
-        """The arguments of `MirasolFeatureExtractor` that give tensors of the shapes this model takes."""
-        return {
-            "image_size": self.video.image_size,
-            "frames_per_chunk": self.video.frames_per_chunk,
-            "chunk_seconds": self.chunking.chunk_seconds,
-            "num_chunks": self.chunking.num_chunks,
-            "max_chunks": self.chunking.max_chunks,
-            "sample_rate": self.chunking.sample_rate,
-            "num_mel_bins": self.audio.num_mel_bins,
-            "spectrogram_frames": self.audio.spectrogram_frames,
-            "fit": self.chunking.fit,
-            "image_mean": self.chunking.image_mean,
-            "image_std": self.chunking.image_std,
-        }
+        """`media` as a mapping: the arguments of `MirasolFeatureExtractor`."""
+        return self.media.to_dict()
 
     @classmethod
     def preset(cls, name: str, **parts: Any) -> "MirasolConfig":
         """A named configuration. `parts` replaces fields of parts: `preset("tiny", text={"vocab_size": 300})`."""
         if name not in PRESETS:
-            raise UserError(f"unknown preset {name!r}{nearest(name, list(PRESETS))}")
+            raise UserError(f"unknown preset {name!r}{nearest_name(name, list(PRESETS))}")
         values = PRESETS[name]()
         for part, fields in parts.items():
             if part not in values:
-                raise UserError(f"unknown part {part!r}{nearest(part, list(values))}")
+                raise UserError(f"unknown part {part!r}{nearest_name(part, list(values))}")
             if fields is None and part != "contrastive":
                 raise UserError(f"{part}=None: only the part contrastive may be missing")
-            values[part] = _merged(values[part], fields) if isinstance(fields, Mapping) else fields
+            values[part] = merge_mappings(values[part] or {}, fields) if isinstance(fields, Mapping) else fields
         return cls(**values)
-
-
-def _merged(base: Mapping | None, changes: Mapping) -> dict:
-    """`base` with `changes` laid over it, mapping by mapping."""
-    base = base or {}
-    merged = dict(base)
-    for key, value in changes.items():
-        nested = isinstance(value, Mapping) and isinstance(base.get(key), Mapping)
-        merged[key] = _merged(base[key], value) if nested else value
-    return merged
 
 
 def _refuse_unknown(kwargs: dict[str, Any]) -> None:
@@ -217,4 +202,4 @@ def _refuse_unknown(kwargs: dict[str, Any]) -> None:
     }
     for key in kwargs:
         if key not in base and not key.startswith("_") and not hasattr(PreTrainedConfig, key):
-            raise UserError(f"unknown key {key!r} in MirasolConfig{nearest(key, [*PARTS])}")
+            raise UserError(f"unknown key {key!r} in MirasolConfig{nearest_name(key, [*PARTS])}")

@@ -4,62 +4,16 @@ Open points of the paper are fields here; the default is the reading this projec
 """
 
 import dataclasses
-import difflib
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
-from types import NoneType, UnionType
-from typing import Any, Literal, get_args, get_origin
+from typing import Literal
 
+from mirasol.config.checks import check_fields, check_sizes, make_part
+from mirasol.config.media import Fit, check_channel_values, check_image_std
 from mirasol.errors import UserError
 
-Fit = Literal["pad", "crop", "stretch"]
-FITS = get_args(Fit)
-
-
-def _check_fields(part: Any, *positive: str) -> None:
-    """Refuses values that are not of their field's type or choices, and numbers below 1 in the `positive` fields."""
-    for field in dataclasses.fields(part):
-        name, value = field.name, getattr(part, field.name)
-        kinds = get_args(field.type) if isinstance(field.type, UnionType) else (field.type,)
-        if get_origin(field.type) is Literal:
-            if value not in get_args(field.type):
-                raise UserError(f"{name}={value!r}: choose one of {', '.join(get_args(field.type))}")
-        elif isinstance(value, tuple) and any(get_origin(kind) is tuple for kind in kinds):
-            continue  # sizes and channels are checked where they are made
-        elif value is not None or NoneType not in kinds:
-            for kind, accepted in ((bool, bool), (int, int), (float, int | float)):
-                wrong = not isinstance(value, accepted) or (kind is not bool and isinstance(value, bool))
-                if kind in kinds and wrong:
-                    raise UserError(f"{name}={value!r} must be of type {kind.__name__}")
-        if name in positive and value is not None and value < 1:
-            raise UserError(f"{name}={value} must be at least 1")
-
-
-def _sizes(name: str, sizes: Any, count: int, least: int = 1) -> tuple[int, ...]:
-    """`count` whole numbers, none below `least`, as a tuple."""
-    sizes = tuple(sizes) if isinstance(sizes, list | tuple) else sizes
-    if not isinstance(sizes, tuple) or len(sizes) != count or any(type(size) is not int for size in sizes):
-        raise UserError(f"{name}={sizes!r} must be {count} whole numbers")
-    if min(sizes) < least:
-        raise UserError(f"{name}={sizes} must hold no number below {least}")
-    return sizes
-
-
-def channel_values(name: str, values: Any) -> float | tuple[float, float, float]:
-    """One number for all three colour channels, or one each; UserError for anything else."""
-    several = tuple(values) if isinstance(values, list | tuple) else (values,)
-    if len(several) not in (1, 3) or any(isinstance(v, bool) or not isinstance(v, int | float) for v in several):
-        raise UserError(f"{name}={values!r} must be a number, or three for red, green and blue")
-    if not all(math.isfinite(value) for value in several):
-        raise UserError(f"{name}={values!r} must be finite")
-    return tuple(float(value) for value in several) if len(several) == 3 else several[0]
-
-
-def check_deviation(image_std: float | tuple[float, float, float]) -> None:
-    """Refuses what pixels cannot be divided by."""
-    if min(image_std if isinstance(image_std, tuple) else (image_std,)) <= 0:
-        raise UserError(f"image_std={image_std} must be positive")
+# Label of the tokens that the text loss ignores, as in transformers and `torch.nn.functional.cross_entropy`.
+IGNORED_LABEL = -100
 
 
 @dataclass
@@ -83,7 +37,7 @@ class StackConfig:
     layer_drop: float = 0.0
 
     def __post_init__(self):
-        _check_fields(self, "depth", "width", "hidden", "heads", "head_width")
+        check_fields(self, "depth", "width", "hidden", "heads", "head_width")
         if self.width % 2:
             raise UserError(f"width={self.width} must be even: positions are pairs of sine and cosine")
         for name in ("dropout", "attention_dropout", "layer_drop"):
@@ -121,8 +75,8 @@ class TubeConfig:
     offset: tuple[int, int, int] = (0, 0, 0)
 
     def __post_init__(self):
-        self.kernel, self.stride = _sizes("kernel", self.kernel, 3), _sizes("stride", self.stride, 3)
-        self.offset = _sizes("offset", self.offset, 3, least=0)
+        self.kernel, self.stride = check_sizes("kernel", self.kernel, 3), check_sizes("stride", self.stride, 3)
+        self.offset = check_sizes("offset", self.offset, 3, least=0)
 
     @property
     def flat(self) -> bool:
@@ -152,7 +106,7 @@ class VideoConfig:
     learned_positions: bool = False
 
     def __post_init__(self):
-        _check_fields(self, "image_size", "frames_per_chunk")
+        check_fields(self, "image_size", "frames_per_chunk")
         if not isinstance(self.tubes, list | tuple):
             raise UserError(f"tubes={self.tubes!r} must be a list of tubes")
         self.tubes = [make_part(TubeConfig, tube, f"tubes[{index}]") for index, tube in enumerate(self.tubes)]
@@ -201,8 +155,8 @@ class AudioConfig:
     backbone: Literal["shared", "separate"] = "shared"
 
     def __post_init__(self):
-        _check_fields(self, "num_mel_bins", "spectrogram_frames")
-        self.patch = _sizes("patch", self.patch, 2)
+        check_fields(self, "num_mel_bins", "spectrogram_frames")
+        self.patch = check_sizes("patch", self.patch, 2)
         self.adapter = make_part(StackConfig, self.adapter, "adapter")
         if self.spectrogram_frames % self.patch[0] or self.num_mel_bins % self.patch[1]:
             raise UserError(
@@ -238,7 +192,7 @@ class TokenTuringConfig:
     head_width: int = 64
 
     def __post_init__(self):
-        _check_fields(self, *(field.name for field in dataclasses.fields(self)))
+        check_fields(self, *(field.name for field in dataclasses.fields(self)))
 
 
 @dataclass
@@ -264,7 +218,7 @@ class CombinerConfig:
     window: int | None = None
 
     def __post_init__(self):
-        _check_fields(self, "m", "window")
+        check_fields(self, "m", "window")
         self.stack = make_part(StackConfig, self.stack, "stack")
         self.ttm = make_part(TokenTuringConfig, self.ttm, "ttm")
         if self.kind == "ttm" and self.scope == "chunk":
@@ -293,7 +247,7 @@ class LatentConfig:
     target: Literal["centred", "plain"] = "centred"
 
     def __post_init__(self):
-        _check_fields(self, "window")
+        check_fields(self, "window")
         self.stack = make_part(StackConfig, self.stack, "stack")
         if not 0 <= self.mask_ratio < 1:
             raise UserError(f"mask_ratio={self.mask_ratio} must lie in [0, 1)")
@@ -318,9 +272,9 @@ class ReconstructionConfig:
     audio: bool = False
 
     def __post_init__(self):
-        _check_fields(self, "image_size", "frames")
+        check_fields(self, "image_size", "frames")
         self.stack = make_part(StackConfig, self.stack, "stack")
-        self.patch = _sizes("patch", self.patch, 3)
+        self.patch = check_sizes("patch", self.patch, 3)
         if self.image_size % self.patch[1] or self.image_size % self.patch[2]:
             raise UserError(f"patch={self.patch} must divide reconstruction.image_size={self.image_size}")
         if self.frames is not None and self.frames % self.patch[0]:
@@ -356,7 +310,7 @@ class TextConfig:
     label_smoothing: float = 0.0
 
     def __post_init__(self):
-        _check_fields(self, "vocab_size", "max_length", "cross_attention_every", "cross_attention_first")
+        check_fields(self, "vocab_size", "max_length", "cross_attention_every", "cross_attention_first")
         if not 0 <= self.label_smoothing < 1:
             raise UserError(f"label_smoothing={self.label_smoothing} must lie in [0, 1)")
         self.stack = make_part(StackConfig, self.stack, "stack")
@@ -394,7 +348,7 @@ class ContrastiveConfig:
     bias: float | None = None
 
     def __post_init__(self):
-        _check_fields(self, "width")
+        check_fields(self, "width")
         if not 0 <= self.gamma < float("inf"):
             raise UserError(f"gamma={self.gamma} must be at least 0 and finite")
         if not 0 < self.temperature < float("inf"):
@@ -417,15 +371,15 @@ class ChunkingConfig:
     image_std: float | tuple[float, float, float] = 0.5
 
     def __post_init__(self):
-        self.image_mean = channel_values("image_mean", self.image_mean)
-        self.image_std = channel_values("image_std", self.image_std)
-        _check_fields(self, "num_chunks", "max_chunks", "sample_rate")
+        self.image_mean = check_channel_values("image_mean", self.image_mean)
+        self.image_std = check_channel_values("image_std", self.image_std)
+        check_fields(self, "num_chunks", "max_chunks", "sample_rate")
         if (self.chunk_seconds is None) == (self.num_chunks is None):
             both = f"chunk_seconds={self.chunk_seconds} and num_chunks={self.num_chunks}"
             raise UserError(f"{both}: set exactly one of chunk_seconds and num_chunks")
         if self.chunk_seconds is not None and not 0 < self.chunk_seconds < float("inf"):
             raise UserError(f"chunk_seconds={self.chunk_seconds} must be positive and finite")
-        check_deviation(self.image_std)
+        check_image_std(self.image_std)
 
 
 @dataclass
@@ -442,32 +396,7 @@ class LossWeights:
     contrastive: float = 1.0
 
     def __post_init__(self):
-        _check_fields(self)
+        check_fields(self)
         for name, value in dataclasses.asdict(self).items():
             if not 0 <= value < float("inf"):
                 raise UserError(f"{name}={value} must be at least 0 and finite")
-
-
-def make_part(kind: type, value: Any, path: str) -> Any:
-    """Builds a typed part from a mapping; unknown keys and impossible values are refused with the field's path."""
-    if isinstance(value, kind):
-        return value
-    if not isinstance(value, Mapping):
-        raise UserError(f"{path}={value!r} must be a mapping with the fields of {kind.__name__}")
-    fields = dataclasses.fields(kind)
-    known = [field.name for field in fields]
-    for key in value:
-        if key not in known:
-            raise UserError(f"{path}: unknown key {key!r} in {kind.__name__}{nearest(key, known)}")
-    for field in fields:
-        if field.name not in value and field.default is field.default_factory is dataclasses.MISSING:
-            raise UserError(f"{path}.{field.name} is missing: {kind.__name__} needs it")
-    try:
-        return kind(**value)
-    except UserError as error:
-        raise UserError(f"{path}.{error}") from None
-
-
-def nearest(key: str, known: list[str]) -> str:
-    close = difflib.get_close_matches(key, known, n=1)
-    return f": did you mean {close[0]!r}?" if close else f" (known: {', '.join(known)})"

@@ -2,7 +2,6 @@
 
 import copy
 import dataclasses
-import difflib
 import re
 import types
 import typing
@@ -10,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from mirasol.config.checks import merge_mappings, nearest_name
 from mirasol.config.recipe import Recipe
 from mirasol.errors import UserError
 
@@ -27,9 +27,9 @@ def load_recipe(path: str | Path | Sequence[str | Path], overrides: Sequence[str
     paths = [path] if isinstance(path, str | Path) else list(path)
     values: dict[str, Any] = {}
     for file in paths:
-        values = _laid_over(values, read_yaml(Path(file)))
+        values = merge_mappings(values, read_yaml(Path(file)))
     for override in overrides:
-        values = _laid_over(values, _parse_override(override))
+        values = merge_mappings(values, _parse_override(override))
     return recipe_from_dict(values, where=", ".join(str(file) for file in paths))
 
 
@@ -96,14 +96,6 @@ def _parse_override(override: str) -> dict[str, Any]:
     return value
 
 
-def _laid_over(base: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    merged = dict(base)
-    for key, value in changes.items():
-        nested = isinstance(value, dict) and isinstance(merged.get(key), dict)
-        merged[key] = _laid_over(merged[key], value) if nested else value
-    return merged
-
-
 def _check_keys(values: Any, kind: type, prefix: str, where: str) -> None:
     """Walks plain data beside the dataclass it is to become; refuses unknown keys and names missing ones."""
     if not isinstance(values, Mapping):
@@ -112,7 +104,7 @@ def _check_keys(values: Any, kind: type, prefix: str, where: str) -> None:
     fields = {f.name: f for f in dataclasses.fields(kind)}
     for key, value in values.items():
         if key not in fields:
-            raise UserError(f"{where}: unknown key {prefix + str(key)!r}{_nearest(str(key), prefix, list(fields))}")
+            raise UserError(f"{where}: unknown key {prefix + str(key)!r}{nearest_name(str(key), list(fields), prefix)}")
         inner = hints[key]
         if dataclasses.is_dataclass(inner):
             _check_keys(value, inner, f"{prefix}{key}.", where)
@@ -125,11 +117,6 @@ def _check_keys(values: Any, kind: type, prefix: str, where: str) -> None:
         required = f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
         if required and name not in values:
             raise UserError(f"{where}: missing key {prefix + name!r} ({_type_name(hints[name])})")
-
-
-def _nearest(key: str, prefix: str, known: list[str]) -> str:
-    close = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-    return f": did you mean {prefix + close[0]!r}?" if close else f" (known here: {', '.join(known)})"
 
 
 def _type_name(kind: Any) -> str:

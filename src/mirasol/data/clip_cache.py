@@ -19,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from mirasol.config.media import MediaConfig
 from mirasol.data.media_files import is_image, open_media_file, stored_file
 from mirasol.data.workers import WorkerFailed, WorkerStatus
 from mirasol.errors import BadClip, UserError
@@ -85,7 +86,7 @@ class ClipCache:
     ):
         assert not whole or (folder is not None and limit is None)
         self.whole, self.limit = frozenset(whole), limit
-        self.folder, self.root, self.settings = folder and Path(folder), Path(root), dict(settings)
+        self.folder, self.root, self.settings = folder and Path(folder), Path(root), MediaConfig(**settings).to_dict()
         self._settings = json.dumps(self.settings, sort_keys=True)
         self.grid = _extractor(self._settings).grid
         self._cuts: dict[Window, tuple[int, int] | None] = {}

@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers.generation.streamers import BaseStreamer
 
+from mirasol.config.parts import IGNORED_LABEL
 from mirasol.media.processor import MirasolProcessor
 from mirasol.model.mirasol import MirasolForConditionalGeneration
 from mirasol.model.outputs import MirasolEncoderOutput
@@ -97,7 +98,7 @@ def attention_by_chunk(
     answers = [answer.replace(NO_CHARACTER, "") for answer in answers]
     media = processor.feature_extractor.collate([clip]).to(model.device)
     text = processor.encode_text(list(prompts), list(answers)).to(model.device)
-    predicts = (text.pop("labels")[:, 1:] != -100).float()
+    predicts = (text.pop("labels")[:, 1:] != IGNORED_LABEL).float()
     output = model(encoder_outputs=model.encode(**media), **text, output_attentions=True)
     weights = torch.stack(output.cross_attentions).mean(dim=(0, 2))[:, :-1]
     looked = (weights * predicts[:, :, None]).sum(1) / predicts.sum(1, keepdim=True)

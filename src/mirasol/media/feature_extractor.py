@@ -13,8 +13,8 @@ from jaxtyping import Bool, Float32, UInt8
 from torch import Tensor
 from transformers import BatchFeature, FeatureExtractionMixin
 
+from mirasol.config.media import MEDIA_SETTINGS, MediaConfig
 from mirasol.config.model import MirasolConfig
-from mirasol.config.parts import FITS, channel_values, check_deviation
 from mirasol.errors import UserError
 from mirasol.media.clip import Clip
 from mirasol.media.limits import DEFAULT_LIMITS, Limits
@@ -28,11 +28,7 @@ _SAVED_BESIDE = ("feature_extractor_type", "processor_class", "auto_map")
 class MirasolFeatureExtractor(FeatureExtractionMixin):
     """Media to tensors: how clips are cut, how large frames are, what the spectrogram looks like.
 
-    image_size: side of the square frames, pixels. frames_per_chunk: frames of a chunk (F). chunk_seconds or
-    num_chunks, max_chunks: see `ChunkGrid`. sample_rate: Hz. num_mel_bins: mel bands (M). spectrogram_frames: time
-    bands per chunk (S). fit: how a picture becomes square: "pad" (black borders), "crop" (centre) or "stretch".
-    image_mean, image_std: what pixel values (0 to 1) are normalised with, a number or three for red, green and blue;
-    0.5 and 0.5 give [-1, 1]. The defaults are the settings of the tiny preset.
+    `settings` are the fields of `mirasol.config.media.MediaConfig`, each an attribute of the same name.
 
     Raises:
         UserError: an unknown setting or an impossible value.
@@ -40,48 +36,25 @@ class MirasolFeatureExtractor(FeatureExtractionMixin):
 
     model_input_names: ClassVar[list[str]] = ["video", "audio", "chunk_mask", "video_mask", "audio_mask"]
 
-    def __init__(
-        self,
-        image_size: int = 32,
-        frames_per_chunk: int = 4,
-        chunk_seconds: float | None = 0.5,
-        num_chunks: int | None = None,
-        max_chunks: int = 64,
-        sample_rate: int = 16_000,
-        num_mel_bins: int = 64,
-        spectrogram_frames: int = 16,
-        fit: str = "pad",
-        image_mean: float | tuple[float, float, float] = 0.125,
-        image_std: float | tuple[float, float, float] = 0.25,
-        **kwargs: Any,
-    ):
-        for name in kwargs:
+    def __init__(self, **settings: Any):
+        saved_beside = {name: settings.pop(name) for name in list(settings) if name not in MEDIA_SETTINGS}
+        for name in saved_beside:
             if name not in _SAVED_BESIDE and not name.startswith("_"):
                 raise UserError(f"unknown setting {name!r} of MirasolFeatureExtractor")
-        super().__init__(**kwargs)
-        self.image_size = image_size
-        self.frames_per_chunk = frames_per_chunk
-        self.chunk_seconds = chunk_seconds
-        self.num_chunks = num_chunks
-        self.max_chunks = max_chunks
-        self.sample_rate = sample_rate
-        self.num_mel_bins = num_mel_bins
-        self.spectrogram_frames = spectrogram_frames
-        self.fit = fit
-        self.image_mean = channel_values("image_mean", image_mean)
-        self.image_std = channel_values("image_std", image_std)
-        check_deviation(self.image_std)
-        for name in ("image_size", "sample_rate", "num_mel_bins", "spectrogram_frames"):
-            if getattr(self, name) <= 0:
-                raise UserError(f"{name}={getattr(self, name)} must be positive")
-        if fit not in FITS:
-            raise UserError(f"fit={fit!r}: choose {', '.join(FITS)}")
+        super().__init__(**saved_beside)
+        # transformers saves the attributes of an instance: the settings are attributes, not one object.
+        vars(self).update(MediaConfig(**settings).to_dict())
         _ = self.grid  # an impossible grid is refused here, not at the first clip
 
     @classmethod
     def for_config(cls, config: MirasolConfig) -> "MirasolFeatureExtractor":
         """The feature extractor whose tensors have the shapes that a model of `config` takes."""
         return cls(**config.media_settings())
+
+    @property
+    def media(self) -> MediaConfig:
+        """The settings as one value."""
+        return MediaConfig(**{name: getattr(self, name) for name in MEDIA_SETTINGS})
 
     @property
     def grid(self) -> ChunkGrid:

@@ -11,7 +11,7 @@ from av.video.reformatter import VideoReformatter
 from jaxtyping import UInt8
 from torch import Tensor
 
-from mirasol.config.parts import FITS
+from mirasol.config.media import FITS
 from mirasol.errors import BadClip, UserError
 from mirasol.media.content import PAGE, detect_content_kind
 from mirasol.media.limits import DEFAULT_LIMITS, Limits

@@ -11,7 +11,7 @@ from av.container import InputContainer
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
-from mirasol.config.parts import FITS
+from mirasol.config.media import FITS
 from mirasol.errors import BadClip, UserError
 from mirasol.media.audio import WaveformBuilder
 from mirasol.media.clip import AudioCounts, Clip, VideoCounts

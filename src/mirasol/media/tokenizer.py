@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import torch
 from transformers import BatchFeature, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from mirasol.config.parts import IGNORED_LABEL
 from mirasol.errors import UserError
 
-IGNORED_LABEL = -100
 SPECIAL_TOKENS = ("<pad>", "<bos>", "<eos>", "<sep>", "<unk>")
 
 

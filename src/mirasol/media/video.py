@@ -79,7 +79,7 @@ def read_orientation(frame: VideoFrame) -> tuple[Orientation, bool]:
 def compute_fitted_size(width: float, height: float, size: int, fit: str) -> tuple[int, int]:
     """Width and height in pixels to which a picture of the given shape is scaled before it is padded or cropped.
 
-    `fit`: one of `mirasol.config.parts.FITS`.
+    `fit`: one of `mirasol.config.media.FITS`.
     """
     if fit == "stretch":
         return size, size

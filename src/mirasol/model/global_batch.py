@@ -7,9 +7,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from mirasol.config.model import MirasolConfig
+from mirasol.config.parts import IGNORED_LABEL
 from mirasol.model.losses import meaningful
-
-IGNORED_LABEL = -100
 
 
 @dataclass(frozen=True)

@@ -12,11 +12,12 @@ from transformers import DynamicCache, EncoderDecoderCache, GenerationMixin, Pre
 from transformers.utils import ModelOutput
 
 from mirasol.config.model import MirasolConfig
+from mirasol.config.parts import IGNORED_LABEL
 from mirasol.errors import UserError
 from mirasol.model.combiner import make_combiner
 from mirasol.model.contrastive import ContrastiveSpace
 from mirasol.model.encoder import ChunkEncoder
-from mirasol.model.global_batch import IGNORED_LABEL, GlobalBatch
+from mirasol.model.global_batch import GlobalBatch
 from mirasol.model.hf import MirasolPreTrainedModel
 from mirasol.model.latent import CausalLatentModel
 from mirasol.model.losses import latent_loss, reconstruction_loss, text_loss

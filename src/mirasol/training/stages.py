@@ -6,8 +6,8 @@ from typing import Any
 
 from torch import Tensor
 
+from mirasol.config.checks import nearest_name
 from mirasol.config.model import MirasolConfig
-from mirasol.config.parts import nearest
 from mirasol.config.recipe import Recipe, Stage
 from mirasol.console import format_table
 from mirasol.errors import UserError
@@ -94,7 +94,7 @@ class StageWeights:
     """Which of a model's parameters each stage of the recipe trains; `enter` makes one stage's choice hold.
 
     Raises:
-        UserError: a name in `trains` that is no component, that this model has no weights of, or that no loss of the
+        UserError: an unknown component in `trains`, one that this model has no weights of, or one that no loss of the
             stage reaches; a stage that trains nothing; `image_text` with a model that has no contrastive pass.
     """
 
@@ -116,7 +116,9 @@ class StageWeights:
         chosen = set(present if stage.trains is None else stage.trains)
         for component in stage.trains or ():
             if component not in TRAINABLE:
-                raise UserError(f"{place}.trains: {component!r} is no component{nearest(component, list(TRAINABLE))}")
+                raise UserError(
+                    f"{place}.trains: unknown component {component!r}{nearest_name(component, list(TRAINABLE))}"
+                )
             if component not in present:
                 raise UserError(f"{place}.trains: this model has no weights of {component!r}: leave it out")
             if component not in {trainable_component(name) for name in reached}:

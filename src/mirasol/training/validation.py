@@ -8,13 +8,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from mirasol.config.parts import IGNORED_LABEL
 from mirasol.config.recipe import Recipe, Stage
 from mirasol.data.clip_cache import ClipCache
 from mirasol.data.example import ClipExamples, Example
 from mirasol.data.loader import load_media
 from mirasol.data.randomness import permuted
 from mirasol.data.sampler import draw_questions, kinds_taken, stage_clips
-from mirasol.model.global_batch import IGNORED_LABEL
 from mirasol.training.stages import stage_losses
 
 
