@@ -1,8 +1,12 @@
-"""What the benchmarks share: processor time, quartiles, a calibration, bytes kept for backward, and the results' file.
+"""What the benchmarks share: arguments, processor time, quartiles, a calibration, saved activations, result files.
 
-Imports torch and the standard library only, so that a bare machine can run the benchmarks that use it.
+Importing it needs the standard library only, and running it torch and transformers: a benchmark parses its arguments
+before anything heavy is imported, and runs on a machine that has nothing else installed.
 """
 
+from __future__ import annotations
+
+import argparse
 import datetime
 import json
 import os
@@ -14,17 +18,34 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-import transformers
+if TYPE_CHECKING:
+    import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = Path(__file__).resolve().parent / "results"
 
 
-def surroundings() -> dict[str, Any]:
+def make_parser(name: str, description: str) -> argparse.ArgumentParser:
+    """A parser with the options that every benchmark has: `--quick` and `--out`."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="the smallest run that shows whether everything works")
+    parser.add_argument("--out", type=Path, default=RESULTS / f"{name}.json", help="file of the results")
+    return parser
+
+
+def find_device() -> str:
+    """`cuda` where there is a GPU, else `cpu`."""
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def describe_surroundings() -> dict[str, Any]:
     """Hardware, commit and versions."""
+    import torch
+    import transformers
 
     def git(*arguments: str) -> str:
         return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True).stdout.strip()
@@ -47,6 +68,8 @@ def surroundings() -> dict[str, Any]:
 
 def calibrate(size: int = 1024, repeats: int = 7) -> float:
     """GFLOP per processor second of a square float32 matmul, the best of all repeats: the machine's own speed now."""
+    import torch
+
     left, right = torch.ones(size, size), torch.ones(size, size)
     left @ right
     times = []
@@ -57,14 +80,16 @@ def calibrate(size: int = 1024, repeats: int = 7) -> float:
     return 2 * size**3 / min(times) / 1e9
 
 
-def quartiles(values: list[float]) -> dict[str, float]:
-    """Lower quartile, median and upper quartile; of a single value three times itself."""
+def compute_quartiles(values: list[float]) -> dict[str, float]:
+    """Lower quartile, median and upper quartile; a single value is all three."""
     low, middle, high = statistics.quantiles(values, n=4, method="inclusive") if len(values) > 1 else values * 3
     return {"low": low, "median": middle, "high": high}
 
 
-def saved_bytes(forward: Callable[[], torch.Tensor], parameters: list[torch.Tensor]) -> int:
-    """Bytes that autograd keeps for backward: every storage once, the parameters themselves left out."""
+def count_saved_bytes(forward: Callable[[], torch.Tensor], parameters: list[torch.Tensor]) -> int:
+    """Bytes that autograd keeps for the backward pass: every storage once, without the parameters."""
+    import torch
+
     own = {parameter.untyped_storage().data_ptr() for parameter in parameters}
     storages: dict[int, int] = {}
 
@@ -75,14 +100,14 @@ def saved_bytes(forward: Callable[[], torch.Tensor], parameters: list[torch.Tens
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        # The result holds the graph, and so every storage, until all are counted: none is freed and counted anew.
+        # The result keeps the graph alive, and so every storage, until all are counted: no address is used twice.
         loss = forward()
     total = sum(storages.values())
     del loss
     return total
 
 
-def in_child(work: Callable[[], Any]) -> Any:
+def run_in_child(work: Callable[[], Any]) -> Any:
     """What `work` returns, computed in a forked child, so that its memory is its own."""
     read, write = os.pipe()
     child = os.fork()
@@ -102,19 +127,19 @@ def in_child(work: Callable[[], Any]) -> Any:
     return json.loads(answer)
 
 
-def peak_mib(work: Callable[[], Any]) -> float:
-    """MiB by which `work`, in a process of its own, raises the peak of resident memory."""
+def measure_peak_mib(work: Callable[[], Any]) -> float:
+    """MiB by which `work`, in its own process, raises the peak of resident memory."""
 
-    def grown() -> float:
+    def measure_growth() -> float:
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         work()
         return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
 
-    return in_child(grown)
+    return run_in_child(measure_growth)
 
 
 def run_json(script: str, arguments: list[str]) -> Any:
-    """The JSON that a process of its own prints as its last line; its progress and errors go to ours.
+    """The JSON that a script prints as its last line, run in its own process; its stderr goes to ours.
 
     Raises:
         SystemExit: the process failed.
@@ -126,24 +151,24 @@ def run_json(script: str, arguments: list[str]) -> Any:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def rounded(value: Any, digits: int = 4) -> Any:
-    """The same data with floats cut to so many significant digits."""
+def round_floats(value: Any, digits: int = 4) -> Any:
+    """The same data with floats rounded to that many significant digits."""
     if isinstance(value, dict):
-        return {key: rounded(each, digits) for key, each in value.items()}
+        return {key: round_floats(each, digits) for key, each in value.items()}
     if isinstance(value, list | tuple):
-        return [rounded(each, digits) for each in value]
+        return [round_floats(each, digits) for each in value]
     return float(f"{value:.{digits}g}") if isinstance(value, float) else value
 
 
-def table(columns: list[str], rows: list[list[Any]]) -> str:
+def format_markdown_table(columns: list[str], rows: list[list[Any]]) -> str:
     """A table in Markdown."""
     lines = [columns, ["---"] * len(columns), *rows]
     return "".join(f"| {' | '.join(str(cell) for cell in line)} |\n" for line in lines)
 
 
 def write_results(out: Path, data: dict[str, Any], text: str) -> None:
-    """`out` as JSON and, beside it, the same as a readable table (.md)."""
+    """Writes `out` as JSON and, next to it, the same as a readable table (.md)."""
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(rounded(data), indent=1) + "\n")
+    out.write_text(json.dumps(round_floats(data), indent=1) + "\n")
     out.with_suffix(".md").write_text(text)
     print(f"written to {out}")

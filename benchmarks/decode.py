@@ -1,30 +1,27 @@
-"""Reading media against bare decoding: `python benchmarks/decode.py`.
+"""Reading media, compared with bare decoding: `python benchmarks/decode.py`.
 
 Ours: one pass over video and audio to model-ready tensors (frames fitted, waveform resampled, log-mel, batch). Bare:
-PyAV decodes the video of the same file and resizes the very frames that ours keeps, no audio, nothing else. Both on one
-thread, turn about; of each the best of all repeats counts, in processor seconds, so that other work on the machine
-disturbs little. The files are rendered here, so that the numbers can be had anywhere. Writes
-benchmarks/results/decode.json.
+PyAV decodes the video of the same file and resizes exactly the frames that ours keeps, without audio. Both alternate on
+one thread; each figure is the best of all repeats, in processor seconds, which other work on the machine disturbs
+little. The files are rendered here, so that the benchmark runs anywhere. Writes benchmarks/results/decode.json.
 """
 
+from __future__ import annotations
+
 import argparse
-import datetime
 import json
-import platform
-import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import av
-import numpy as np
-import torch
-import transformers
-from av.video.reformatter import Interpolation, VideoReformatter
+from _measure import describe_surroundings, make_parser
 
-from mirasol import MirasolFeatureExtractor, __version__
+if TYPE_CHECKING:
+    from mirasol import MirasolFeatureExtractor
 
 GOAL = 0.8
 # name: width, height, frames per second, seconds, and the settings of the model that reads it
@@ -51,6 +48,9 @@ LARGE_MODEL = {
 
 def render(path: Path, width: int, height: int, rate: int, seconds: int) -> None:
     """A drifting texture with film grain and a noisy tone: H.264 and AAC at the bit rates of ordinary web video."""
+    import av
+    import numpy as np
+
     generator = np.random.default_rng(0)
     texture = generator.integers(0, 255, (height // 8, width // 8, 3), dtype=np.uint8)
     texture = texture.repeat(8, axis=0).repeat(8, axis=1)
@@ -74,11 +74,15 @@ def render(path: Path, width: int, height: int, rate: int, seconds: int) -> None
         container.mux(audio.encode(None))
 
 
-def bare(path: Path, kept: set[float], size: int) -> int:
+def decode_bare(path: Path, kept: set[float], size: int) -> int:
     """Decodes the video and resizes the frames at the given times to `size` wide; returns the frames resized."""
+    import av
+    import torch
+    from av.video.reformatter import Interpolation, VideoReformatter
+
     count, reformatter = 0, VideoReformatter()
     with av.open(str(path)) as container:
-        stream = container.streams.best("video")  # as ours: a file may hold several
+        stream = container.streams.best("video")  # like ours: a file may have several streams
         stream.codec_context.thread_count = 1
         height = max(1, round(stream.height * size / stream.width))
         for frame in container.decode(stream):
@@ -90,7 +94,7 @@ def bare(path: Path, kept: set[float], size: int) -> int:
 
 
 def compare(path: Path, extractor: MirasolFeatureExtractor, repeats: int) -> dict[str, float]:
-    """Processor seconds of either way to read one file, and the ratio of their frame rates."""
+    """Processor time of reading one file in either way, and the ratio of the frame rates."""
     clip = extractor.read(path)
     kept = {round(float(t), 6) for t in clip.frame_times.unique()}
     seconds = {"ours": [], "bare": []}
@@ -98,7 +102,7 @@ def compare(path: Path, extractor: MirasolFeatureExtractor, repeats: int) -> dic
         begin = time.process_time()
         extractor(extractor.read(path))
         middle = time.process_time()
-        count = bare(path, kept, extractor.image_size)
+        count = decode_bare(path, kept, extractor.image_size)
         seconds["ours"].append(middle - begin)
         seconds["bare"].append(time.process_time() - middle)
         assert count == len(kept), (count, len(kept))
@@ -115,50 +119,44 @@ def compare(path: Path, extractor: MirasolFeatureExtractor, repeats: int) -> dic
     }
 
 
-def surroundings() -> dict[str, str]:
-    """Hardware, commit and versions."""
-    root = Path(__file__).resolve().parent.parent
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True).stdout.strip()
-    changed = subprocess.run(["git", "status", "--porcelain", "src"], cwd=root, capture_output=True, text=True).stdout
-    names = [line.split(":")[1].strip() for line in _cpu_lines() if line.startswith("model name")]
-    return {
-        "cpu": f"{names[0] if names else platform.processor()} x {len(names) or '?'}",
-        "commit": (commit or "none") + (" with changes" if changed else ""),
-        "mirasol": __version__,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "av": av.__version__,
-        "libavcodec": ".".join(map(str, av.library_versions["libavcodec"])),
-        "date": datetime.date.today().isoformat(),
-    }
+def describe_libraries() -> dict[str, str]:
+    """Hardware, commit and versions, those of PyAV and FFmpeg included."""
+    import av
+
+    import mirasol
+
+    codec = ".".join(map(str, av.library_versions["libavcodec"]))
+    return describe_surroundings() | {"mirasol": mirasol.__version__, "av": av.__version__, "libavcodec": codec}
 
 
-def _cpu_lines() -> list[str]:
-    path = Path("/proc/cpuinfo")
-    return path.read_text().splitlines() if path.exists() else []
+def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = make_parser("decode", __doc__)
+    parser.add_argument("--repeats", type=int, default=9, help="how often each file is read in either way")
+    return parser.parse_args(arguments)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeats", type=int, default=9, help="how often each file is read either way")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "decode.json")
-    arguments = parser.parse_args()
+def main(arguments: Sequence[str] | None = None) -> None:
+    options = parse_arguments(arguments)
+
+    import torch
+
+    from mirasol import MirasolFeatureExtractor
+
     torch.set_num_threads(1)
-    results = {}
+    results, repeats = {}, 1 if options.quick else options.repeats
+    files = list(FILES.items())[: 1 if options.quick else None]
     with tempfile.TemporaryDirectory() as folder:
-        for number, (name, (width, height, rate, seconds, settings)) in enumerate(FILES.items()):
+        for number, (name, (width, height, rate, seconds, settings)) in enumerate(files):
             path = Path(folder) / f"{number}.mp4"
             render(path, width, height, rate, seconds)
             large = {} if "chunk_seconds" in settings else LARGE_MODEL
-            results[name] = compare(path, MirasolFeatureExtractor(**large, **settings), arguments.repeats)
+            results[name] = compare(path, MirasolFeatureExtractor(**large, **settings), repeats)
             row = results[name]
             print(f"{name}: ours {row['ours_ms']} ms, bare {row['bare_ms']} ms, ratio {row['ratio']} (goal {GOAL})")
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    arguments.out.write_text(
-        json.dumps({"goal": GOAL, "surroundings": surroundings(), "results": results}, indent=2) + "\n"
-    )
-    print(f"written to {arguments.out}")
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    data = {"goal": GOAL, "surroundings": describe_libraries(), "results": results}
+    options.out.write_text(json.dumps(data, indent=2) + "\n")
+    print(f"written to {options.out}")
 
 
 if __name__ == "__main__":

@@ -1,26 +1,38 @@
 """Speed of answering: `python benchmarks/generate.py`.
 
-Decoding: greedy tokens after a short prompt, over latents that are given, against the bandwidth bound: the bytes that a
-step must read (the text decoder's weights and vocabulary once for all rows; each row's keys and values) over the
-memory's bandwidth, which is the data sheet's for a known GPU and otherwise what a large sum reaches here. Prefill: the
-clips from pixels to latents, against their FLOPs at the speed of a large matmul. Tokens are timed as the difference of
-a long and a short answer, so that what happens once per call does not count; the short answer is on record too.
-Without options: `tiny` on a processor, `3b` and `1b` on a GPU. Needs torch and transformers only. Writes
+Decoding: greedy tokens after a short prompt, over given latents, compared with the bandwidth bound: the bytes that a
+step must read (the text decoder's weights and vocabulary once for all rows; each row's keys and values) divided by the
+memory's bandwidth, from the data sheet of a known GPU, otherwise measured with a large sum. Prefill: the clips from
+pixels to latents, compared with their FLOPs at the speed of a large matmul. A token's time is the difference between a
+long and a short answer, so that the cost of a call is left out; the short answer's time is recorded too. Without
+options: `tiny` on a processor, `3b` and `1b` on a GPU. Needs torch and transformers only. Writes
 benchmarks/results/generate.json and generate.md.
 """
+
+from __future__ import annotations
 
 import argparse
 import json
 import statistics
 import sys
 import time
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
-import torch
-from _measure import RESULTS, rounded, run_json, surroundings, table, write_results
+from _measure import (
+    describe_surroundings,
+    find_device,
+    format_markdown_table,
+    make_parser,
+    round_floats,
+    run_json,
+    write_results,
+)
 
-from mirasol import MirasolConfig, MirasolForConditionalGeneration
+if TYPE_CHECKING:
+    import torch
+
+    from mirasol import MirasolForConditionalGeneration
 
 # GB/s and dense bfloat16 TFLOP/s of the data sheets.
 SHEETS = {"H200": (4800.0, 989.0), "H100 PCIe": (2000.0, 756.0), "H100": (3350.0, 989.0), "A100": (2039.0, 312.0)}
@@ -29,25 +41,30 @@ PROMPT = 4
 GOAL = 0.45
 
 
-def now(device: str) -> float:
-    """A GPU's wall clock once it has done all its work; on a processor, one thread's processor seconds."""
+def read_clock(device: str) -> float:
+    """Seconds: a GPU's wall clock once it has finished all its work; on a processor, this process's processor time."""
+    import torch
+
     if device == "cpu":
         return time.process_time()
     torch.cuda.synchronize()
     return time.perf_counter()
 
 
-def best_seconds(work: Any, device: str, repeats: int) -> float:
+def measure_best_seconds(work: Callable[[], Any], device: str, repeats: int) -> float:
+    """Seconds of the fastest of some repeats."""
     times = []
     for _ in range(repeats):
-        begin = now(device)
+        begin = read_clock(device)
         work()
-        times.append(now(device) - begin)
+        times.append(read_clock(device) - begin)
     return min(times)
 
 
-def machine(device: str, dtype: torch.dtype) -> tuple[float, float, str]:
-    """Bytes a second, FLOPs a second, and where the figures are from."""
+def measure_machine(device: str, dtype: torch.dtype) -> tuple[float, float, str]:
+    """Bytes a second, FLOPs a second, and the source of both."""
+    import torch
+
     name = torch.cuda.get_device_name() if device == "cuda" else ""
     for known, (bandwidth, tflops) in SHEETS.items():
         if known in name:
@@ -55,13 +72,13 @@ def machine(device: str, dtype: torch.dtype) -> tuple[float, float, str]:
     size = 2**28 if device == "cuda" else 2**26
     source = torch.ones(size, device=device)
     # Only reading counts: a sum reads every byte once and writes none.
-    bandwidth = size * source.element_size() / best_seconds(source.sum, device, 7)
+    bandwidth = size * source.element_size() / measure_best_seconds(source.sum, device, 7)
     width = 8192 if device == "cuda" else 1024
     square = torch.ones(width, width, device=device, dtype=dtype)
-    return bandwidth, 2 * width**3 / best_seconds(lambda: square @ square, device, 7), "measured"
+    return bandwidth, 2 * width**3 / measure_best_seconds(lambda: square @ square, device, 7), "measured"
 
 
-def bytes_per_step(model: MirasolForConditionalGeneration, rows: int, latents: int, text: int) -> int:
+def count_step_bytes(model: MirasolForConditionalGeneration, rows: int, latents: int, text: int) -> int:
     """Bytes that one step must read: the decoder's weights, and keys and values of text and latents of every row."""
     stack, element = model.config.text.stack, next(model.parameters()).element_size()
     weights = sum(parameter.numel() for parameter in model.text.parameters())
@@ -70,9 +87,19 @@ def bytes_per_step(model: MirasolForConditionalGeneration, rows: int, latents: i
     return element * (weights + rows * cached)
 
 
-@torch.no_grad()
 def measure(preset: str, chunks: int, rows: int, tokens: int, precision: str, device: str, repeats: int) -> dict:
-    """Decoding of `rows` clips at once, and the prefill of as many."""
+    """Decoding for `rows` clips at once, and the prefill of the same number."""
+    import torch
+
+    with torch.no_grad():
+        return _measure(preset, chunks, rows, tokens, precision, device, repeats)
+
+
+def _measure(preset: str, chunks: int, rows: int, tokens: int, precision: str, device: str, repeats: int) -> dict:
+    import torch
+
+    from mirasol import MirasolConfig, MirasolForConditionalGeneration
+
     torch.manual_seed(0)
     if device == "cpu":
         torch.set_num_threads(1)
@@ -98,16 +125,16 @@ def measure(preset: str, chunks: int, rows: int, tokens: int, precision: str, de
     answer(4)
     differences, short = [], []
     for _ in range(repeats):
-        begin = now(device)
+        begin = read_clock(device)
         answer(4)
-        middle = now(device)
+        middle = read_clock(device)
         answer(4 + tokens)
         short.append(middle - begin)
-        differences.append((now(device) - middle - short[-1]) / tokens)
+        differences.append((read_clock(device) - middle - short[-1]) / tokens)
     step = statistics.median(differences)
-    prefill = best_seconds(lambda: model.encode(pixels, sound, present, present, present), device, repeats)
-    bandwidth, speed, source = machine(device, dtype)
-    read = bytes_per_step(model, rows, chunks * config.combiner.m, PROMPT + tokens // 2)
+    prefill = measure_best_seconds(lambda: model.encode(pixels, sound, present, present, present), device, repeats)
+    bandwidth, speed, source = measure_machine(device, dtype)
+    read = count_step_bytes(model, rows, chunks * config.combiner.m, PROMPT + tokens // 2)
     work = model.flops(chunks, 1)
     flop = rows * sum(work[part] for part in ("vit", "tubes", "audio", "combiner", "latent"))
     return {
@@ -124,7 +151,7 @@ def measure(preset: str, chunks: int, rows: int, tokens: int, precision: str, de
     }  # fmt: skip
 
 
-def as_text(data: dict[str, Any]) -> str:
+def format_report(data: dict[str, Any]) -> str:
     around = data["surroundings"]
     text = f"# Answering\n\n{around['gpu'] or around['cpu']}, torch {around['torch']}, transformers "
     text += f"{around['transformers']}, commit {around['commit']}, {around['date']}. {data['note']}\n\n"
@@ -136,39 +163,42 @@ def as_text(data: dict[str, Any]) -> str:
          f"{row['prefill_ms']:.4g}", f"{row['prefill_floor_ms']:.4g}", f"{row['prefill_share_of_floor']:.1%}"]
         for row in data["rows"]
     ]  # fmt: skip
-    return text + table(columns, rows)
+    return text + format_markdown_table(columns, rows)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
+def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = make_parser("generate", __doc__)
+    parser.add_argument("--device", choices=("cpu", "cuda"), help="a GPU where there is one")
     parser.add_argument("--preset", choices=("tiny", "1b", "3b"), action="append", help="may be given repeatedly")
     parser.add_argument("--batch", type=int, nargs="+", default=BATCHES, help="clips answered at once")
     parser.add_argument("--chunks", type=int, default=16)
     parser.add_argument("--new-tokens", type=int, default=32)
     parser.add_argument("--precision", choices=("float32", "bfloat16"), help="float32 on a processor unless given")
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--quick", action="store_true", help="few tokens, one repeat, for a look whether all works")
-    parser.add_argument("--out", type=Path, default=RESULTS / "generate.json")
     parser.add_argument("--one", help=argparse.SUPPRESS)
-    options = parser.parse_args()
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    options = parse_arguments(arguments)
     if options.one:
         print(json.dumps(measure(*json.loads(options.one))))
         return
-    gpu = options.device == "cuda"
+    device = options.device or find_device()
+    gpu = device == "cuda"
     precision = options.precision or ("bfloat16" if gpu else "float32")
     tokens, repeats = (4, 1) if options.quick else (options.new_tokens, options.repeats)
     rows = []
     for preset in options.preset or (("3b", "1b") if gpu else ("tiny",)):
         for batch in options.batch:
-            one = [preset, options.chunks, batch, tokens, precision, options.device, repeats]
+            one = [preset, options.chunks, batch, tokens, precision, device, repeats]
             rows.append(run_json(__file__, ["--one", json.dumps(one)]))
-            shown = {key: rounded(rows[-1][key], 3) for key in ("tokens_per_second", "share_of_bound")}
+            shown = {key: round_floats(rows[-1][key], 3) for key in ("tokens_per_second", "share_of_bound")}
             print(f"{preset} x {batch}: {shown}", flush=True)
     note = f"The goal on a GPU is {GOAL:.0%} of the bound at batch 1."
-    note += "" if gpu else " Rows of a GPU are missing: none was at hand."
-    data = {"surroundings": surroundings(), "device": options.device, "note": note, "goal": GOAL, "rows": rows}
-    write_results(options.out, data, as_text(data))
+    note += "" if gpu else " GPU rows are missing: there was no GPU."
+    data = {"surroundings": describe_surroundings(), "device": device, "note": note, "goal": GOAL, "rows": rows}
+    write_results(options.out, data, format_report(data))
 
 
 if __name__ == "__main__":

@@ -1,16 +1,18 @@
-"""This project against the public peer, mirasol-pytorch, on the same work: `python benchmarks/peer.py --peer DIR`.
+"""This project and the public peer, mirasol-pytorch, on the same work: `python benchmarks/peer.py --peer DIR`.
 
-Both models run in one process per item, turn about, on one thread; what counts is processor time, as medians with
-quartiles. Work is the forward and backward pass of the sum of all losses, with gradients for every weight and no
-optimiser; for the decoding items it is greedy tokens after a start token, over given latents. FLOPs are counted by
-torch with attention forced to plain matmuls (its CPU flash kernel counts as none) and agree within 2% per item;
-`_peer_items.py` says how. bfloat16 is weights and inputs cast, for both alike. A calibration brackets each item; where
-the two differ by more than 10% the item is run again.
+Both models alternate in one process per item, on one thread; figures are processor time, medians with quartiles. The
+work is the forward and backward pass of the sum of all losses, with gradients for every weight and no optimizer; for
+the decoding items it is greedy tokens after a start token, over given latents. FLOPs are counted by torch with
+attention forced to plain matmuls (it counts none for its CPU flash kernel) and agree within 2% per item;
+`_peer_models.py` says how. bfloat16 casts weights and inputs, for both models. Each item runs between two calibrations;
+if these differ by more than 10% it is run again.
 
-The peer is installed apart, with this project's own torch:
+The peer is installed in its own folder, with this project's torch:
   pip install --no-deps --target DIR mirasol-pytorch==0.0.16 x-transformers==1.28.5 einops==0.8.2 beartype packaging
 Writes benchmarks/results/peer.json and peer.md.
 """
+
+from __future__ import annotations
 
 import argparse
 import dataclasses
@@ -19,24 +21,26 @@ import math
 import sys
 import time
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from _measure import (
-    RESULTS,
     calibrate,
-    peak_mib,
-    quartiles,
+    compute_quartiles,
+    count_saved_bytes,
+    describe_surroundings,
+    format_markdown_table,
+    make_parser,
+    measure_peak_mib,
     run_json,
-    saved_bytes,
-    surroundings,
-    table,
     write_results,
 )
-from _peer_items import DECODING_ITEMS, ITEMS, Item, Ours, Peer, find_peer
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
+from _peer_items import DECODING_ITEMS, ITEMS, Item
+
+if TYPE_CHECKING:
+    import torch
+    from _peer_models import Ours, Peer
 
 GOALS = {
     "float32 speed, geometric mean": 1.0,
@@ -47,55 +51,68 @@ GOALS = {
     "decoding speed, 2048 latents": 10.0,
 }
 TOLERANCE, DRIFT = 0.02, 0.10
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-SIDES = {"ours": Ours, "peer": Peer}
+PRECISIONS = ("float32", "bfloat16")
+SIDES = ("ours", "peer")
+
+
+def build_sides(item: Item) -> dict[str, Ours | Peer]:
+    """Both models at the item's sizes."""
+    from _peer_models import Ours, Peer
+
+    return dict(zip(SIDES, (Ours(item), Peer(item)), strict=True))
 
 
 def count_gflop(side: Ours | Peer) -> float:
     """GFLOP of one forward and backward pass, attention as plain matmuls, no discount for causal masks."""
+    import torch
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+    from torch.utils.flop_counter import FlopCounterMode
+
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
-        side.loss(side.batch(torch.float32)).backward()
+        side.compute_loss(side.make_batch(torch.float32)).backward()
     side.model.zero_grad(set_to_none=True)
     return counter.get_total_flops() / 1e9
 
 
-def step(side: Ours | Peer, batch: dict[str, torch.Tensor]) -> tuple[float, float]:
+def time_step(side: Ours | Peer, batch: dict[str, torch.Tensor]) -> tuple[float, float]:
     """Processor seconds of one forward and one backward pass."""
     side.model.zero_grad(set_to_none=True)
     begin = time.process_time()
-    loss = side.loss(batch)
+    loss = side.compute_loss(batch)
     middle = time.process_time()
     loss.backward()
     return middle - begin, time.process_time() - middle
 
 
-def repeats_for(seconds: float, first: float) -> int:
-    """How often a step that first took `first` seconds is repeated: 3 to 15 times, about `seconds` in all."""
+def choose_repeats(seconds: float, first: float) -> int:
+    """Repeats of a step that first took `first` seconds: 3 to 15, about `seconds` in total."""
     return max(3, min(15, int(seconds / max(first, 1e-6))))
 
 
-def measure_steps(item: Item, dtype: torch.dtype, seconds: float) -> dict[str, dict[str, Any]]:
+def measure_steps(item: Item, precision: str, seconds: float) -> dict[str, dict[str, Any]]:
     """Both sides' training step at one precision, alternated."""
-    sides = {name: kind(item) for name, kind in SIDES.items()}
-    batches = {}
+    import torch
+
+    sides, dtype, batches = build_sides(item), getattr(torch, precision), {}
     for name, side in sides.items():
         side.model.to(dtype)
-        batches[name] = side.batch(dtype)
-    first = sum(sum(step(sides[name], batches[name])) for name in sides)
+        batches[name] = side.make_batch(dtype)
+    first = sum(sum(time_step(sides[name], batches[name])) for name in sides)
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in sides}
-    for _ in range(repeats_for(seconds, first)):
+    for _ in range(choose_repeats(seconds, first)):
         for name in sides:
-            times[name].append(step(sides[name], batches[name]))
+            times[name].append(time_step(sides[name], batches[name]))
     results = {}
     for name, side in sides.items():
         side.model.zero_grad(set_to_none=True)
         forward, backward = zip(*times[name], strict=True)
+        parameters = list(side.model.parameters())
         results[name] = {
-            "ms_per_clip": quartiles([sum(both) * 1000 / item.batch for both in times[name]]),
-            "forward_ms_per_clip": quartiles([each * 1000 / item.batch for each in forward]),
-            "backward_ms_per_clip": quartiles([each * 1000 / item.batch for each in backward]),
-            "saved_mib": saved_bytes(lambda s=side, n=name: s.loss(batches[n]), list(side.model.parameters())) / 2**20,
-            "peak_mib": peak_mib(lambda s=side, n=name: step(s, batches[n])),
+            "ms_per_clip": compute_quartiles([sum(both) * 1000 / item.batch for both in times[name]]),
+            "forward_ms_per_clip": compute_quartiles([each * 1000 / item.batch for each in forward]),
+            "backward_ms_per_clip": compute_quartiles([each * 1000 / item.batch for each in backward]),
+            "saved_mib": count_saved_bytes(lambda s=side, n=name: s.compute_loss(batches[n]), parameters) / 2**20,
+            "peak_mib": measure_peak_mib(lambda s=side, n=name: time_step(s, batches[n])),
             "repeats": len(times[name]),
         }
     return results
@@ -103,7 +120,9 @@ def measure_steps(item: Item, dtype: torch.dtype, seconds: float) -> dict[str, d
 
 def measure_decoding(item: Item, seconds: float) -> dict[str, dict[str, Any]]:
     """Both sides' milliseconds for each new token, float32, one clip, without the encoding of the clip."""
-    sides = {name: kind(item) for name, kind in SIDES.items()}
+    import torch
+
+    sides = build_sides(item)
     latents = torch.randn(item.batch, item.chunks, item.m, item.width)
     times: dict[str, list[float]] = {name: [] for name in sides}
     begin = time.process_time()
@@ -114,11 +133,15 @@ def measure_decoding(item: Item, seconds: float) -> dict[str, dict[str, Any]]:
             times[name].append((time.process_time() - start) * 1000 / item.new_tokens)
             assert tokens.shape == (item.batch, item.new_tokens), (name, tokens.shape)
     # The first call of each warms up.
-    return {name: {"ms_per_token": quartiles(each[1:]), "repeats": len(each) - 1} for name, each in times.items()}
+    return {
+        name: {"ms_per_token": compute_quartiles(each[1:]), "repeats": len(each) - 1} for name, each in times.items()
+    }
 
 
 def measure_item(name: str, seconds: float, quick: bool) -> dict[str, Any]:
-    """Everything about one item; of at most three tries the first whose calibrations agree."""
+    """All figures of one item, from the first of at most three tries whose calibrations agree."""
+    import torch
+
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     torch.manual_seed(0)
@@ -126,13 +149,13 @@ def measure_item(name: str, seconds: float, quick: bool) -> dict[str, Any]:
     item = DECODING_ITEMS[name] if decoding else ITEMS[name]
     if quick and decoding:
         item = dataclasses.replace(item, new_tokens=4)
-    gflop = {} if decoding else {side: count_gflop(kind(item)) for side, kind in SIDES.items()}
+    gflop = {} if decoding else {name: count_gflop(side) for name, side in build_sides(item).items()}
     for _ in range(1 if quick else 3):
         before = calibrate()
         if decoding:
             measured = {"float32": measure_decoding(item, seconds)}
         else:
-            measured = {each: measure_steps(item, dtype, seconds) for each, dtype in DTYPES.items()}
+            measured = {each: measure_steps(item, each, seconds) for each in PRECISIONS}
         after = calibrate()
         drift = max(before, after) / min(before, after) - 1
         if drift <= DRIFT:
@@ -148,7 +171,7 @@ def measure_item(name: str, seconds: float, quick: bool) -> dict[str, Any]:
 
 
 def _with_ratios(sides: dict[str, dict[str, Any]], gflop: dict[str, float]) -> dict[str, Any]:
-    """Adds what is derived: ms per GFLOP, and ours against the peer. Unequal work is compared by the GFLOP."""
+    """Adds derived figures: ms per GFLOP, and ours compared with the peer, per GFLOP where the work is unequal."""
     ours, peer = sides["ours"], sides["peer"]
     if not gflop:
         return sides | {"speed": peer["ms_per_token"]["median"] / ours["ms_per_token"]["median"]}
@@ -164,7 +187,7 @@ def _with_ratios(sides: dict[str, dict[str, Any]], gflop: dict[str, float]) -> d
 
 
 def summarise(results: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Each goal, what was reached, and whether that is enough; only goals whose items ran."""
+    """Each goal whose items ran: what was wanted, what was reached, and whether it was met."""
 
     def mean(values: list[float]) -> float:
         return math.exp(sum(map(math.log, values)) / len(values))
@@ -172,7 +195,7 @@ def summarise(results: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
     steps = {name: results[name] for name in ITEMS if name in results}
     reached = {}
     if steps:
-        speeds = {each: [result[each]["speed"] for result in steps.values()] for each in DTYPES}
+        speeds = {each: [result[each]["speed"] for result in steps.values()] for each in PRECISIONS}
         saved = [result["bfloat16"]["saved_bytes"] for result in steps.values()]
         values = [mean(speeds["float32"]), min(speeds["float32"]), mean(speeds["bfloat16"]), mean(saved)]
         reached = dict(zip(GOALS, values, strict=False))
@@ -185,7 +208,7 @@ def summarise(results: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
     }
 
 
-def as_text(data: dict[str, Any]) -> str:
+def format_report(data: dict[str, Any]) -> str:
     """The results as Markdown."""
 
     def number(value: float) -> str:
@@ -195,16 +218,16 @@ def as_text(data: dict[str, Any]) -> str:
         return f"{number(values['median'])} ({number(values['low'])}-{number(values['high'])})"
 
     around = data["surroundings"]
-    text = "# This project against mirasol-pytorch on the same work\n\n"
+    text = "# This project and mirasol-pytorch on the same work\n\n"
     text += f"{around['cpu']}, one thread, processor time; torch {around['torch']}, transformers "
     text += f"{around['transformers']}, commit {around['commit']}, {around['date']}. Medians, quartiles in brackets. "
     text += "Speed is the peer's time over ours; saved bytes are ours over the peer's.\n\n"
     goals = [[name, each["goal"], f"{each['reached']:.3f}", each["met"]] for name, each in data["summary"].items()]
-    text += table(["goal", "wanted", "reached", "met"], goals) + "\n"
+    text += format_markdown_table(["goal", "wanted", "reached", "met"], goals) + "\n"
     rows, decoded = [], []
     for name, result in data["results"].items():
         valid = "" if result["calibration_gflop_per_second"]["valid"] else " (calibration drifted)"
-        for precision in (each for each in DTYPES if each in result):
+        for precision in (each for each in PRECISIONS if each in result):
             ours, peer = (result[precision][side] for side in SIDES)
             if name in DECODING_ITEMS:
                 times = [spread(each["ms_per_token"]) for each in (ours, peer)]
@@ -218,46 +241,52 @@ def as_text(data: dict[str, Any]) -> str:
             rows.append(row)
     columns = ["item", "precision", "GFLOP ours", "peer", "ms/clip ours", "peer", "ms/GFLOP ours", "peer", "speed"]
     columns += ["saved MiB ours", "peer", "ratio", "peak MiB ours", "peer"]
-    text += table(columns, rows) + "\n" if rows else ""
-    text += table(["decoding", "ms/token ours", "peer", "speed"], decoded) if decoded else ""
+    text += format_markdown_table(columns, rows) + "\n" if rows else ""
+    text += format_markdown_table(["decoding", "ms/token ours", "peer", "speed"], decoded) if decoded else ""
     return text
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = make_parser("peer", __doc__)
     names = [*ITEMS, *DECODING_ITEMS]
     parser.add_argument(
-        "--peer", type=Path, help="folder the peer was installed into, unless it is importable as it is"
+        "--peer", type=Path, help="folder where the peer is installed; not needed if it can be imported already"
     )
     parser.add_argument("--items", nargs="+", choices=names, default=names, metavar="ITEM", help=", ".join(names))
     parser.add_argument(
-        "--seconds", type=float, default=10.0, help="about how long each item's repeats take, at each precision"
+        "--seconds", type=float, default=10.0, help="about how long each item's repeats take at each precision"
     )
-    parser.add_argument("--quick", action="store_true", help="the fewest repeats, for a look whether all works")
-    parser.add_argument("--out", type=Path, default=RESULTS / "peer.json")
     parser.add_argument("--one", choices=names, help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    problem = find_peer(arguments.peer)
-    if problem and arguments.peer is None:
-        print(f"skipped: {problem}")  # so that the other benchmarks of `make bench` are run
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    options = parse_arguments(arguments)
+
+    import torch
+    from _peer_models import find_peer
+
+    problem = find_peer(options.peer)
+    if problem and options.peer is None:
+        print(f"skipped: {problem}")  # so that `make bench` goes on to the other benchmarks
         return
     if problem:
         sys.exit(problem)
-    if arguments.one:
-        print(json.dumps(measure_item(arguments.one, arguments.seconds, arguments.quick)))
+    if options.one:
+        print(json.dumps(measure_item(options.one, options.seconds, options.quick)))
         return
-    options = ["--seconds", "0" if arguments.quick else str(arguments.seconds)]
-    options += ["--quick"] * arguments.quick + (["--peer", str(arguments.peer)] if arguments.peer else [])
+    passed_on = ["--seconds", "0" if options.quick else str(options.seconds)]
+    passed_on += ["--quick"] * options.quick + (["--peer", str(options.peer)] if options.peer else [])
     results = {}
-    for name in arguments.items:
-        results[name] = run_json(__file__, ["--one", name, *options])
-        speeds = {each: round(results[name][each]["speed"], 3) for each in DTYPES if each in results[name]}
+    for name in options.items:
+        results[name] = run_json(__file__, ["--one", name, *passed_on])
+        speeds = {each: round(results[name][each]["speed"], 3) for each in PRECISIONS if each in results[name]}
         print(f"{name}: speed {speeds}", flush=True)
     torch.set_num_threads(1)
-    data = {"surroundings": surroundings(), "goals": GOALS, "summary": summarise(results), "results": results}
+    data = {"surroundings": describe_surroundings(), "goals": GOALS, "summary": summarise(results), "results": results}
     for name, each in data["summary"].items():
         print(f"{name}: {each['reached']:.3f} (goal {each['goal']})")
-    write_results(arguments.out, data, as_text(data))
+    write_results(options.out, data, format_report(data))
 
 
 if __name__ == "__main__":

@@ -1,12 +1,14 @@
 """Speed and memory of a training step: `python benchmarks/train_step.py`.
 
-One step is forward, backward and a fused AdamW update over one microbatch of synthetic tensors; each row runs in a
-process of its own. MFU is the model's FLOPs (`flops()`, three times the forward pass; what is computed again does not
-count, attention hidden by masks does) over the stated peak: the data sheet's dense bfloat16 figure of a known GPU, and
-on a processor the speed of a large matmul of the same type, measured beside. Times are a GPU's wall clock or,
-on a processor, one thread's processor time. Without options: the preset `tiny` on a
-processor, `3b` and `1b` on a GPU. Needs torch and transformers only. Writes benchmarks/results/train_step.json and .md.
+One step is forward, backward and a fused AdamW update over one microbatch of synthetic tensors; each row runs in its
+own process. MFU is the model's FLOPs (three times those of the forward pass; recomputation does not count, masked
+attention does) divided by the stated peak: the data sheet's dense bfloat16 figure of a known GPU, and on a processor
+the measured speed of a large matmul of the same type. Times are a GPU's wall clock or, on a processor, one thread's
+processor time. Without options: the preset `tiny` on a processor, `3b` and `1b` on a GPU. Needs torch and transformers
+only. Writes benchmarks/results/train_step.json and .md.
 """
+
+from __future__ import annotations
 
 import argparse
 import dataclasses
@@ -16,23 +18,33 @@ import resource
 import statistics
 import sys
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from _measure import RESULTS, rounded, run_json, surroundings, table, write_results
-from torch import nn
+from _measure import (
+    describe_surroundings,
+    find_device,
+    format_markdown_table,
+    make_parser,
+    round_floats,
+    run_json,
+    write_results,
+)
 
-from mirasol import MirasolConfig, MirasolForConditionalGeneration
-from mirasol.model.execution import RECOMPUTE
-from mirasol.model.transformer import ATTENTION
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from mirasol import MirasolConfig
 
 # Dense bfloat16 TFLOP/s of the data sheets; the first name found in the device's own counts.
 PEAKS = {"H200": 989.0, "H100 PCIe": 756.0, "H100": 989.0, "A100": 312.0, "L40S": 362.0, "B200": 2250.0}
 PRECISIONS = ("float32", "bfloat16", "autocast")
-# What a component's forward time is measured on; the ViT's is video and audio together.
-TIMED = {
+RECOMPUTE = ("none", "hidden", "block")
+ATTENTION = ("eager", "sdpa", "flex_attention")
+# The module that a component's forward time is measured on; the ViT's is video and audio together.
+TIMED_MODULES = {
     "tubes": "chunk_encoder.tubes", "vit": "chunk_encoder.vit", "audio": "chunk_encoder.audio_adapter",
     "combiner": "combiner", "latent": "latent", "reconstruction": "reconstruction", "text": "text",
 }  # fmt: skip
@@ -55,7 +67,7 @@ class Row:
 
 
 def default_rows(device: str, steps: int) -> list[Row]:
-    """`tiny` with every choice of recomputation on a processor; on a GPU the settings of the paper's two sizes."""
+    """`tiny` with each kind of recomputation on a processor; on a GPU several settings of the paper's two sizes."""
     if device == "cpu":
         rows = [Row("tiny", 8, precision="float32", recompute=each, steps=steps) for each in RECOMPUTE]
         return [*rows, Row("tiny", 8, precision="bfloat16", steps=steps)]
@@ -70,6 +82,8 @@ def default_rows(device: str, steps: int) -> list[Row]:
 
 def make_batch(config: MirasolConfig, row: Row, chunks: int, device: str) -> dict[str, torch.Tensor]:
     """Noise of the shapes that the model takes; every token but the first is a target."""
+    import torch
+
     dtype = torch.bfloat16 if row.precision == "bfloat16" else torch.float32
     video, audio, batch = config.video, config.audio, row.microbatch
     pixels = (batch, chunks, video.frames_per_chunk, 3, video.image_size, video.image_size)
@@ -84,34 +98,36 @@ def make_batch(config: MirasolConfig, row: Row, chunks: int, device: str) -> dic
     }  # fmt: skip
 
 
-def seconds_now(device: str) -> float:
-    """A GPU's wall clock once it has done all its work; on a processor, one thread's processor seconds."""
+def read_clock(device: str) -> float:
+    """Seconds: a GPU's wall clock once it has finished all its work; on a processor, this process's processor time."""
+    import torch
+
     if device == "cpu":
         return time.process_time()
     torch.cuda.synchronize()
     return time.perf_counter()
 
 
-def forward_seconds(model: nn.Module, run: Any, device: str) -> dict[str, float]:
-    """Seconds of the forward pass by component, each brought to its end before the next begins."""
-    seconds = dict.fromkeys(TIMED, 0.0)
+def measure_forward_seconds(model: nn.Module, run: Callable[[], Any], device: str) -> dict[str, float]:
+    """Seconds of the forward pass by component, each finished before the next begins."""
+    seconds = dict.fromkeys(TIMED_MODULES, 0.0)
     begun: dict[str, float] = {}
 
-    def enter(name: str) -> Any:
+    def enter(name: str) -> Callable[..., None]:
         def hook(*_: Any) -> None:
-            begun[name] = seconds_now(device)
+            begun[name] = read_clock(device)
 
         return hook
 
-    def leave(name: str) -> Any:
+    def leave(name: str) -> Callable[..., None]:
         def hook(*_: Any) -> None:
-            seconds[name] += seconds_now(device) - begun[name]
+            seconds[name] += read_clock(device) - begun[name]
 
         return hook
 
     modules = dict(model.named_modules())
     hooks = []
-    for name, path in TIMED.items():
+    for name, path in TIMED_MODULES.items():
         hooks += [modules[path].register_forward_pre_hook(enter(name))] if path in modules else []
         hooks += [modules[path].register_forward_hook(leave(name))] if path in modules else []
     run()
@@ -120,8 +136,10 @@ def forward_seconds(model: nn.Module, run: Any, device: str) -> dict[str, float]
     return seconds
 
 
-def peak_tflops(device: str, precision: str) -> tuple[float, str]:
-    """TFLOP/s that MFU is a share of, and where the figure is from."""
+def find_peak_tflops(device: str, precision: str) -> tuple[float, str]:
+    """TFLOP/s that MFU is a share of, and the source of the figure."""
+    import torch
+
     name = torch.cuda.get_device_name() if device == "cuda" else ""
     for known, peak in PEAKS.items():
         if known in name:
@@ -130,26 +148,34 @@ def peak_tflops(device: str, precision: str) -> tuple[float, str]:
     left = torch.randn(size, size, device=device, dtype=dtype)
     times = []
     for _ in range(7):
-        begin = seconds_now(device)
+        begin = read_clock(device)
         left @ left
-        times.append(seconds_now(device) - begin)
+        times.append(read_clock(device) - begin)
     return 2 * size**3 / min(times) / 1e12, f"matmul of {size} x {size} in {dtype}, measured"
 
 
 def measure(row: Row, device: str) -> dict[str, Any]:
-    """One row's figures; running out of memory is a figure too."""
+    """One row's figures, or `failed` where the device ran out of memory."""
+    import torch
+
+    from mirasol import MirasolConfig
+
     torch.manual_seed(0)
     if device == "cpu":
         torch.set_num_threads(1)
     config = MirasolConfig.preset(row.preset, **({"video": {"image_size": row.image_size}} if row.image_size else {}))
     chunks = row.frames // config.video.frames_per_chunk if row.frames else 8
     try:
-        return dataclasses.asdict(row) | {"chunks": chunks} | _measured(row, config, chunks, device)
+        return dataclasses.asdict(row) | {"chunks": chunks} | _measure_steps(row, config, chunks, device)
     except torch.OutOfMemoryError as error:
         return dataclasses.asdict(row) | {"chunks": chunks, "failed": f"out of memory: {error}".split("\n")[0][:120]}
 
 
-def _measured(row: Row, config: MirasolConfig, chunks: int, device: str) -> dict[str, Any]:
+def _measure_steps(row: Row, config: MirasolConfig, chunks: int, device: str) -> dict[str, Any]:
+    import torch
+
+    from mirasol import MirasolForConditionalGeneration
+
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     model = MirasolForConditionalGeneration(config).to(device).train()
     model.set_attn_implementation(row.attention)
@@ -165,34 +191,34 @@ def _measured(row: Row, config: MirasolConfig, chunks: int, device: str) -> dict
         with torch.autocast(device, torch.bfloat16, enabled=row.precision == "autocast"):
             return model(**batch).loss
 
-    def parts_of_a_step() -> list[float]:
+    def time_step() -> list[float]:
         optimizer.zero_grad(set_to_none=True)
-        times = [seconds_now(device)]
+        times = [read_clock(device)]
         loss = forward()
-        times.append(seconds_now(device))
+        times.append(read_clock(device))
         loss.backward()
-        times.append(seconds_now(device))
+        times.append(read_clock(device))
         optimizer.step()
-        times.append(seconds_now(device))
+        times.append(read_clock(device))
         return [end - begin for begin, end in itertools.pairwise(times)]
 
     # The first two compile and warm up.
     for _ in range(2):
-        parts_of_a_step()
-    steps = [parts_of_a_step() for _ in range(row.steps)]
+        time_step()
+    steps = [time_step() for _ in range(row.steps)]
     if device == "cuda":
         peak_gib = torch.cuda.max_memory_allocated() / 2**30
     else:
         peak_gib = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**20
     seconds = statistics.median(sum(each) for each in steps)
     forward_part, backward_part, update_part = (statistics.median(part) for part in zip(*steps, strict=True))
-    peak, source = peak_tflops(device, row.precision)
+    peak, source = find_peak_tflops(device, row.precision)
     by_component = model.flops(chunks, row.text_length)
     tflop = 3 * row.microbatch * sum(by_component.values()) / 1e12
     return {
         "clips_per_second": row.microbatch / seconds,
         "seconds": {"step": seconds, "forward": forward_part, "backward": backward_part, "update": update_part},
-        "forward_seconds": forward_seconds(model, forward, device),
+        "forward_seconds": measure_forward_seconds(model, forward, device),
         "model_tflop_per_clip": tflop / row.microbatch,
         "mfu": tflop / seconds / peak,
         "peak_tflops": peak,
@@ -201,7 +227,7 @@ def _measured(row: Row, config: MirasolConfig, chunks: int, device: str) -> dict
     }
 
 
-def as_text(data: dict[str, Any]) -> str:
+def format_report(data: dict[str, Any]) -> str:
     around = data["surroundings"]
     text = f"# A training step\n\n{around['gpu'] or around['cpu']}, torch {around['torch']}, transformers "
     text += f"{around['transformers']}, commit {around['commit']}, {around['date']}. {data['note']}\n\n"
@@ -218,28 +244,31 @@ def as_text(data: dict[str, Any]) -> str:
         cells += [f"{row['clips_per_second']:.3g}", f"{row['mfu']:.1%}", f"{row['peak_gib']:.3g}"]
         cells += [f"{row['seconds'][part]:.3g}" for part in ("forward", "backward", "update")]
         rows.append([*cells, ", ".join(f"{name} {seconds:.3g} s" for name, seconds in slowest)])
-    return text + table(columns, rows)
+    return text + format_markdown_table(columns, rows)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--preset", choices=("tiny", "1b", "3b"), help="measure this one setting, not the usual rows")
+def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = make_parser("train_step", __doc__)
+    parser.add_argument("--device", choices=("cpu", "cuda"), help="a GPU where there is one")
+    parser.add_argument("--preset", choices=("tiny", "1b", "3b"), help="measure this setting instead of the usual rows")
     parser.add_argument("--microbatch", type=int, default=1, help="clips in one step")
     parser.add_argument("--frames", type=int, default=0, help="frames of a clip; 0 is 8 chunks")
     parser.add_argument("--image-size", type=int, default=0, help="pixels; 0 is the preset's")
     parser.add_argument("--text-length", type=int, default=64, help="tokens of a text row")
-    parser.add_argument("--recompute", choices=tuple(RECOMPUTE), default="none")
+    parser.add_argument("--recompute", choices=RECOMPUTE, default="none")
     parser.add_argument("--attention", choices=ATTENTION, default="sdpa")
     parser.add_argument("--precision", choices=PRECISIONS, default="float32", help="bfloat16 casts weights and inputs")
     parser.add_argument("--compile", action="store_true", help="compile each layer")
     parser.add_argument("--steps", type=int, default=5, help="steps measured, after two that warm up")
-    parser.add_argument("--quick", action="store_true", help="one step of each row, for a look whether all works")
-    parser.add_argument("--out", type=Path, default=RESULTS / "train_step.json")
     parser.add_argument("--one", help=argparse.SUPPRESS)
-    options = parser.parse_args()
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    options = parse_arguments(arguments)
+    device = options.device or find_device()
     if options.one:
-        print(json.dumps(measure(Row(**json.loads(options.one)), options.device)))
+        print(json.dumps(measure(Row(**json.loads(options.one)), device)))
         return
     steps = 1 if options.quick else options.steps
     if options.preset:
@@ -248,16 +277,19 @@ def main() -> None:
                 options.recompute, options.attention, options.precision, options.compile, steps)
         ]  # fmt: skip
     else:
-        rows = default_rows(options.device, steps)
+        rows = default_rows(device, steps)
     measured = []
     for row in rows:
-        measured.append(run_json(__file__, ["--device", options.device, "--one", json.dumps(dataclasses.asdict(row))]))
-        shown = {key: rounded(measured[-1].get(key), 3) for key in ("clips_per_second", "mfu", "peak_gib", "failed")}
+        measured.append(run_json(__file__, ["--device", device, "--one", json.dumps(dataclasses.asdict(row))]))
+        shown = {
+            key: round_floats(measured[-1].get(key), 3) for key in ("clips_per_second", "mfu", "peak_gib", "failed")
+        }
         print(f"{row.preset} x {row.microbatch}, recompute {row.recompute}, {row.precision}: {shown}", flush=True)
-    note = "" if options.device == "cuda" else "Rows of a GPU are missing: none was at hand."
-    around = surroundings() | {"threads": 1 if options.device == "cpu" else torch.get_num_threads()}
-    data = {"surroundings": around, "device": options.device, "note": note, "rows": measured}
-    write_results(options.out, data, as_text(data))
+    note = "" if device == "cuda" else "GPU rows are missing: there was no GPU."
+    around = describe_surroundings()
+    around["threads"] = 1 if device == "cpu" else around["threads"]
+    data = {"surroundings": around, "device": device, "note": note, "rows": measured}
+    write_results(options.out, data, format_report(data))
 
 
 if __name__ == "__main__":
