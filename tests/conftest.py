@@ -63,7 +63,7 @@ def values(data_root, shared_cache, tmp_path) -> dict[str, Any]:
         "model": {"preset": "tiny", "overrides": SMALL_MODEL},
         "tokenizer": {"vocab_size": 300},
         "stages": {
-            "slots": {"steps": 3, "window": "slot", "clips_per_step": 4, "questions_per_clip": 1},
+            "slots": {"steps": 3, "span": "segment", "clips_per_step": 4, "questions_per_clip": 1},
             "questions": {"steps": 5, "clips_per_step": 3, "questions_per_clip": 4},
         },
         "optimizer": {"warmup_steps": 2},

@@ -18,7 +18,7 @@ seed: 0
 output: replaced
 data: {root: replaced}
 stages:
-  slots: {steps: 2, window: slot, clips_per_step: 4, questions_per_clip: 1}
+  slots: {steps: 2, span: segment, clips_per_step: 4, questions_per_clip: 1}
   questions: {steps: 2, clips_per_step: 2, questions_per_clip: 2}
 log_every: 1
 validate_every: 2

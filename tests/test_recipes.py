@@ -132,8 +132,8 @@ def of_a_step(recipe: Recipe) -> tuple:
     """All that a step's cost follows from."""
     [stage] = recipe.stages.values()
     how = (recipe.parallel, recipe.recompute, recipe.accumulation, recipe.precision, recipe.optimizer.name)
-    window = "clip" if stage.window == "any" else stage.window
-    return dataclasses.replace(stage, steps=1, window=window, label_smoothing=0.0), recipe.model, how
+    span = "clip" if stage.span == "any" else stage.span
+    return dataclasses.replace(stage, steps=1, span=span, label_smoothing=0.0), recipe.model, how
 
 
 @functools.cache
@@ -223,7 +223,7 @@ def test_nextqa_is_fine_tuned_on_multiple_choice_as_its_header_says():
 def test_sounds_are_fine_tuned_as_in_the_paper_and_in_its_reference_5(name, clips):
     recipe = recipe_of(f"paper/finetune_{name}")
     [stage], optimizer = recipe.stages.values(), recipe.optimizer
-    assert (recipe.data.source, stage.clips_per_step, stage.window) == (name, 32, "any")
+    assert (recipe.data.source, stage.clips_per_step, stage.span) == (name, 32, "any")
     assert stage.steps == round(20 * clips / 32)
     assert (optimizer.learning_rate, optimizer.weight_decay) == (1e-5, 1e-4)
     assert (optimizer.name, optimizer.betas, optimizer.schedule) == ("adam", (0.9, 0.999), "cosine")

@@ -1,5 +1,6 @@
 """The recipe: reading, typing, naming what is wrong, and what may change on resumption."""
 
+import copy
 import dataclasses
 from pathlib import Path
 
@@ -23,7 +24,7 @@ def test_load_gives_typed_values_in_the_files_order(file):
     recipe = load_recipe(file)
     assert isinstance(recipe, Recipe)
     assert list(recipe.stages) == ["slots", "questions"]
-    assert recipe.stages["slots"].window == "slot"
+    assert recipe.stages["slots"].span == "segment"
     assert recipe.optimizer.betas == (0.9, 0.95)
     with pytest.raises(dataclasses.FrozenInstanceError):
         recipe.seed = 4
@@ -112,6 +113,38 @@ def test_fingerprint_sees_the_order_of_stages(recipe):
     assert swapped.fingerprint() != recipe.fingerprint()
 
 
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("stages.slots.window=slot", r"stages\.slots\.window: renamed to span, use span: segment$"),
+        ("stages.slots.window=any", r"stages\.slots\.window: renamed to span, use span: any$"),
+        ("stages.slots.window=[]", r"stages\.slots\.window: renamed to span, use span instead$"),
+        ("stages.slots.span=slot", r"span=slot is not one of 'clip', 'segment', 'any'$"),
+    ],
+)
+def test_a_renamed_key_is_refused_with_its_new_name(file, override, said):
+    with pytest.raises(UserError, match=said) as caught:
+        load_recipe(file, [override])
+    assert "\n" not in str(caught.value)
+
+
+def with_old_keys(values):
+    """The recipe as the first versions wrote it."""
+    values = copy.deepcopy(values)
+    stage = values["stages"]["slots"]
+    stage["window"] = {"segment": "slot"}.get(stage["span"], stage["span"])
+    del stage["span"]
+    return values
+
+
+def test_the_recipe_of_a_run_is_read_with_the_keys_of_its_time(file, values):
+    file.write_text(yaml.safe_dump(with_old_keys(values), sort_keys=False))
+    with pytest.raises(UserError, match="renamed to span"):
+        load_recipe(file)
+    (file.parent / "run.json").write_text("{}")
+    assert load_recipe(file) == recipe_from_dict(values)
+
+
 def test_stage_at_counts_through_the_stages(recipe):
     places = [recipe.stage_at(step) for step in range(recipe.total_steps)]
     assert places == [("slots", k) for k in range(3)] + [("questions", k) for k in range(5)]
@@ -124,7 +157,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
     ("change", "said"),
     [
         ({"tracker": "mlflow"}, "^recipe: tracker=mlflow is not one of 'none', 'wandb', 'trackio'$"),
-        ({"seed": "x"}, "^recipe: seed=x is no int$"),
+        ({"seed": "x"}, "^recipe: seed=x is not of type int$"),
         ({"stages": {"a": {"steps": 1, "objective": "x"}}}, "stages…objective=x is not one of 'clips', 'image_text'$"),
     ],
 )

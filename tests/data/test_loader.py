@@ -106,7 +106,7 @@ def test_batches_mix_clips_of_different_lengths_padded_at_the_end(recipe, exampl
 
 def test_large_batches_come_whole_whoever_has_used_their_memory_before(values, examples, data_root):
     """Frames over `transport.PACKED_BYTES` lie in memory that is used again, step after step."""
-    values["stages"] = {"all": {"steps": 8, "clips_per_step": 3, "window": "clip"}}
+    values["stages"] = {"all": {"steps": 8, "clips_per_step": 3, "span": "clip"}}
     settings = SETTINGS | {"image_size": 256}
     plan = BatchPlan(recipe_from_dict(values), examples)
     batches = StepBatches(plan, ClipCache(None, data_root, settings), MirasolFeatureExtractor(**settings))

@@ -144,7 +144,7 @@ def test_what_a_mixture_cannot_be_is_refused(mixed, change, message):
 
 
 def test_windows_and_whole_clips_mix_and_what_no_stage_takes_is_told(values, examples, console):
-    values["stages"] = {"all": {"steps": 8, "clips_per_step": 6, "questions_per_clip": 1, "window": "any"}}
+    values["stages"] = {"all": {"steps": 8, "clips_per_step": 6, "questions_per_clip": 1, "span": "any"}}
     plan = BatchPlan(recipe_from_dict(values), examples)
     seen = [clip for step in range(8) for clip in plan.batch(step).clips]
     assert {clip.start is None for clip in seen} == {True, False}
@@ -153,9 +153,9 @@ def test_windows_and_whole_clips_mix_and_what_no_stage_takes_is_told(values, exa
     values["stages"] = {"whole": {"steps": 1, "clips_per_step": 2, "questions_per_clip": 1}}
     recipe = recipe_from_dict(values)
     slots = sum(example.start is not None for example in examples)
-    assert BatchPlan(recipe, examples).unused == {"slot": slots}
+    assert BatchPlan(recipe, examples).unused == {"segment": slots}
     train(recipe, console=console)
-    assert f"{slots} examples (that name a start and an end) are of a kind that no stage trains on" in (
+    assert f"{slots} examples (with a start and an end) are of a kind that no stage trains on" in (
         console.file.getvalue()
     )
 

@@ -47,8 +47,8 @@ def log_lines():
         yield {"kind": "train", "step": step, "stage": "slots" if step < 11 else "questions", "loss": 1.0, **losses}
     by_type = {name: {"accuracy": 0.5, "text_loss": 1.0, "rows": 4} for name in ("sight", "bound")}
     part = {"text_loss": 1.0, "latent_loss": 0.1, "video_loss": 0.05, "accuracy": 0.5, "by_type": by_type}
-    slot = {**part, "by_type": {"describe": {"accuracy": 0.9, "text_loss": 0.1, "rows": 4}}}
-    yield {"kind": "validation", "step": 20, "clip": part, "slot": slot}
+    segment = {**part, "by_type": {"describe": {"accuracy": 0.9, "text_loss": 0.1, "rows": 4}}}
+    yield {"kind": "validation", "step": 20, "clip": part, "segment": segment}
 
 
 @pytest.fixture(scope="module")

@@ -34,7 +34,7 @@ def test_the_average_follows_the_weights():
 
 def test_a_run_ends_with_the_average_and_resumes_to_the_same_bits(values, console):
     values.update(ema=0.9, keep_last=4, validate_every=100)
-    values["stages"] = {"slots": {"steps": 4, "window": "slot", "clips_per_step": 2, "questions_per_clip": 1}}
+    values["stages"] = {"slots": {"steps": 4, "span": "segment", "clips_per_step": 2, "questions_per_clip": 1}}
     checkpoint = train(recipe_from_dict(values), console=console)
     weights = (checkpoint / "model.safetensors").read_bytes()
     found = load_file(checkpoint / "model.safetensors")

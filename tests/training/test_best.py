@@ -35,7 +35,7 @@ def test_the_least_loss_and_the_most_of_all_else_is_best_and_of_equal_ones_the_f
     assert later.step == step
 
 
-@pytest.mark.parametrize("metric", ["clip.f1", "clip", "clip.by_type.sight", "slot.accuracy"])
+@pytest.mark.parametrize("metric", ["clip.f1", "clip", "clip.by_type.sight", "segment.accuracy"])
 def test_a_number_that_is_not_there_is_refused_with_those_that_are(metric):
     with pytest.raises(UserError, match=rf"keep_best={metric} is no number .* clip\.accuracy, clip\.text_loss"):
         BestStep(metric, LINES)

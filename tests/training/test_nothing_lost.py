@@ -57,7 +57,7 @@ def newest(values) -> int:
 
 def test_a_run_killed_ten_times_ends_in_the_same_bits(trainings, values):
     values["stages"] = {
-        "slots": {"steps": 6, "window": "slot", "clips_per_step": 4, "questions_per_clip": 1},
+        "slots": {"steps": 6, "span": "segment", "clips_per_step": 4, "questions_per_clip": 1},
         "questions": {"steps": 30, "clips_per_step": 3, "questions_per_clip": 2, "drop_audio": 0.3},
     }
     values["optimizer"]["name"] = "muon"

@@ -42,7 +42,7 @@ def without_noise(values: dict) -> dict:
     overrides |= {"vit": STACK, "audio": {"adapter": STACK}}
     overrides["latent"] |= {"mask_ratio": 0.0}
     stages = {
-        "slots": {"steps": 1, "window": "slot", "clips_per_step": 4, "questions_per_clip": 1},
+        "slots": {"steps": 1, "span": "segment", "clips_per_step": 4, "questions_per_clip": 1},
         "questions": {"steps": 2, "clips_per_step": 4, "questions_per_clip": 4, "drop_video": 0.4, "drop_audio": 0.4},
     }
     model = {"preset": "tiny", "overrides": overrides}

@@ -42,7 +42,7 @@ def test_memory_stays_flat_over_20000_clips(data_root, examples, tmp_path):
                     "steps": CLIPS // CLIPS_PER_STEP,
                     "clips_per_step": CLIPS_PER_STEP,
                     "questions_per_clip": 1,
-                    "window": "slot",
+                    "span": "segment",
                 }
             },
         }

@@ -182,7 +182,7 @@ def test_the_table_stands_in_the_log_and_in_run_json(staged, console):
         ),
         ({"loss_weights": {"text": 0.0, "latent": 0.0, "video": 0.0}}, "no loss reaches any weight"),
         ({"objective": "image_text"}, "one text an image: set 1"),
-        ({"objective": "image_text", "questions_per_clip": 1, "window": "slot"}, "images have no time"),
+        ({"objective": "image_text", "questions_per_clip": 1, "span": "segment"}, "images have no time"),
         ({"objective": "image_text", "questions_per_clip": 1, "drop_audio": 0.5}, "drop_audio=0.5 has no effect"),
         (
             {"objective": "image_text", "questions_per_clip": 1, "loss_weights": {"latent": 2.0}},

@@ -191,7 +191,7 @@ def test_resuming_with_a_changed_recipe_is_refused_by_key(values, console):
     [("run.json", r"run\.json: is damaged"), ("recipe.yaml", r"recipe\.yaml: .* this file holds NoneType")],
 )
 def test_a_run_whose_records_are_damaged_is_refused_in_one_line(values, console, tmp_path, name, said):
-    values["stages"] = {"slots": {"steps": 1, "window": "slot", "clips_per_step": 2, "questions_per_clip": 1}}
+    values["stages"] = {"slots": {"steps": 1, "span": "segment", "clips_per_step": 2, "questions_per_clip": 1}}
     folder = run(values, console).parent
     shutil.rmtree(folder / "checkpoint")
     (folder / name).write_text("")

@@ -52,20 +52,20 @@ def test_clips_are_validated_a_microbatch_at_a_time_or_as_many_as_asked_for(
 def test_stages_that_are_not_validated_are_told_at_the_start(recipe, examples):
     whole = [example for example in examples if example.start is None]
     validation = Validation(recipe, examples)
-    assert list(validation.parts) == ["slot", "clip"]
+    assert list(validation.parts) == ["segment", "clip"]
     assert validation.absent == []
-    assert Validation(recipe, whole).absent == ["slot"]
-    assert Validation(recipe, {"a": whole, "b": examples}).absent == ["a_slot"]
+    assert Validation(recipe, whole).absent == ["segment"]
+    assert Validation(recipe, {"a": whole, "b": examples}).absent == ["a_segment"]
     validation.without({(example.media, example.start, example.end) for example in whole})
     assert validation.absent == ["clip"]
 
 
 def test_a_run_says_once_what_its_validation_lacks(values, data_root, console):
-    values["stages"] = {"slots": {"steps": 1, "window": "slot", "clips_per_step": 2, "questions_per_clip": 1}}
+    values["stages"] = {"slots": {"steps": 1, "span": "segment", "clips_per_step": 2, "questions_per_clip": 1}}
     assert not any(example.start for example in read_examples(data_root, "validation"))
     train(recipe_from_dict(values), console=console)
     warned = [line for line in console.file.getvalue().splitlines() if line.startswith("warning: not validated")]
     assert warned == [
-        "warning: not validated: slot: the validation split has no example of the kind and question types that the "
+        "warning: not validated: segment: the validation split has no example of the kind and question types that the "
         "stages train on there"
     ]

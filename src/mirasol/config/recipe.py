@@ -142,8 +142,8 @@ class TokenizerRecipe:
 class Stage:
     """Some steps of training on one kind of batch.
 
-    window: `clip` takes whole clips, `slot` the examples that name a start and an end, each cut out of its clip, `any`
-        both
+    span: what an example covers: `clip` takes examples about whole clips, `segment` those with a start and an end (only
+        that part of the file is decoded), `any` both
     questions_per_clip: text rows per clip; a clip with fewer questions repeats some, which is counted
     question_types: the types drawn from; null is all there are
     type_weights: relative chance that a drawn question is of this type (1 for a type not named); without it every
@@ -165,7 +165,7 @@ class Stage:
     clips_per_step: int = 16
     questions_per_clip: int = 8
     question_types: list[str] | None = None
-    window: Literal["clip", "slot", "any"] = "clip"
+    span: Literal["clip", "segment", "any"] = "clip"
     loss_weights: LossWeights = field(default_factory=LossWeights)
     type_weights: dict[str, float] = field(default_factory=dict)
     learning_rate_scale: float = 1.0
@@ -213,9 +213,9 @@ class Stage:
             raise UserError(
                 f"questions_per_clip={self.questions_per_clip}: objective image_text has one text an image: set 1"
             )
-        if self.window != "clip":
+        if self.span != "clip":
             raise UserError(
-                f"window={self.window} has no meaning for objective image_text: images have no time, leave it out"
+                f"span={self.span} has no effect with objective image_text: images have no time, leave it out"
             )
         if self.augment != Augment():
             raise UserError("augment has no effect with objective image_text: images stay as they are, leave it out")

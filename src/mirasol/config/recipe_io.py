@@ -5,13 +5,29 @@ import dataclasses
 import re
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from mirasol.config.checks import merge_mappings, nearest_name
-from mirasol.config.recipe import Recipe
+from mirasol.config.recipe import Recipe, Stage
 from mirasol.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Renamed:
+    """The new name of a key that earlier versions had, and the new names of its values where they changed too."""
+
+    key: str
+    values: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+    def value(self, old: Any) -> Any:
+        """What an old value is called now."""
+        return self.values.get(old, old) if isinstance(old, str) else old
+
+
+# Keys of earlier versions by the part of a recipe they stood in. Refused in a recipe, translated in a run's folder.
+RENAMED: dict[type, dict[str, Renamed]] = {Stage: {"window": Renamed("span", {"slot": "segment"})}}
 
 
 def load_recipe(path: str | Path | Sequence[str | Path], overrides: Sequence[str] = ()) -> Recipe:
@@ -26,8 +42,9 @@ def load_recipe(path: str | Path | Sequence[str | Path], overrides: Sequence[str
     """
     paths = [path] if isinstance(path, str | Path) else list(path)
     values: dict[str, Any] = {}
-    for file in paths:
-        values = merge_mappings(values, read_yaml(Path(file)))
+    for file in map(Path, paths):
+        of_a_run = (file.parent / "run.json").is_file()
+        values = merge_mappings(values, read_run_recipe(file)[0] if of_a_run else read_yaml(file))
     for override in overrides:
         values = merge_mappings(values, _parse_override(override))
     return recipe_from_dict(values, where=", ".join(str(file) for file in paths))
@@ -59,11 +76,44 @@ def recipe_from_dict(values: Mapping[str, Any], where: str = "recipe") -> Recipe
 def _plain(message: str) -> str:
     """A parser's message on one line, in the words of a recipe."""
     line = " ".join(message.split())
-    key = "…".join(re.findall('Parser key "(.*?)": ', line))  # inside a stage the name of the stage is not told
+    key = "…".join(re.findall('Parser key "(.*?)": ', line))  # jsonargparse leaves out the name of the stage
     gist = line.rpartition('": ')[2]
-    if told := re.fullmatch(r"Expected an? (?:typing\.Literal\[(.*)\]|<class '(.*)'>)\. Got value: (.*)", gist):
-        return f"{key}={told[3]} is " + (f"not one of {told[1]}" if told[1] else f"no {told[2]}")
+    if found := re.fullmatch(r"Expected an? (?:typing\.Literal\[(.*)\]|<class '(.*)'>)\. Got value: (.*)", gist):
+        return f"{key}={found[3]} is not " + (f"one of {found[1]}" if found[1] else f"of type {found[2]}")
     return f"{key}: {gist}" if key else line
+
+
+def read_run_recipe(file: Path) -> tuple[dict[str, Any], list[str]]:
+    """The values of a run's `recipe.yaml` under today's keys, and which keys of an earlier version it has."""
+    values, old_keys = read_yaml(file), []
+    _translate(values, Recipe, "", old_keys)
+    return values, old_keys
+
+
+def _translate(values: Any, kind: type, prefix: str, old_keys: list[str]) -> None:
+    """Renames keys and values of earlier versions in place; `old_keys` receives their dotted names."""
+    if not isinstance(values, dict):
+        return
+    for key, renamed in RENAMED.get(kind, {}).items():
+        if key in values:
+            old_keys.append(f"{prefix}{key}")
+            values[renamed.key] = renamed.value(values.pop(key))
+    for key, entry, inner in _parts(values, kind):
+        _translate(entry, inner, f"{prefix}{key}.", old_keys)
+
+
+def _parts(values: Mapping[str, Any], kind: type) -> Iterator[tuple[str, Any, type]]:
+    """(dotted key, values, dataclass) of each part of a recipe within `kind`."""
+    for key, inner in typing.get_type_hints(kind).items():
+        if key not in values:
+            continue
+        if dataclasses.is_dataclass(inner):
+            yield key, values[key], inner
+            continue
+        _, entry_kind = typing.get_args(inner) if typing.get_origin(inner) is dict else (None, None)
+        if dataclasses.is_dataclass(entry_kind) and isinstance(values[key], Mapping):
+            for name, entry in values[key].items():
+                yield f"{key}.{name}", entry, entry_kind
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -97,22 +147,21 @@ def _parse_override(override: str) -> dict[str, Any]:
 
 
 def _check_keys(values: Any, kind: type, prefix: str, where: str) -> None:
-    """Walks plain data beside the dataclass it is to become; refuses unknown keys and names missing ones."""
+    """Compares plain data with the dataclass it will become; refuses unknown, renamed and missing keys."""
     if not isinstance(values, Mapping):
         raise UserError(f"{where}: {prefix.rstrip('.')}: expected a mapping, got {values!r}")
     hints = typing.get_type_hints(kind)
     fields = {f.name: f for f in dataclasses.fields(kind)}
     for key, value in values.items():
+        if key not in fields and (renamed := RENAMED.get(kind, {}).get(key)):
+            new = f"{renamed.key}: {renamed.value(value)}" if isinstance(value, str) else f"{renamed.key} instead"
+            raise UserError(f"{where}: {prefix}{key}: renamed to {renamed.key}, use {new}")
         if key not in fields:
             raise UserError(f"{where}: unknown key {prefix + str(key)!r}{nearest_name(str(key), list(fields), prefix)}")
-        inner = hints[key]
-        if dataclasses.is_dataclass(inner):
-            _check_keys(value, inner, f"{prefix}{key}.", where)
-        elif typing.get_origin(inner) is dict and dataclasses.is_dataclass(typing.get_args(inner)[1]):
-            if not isinstance(value, Mapping):
-                raise UserError(f"{where}: {prefix}{key}: expected a mapping of names, got {value!r}")
-            for name, entry in value.items():
-                _check_keys(entry, typing.get_args(inner)[1], f"{prefix}{key}.{name}.", where)
+        if typing.get_origin(hints[key]) is dict and not isinstance(value, Mapping):
+            raise UserError(f"{where}: {prefix}{key}: expected a mapping of names, got {value!r}")
+    for key, value, inner in _parts(values, kind):
+        _check_keys(value, inner, f"{prefix}{key}.", where)
     for name, f in fields.items():
         required = f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
         if required and name not in values:

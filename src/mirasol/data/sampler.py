@@ -114,25 +114,25 @@ def names_any(clip: ClipExamples, words: Sequence[str]) -> bool:
     return any(pattern.search(text) for text in texts)
 
 
-KINDS = {"image": "images", "clip": "about whole clips", "slot": "that name a start and an end"}
+KINDS = {"image": "images", "clip": "about whole clips", "segment": "with a start and an end"}
 
 
 def kind_rows(examples: ExampleTable, kind: str) -> np.ndarray:
-    """Which examples are about an "image", a whole "clip", or a "slot", a window of one: bool [example]."""
+    """Which examples are about an "image", a whole "clip" or a "segment" of one: bool [example]."""
     if kind == "image":
         return examples.image
-    return ~examples.image & (examples.windowed == (kind == "slot"))
+    return ~examples.image & (examples.windowed == (kind == "segment"))
 
 
 def kinds_taken(stage: Stage) -> tuple[str, ...]:
     """The kinds of examples that a stage trains on."""
     if stage.objective == "image_text":
         return ("image",)
-    return ("clip", "slot") if stage.window == "any" else (stage.window,)
+    return ("clip", "segment") if stage.span == "any" else (stage.span,)
 
 
 def stage_clips(examples: Iterable[Example], kinds: Collection[str], question_types: Sequence[str] | None) -> ClipTable:
-    """The clips (slots, images) with the examples that a stage may draw from, in the order of the examples."""
+    """The clips (segments, images) with the examples that a stage may draw from, in the order of the examples."""
     table = ExampleTable.of(examples)
     wanted = np.logical_or.reduce([kind_rows(table, kind) for kind in kinds])
     if question_types is not None:

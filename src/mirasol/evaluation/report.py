@@ -111,8 +111,8 @@ def score_columns(metrics: Mapping[str, Any], blind: Score) -> list[tuple[str, M
 
 
 def _by_type(row: Mapping[str, Any]) -> dict[str, float]:
-    """Accuracy by type of a validation line, whole clips and slots together."""
-    parts = [row[part] for part in ("slot", "clip") if part in row]
+    """Accuracy by type of a validation line, whole clips and segments together."""
+    parts = [row[part] for part in ("segment", "clip") if part in row]
     return {name: values["accuracy"] for part in parts for name, values in part["by_type"].items()}
 
 

@@ -9,8 +9,8 @@ from mirasol.errors import UserError
 class BestStep:
     """The step with the best value of `metric` so far; of equal ones the first.
 
-    metric: where the number stands in a validation line of `metrics.jsonl`, e.g. `clip.accuracy`, `slot.text_loss` or
-        `clip.by_type.hearing.accuracy`. Of a loss the least is best, of anything else the most.
+    metric: dotted path of a number in the validation lines of `metrics.jsonl`, e.g. `clip.accuracy`,
+        `segment.text_loss` or `clip.by_type.hearing.accuracy`; the lowest is best of a loss, the highest of all else
     lines: what the run has logged already
     """
 

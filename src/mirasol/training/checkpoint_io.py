@@ -230,6 +230,8 @@ class _MetadataUnpickler(pickle.Unpickler):
     """Builds what a checkpoint's `.metadata` is made of and nothing else: a pickle could run any code."""
 
     def find_class(self, module: str, name: str) -> Any:
+        if (module, name) == ("mirasol.training.shard_files", "Piece"):  # checkpoints of version 0.1
+            return Piece
         allowed = (
             module in ("torch.distributed.checkpoint.metadata", "torch.distributed.checkpoint.planner", __name__)
             or (module == "torch" and (name == "Size" or isinstance(getattr(torch, name, None), torch.dtype)))

@@ -9,7 +9,7 @@ from typing import Any
 from mirasol import MirasolConfig, MirasolForConditionalGeneration, MirasolProcessor
 from mirasol.checkpoint import find_checkpoint, load_checkpoint, read_config
 from mirasol.config.recipe import Recipe
-from mirasol.config.recipe_io import read_yaml, recipe_from_dict
+from mirasol.config.recipe_io import read_run_recipe, recipe_from_dict
 from mirasol.errors import UserError
 from mirasol.files import file_hash, parse_json
 from mirasol.training.best import BestStep
@@ -72,7 +72,7 @@ def _read_run(run: Path) -> tuple[Recipe, dict[str, Any]]:
         if not (run / name).is_file():
             raise UserError(f"{run}: not the folder of a run: it has no {name}")
     facts = run / "run.json"
-    recipe = recipe_from_dict(read_yaml(run / "recipe.yaml"), str(run))
+    recipe = recipe_from_dict(read_run_recipe(run / "recipe.yaml")[0], str(run))
     return recipe, parse_json(facts.read_text(encoding="utf-8"), facts, "put its copy back")
 
 

@@ -8,8 +8,8 @@
   measured since the line before: clips per second, the share of time spent waiting for data, clips that turned out to
   be bad while they were decoded ahead, and seconds of training so far. A model that
   reconstructs audio has an "audio_loss" too, here and below.
-- `{"kind": "validation", "step", "clip": part, "slot": part}`: `part` is `{"text_loss", "latent_loss", "video_loss",
-  "accuracy", "by_type": {type: {"text_loss", "accuracy", "rows"}}}` over whole clips and over one-slot windows (only
+- `{"kind": "validation", "step", "clip": part, "segment": part}`: `part` is `{"text_loss", "latent_loss", "video_loss",
+  "accuracy", "by_type": {type: {"text_loss", "accuracy", "rows"}}}` over whole clips and over segments of clips (only
   where the recipe trains on them); "any" over both where a stage takes both; "image" over images, with a
   "contrastive_loss" in place of the latent and video losses. Accuracy is exact match of the teacher-forced most
   likely tokens.

@@ -21,7 +21,7 @@ import torch
 
 import mirasol
 from mirasol.config.recipe import Recipe, changed_keys
-from mirasol.config.recipe_io import read_yaml
+from mirasol.config.recipe_io import read_run_recipe
 from mirasol.data.clip_cache import BadWindow, write_bad_clips
 from mirasol.data.digest import ExamplesDigest
 from mirasol.errors import UserError
@@ -103,14 +103,19 @@ class RunFolder:
         file = self.path / "recipe.yaml"
         if not file.is_file():
             raise UserError(
-                f"{self.path}: holds a run without its recipe.yaml and cannot be resumed: choose another output"
+                f"{self.path}: this run has lost its recipe.yaml and cannot be resumed: choose another output"
             )
-        before, after = read_yaml(file), self.recipe.to_dict()
+        (before, old_keys), after = read_run_recipe(file), self.recipe.to_dict()
         changed = changed_keys(before, after)
         if changed:
             raise UserError(
                 f"{self.path}: cannot resume with a changed recipe: {changed[0]} differs from {file} "
                 f"({len(changed)} changed: {', '.join(changed)})"
+            )
+        if old_keys and not self.finished:
+            raise UserError(
+                f"{self.path}: this run was begun by an older version of mirasol ({file.name} has {old_keys[0]}): "
+                "finish it with that version, or choose another output"
             )
 
     def start(

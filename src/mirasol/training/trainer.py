@@ -190,7 +190,7 @@ class Trainer:
     def _tell_what_is_used(self) -> None:
         """What each stage trains, and what it takes of the data as far as that may surprise."""
         for kind, count in self.plan.unused.items():
-            self._warn(f"{count} examples ({KINDS[kind]}) are of a kind that no stage trains on: see stages.….window")
+            self._warn(f"{count} examples ({KINDS[kind]}) are of a kind that no stage trains on: see stages.NAME.span")
         if self.validation.absent:
             self._warn(
                 f"not validated: {', '.join(self.validation.absent)}: the validation split has no example of the kind "

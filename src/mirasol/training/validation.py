@@ -19,7 +19,7 @@ from mirasol.training.stages import stage_losses
 
 
 class Validation:
-    """The same `validation_clips` clips (and as many slots or images, where a stage trains on them) of each data set
+    """The same `validation_clips` clips (and as many segments or images, where a stage trains on them) of each data set
     every time."""
 
     def __init__(self, recipe: Recipe, examples: Sequence[Example] | Mapping[str, Sequence[Example]]):
@@ -43,9 +43,11 @@ class Validation:
             types = None if types is None or stage.question_types is None else [*types, *stage.question_types]
         clips = stage_clips(examples, kinds_taken(stages[0]), types)
         count, seed = min(self.recipe.validation_clips, len(clips)), self.recipe.seed
-        chosen = [clips[permuted(place, len(clips), seed, "validation", part)] for place in range(count)]
+        # Segments keep their former name in the hash, so that every version validates on the same ones.
+        key = f"{part.removesuffix('segment')}slot" if part.endswith("segment") else part
+        chosen = [clips[permuted(place, len(clips), seed, "validation", key)] for place in range(count)]
         most = max(stage.questions_per_clip for stage in stages)
-        # Slots tend to hold a single description: asking more of each would only repeat it.
+        # A segment often has a single description: more questions would only repeat it.
         most = min(most, max((len(clip.examples) for clip in chosen), default=1))
         drawing = Stage(steps=1, questions_per_clip=most)
         return [(clip, draw_questions(clip, drawing, seed, "validation", clip.video_name)[0]) for clip in chosen]
@@ -101,8 +103,8 @@ class Validation:
 
 
 def _kind(stage: Stage) -> str:
-    """What a stage is validated on: the name of its window, or "image"."""
-    return "image" if stage.objective == "image_text" else stage.window
+    """What a stage is validated on: its span, or "image"."""
+    return "image" if stage.objective == "image_text" else stage.span
 
 
 def judge_rows(
