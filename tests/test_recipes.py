@@ -185,11 +185,11 @@ def test_video_text_is_the_papers():
 
 def test_audio_learns_the_text_of_audiosets_class_names():
     recipe = recipe_of("paper/audio")
-    assert (recipe.data.source, recipe.data.train_split, recipe.data.options.targets) == ("audioset", "train", "all")
+    assert (recipe.data.dataset, recipe.data.train_split, recipe.data.options.targets) == ("audioset", "train", "all")
 
 
 @pytest.mark.parametrize(
-    ("name", "source", "epochs", "questions"),
+    ("name", "dataset", "epochs", "questions"),
     [
         ("msrvtt_qa", "msrvtt_qa", 10, 158_581),
         ("activitynet_qa", "activitynet_qa", 80, 32_000),
@@ -198,10 +198,10 @@ def test_audio_learns_the_text_of_audiosets_class_names():
         ("nextqa_512", "nextqa_oe", 20, 37_523),
     ],
 )
-def test_question_answering_is_fine_tuned_as_in_the_paper(name, source, epochs, questions):
+def test_question_answering_is_fine_tuned_as_in_the_paper(name, dataset, epochs, questions):
     recipe = recipe_of(f"paper/finetune_{name}")
     [stage], optimizer = recipe.stages.values(), recipe.optimizer
-    assert recipe.data.source == source
+    assert recipe.data.dataset == dataset
     assert stage.clips_per_step * stage.questions_per_clip == 32
     assert stage.steps == round(epochs * questions / 32)
     assert (stage.loss_weights.text, stage.loss_weights.latent, stage.loss_weights.video) == (10.0, 1.0, 1.0)
@@ -212,8 +212,8 @@ def test_question_answering_is_fine_tuned_as_in_the_paper(name, source, epochs, 
 def test_nextqa_is_fine_tuned_on_multiple_choice_as_its_header_says():
     for name in ("finetune_nextqa", "finetune_nextqa_512"):
         file = RECIPES / f"paper/{name}.yaml"
-        assert "--data.source nextqa_mc --stages.questions.steps 21333" in file.read_text()
-        recipe = load_recipe(file, ["--data.source=nextqa_mc", "--stages.questions.steps=21333"])
+        assert "--data.dataset nextqa_mc --stages.questions.steps 21333" in file.read_text()
+        recipe = load_recipe(file, ["--data.dataset=nextqa_mc", "--stages.questions.steps=21333"])
         assert recipe.total_steps == math.ceil(20 * 34_132 / 32)
 
 
@@ -223,7 +223,7 @@ def test_nextqa_is_fine_tuned_on_multiple_choice_as_its_header_says():
 def test_sounds_are_fine_tuned_as_in_the_paper_and_in_its_reference_5(name, clips):
     recipe = recipe_of(f"paper/finetune_{name}")
     [stage], optimizer = recipe.stages.values(), recipe.optimizer
-    assert (recipe.data.source, stage.clips_per_step, stage.span) == (name, 32, "any")
+    assert (recipe.data.dataset, stage.clips_per_step, stage.span) == (name, 32, "any")
     assert stage.steps == round(20 * clips / 32)
     assert (optimizer.learning_rate, optimizer.weight_decay) == (1e-5, 1e-4)
     assert (optimizer.name, optimizer.betas, optimizer.schedule) == ("adam", (0.9, 0.999), "cosine")

@@ -225,7 +225,7 @@ def test_evaluate_overwrites_nothing(refused, untrained, shapes, tmp_path):
 
 
 def test_an_output_that_cannot_be_made_is_found_before_the_answering(refused, untrained, shapes, tmp_path, monkeypatch):
-    monkeypatch.setattr("mirasol.evaluation.source_evaluation.evaluate_source", None)
+    monkeypatch.setattr("mirasol.evaluation.source_evaluation.evaluate_dataset", None)
     (tmp_path / "file").write_text("in the way")
     output = tmp_path / "file" / "results"
     assert str(output) in refused("evaluate", untrained, shapes, "--output", output)

@@ -119,6 +119,8 @@ def test_fingerprint_sees_the_order_of_stages(recipe):
         ("stages.slots.window=slot", r"stages\.slots\.window: renamed to span, use span: segment$"),
         ("stages.slots.window=any", r"stages\.slots\.window: renamed to span, use span: any$"),
         ("stages.slots.window=[]", r"stages\.slots\.window: renamed to span, use span instead$"),
+        ("data.source=audioset", r"data\.source: renamed to dataset, use dataset: audioset$"),
+        ("data.mixture.a.source=audioset", r"data\.mixture\.a\.source: renamed to dataset, use dataset: audioset$"),
         ("stages.slots.span=slot", r"span=slot is not one of 'clip', 'segment', 'any'$"),
     ],
 )
@@ -134,12 +136,13 @@ def with_old_keys(values):
     stage = values["stages"]["slots"]
     stage["window"] = {"segment": "slot"}.get(stage["span"], stage["span"])
     del stage["span"]
+    values["data"]["source"] = values["data"].pop("dataset", "folder")
     return values
 
 
 def test_the_recipe_of_a_run_is_read_with_the_keys_of_its_time(file, values):
     file.write_text(yaml.safe_dump(with_old_keys(values), sort_keys=False))
-    with pytest.raises(UserError, match="renamed to span"):
+    with pytest.raises(UserError, match="renamed to (span|dataset)"):
         load_recipe(file)
     (file.parent / "run.json").write_text("{}")
     assert load_recipe(file) == recipe_from_dict(values)

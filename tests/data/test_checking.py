@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from mirasol.cli.main import main
-from mirasol.data.check import check_source, table
+from mirasol.data.check import check_dataset, table
 
 
 def write_clip(path, seconds: float = 1.0, container: str = "mp4") -> None:
@@ -43,7 +43,7 @@ def root(tmp_path, shapes):
 
 
 def test_everything_wrong_is_found_and_counted(root):
-    report = check_source("folder", root, "train")
+    report = check_dataset("folder", root, "train")
     assert not report.good
     assert report.splits["train"]["examples"] == 8
     assert report.splits["train"]["types"] == {"sight": 7, "untyped": 1}
@@ -73,7 +73,7 @@ def test_a_file_cut_short_costs_the_examples_that_ask_for_what_is_not_there(tmp_
     windows = [{}, {"start": 0, "end": 0.5}, {"start": 3.5, "end": 4}, {"start": 3, "end": 9}]
     rows = [{"file": "cut.mkv", "prompt": "what?", "target": "red", **window} for window in windows]
     (tmp_path / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    report = check_source("folder", tmp_path)
+    report = check_dataset("folder", tmp_path)
     assert [(p.kind, p.file, p.examples) for p in report.problems] == [
         ("cut short", "cut.mkv", 2),
         ("window outside", "cut.mkv", 1),
@@ -98,23 +98,23 @@ def test_a_file_that_ends_early_is_a_warning_where_no_header_says_how_long_it_is
 
 
 def test_the_report_does_not_depend_on_the_number_of_workers(root):
-    assert check_source("folder", root, workers=3) == check_source("folder", root)
+    assert check_dataset("folder", root, workers=3) == check_dataset("folder", root)
 
 
 def test_a_video_in_two_splits_is_a_warning(root):
-    report = check_source("folder", root)
+    report = check_dataset("folder", root)
     assert [p.file for p in report.problems if p.kind == "video in two splits"] == ["good.mp4"]
     assert list(report.splits) == ["test", "train"]
 
 
 def test_media_need_not_be_opened(root):
-    media = check_source("folder", root, "train", open_media=False).media
+    media = check_dataset("folder", root, "train", open_media=False).media
     assert (media["files"], media["n_usable"], media["reasons"]) == (0, 7, {"malformed": 1, "missing media": 1})
 
 
 def test_a_file_that_cannot_be_read_on_is_a_problem_of_its_split(tmp_path):
     (tmp_path / "val_qa.json").write_text('[{"answer"')
-    report = check_source("msrvtt_qa", tmp_path)
+    report = check_dataset("msrvtt_qa", tmp_path)
     assert report.splits["validation"]["examples"] == 0
     assert [(p.kind, p.line, p.column) for p in report.problems] == [("malformed", 1, 11)]
 
@@ -122,7 +122,7 @@ def test_a_file_that_cannot_be_read_on_is_a_problem_of_its_split(tmp_path):
 def test_counts_stand_beside_the_published(tmp_path):
     rows = [{"answer": "red", "category_id": 1, "id": 1, "question": "what is it?", "video_id": 1}]
     (tmp_path / "val_qa.json").write_text(json.dumps(rows))
-    text = table(check_source("msrvtt_qa", tmp_path))
+    text = table(check_dataset("msrvtt_qa", tmp_path))
     assert "validation: 1 examples (published 12278), 1 videos (published 497)" in text
     assert "  what: 1 (published 8337)" in text and "  who: 0 (published 3439)" in text
 
@@ -135,7 +135,7 @@ def test_images_are_decoded(tmp_path):
         out.mux(stream.encode(None))
     (tmp_path / "bad.jpg").write_bytes(b"\xff\xd8\xff" + bytes(30))
     (tmp_path / "train.csv").write_text("filepath,caption\ngood.jpg,grey\nbad.jpg,grey\n")
-    report = check_source("image_text", tmp_path)
+    report = check_dataset("image_text", tmp_path)
     assert [(p.kind, p.file) for p in report.problems] == [("undecodable", "bad.jpg")]
     assert report.media["without_audio"] == 0
 

@@ -32,10 +32,10 @@ def msrvtt(shapes, tmp_path):
 
 
 def test_a_missing_clip_stops_or_is_listed(msrvtt):
-    data = DataSetRecipe(str(msrvtt), source="msrvtt_qa")
+    data = DataSetRecipe(str(msrvtt), dataset="msrvtt_qa")
     with pytest.raises(UserError, match="1 of 3 annotated examples cannot be used, the first: video2: no media file"):
         read_split(data, "train")
-    examples, absent = read_split(DataSetRecipe(str(msrvtt), source="msrvtt_qa"), "train", "skip")
+    examples, absent = read_split(DataSetRecipe(str(msrvtt), dataset="msrvtt_qa"), "train", "skip")
     assert [example.media for example in examples] == ["video0.mp4", "video1.mp4"]
     assert [(entry.media, entry.start) for entry in absent] == [("video2", None)]
 
@@ -50,18 +50,18 @@ def test_a_split_without_answers_cannot_be_learnt(msrvtt):
     question = {"video_name": "abc", "question": "is it red", "question_id": "v_abc_1"}
     (msrvtt / "test_q.json").write_text(json.dumps([question]))
     with pytest.raises(UserError, match="'v_abc_1' has no answer to learn"):
-        read_split(DataSetRecipe(str(msrvtt), source="activitynet_qa"), "test")
+        read_split(DataSetRecipe(str(msrvtt), dataset="activitynet_qa"), "test")
 
 
-def test_a_recipe_names_source_and_options():
+def test_a_recipe_names_dataset_and_options():
     values = {
         "seed": 1,
         "output": "runs/x",
-        "data": {"root": "audio", "source": "audioset", "options": {"targets": "one"}},
+        "data": {"root": "audio", "dataset": "audioset", "options": {"targets": "one"}},
         "stages": {"a": {"steps": 1}},
     }
     recipe = recipe_from_dict(values)
-    assert (recipe.data.source, recipe.data.options.targets) == ("audioset", "one")
+    assert (recipe.data.dataset, recipe.data.options.targets) == ("audioset", "one")
     assert recipe_from_dict(recipe.to_dict()) == recipe
     with pytest.raises(UserError, match="data.options.target'.*did you mean 'data.options.targets'"):
         recipe_from_dict({**values, "data": {"root": "audio", "options": {"target": "one"}}})

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from mirasol.data.datasets import DatasetOptions, read_source
+from mirasol.data.datasets import DatasetOptions, read_dataset
 from mirasol.data.example import Example
 from mirasol.evaluation.baselines import Prior, training_examples
 from mirasol.evaluation.normalisation import normalise_lightly
@@ -44,13 +44,13 @@ def test_baselines_by_hand():
 def test_the_training_split_is_found_beside_the_one_asked_for(tmp_path):
     line = {"file": "a.mp4", "prompt": "what?", "target": "a bell"}
     (tmp_path / "test.jsonl").write_text(json.dumps(line))
-    test = read_source("folder", tmp_path, "test")
+    test = read_dataset("folder", tmp_path, "test")
     assert training_examples(test, DatasetOptions()) == ((), "none: there is no training split")
     (tmp_path / "train.jsonl").write_text(json.dumps(line) + "\n" + json.dumps(line | {"target": "a drum"}))
     known, told = training_examples(test, DatasetOptions())
     assert [one.target for one in known] == ["a bell", "a drum"], "whether their media are there or not"
     assert told == "2 examples of train.jsonl"
-    assert training_examples(read_source("folder", tmp_path, "train"), DatasetOptions()) == ((), "none")
+    assert training_examples(read_dataset("folder", tmp_path, "train"), DatasetOptions()) == ((), "none")
     (tmp_path / "train.jsonl").write_text("{")
     known, told = training_examples(test, DatasetOptions())
     assert known == () and "train.jsonl" in told

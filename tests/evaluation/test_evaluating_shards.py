@@ -2,24 +2,24 @@
 
 import dataclasses
 
-from mirasol.data.datasets import DatasetOptions, read_source
-from mirasol.data.shards.write import Sharding, shard_source
+from mirasol.data.datasets import DatasetOptions, read_dataset
+from mirasol.data.shards.write import Sharding, shard_dataset
 from mirasol.evaluation.asking import Asking
 from mirasol.evaluation.baselines import training_examples
-from mirasol.evaluation.source_evaluation import evaluate_source
+from mirasol.evaluation.source_evaluation import evaluate_dataset
 
 
 def test_evaluation_on_shards_is_evaluation_on_the_folder(loaded, shapes, tmp_path):
-    shard_source("folder", shapes, tmp_path / "shards", sharding=Sharding(clips_per_shard=2))
+    shard_dataset("folder", shapes, tmp_path / "shards", sharding=Sharding(clips_per_shard=2))
     found = []
     for name, root in (("folder", shapes), ("shards", tmp_path / "shards")):
-        source = read_source(name, root, "test")
-        found.append(evaluate_source(loaded, source, Asking(source.root, max_new_tokens=3)))
+        dataset = read_dataset(name, root, "test")
+        found.append(evaluate_dataset(loaded, dataset, Asking(dataset.root, max_new_tokens=3)))
     folder, shards = found
     assert folder.predictions == shards.predictions
     assert folder.record["protocols"] == shards.record["protocols"]
     assert folder.record["counts"] == shards.record["counts"]
-    known, where = training_examples(read_source("shards", tmp_path / "shards", "test"), DatasetOptions())
+    known, where = training_examples(read_dataset("shards", tmp_path / "shards", "test"), DatasetOptions())
     assert len(known) > 5 and "none" not in where  # what guessing scores is found in the shards, too
     assert shards.record["source"] == "folder"
     assert [dataclasses.replace(e, media="", video="") for e in folder.examples] == [

@@ -8,7 +8,7 @@ import pytest
 
 from mirasol import UserError
 from mirasol.cli.main import main
-from mirasol.data.datasets import read_source
+from mirasol.data.datasets import read_dataset
 from mirasol.data.example import Example
 from mirasol.evaluation.compare import compare
 from mirasol.evaluation.normalisation import normalise, normalise_lightly
@@ -31,7 +31,7 @@ def activitynet(tmp_path):
     answers = [{"answer": answer, "type": kind, "question_id": f"v_{v}_{n}"} for v, n, kind, answer in rows]
     (tmp_path / "test_q.json").write_text(json.dumps(questions))
     (tmp_path / "test_a.json").write_text(json.dumps(answers))
-    return read_source("activitynet_qa", tmp_path, "test")
+    return read_dataset("activitynet_qa", tmp_path, "test")
 
 
 @pytest.fixture
@@ -39,7 +39,7 @@ def choices(tmp_path):
     header = "video,frame_count,width,height,question,answer,qid,type,a0,a1,a2,a3,a4\n"
     rows = "7,9,9,9,why,1,0,CW,a,b,c,d,e\n7,9,9,9,what next,2,1,TN,a,b,c,d,e\n8,9,9,9,before,0,0,TP,a,a,c,d,e\n"
     (tmp_path / "test.csv").write_text(header + rows)
-    return read_source("nextqa_mc", tmp_path, "test")
+    return read_dataset("nextqa_mc", tmp_path, "test")
 
 
 def predicted(path, content, name="pred.json"):
@@ -286,13 +286,13 @@ def test_texts_of_the_web_are_read_back_as_they_were_written(tmp_path):
     text = "a\u2028b\u2029c\x85d\x0be"
     row = {"file": "a.mp4", "prompt": text, "target": text, "id": text}
     (tmp_path / "test.jsonl").write_text(json.dumps(row, ensure_ascii=False))
-    source = read_source("folder", tmp_path, "test")
+    dataset = read_dataset("folder", tmp_path, "test")
     said = predicted(tmp_path, json.dumps({"id": text, "answer": text}, ensure_ascii=False) + "\n", "said.jsonl")
-    scored = score_file(source, said)
+    scored = score_file(dataset, said)
     assert scored.metrics["All"].value == 1
-    write_scored(tmp_path, source, scored)
+    write_scored(tmp_path, dataset, scored)
     assert compare(tmp_path, tmp_path).rows["All"].n == 1
-    assert score_file(source, tmp_path / "predictions.jsonl").metrics == scored.metrics
+    assert score_file(dataset, tmp_path / "predictions.jsonl").metrics == scored.metrics
 
 
 def test_a_result_names_the_predictions_that_were_scored(activitynet, tmp_path):
@@ -304,9 +304,9 @@ def test_a_result_names_the_predictions_that_were_scored(activitynet, tmp_path):
 def test_a_result_names_its_data_and_changes_with_it(activitynet, tmp_path):
     before = describe_data(activitynet)["data"]["sha256"]
     text = (tmp_path / "test_a.json").read_text()
-    assert describe_data(read_source("activitynet_qa", tmp_path, "test"))["data"]["sha256"] == before
+    assert describe_data(read_dataset("activitynet_qa", tmp_path, "test"))["data"]["sha256"] == before
     (tmp_path / "test_a.json").write_text(text.replace("cup", "mug"))
-    assert describe_data(read_source("activitynet_qa", tmp_path, "test"))["data"]["sha256"] != before
+    assert describe_data(read_dataset("activitynet_qa", tmp_path, "test"))["data"]["sha256"] != before
 
 
 def test_a_hash_of_contents_changes_with_a_media_file_of_the_same_size(tmp_path):
@@ -314,8 +314,8 @@ def test_a_hash_of_contents_changes_with_a_media_file_of_the_same_size(tmp_path)
     found = []
     for content in (b"one", b"two"):
         (tmp_path / "a.mp4").write_bytes(content)
-        source = read_source("folder", tmp_path, "test")
-        found.append([describe_data(source, contents)["data"]["sha256"] for contents in (False, True)])
+        dataset = read_dataset("folder", tmp_path, "test")
+        found.append([describe_data(dataset, contents)["data"]["sha256"] for contents in (False, True)])
     assert found[0][0] == found[1][0]
     assert found[0][1] != found[1][1]
 
@@ -347,7 +347,7 @@ OFFICIAL = {
 def test_official_example_predictions_score_as_their_scripts_say(real_data, name):
     root = real_data / "annotations" / name
     file, numbers = OFFICIAL[name]
-    found = score_file(read_source(name, root, "validation"), root / file)
+    found = score_file(read_dataset(name, root, "validation"), root / file)
     assert found.problems == ()
     assert {key: found.metrics[key].value for key in numbers} == pytest.approx(numbers)
 

@@ -12,14 +12,14 @@ import pytest
 
 from mirasol import UserError
 from mirasol.cli.main import main
-from mirasol.data.datasets import read_source
+from mirasol.data.datasets import read_dataset
 from mirasol.data.datasets.folder_reader import read_examples
 from mirasol.evaluation.asking import Asking
 from mirasol.evaluation.compare import compare
 from mirasol.evaluation.journal import Journal
 from mirasol.evaluation.results import score_file
 from mirasol.evaluation.scoring import CANDIDATES, OPEN, Estimate
-from mirasol.evaluation.source_evaluation import checkpoint_hash, evaluate_source, write_evaluation
+from mirasol.evaluation.source_evaluation import checkpoint_hash, evaluate_dataset, write_evaluation
 from mirasol.evaluation.source_report import (
     accuracy_by_length,
     by_control,
@@ -54,18 +54,18 @@ def multiple_choice(shapes, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def source(multiple_choice):
-    return read_source("nextqa_mc", multiple_choice, "test")
+def dataset(multiple_choice):
+    return read_dataset("nextqa_mc", multiple_choice, "test")
 
 
 @pytest.fixture(scope="module")
-def asking(source):
-    return Asking(source.root, controls=("no_media",), max_new_tokens=4)
+def asking(dataset):
+    return Asking(dataset.root, controls=("no_media",), max_new_tokens=4)
 
 
 @pytest.fixture(scope="module")
-def evaluated(loaded, source, asking):
-    return evaluate_source(loaded, source, asking)
+def evaluated(loaded, dataset, asking):
+    return evaluate_dataset(loaded, dataset, asking)
 
 
 def test_every_annotated_question_is_accounted_for(evaluated):
@@ -103,7 +103,7 @@ def test_the_screen_is_not_flooded(untrained, multiple_choice, tmp_path, capsys)
     main(["evaluate", str(untrained), "nextqa_mc", str(root), "--skip-controls", "--max-new-tokens", "2"])
     told = " ".join(capsys.readouterr().err.split())
     assert told.count("no media file of") == 20
-    assert "missing media: 11 more; all are told by `mirasol data check SOURCE ROOT --json`" in told
+    assert "missing media: 11 more; all are told by `mirasol data check DATASET ROOT --json`" in told
 
 
 def test_both_protocols_are_stated_beside_their_numbers(evaluated):
@@ -120,21 +120,21 @@ def test_both_protocols_are_stated_beside_their_numbers(evaluated):
     assert json.loads(json.dumps(evaluated.record)) == evaluated.record
 
 
-def test_numbers_do_not_depend_on_the_batch(loaded, source, asking, evaluated):
-    single = evaluate_source(loaded, source, dataclasses.replace(asking, clips_per_batch=1, threads=3))
+def test_numbers_do_not_depend_on_the_batch(loaded, dataset, asking, evaluated):
+    single = evaluate_dataset(loaded, dataset, dataclasses.replace(asking, clips_per_batch=1, threads=3))
     assert single.record == evaluated.record
     assert single.predictions == evaluated.predictions, "scores to the last digit"
 
 
 @pytest.mark.slow
-def test_numbers_do_not_depend_on_the_number_of_processes(loaded, source, asking, evaluated):
-    helped = evaluate_source(loaded, source, dataclasses.replace(asking, clips_per_batch=1), processes=2)
+def test_numbers_do_not_depend_on_the_number_of_processes(loaded, dataset, asking, evaluated):
+    helped = evaluate_dataset(loaded, dataset, dataclasses.replace(asking, clips_per_batch=1), processes=2)
     assert helped.record == evaluated.record
     assert helped.predictions == evaluated.predictions
 
 
 def test_an_interrupted_evaluation_goes_on_to_the_same_numbers(
-    loaded, source, asking, evaluated, tmp_path, monkeypatch
+    loaded, dataset, asking, evaluated, tmp_path, monkeypatch
 ):
     alone = dataclasses.replace(asking, clips_per_batch=1)
     journal = tmp_path / "journal.jsonl"
@@ -144,11 +144,11 @@ def test_an_interrupted_evaluation_goes_on_to_the_same_numbers(
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        evaluate_source(loaded, source, alone, journal, progress=stop)
+        evaluate_dataset(loaded, dataset, alone, journal, progress=stop)
     assert len(journal.read_bytes().splitlines()) == 1 + 2
     journal.write_bytes(journal.read_bytes()[:-9])  # the machine went down while the second clip was written
     asked = []
-    ended = evaluate_source(loaded, source, alone, journal, progress=lambda done, total: asked.append(total))
+    ended = evaluate_dataset(loaded, dataset, alone, journal, progress=lambda done, total: asked.append(total))
     assert ended.record == evaluated.record
     assert ended.predictions == evaluated.predictions
     assert asked[0] == 3, "of four clips one was answered"
@@ -156,16 +156,16 @@ def test_an_interrupted_evaluation_goes_on_to_the_same_numbers(
     assert len({tuple(line["clip"]) for line in lines[1:]}) == len(lines) - 1 == 4
 
 
-def test_the_journal_of_another_evaluation_is_not_gone_on_with(loaded, source, asking, tmp_path):
-    evaluate_source(loaded, source, asking, tmp_path / "journal.jsonl")
+def test_the_journal_of_another_evaluation_is_not_gone_on_with(loaded, dataset, asking, tmp_path):
+    evaluate_dataset(loaded, dataset, asking, tmp_path / "journal.jsonl")
     with pytest.raises(UserError, match="settings"):
-        evaluate_source(loaded, source, dataclasses.replace(asking, max_new_tokens=5), tmp_path / "journal.jsonl")
+        evaluate_dataset(loaded, dataset, dataclasses.replace(asking, max_new_tokens=5), tmp_path / "journal.jsonl")
 
 
-def test_a_journal_is_gone_on_with_where_the_training_split_came_later(loaded, source, asking, tmp_path):
-    evaluate_source(loaded, source, asking, tmp_path / "journal.jsonl")
-    known = (source.annotated, "9 examples of train.jsonl")
-    found = evaluate_source(loaded, source, asking, tmp_path / "journal.jsonl", known=known)
+def test_a_journal_is_gone_on_with_where_the_training_split_came_later(loaded, dataset, asking, tmp_path):
+    evaluate_dataset(loaded, dataset, asking, tmp_path / "journal.jsonl")
+    known = (dataset.annotated, "9 examples of train.jsonl")
+    found = evaluate_dataset(loaded, dataset, asking, tmp_path / "journal.jsonl", known=known)
     assert found.record["train_baselines"] == "9 examples of train.jsonl"
     assert "train blind" in found.protocols[OPEN].baselines
 
@@ -195,7 +195,7 @@ def test_a_damaged_journal_is_told(tmp_path):
         pass
 
 
-def test_written_predictions_score_as_the_result_says(evaluated, source, tmp_path):
+def test_written_predictions_score_as_the_result_says(evaluated, dataset, tmp_path):
     names = write_evaluation(tmp_path, evaluated)
     assert names == ["predictions.jsonl", "predictions.candidates.jsonl", "predictions.official.json", "results.json"]
     protocols = json.loads((tmp_path / "results.json").read_text())["protocols"]
@@ -205,7 +205,7 @@ def test_written_predictions_score_as_the_result_says(evaluated, source, tmp_pat
         ("predictions.candidates.jsonl", CANDIDATES, "none"),
         ("predictions.official.json", CANDIDATES, "none"),
     ):
-        found = score_file(source, tmp_path / name, form)
+        found = score_file(dataset, tmp_path / name, form)
         assert found.protocol == protocol
         assert found.metrics["Acc"].value == pytest.approx(protocols[protocol]["headline_over_annotated"])
     assert compare(tmp_path, tmp_path).rows["All"].difference == 0
@@ -216,8 +216,8 @@ def test_a_prompt_that_is_too_long_is_counted(loaded, multiple_choice, tmp_path)
     shutil.copytree(multiple_choice, root)
     text = (root / "test.csv").read_text().replace("what is seen", "what is seen " * 40, 1)
     (root / "test.csv").write_text(text)
-    source = read_source("nextqa_mc", root, "test")
-    found = evaluate_source(loaded, source, Asking(root, max_new_tokens=2))
+    dataset = read_dataset("nextqa_mc", root, "test")
+    found = evaluate_dataset(loaded, dataset, Asking(root, max_new_tokens=2))
     assert found.record["counts"]["reasons"]["text too long"] == 1
     assert found.record["counts"]["n_usable"] == 5
 
@@ -281,11 +281,11 @@ def test_still_images_are_no_clips_to_ask_about(loaded, shapes, tmp_path):
     shutil.copy(next((shapes / "clips" / "test").iterdir()), tmp_path / "a.mp4")
     (tmp_path / "b.png").write_bytes(b"\x89PNG")
     (tmp_path / "test.csv").write_text("file,prompt,target\na.mp4,what?,red\nb.png,what?,red\n")
-    found = evaluate_source(loaded, read_source("folder", tmp_path, "test"), Asking(tmp_path, max_new_tokens=2))
+    found = evaluate_dataset(loaded, read_dataset("folder", tmp_path, "test"), Asking(tmp_path, max_new_tokens=2))
     assert found.record["counts"]["reasons"] == {"still image": 1}
     (tmp_path / "test.csv").write_text("file,prompt,target\nb.png,what?,red\n")
     with pytest.raises(UserError, match=r"no usable example in split 'test' of folder: still image 1"):
-        evaluate_source(loaded, read_source("folder", tmp_path, "test"), Asking(tmp_path))
+        evaluate_dataset(loaded, read_dataset("folder", tmp_path, "test"), Asking(tmp_path))
 
 
 def test_lengths_are_told_in_seconds_where_chunks_have_one():
@@ -298,13 +298,13 @@ def test_lengths_are_told_in_seconds_where_chunks_have_one():
 
 def test_where_nothing_is_left_to_ask_the_first_problem_is_told(loaded, tmp_path):
     (tmp_path / "test.csv").write_text("clip,question,answer\na.mp4,what?,red\n")
-    source = read_source("folder", tmp_path, "test")
+    dataset = read_dataset("folder", tmp_path, "test")
     with pytest.raises(UserError, match=r"of folder: test.csv, line 1.*wrong header.*\(wrong header 1\)") as caught:
-        evaluate_source(loaded, source, Asking(tmp_path))
+        evaluate_dataset(loaded, dataset, Asking(tmp_path))
     assert "prompt" in str(caught.value) and "question" in str(caught.value), "expected and found columns"
     (tmp_path / "test.csv").write_text("file,prompt,target\na.mp4,what?,red\n")
     with pytest.raises(UserError, match=r"a.mp4: no media file of 'a.mp4' was found; asked for in test.csv, line 2"):
-        evaluate_source(loaded, read_source("folder", tmp_path, "test"), Asking(tmp_path))
+        evaluate_dataset(loaded, read_dataset("folder", tmp_path, "test"), Asking(tmp_path))
 
 
 def test_options_of_data_sets_are_refused_for_a_folder(untrained, shapes, capsys):
@@ -314,10 +314,10 @@ def test_options_of_data_sets_are_refused_for_a_folder(untrained, shapes, capsys
 
 
 def test_your_own_folder_is_a_source_too(loaded, shapes):
-    source = read_source("folder", shapes, "test")
-    found = evaluate_source(loaded, source, Asking(shapes, max_new_tokens=2))
+    dataset = read_dataset("folder", shapes, "test")
+    found = evaluate_dataset(loaded, dataset, Asking(shapes, max_new_tokens=2))
     assert found.record["protocols"][OPEN]["normalisation"] == "folded"
-    assert found.record["counts"]["n_evaluated"] == len(source.annotated)
+    assert found.record["counts"]["n_evaluated"] == len(dataset.annotated)
 
 
 @pytest.fixture
@@ -350,8 +350,8 @@ def test_a_set_of_classes_is_scored_and_shown_as_one(untrained, classes, tmp_pat
     page = (output / "report.html").read_text()
     assert "Confusion of classes" in page and "rain, thunder" in page
     assert "Under each control" in page and "mAP" in page and "map," not in page
-    source = read_source("vggsound", classes, "test")
-    again = score_file(source, output / "predictions.candidates.jsonl").to_dict()["metrics"]
+    dataset = read_dataset("vggsound", classes, "test")
+    again = score_file(dataset, output / "predictions.candidates.jsonl").to_dict()["metrics"]
     assert again == found["metrics"], "also mAP and AUC: the written scores are those that were scored"
     for line in (output / "predictions.candidates.jsonl").read_text().splitlines():
         assert sum(math.exp(score) for score in json.loads(line)["scores"]) == pytest.approx(1)
@@ -362,7 +362,7 @@ def test_a_split_without_published_answers_gives_predictions_alone(loaded, class
     header = "annotation_id,participant_id,video_id,start_timestamp,stop_timestamp,start_sample,stop_sample\n"
     (classes / name).write_text(header + "P01_11_0,P01,P01_11,00:00:00.000,00:00:01.000,0,24000\n")
     shutil.copy(next(classes.glob("*.mp4")), classes / "P01_11.MP4")
-    found = evaluate_source(loaded, read_source("epic_sounds", classes, "test"), Asking(classes, max_new_tokens=2))
+    found = evaluate_dataset(loaded, read_dataset("epic_sounds", classes, "test"), Asking(classes, max_new_tokens=2))
     counts = found.record["counts"]
     assert (counts["n_usable"], counts["n_evaluated"]) == (1, 0)
     assert counts["reasons"] == {"no published answer": 1}

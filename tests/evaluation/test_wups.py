@@ -8,14 +8,14 @@ from wordnet_making import make_nltk_data
 
 from mirasol import UserError
 from mirasol.cli.main import main
-from mirasol.data.datasets import read_source
+from mirasol.data.datasets import read_dataset
 from mirasol.data.example import Example
 from mirasol.evaluation.asking import Asking
 from mirasol.evaluation.compare import compare
 from mirasol.evaluation.predictions import Prediction
 from mirasol.evaluation.results import score_file
 from mirasol.evaluation.scoring import OPEN, WUPS, score_wups
-from mirasol.evaluation.source_evaluation import evaluate_source, write_evaluation
+from mirasol.evaluation.source_evaluation import evaluate_dataset, write_evaluation
 from mirasol.evaluation.source_report import write_report
 from mirasol.evaluation.wups import STOP_WORDS, Wups
 
@@ -146,9 +146,9 @@ def test_the_command_scores_by_wups_and_its_results_compare(nltk_data, tmp_path,
     main(["score", "nextqa_oe", str(tmp_path), str(tmp_path / "two.json"), "--output", str(tmp_path / "exact")])
     with pytest.raises(UserError, match="one holds WUPS, the other one right or wrong"):
         compare(tmp_path / "one", tmp_path / "exact")
-    source = read_source("nextqa_oe", tmp_path, "test")
+    dataset = read_dataset("nextqa_oe", tmp_path, "test")
     with pytest.raises(UserError, match="normalisation 'light' has no effect on WUPS: leave --normalisation out"):
-        score_file(source, tmp_path / "one.json", "light", Wups(nltk_data))
+        score_file(dataset, tmp_path / "one.json", "light", Wups(nltk_data))
 
 
 def test_stop_words_are_those_of_the_script(real_data):
@@ -163,8 +163,8 @@ def test_an_evaluation_has_wups_beside_exact_match(loaded, shapes, wups, tmp_pat
     (tmp_path / "test.csv").write_text(header + "".join(rows))
     for place, clip in enumerate(clips):
         shutil.copy(clip, tmp_path / f"{place}.mp4")
-    source = read_source("nextqa_oe", tmp_path, "test")
-    found = evaluate_source(loaded, source, Asking(tmp_path, ("no_media",), max_new_tokens=2), wups=wups)
+    dataset = read_dataset("nextqa_oe", tmp_path, "test")
+    found = evaluate_dataset(loaded, dataset, Asking(tmp_path, ("no_media",), max_new_tokens=2), wups=wups)
     assert list(found.protocols) == [OPEN, WUPS]
     assert found.controls[WUPS]["no_media"].metrics.keys() == found.protocols[WUPS].metrics.keys()
     (tmp_path / "out").mkdir()
@@ -174,5 +174,5 @@ def test_an_evaluation_has_wups_beside_exact_match(loaded, shapes, wups, tmp_pat
     assert sum(values) / 4 == pytest.approx(found.protocols[WUPS].metrics["WUPS"].value)
     write_report(tmp_path / "out" / "report.html", loaded, found)
     assert "WUPS_D" in (tmp_path / "out" / "report.html").read_text()
-    again = score_file(source, tmp_path / "out" / "predictions.official.json", wups=wups)
+    again = score_file(dataset, tmp_path / "out" / "predictions.official.json", wups=wups)
     assert again.metrics == found.protocols[WUPS].metrics

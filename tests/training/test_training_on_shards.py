@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from mirasol.config.recipe_io import recipe_from_dict
-from mirasol.data.shards.write import Sharding, shard_source
+from mirasol.data.shards.write import Sharding, shard_dataset
 from mirasol.training.logging import read_metrics
 from mirasol.training.trainer import train
 
@@ -19,11 +19,11 @@ def _threads_as_they_were():
 
 
 def test_training_on_shards_is_training_on_the_folder(values, data_root, tmp_path, console):
-    shard_source("folder", data_root, tmp_path / "shards", sharding=Sharding(clips_per_shard=2))
+    shard_dataset("folder", data_root, tmp_path / "shards", sharding=Sharding(clips_per_shard=2))
     values["stages"]["questions"]["augment"] = {"flip": 0.5, "time_shift": 2}
     values["stages"]["slots"]["steps"] = values["stages"]["questions"]["steps"] = 2
     logs = []
-    for name, data in (("folder", {}), ("shards", {"source": "shards", "root": str(tmp_path / "shards")})):
+    for name, data in (("folder", {}), ("shards", {"dataset": "shards", "root": str(tmp_path / "shards")})):
         run = {**values, "output": str(tmp_path / name), "data": {**values["data"], **data}}
         folder = train(recipe_from_dict(run), console=console)
         rows = read_metrics(tmp_path / name / "metrics.jsonl")

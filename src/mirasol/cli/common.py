@@ -53,7 +53,7 @@ def problem_lines(problems: Iterable[Any], most: int = 20) -> list[str]:
         if counts[problem.kind] <= most:
             lines.append(str(problem))
     lines += [
-        f"{kind}: {count - most} more; all are told by `mirasol data check SOURCE ROOT --json`"
+        f"{kind}: {count - most} more; all are told by `mirasol data check DATASET ROOT --json`"
         for kind, count in counts.items()
         if count > most
     ]
@@ -68,14 +68,14 @@ def add_data_arguments(parser: Any) -> None:
     parser.add_argument("--test", type=int, default=200, help="number of test clips")
 
 
-def add_source_arguments(parser: Any) -> None:
-    """Declares SOURCE, ROOT and the options of data sets; `source_options` collects them."""
-    parser.add_argument("source", metavar="SOURCE", help="folder (your own data) or a data set of docs/datasets.md")
+def add_dataset_arguments(parser: Any) -> None:
+    """Declares DATASET, ROOT and the options of data sets; `read_dataset_options` collects them."""
+    parser.add_argument("dataset", metavar="DATASET", help="folder (your own data) or a data set of docs/datasets.md")
     parser.add_argument("root", metavar="ROOT", help="folder with its annotations and media")
-    add_source_options(parser)
+    add_dataset_options(parser)
 
 
-def add_source_options(parser: Any) -> None:
+def add_dataset_options(parser: Any) -> None:
     """Declares the options of data sets, those of `mirasol.data.datasets.DatasetOptions`."""
     parser.add_argument("--annotations", type=str, help="folder of the annotation files, where it is not ROOT")
     parser.add_argument("--class-list", type=str, help="text file with one class name per line")
@@ -86,7 +86,7 @@ def add_source_options(parser: Any) -> None:
     parser.add_argument("--pattern", type=str, help='name of media files without extension, e.g. "{id}_{start:06d}"')
 
 
-def source_options(chosen: Any) -> Any:
+def read_dataset_options(chosen: Any) -> Any:
     """The data set's `DatasetOptions` among parsed arguments. Raises UserError for an unknown choice."""
     from mirasol.data.datasets import DatasetOptions
 

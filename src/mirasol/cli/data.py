@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
-from mirasol.cli.common import add_data_arguments, add_source_arguments
+from mirasol.cli.common import add_data_arguments, add_dataset_arguments
 from mirasol.errors import UserError
 
 SHOWN = 20  # clips that are left out and named on the screen
@@ -21,7 +21,7 @@ SYNTHESIZE = """Renders shapes and sounds: real mp4 files and questions about th
 
 CHECK = """Reads all annotations of a data set and opens the media: counts per split and type beside the published ones,
 missing and undecodable files, files without audio, durations, duplicates. Ends with code 1 where something is wrong.
-SOURCE is folder (your own: SPLIT.jsonl or SPLIT.csv beside media files) or the name of a public data set, which
+DATASET is folder (your own: SPLIT.jsonl or SPLIT.csv beside media files) or the name of a public data set, which
 docs/datasets.md lists; ROOT is the folder where its annotations and media lie. Which of --annotations, --class-list,
 --prompt, --targets and --pattern a data set takes, its section there says; another one is refused with the list.
 
@@ -29,7 +29,7 @@ docs/datasets.md lists; ROOT is the folder where its annotations and media lie. 
   mirasol data check msrvtt_qa data/msrvtt --split test --json"""
 
 SHARD = """Packs a data set into WebDataset tars with an index: few large files instead of many small ones, on request
-encoded anew at the size that training needs. Reads as the source `shards` with the same examples.
+encoded anew at the size that training needs. Reads as the dataset `shards` with the same examples.
 Interrupted, the same command goes on; finished shards are not made again. Clips, bytes and shards are told first, with
 --dry-run nothing else is done.
 
@@ -50,7 +50,7 @@ def add_arguments(parser: Any, make: Any) -> None:
     synthesize.add_argument("--workers", type=int, default=0, help="processes that render; 0 is one per core")
     check = make(CHECK)
     commands.add_subcommand("check", check, help="read a data set's annotations and open its media")
-    add_source_arguments(check)
+    add_dataset_arguments(check)
     check.add_argument("--split", type=str, help="only this split")
     check.add_argument("--json", action="store_true", help="print one JSON object instead of tables")
     check.add_argument("--skip-media", action="store_true", help="look which media files are there, but open none")
@@ -58,7 +58,7 @@ def add_arguments(parser: Any, make: Any) -> None:
     check.add_argument("--hashes", action="store_true", help="of shards: read every byte and compare its hash")
     shard = make(SHARD)
     commands.add_subcommand("shard", shard, help="pack a data set into tars with an index")
-    add_source_arguments(shard)
+    add_dataset_arguments(shard)
     shard.add_argument("out", metavar="OUT", help="folder for the shards, outside of ROOT")
     shard.add_argument("--split", type=str, help="only this split")
     shard.add_argument("--shard-bytes", type=int, default=500_000_000, help="most bytes of media in a shard")
@@ -80,16 +80,16 @@ def run(options: Any) -> None:
 
 
 def _check(chosen: Any) -> None:
-    from mirasol.cli.common import source_options
+    from mirasol.cli.common import read_dataset_options
     from mirasol.console import console, cores, progress
-    from mirasol.data.check import check_source, table
+    from mirasol.data.check import check_dataset, table
 
     with progress(console(), "Opening", "files") as report:
-        found = check_source(
-            chosen.source,
+        found = check_dataset(
+            chosen.dataset,
             chosen.root,
             chosen.split,
-            source_options(chosen),
+            read_dataset_options(chosen),
             open_media=not chosen.skip_media,
             hashes=chosen.hashes,
             workers=chosen.workers or cores(),
@@ -121,7 +121,7 @@ def _synthesize(chosen: Any) -> None:
 
 
 def _shard(chosen: Any) -> None:
-    from mirasol.cli.common import source_options
+    from mirasol.cli.common import read_dataset_options
     from mirasol.console import console, cores, progress
     from mirasol.data.shards.plan import Sharding, plan_shards
     from mirasol.data.shards.write import write_shards
@@ -137,11 +137,11 @@ def _shard(chosen: Any) -> None:
     reencode = Reencoding.parse(chosen.reencode) if chosen.reencode else None
     out, began = console(), time.monotonic()
     plan = plan_shards(
-        chosen.source,
+        chosen.dataset,
         chosen.root,
         chosen.out,
         chosen.split,
-        source_options(chosen),
+        read_dataset_options(chosen),
         Sharding(chosen.shard_bytes, chosen.clips_per_shard, reencode),
         on_bad_clip=chosen.on_bad_clip,
     )

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from mirasol.cli.common import add_source_options
+from mirasol.cli.common import add_dataset_options
 
 SHOWN = 20  # clips that cannot be read and are named on the screen
 
@@ -13,7 +13,7 @@ HELP = "score a checkpoint on a data set, beside chance and controls"
 DESCRIPTION = """Asks a checkpoint every question of a data set and scores its answers: open generation by exact match,
 and, where questions have candidates, the likeliest of them. Beside the score stand 95 % intervals, baselines (chance,
 blind guessing), and controls: the same with no video, no audio, neither, and the audio shifted against the video.
-DATA is your own folder with SPLIT.jsonl or SPLIT.csv; SOURCE and ROOT are a data set of docs/datasets.md.
+DATA is your own folder with SPLIT.jsonl or SPLIT.csv; DATASET and ROOT are a data set of docs/datasets.md.
 
   mirasol evaluate tiny data/shapes
   mirasol evaluate runs/demo data/shapes --split validation --output results/demo
@@ -28,7 +28,7 @@ def add_arguments(parser: Any, make: Any) -> None:
     parser.add_argument(
         "checkpoint", metavar="CHECKPOINT", help="tiny (shipped), a run's folder or a checkpoint folder"
     )
-    parser.add_argument("data", metavar="DATA|SOURCE", help="your own folder, or a data set's name")
+    parser.add_argument("data", metavar="DATA|DATASET", help="your own folder, or a data set's name")
     parser.add_argument("root", metavar="ROOT", nargs="?", help="of a data set: folder of its annotations and media")
     parser.add_argument("--split", type=str, default="test", help="which split, e.g. SPLIT.jsonl of your folder")
     parser.add_argument("--output", type=str, help="new folder for the results")
@@ -40,20 +40,20 @@ def add_arguments(parser: Any, make: Any) -> None:
     parser.add_argument("--wordnet", type=str, metavar="DIR", help="score by WUPS, too: folder of NLTK's data")
     parser.add_argument("--hash-media", action="store_true", help="hash the media's contents, too")
     parser.add_argument("--processes", type=int, default=1, help="processes that answer")
-    add_source_options(parser)
+    add_dataset_options(parser)
 
 
 def run(options: Any) -> None:
     """Evaluates, prints, and writes results where asked to."""
     from mirasol.checkpoint import load_checkpoint
-    from mirasol.cli.common import check_device, check_positive, make_folder, source_options
+    from mirasol.cli.common import check_device, check_positive, make_folder, read_dataset_options
     from mirasol.console import console, cores, progress
-    from mirasol.data.datasets import read_source
+    from mirasol.data.datasets import read_dataset
     from mirasol.evaluation.asking import Asking
     from mirasol.evaluation.baselines import training_examples
     from mirasol.evaluation.controls import CONTROLS
     from mirasol.evaluation.journal import NAME
-    from mirasol.evaluation.source_evaluation import evaluate_source
+    from mirasol.evaluation.source_evaluation import evaluate_dataset
     from mirasol.evaluation.wups import Wups
 
     for name in ("clips_per_batch", "max_new_tokens", "processes"):
@@ -61,19 +61,19 @@ def run(options: Any) -> None:
     name, root = _named(options)
     output, out = _output_or_unfinished(options.output), console()
     wups = Wups(Path(options.wordnet)) if options.wordnet else None
-    source = read_source(name, root, options.split, source_options(options))
+    dataset = read_dataset(name, root, options.split, read_dataset_options(options))
     loaded = load_checkpoint(options.checkpoint, check_device(options.device))
-    known = training_examples(source, source_options(options))
+    known = training_examples(dataset, read_dataset_options(options))
     asking = Asking(
-        root=source.root, controls=() if options.skip_controls else tuple(CONTROLS), classes=source.classes,
+        root=dataset.root, controls=() if options.skip_controls else tuple(CONTROLS), classes=dataset.classes,
         max_new_tokens=options.max_new_tokens, clips_per_batch=options.clips_per_batch, threads=cores(),
     )  # fmt: skip
     if output is not None:
         make_folder(output)
     journal = output / NAME if output is not None else None
     with progress(out, "Answering", "clips") as report:
-        evaluated = evaluate_source(
-            loaded, source, asking, journal, options.processes, report, wups, options.hash_media, known
+        evaluated = evaluate_dataset(
+            loaded, dataset, asking, journal, options.processes, report, wups, options.hash_media, known
         )
     _tell(out, loaded, evaluated, output)
     sys.stdout.write((json.dumps(evaluated.record) if options.json else evaluated.table()) + "\n")
@@ -81,12 +81,12 @@ def run(options: Any) -> None:
 
 def _named(options: Any) -> tuple[str, Path]:
     """The data set's name and its folder: `folder` where one's own is given without a name."""
-    from mirasol.data.datasets import SOURCES
+    from mirasol.data.datasets import DATASETS
     from mirasol.errors import UserError
 
     if options.root is not None:
         return options.data, Path(options.root)
-    if options.data in SOURCES and not Path(options.data).is_dir():
+    if options.data in DATASETS and not Path(options.data).is_dir():
         raise UserError(f"{options.data} needs ROOT, the folder of its annotations and media")
     return "folder", Path(options.data)
 
@@ -98,7 +98,7 @@ def _tell(out: Any, loaded: Any, evaluated: Any, output: Path | None) -> None:
     from mirasol.evaluation.source_evaluation import write_evaluation
     from mirasol.evaluation.source_report import write_report
 
-    for line in problem_lines(evaluated.source.problems):
+    for line in problem_lines(evaluated.dataset.problems):
         out.print(line, markup=False)
     unusable = evaluated.record["unusable_clips"]
     for clip in unusable[:SHOWN]:

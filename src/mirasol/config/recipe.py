@@ -48,7 +48,7 @@ class DataSetRecipe:
     root: str
     train_split: str = "train"
     validation_split: str | None = "validation"
-    source: str = "folder"
+    dataset: str = "folder"
     options: DatasetOptions = field(default_factory=DatasetOptions)
     weight: float = 1.0
 
@@ -62,7 +62,7 @@ class DataRecipe:
     """Which examples to train and validate on, and where their decoded clips are kept.
 
     root: the data set's folder; null where `mixture` names several
-    source: which data set it is, a name of docs/datasets.md; `folder` is your own, as `read_examples` takes it
+    dataset: which one it is, a name of docs/datasets.md; `folder` is your own, as `read_examples` takes it
     options: what can be chosen about the data set
     validation_split: null trains without validation
     on_bad_clip: `error` stops at the first clip that is missing or cannot be read and at the first bad row of the
@@ -72,7 +72,7 @@ class DataRecipe:
     cache: folder for decoded clips. Runs on the same data may share one. null is `<output>/cache`, or with `ahead`
         none but for validation's clips, in that place
     cache_limit: with `ahead`, the most gigabytes (10^9 bytes) that `cache` may take; null is any number
-    mixture: several data sets by name, each with its own root, source, splits and options, in place of those here
+    mixture: several data sets by name, each with its own root, dataset, splits and options, in place of those here
     """
 
     root: str | None = None
@@ -82,14 +82,14 @@ class DataRecipe:
     decode: Literal["before", "ahead"] = "before"
     cache: str | None = None
     cache_limit: float | None = None
-    source: str = "folder"
+    dataset: str = "folder"
     options: DatasetOptions = field(default_factory=DatasetOptions)
     mixture: dict[str, DataSetRecipe] = field(default_factory=dict)
 
     def __post_init__(self):
         if not self.mixture and self.root is None:
             raise UserError("missing key 'data.root' (str), or data.mixture with several data sets")
-        single = {"root": None, "train_split": "train", "validation_split": "validation", "source": "folder"}
+        single = {"root": None, "train_split": "train", "validation_split": "validation", "dataset": "folder"}
         for name, default in {**single, "options": DatasetOptions()}.items():
             if self.mixture and getattr(self, name) != default:
                 raise UserError(f"data.{name} has no effect beside data.mixture: set it for each data set there")
@@ -100,7 +100,7 @@ class DataRecipe:
         if self.mixture:
             return self.mixture
         assert self.root is not None
-        return {"": DataSetRecipe(self.root, self.train_split, self.validation_split, self.source, self.options)}
+        return {"": DataSetRecipe(self.root, self.train_split, self.validation_split, self.dataset, self.options)}
 
     @property
     def folder(self) -> Path:

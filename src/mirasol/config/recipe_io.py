@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mirasol.config.checks import merge_mappings, nearest_name
-from mirasol.config.recipe import Recipe, Stage
+from mirasol.config.recipe import DataRecipe, DataSetRecipe, Recipe, Stage
 from mirasol.errors import UserError
 
 
@@ -27,7 +27,11 @@ class Renamed:
 
 
 # Keys of earlier versions by the part of a recipe they stood in. Refused in a recipe, translated in a run's folder.
-RENAMED: dict[type, dict[str, Renamed]] = {Stage: {"window": Renamed("span", {"slot": "segment"})}}
+RENAMED: dict[type, dict[str, Renamed]] = {
+    Stage: {"window": Renamed("span", {"slot": "segment"})},
+    DataRecipe: {"source": Renamed("dataset")},
+    DataSetRecipe: {"source": Renamed("dataset")},
+}
 
 
 def load_recipe(path: str | Path | Sequence[str | Path], overrides: Sequence[str] = ()) -> Recipe:

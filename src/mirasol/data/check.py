@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mirasol.data.datasets import AnnotationError, DatasetOptions, Problem, Source
+from mirasol.data.datasets import AnnotationError, DatasetOptions, DatasetSplit, Problem
 from mirasol.data.datasets.files import Files
 from mirasol.data.datasets.registry import adapter_of, read_split, splits_of
 from mirasol.data.example import Example
@@ -69,7 +69,7 @@ class Report:
         return {"splits": self.splits, "media": self.media, "problems": [p.to_dict() for p in self.problems]}
 
 
-def check_source(
+def check_dataset(
     name: str,
     root: Path,
     split: str | None = None,
@@ -93,62 +93,62 @@ def check_source(
     files = Files(root, options.annotations)
     known = splits_of(name, files)
     chosen = [split] if split is not None else [s for s in known if s not in adapter.overlapping] or known
-    sources, problems, entries = [], [], {}
+    datasets, problems, entries = [], [], {}
     for one in chosen:
         try:
-            source = read_split(name, files, one, options)
+            dataset = read_split(name, files, one, options)
         except AnnotationError as error:
             problems.append(error.problem)
             entries[one] = _entry(None)
             continue
-        sources.append(source)
-        entries[source.split] = _entry(source)
-        problems += source.problems
-    problems += _shared_videos(sources)
-    facts = _open_all(files.root, sources, workers, progress) if open_media else []
-    found_wrong = _media_problems(files.root, sources, facts)
+        datasets.append(dataset)
+        entries[dataset.split] = _entry(dataset)
+        problems += dataset.problems
+    problems += _shared_videos(datasets)
+    facts = _open_all(files.root, datasets, workers, progress) if open_media else []
+    found_wrong = _media_problems(files.root, datasets, facts)
     if name == "shards":
-        found_wrong += shard_problems(files.root, sources, {p.file for p in found_wrong if p.examples}, hashes=hashes)
+        found_wrong += shard_problems(files.root, datasets, {p.file for p in found_wrong if p.examples}, hashes=hashes)
     problems += found_wrong
-    return Report(entries, _media(sources, facts, found_wrong), tuple(problems))
+    return Report(entries, _media(datasets, facts, found_wrong), tuple(problems))
 
 
-def _entry(source: Source | None) -> dict[str, Any]:
-    if source is None:
+def _entry(dataset: DatasetSplit | None) -> dict[str, Any]:
+    if dataset is None:
         return {"examples": 0, "videos": 0, "types": {}, "published": {}, "facts": {}}
-    published = source.published
+    published = dataset.published
     known = {"examples": published.examples, "videos": published.videos, "types": dict(published.types)}
     return {
-        "examples": len(source.annotated),
-        "videos": len({example.video_name for example in source.annotated}),
-        "types": types_of(source),
+        "examples": len(dataset.annotated),
+        "videos": len({example.video_name for example in dataset.annotated}),
+        "types": types_of(dataset),
         "published": {key: value for key, value in known.items() if value},
-        "facts": dict(source.facts),
+        "facts": dict(dataset.facts),
     }
 
 
-def types_of(source: Source) -> dict[str, int]:
+def types_of(dataset: DatasetSplit) -> dict[str, int]:
     """How many examples each question type has; of each class, where the data set is one of classes or labels."""
-    if source.protocol in ("classes", "labels"):
-        counted = Counter(label for e in source.annotated for label in e.references or (e.target,) if label)
-        return {name: counted[name] for name in source.classes if counted[name]}
-    return dict(Counter(example.type_name for example in source.annotated).most_common())
+    if dataset.protocol in ("classes", "labels"):
+        counted = Counter(label for e in dataset.annotated for label in e.references or (e.target,) if label)
+        return {name: counted[name] for name in dataset.classes if counted[name]}
+    return dict(Counter(example.type_name for example in dataset.annotated).most_common())
 
 
-def _shared_videos(sources: Sequence[Source]) -> list[Problem]:
+def _shared_videos(datasets: Sequence[DatasetSplit]) -> list[Problem]:
     """Videos that are in more than one split."""
     where: dict[str, dict[str, None]] = defaultdict(dict)
-    for source in sources:
-        for example in source.annotated:
-            where[example.video_name].setdefault(source.split)
+    for dataset in datasets:
+        for example in dataset.annotated:
+            where[example.video_name].setdefault(dataset.split)
     shared = {video: list(splits) for video, splits in where.items() if len(splits) > 1}
     return [Problem("video in two splits", f"is in {' and '.join(splits)}", video) for video, splits in shared.items()]
 
 
 def _open_all(
-    root: Path, sources: Sequence[Source], workers: int, progress: Callable[[int, int], None] | None
+    root: Path, datasets: Sequence[DatasetSplit], workers: int, progress: Callable[[int, int], None] | None
 ) -> list[MediaFacts]:
-    media = list(dict.fromkeys(example.media for source in sources for example in source.examples))
+    media = list(dict.fromkeys(example.media for dataset in datasets for example in dataset.examples))
     facts = []
     with ThreadPoolExecutor(max(workers, 1)) as pool:
         for done, fact in enumerate(pool.map(lambda name: media_facts(root, name), media), start=1):
@@ -195,8 +195,8 @@ def _decode_image(path: Path, kind: str) -> None:
         raise BadClip(path, "the image cannot be decoded") from error
 
 
-def _media_problems(root: Path, sources: Sequence[Source], facts: Sequence[MediaFacts]) -> list[Problem]:
-    examples = Counter(example.media for source in sources for example in source.examples)
+def _media_problems(root: Path, datasets: Sequence[DatasetSplit], facts: Sequence[MediaFacts]) -> list[Problem]:
+    examples = Counter(example.media for dataset in datasets for example in dataset.examples)
     problems = []
     for fact in facts:
         if fact.reason:
@@ -206,8 +206,8 @@ def _media_problems(root: Path, sources: Sequence[Source], facts: Sequence[Media
             problems.append(Problem("named otherwise", f"holds {fact.kind}: read by content", fact.media))
         if fact.ending and fact.held is None:
             problems.append(Problem("ends early", f"{fact.cut_short}; read as all there is", fact.media))
-    problems += _cut_short(sources, facts)
-    problems += _outside(sources, {fact.media: fact.seconds for fact in facts if fact.seconds is not None})
+    problems += _cut_short(datasets, facts)
+    problems += _outside(datasets, {fact.media: fact.seconds for fact in facts if fact.seconds is not None})
     for group in identical_files(root, facts):
         message = f"the same bytes as {', '.join(group[1:4])}" + (
             f" and {len(group) - 4} more" if len(group) > 4 else ""
@@ -216,12 +216,12 @@ def _media_problems(root: Path, sources: Sequence[Source], facts: Sequence[Media
     return problems
 
 
-def _cut_short(sources: Sequence[Source], facts: Sequence[MediaFacts]) -> list[Problem]:
+def _cut_short(datasets: Sequence[DatasetSplit], facts: Sequence[MediaFacts]) -> list[Problem]:
     """Files that end before their header says so; they cost the examples that ask for what is not there."""
     problems = []
     cut = {fact.media: fact for fact in facts if fact.held is not None}
     asked: dict[str, list[Example]] = defaultdict(list)
-    for example in (example for source in sources if cut for example in source.examples):
+    for example in (example for dataset in datasets if cut for example in dataset.examples):
         if example.media in cut:
             asked[example.media].append(example)
     for media, fact in cut.items():
@@ -235,11 +235,11 @@ def _beyond(example: Example, length: float) -> bool:
     return (example.start or 0) >= length or (example.end or 0) > length + END_TOLERANCE
 
 
-def _outside(sources: Sequence[Source], seconds: dict[str, float]) -> list[Problem]:
+def _outside(datasets: Sequence[DatasetSplit], seconds: dict[str, float]) -> list[Problem]:
     """Windows that reach beyond their file's end by more than the reader lets pass."""
     problems = []
-    for source in sources:
-        for example in source.examples:
+    for dataset in datasets:
+        for example in dataset.examples:
             length = seconds.get(example.media)
             if length is None or (example.start is None and example.end is None):
                 continue
@@ -263,24 +263,26 @@ def identical_files(root: Path, facts: Iterable[MediaFacts]) -> list[list[str]]:
     return [group for group in groups.values() if len(group) > 1]
 
 
-def _media(sources: Sequence[Source], facts: Sequence[MediaFacts], problems: Sequence[Problem]) -> dict[str, Any]:
+def _media(
+    datasets: Sequence[DatasetSplit], facts: Sequence[MediaFacts], problems: Sequence[Problem]
+) -> dict[str, Any]:
     """The report's `media`: n_annotated = n_usable + the sum of the reasons."""
     reasons: Counter[str] = Counter()
-    for source in sources:
-        reasons.update(source.reasons)
+    for dataset in datasets:
+        reasons.update(dataset.reasons)
     unusable = {p.file for p in problems if p.kind in ("undecodable", "not media")}
     for problem in problems:
         if problem.severity == "error" and not (problem.kind == "window outside" and problem.file in unusable):
             reasons[problem.kind] += problem.examples
-    annotated = sum(source.counts.n_annotated for source in sources)
+    annotated = sum(dataset.counts.n_annotated for dataset in datasets)
     good = [fact for fact in facts if not fact.reason]
     return {
         "n_annotated": annotated,
-        "n_found": sum(source.counts.n_found for source in sources),
+        "n_found": sum(dataset.counts.n_found for dataset in datasets),
         "n_usable": annotated - sum(reasons.values()),
         "reasons": dict(reasons),
         "files": len(facts),
-        "missing": sum(p.kind == "missing media" for source in sources for p in source.problems),
+        "missing": sum(p.kind == "missing media" for dataset in datasets for p in dataset.problems),
         "undecodable": sum(bool(fact.reason) for fact in facts),
         "without_audio": sum(not fact.has_audio and fact.seconds is not None for fact in good),
         "without_video": sum(not fact.has_video for fact in good),

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from mirasol.config.recipe import DataRecipe, DataSetRecipe
 from mirasol.data.clip_cache import BadWindow
-from mirasol.data.datasets import DatasetOptions, read_source, usable_examples
+from mirasol.data.datasets import DatasetOptions, read_dataset, select_usable_examples
 from mirasol.data.datasets.folder_reader import read_examples
 from mirasol.data.example import Example
 from mirasol.errors import UserError
@@ -40,16 +40,16 @@ def read_split(data: DataSetRecipe, split: str, on_bad_clip: str = "error") -> t
     Raises UserError for annotations that cannot be read, and, unless they are skipped, for the first bad row or missing
     clip; and where the split has no answers to learn.
     """
-    if data.source == "folder" and data.options == DatasetOptions():
+    if data.dataset == "folder" and data.options == DatasetOptions():
         return read_examples(Path(data.root), split), []
-    source = read_source(data.source, Path(data.root), split, data.options)
-    examples = usable_examples(source, on_bad_clip)
+    dataset = read_dataset(data.dataset, Path(data.root), split, data.options)
+    examples = select_usable_examples(dataset, on_bad_clip)
     unlabelled = next((example for example in examples if not example.target), None)
     if unlabelled is not None:
         raise UserError(
-            f"{data.source} {split}: example {unlabelled.id!r} has no answer to learn: choose a split with labels"
+            f"{data.dataset} {split}: example {unlabelled.id!r} has no answer to learn: choose a split with labels"
         )
-    costly = (problem for problem in source.problems if problem.severity == "error")
+    costly = (problem for problem in dataset.problems if problem.severity == "error")
     return examples, [BadWindow(problem.file, None, None, str(problem)) for problem in costly]
 
 

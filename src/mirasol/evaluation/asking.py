@@ -78,12 +78,12 @@ def _here(
     loaded: Loaded, batches: Sequence[Sequence[ClipExamples]], asking: Asking, processes: int
 ) -> Iterator[list[Row]]:
     """Batch by batch in this process; the next batch is decoded meanwhile."""
-    source = DecodedClips(loaded.processor.feature_extractor, asking.root)
+    dataset = DecodedClips(loaded.processor.feature_extractor, asking.root)
     with ThreadPoolExecutor(asking.threads) as pool, eval_mode(loaded.model):
-        ahead = [pool.submit(_load, source, clip) for batch in batches[:1] for clip in batch]
+        ahead = [pool.submit(_load, dataset, clip) for batch in batches[:1] for clip in batch]
         for place, batch in enumerate(batches):
             tensors = [future.result() for future in ahead]
-            ahead = [pool.submit(_load, source, clip) for after in batches[place + 1 : place + 2] for clip in after]
+            ahead = [pool.submit(_load, dataset, clip) for after in batches[place + 1 : place + 2] for clip in after]
             yield _answer_batch(loaded, batch, tensors, asking)
 
 
@@ -106,8 +106,8 @@ def _in_processes(
 
 def _job(folder: str, device: str, batch: Sequence[ClipExamples], asking: Asking) -> list[Row]:
     loaded = _loaded(folder, device)
-    source = DecodedClips(loaded.processor.feature_extractor, asking.root)
-    return _answer_batch(loaded, batch, [_load(source, clip) for clip in batch], asking)
+    dataset = DecodedClips(loaded.processor.feature_extractor, asking.root)
+    return _answer_batch(loaded, batch, [_load(dataset, clip) for clip in batch], asking)
 
 
 @lru_cache(maxsize=1)
@@ -115,10 +115,10 @@ def _loaded(folder: str, device: str) -> Loaded:
     return load_checkpoint(folder, device)
 
 
-def _load(source: DecodedClips, clip: ClipExamples) -> dict[str, Tensor] | str:
+def _load(dataset: DecodedClips, clip: ClipExamples) -> dict[str, Tensor] | str:
     """The clip's tensors, or why there are none."""
     try:
-        return source.load(clip.media, clip.start, clip.end)
+        return dataset.load(clip.media, clip.start, clip.end)
     except BadClip as error:
         return error.reason
 

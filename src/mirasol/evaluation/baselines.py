@@ -4,25 +4,25 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from mirasol.data.datasets import DatasetOptions, Source, read_source, source_splits
+from mirasol.data.datasets import DatasetOptions, DatasetSplit, list_splits, read_dataset
 from mirasol.data.example import Example
 from mirasol.errors import UserError
 
 TRAIN = "train"
 
 
-def training_examples(source: Source, options: DatasetOptions) -> tuple[tuple[Example, ...], str]:
+def training_examples(dataset: DatasetSplit, options: DatasetOptions) -> tuple[tuple[Example, ...], str]:
     """The annotated examples of the data set's training split, media or not, and where they come from, in words.
 
     No examples where the split is itself the training split, where there is none (or none that can be read: the words
     say why), and for data sets without one right answer.
     """
-    if source.split == TRAIN or source.protocol in ("labels", "captions"):
+    if dataset.split == TRAIN or dataset.protocol in ("labels", "captions"):
         return (), "none"
     try:
-        if TRAIN not in source_splits(source.read_as, Path(source.root), options):
+        if TRAIN not in list_splits(dataset.read_as, Path(dataset.root), options):
             return (), "none: there is no training split"
-        found = read_source(source.read_as, Path(source.root), TRAIN, options)
+        found = read_dataset(dataset.read_as, Path(dataset.root), TRAIN, options)
     except UserError as error:
         return (), f"none: {error}"
     known = tuple(example for example in found.annotated if example.target)

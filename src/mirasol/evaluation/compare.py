@@ -128,7 +128,7 @@ def read_judged(path: Path) -> dict[str, dict[str, Any]]:
         row = parse_line(line, place)
         if not _is_judged(row):
             raise UserError(f"{place}: has no id, video, question_type, target and right (true, false or null): judge "
-                            "it first with `mirasol score SOURCE ROOT PREDICTIONS --output DIR`")  # fmt: skip
+                            "it first with `mirasol score DATASET ROOT PREDICTIONS --output DIR`")  # fmt: skip
         if row["id"] in rows:
             raise UserError(f"{place}: question {row['id']!r} stands there twice: keep one of the two")
         if row["right"] is not None:  # no published answer

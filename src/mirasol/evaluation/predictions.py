@@ -31,7 +31,7 @@ class Prediction:
     scores: tuple[float, ...] | None = None
 
 
-def read_predictions(path: Path, source: str, examples: Sequence[Example]) -> dict[str, Prediction]:
+def read_predictions(path: Path, dataset: str, examples: Sequence[Example]) -> dict[str, Prediction]:
     """The predictions of a file by question id.
 
     json: the data set's official format (ActivityNet-QA: a list of {question_id, answer}; NExT-QA: an object by
@@ -169,24 +169,24 @@ def unmatched(predictions: Mapping[str, Prediction], examples: Iterable[Example]
 
 
 def official_format(
-    source: str, examples: Sequence[Example], predictions: Mapping[str, Prediction]
+    dataset: str, examples: Sequence[Example], predictions: Mapping[str, Prediction]
 ) -> tuple[str, Any] | None:
     """Name and content of the file that the data set's own script reads; None where it has none."""
     there = [(example, predictions[example.id]) for example in examples if example.id in predictions]
-    if source == "activitynet_qa":
+    if dataset == "activitynet_qa":
         return "predictions.official.json", [{"question_id": e.id, "answer": p.answer or ""} for e, p in there]
-    if source == "nextqa_mc":
+    if dataset == "nextqa_mc":
         return "predictions.official.json", {
             e.id: {"prediction": p.choice, "answer": e.answer_index} for e, p in there if p.choice is not None
         }
-    if source == "nextqa_oe":
+    if dataset == "nextqa_oe":
         by_video: dict[str, dict[str, str]] = {}
         for example, prediction in there:
             qid = example.id.removeprefix(f"{example.video}_")
             by_video.setdefault(example.video, {})[qid] = prediction.answer or ""
         return "predictions.official.json", by_video
     scored = {e.id: p.scores for e, p in there if p.scores is not None}
-    if source == "epic_sounds" and scored:
+    if dataset == "epic_sounds" and scored:
         results = {
             id: {"interaction": {str(index): score for index, score in enumerate(scores)}}
             for id, scores in scored.items()

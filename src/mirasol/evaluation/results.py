@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import mirasol
-from mirasol.data.datasets import Source
+from mirasol.data.datasets import DatasetSplit
 from mirasol.data.digest import examples_digest
 from mirasol.data.example import Example
 from mirasol.errors import UserError
@@ -21,7 +21,7 @@ from mirasol.files import file_hash, write_whole
 
 
 def score_file(
-    source: Source,
+    dataset: DatasetSplit,
     predictions: Path,
     normalisation: str = "none",
     wups: Wups | None = None,
@@ -40,22 +40,24 @@ def score_file(
     """
     if normalisation not in NORMALISATIONS:
         raise UserError(f"normalisation {normalisation!r} is not known: choose {', '.join(NORMALISATIONS)}")
-    found = read_predictions(predictions, source.name, source.annotated)
-    if not any(example.target for example in source.annotated):
-        raise UserError(f"{source.name} {source.split}: publishes no answers, so nothing can be scored here")
+    found = read_predictions(predictions, dataset.name, dataset.annotated)
+    if not any(example.target for example in dataset.annotated):
+        raise UserError(f"{dataset.name} {dataset.split}: publishes no answers, so nothing can be scored here")
     chosen = any(prediction.choice is not None or prediction.scores is not None for prediction in found.values())
-    _check_fits(source, predictions, chosen, normalisation, wups)
+    _check_fits(dataset, predictions, chosen, normalisation, wups)
     if chosen:
-        scored = score_choices(source.name, source.annotated, found, source.classes, seed, known)
+        scored = score_choices(dataset.name, dataset.annotated, found, dataset.classes, seed, known)
     elif wups is not None:
-        scored = score_wups(source.name, source.annotated, found, wups, seed)
+        scored = score_wups(dataset.name, dataset.annotated, found, wups, seed)
     else:
-        scored = score_answers(source.name, source.annotated, found, normalisation, seed, known)
-    costly = [problem for problem in source.problems if problem.kind != "missing media" and problem.severity == "error"]
-    problems = [*costly, *unmatched(found, source.annotated, str(predictions))]
-    ids = {example.id for example in source.annotated}
+        scored = score_answers(dataset.name, dataset.annotated, found, normalisation, seed, known)
+    costly = [
+        problem for problem in dataset.problems if problem.kind != "missing media" and problem.severity == "error"
+    ]
+    problems = [*costly, *unmatched(found, dataset.annotated, str(predictions))]
+    ids = {example.id for example in dataset.annotated}
     counts = {
-        "n_annotated": len(source.annotated),
+        "n_annotated": len(dataset.annotated),
         "n_evaluated": len(scored.judged),
         "n_predicted": len(ids & found.keys()),
         "n_missing": len(ids - found.keys()),
@@ -70,15 +72,15 @@ def score_file(
     return dataclasses.replace(scored, problems=tuple(problems), facts=facts)
 
 
-def _check_fits(source: Source, predictions: Path, chosen: bool, normalisation: str, wups: Wups | None) -> None:
+def _check_fits(dataset: DatasetSplit, predictions: Path, chosen: bool, normalisation: str, wups: Wups | None) -> None:
     """Refuses what has no meaning for predictions that are choices (`chosen`), or for those that are texts."""
     if normalisation != "none" and (chosen or wups is not None):
         what = "choices or scores" if chosen else "WUPS"
         raise UserError(f"normalisation {normalisation!r} has no effect on {what}: leave --normalisation out")
     if chosen and wups is not None:
         raise UserError(f"{predictions}: holds choices or scores; WUPS compares texts: leave --wordnet out")
-    if chosen and not source.classes and not all(example.candidates for example in source.annotated):
-        raise UserError(f"{predictions}: holds choices or scores, but {source.name} is open: give `answer` texts")
+    if chosen and not dataset.classes and not all(example.candidates for example in dataset.annotated):
+        raise UserError(f"{predictions}: holds choices or scores, but {dataset.name} is open: give `answer` texts")
 
 
 def versions() -> dict[str, str | None]:
@@ -101,35 +103,35 @@ def versions() -> dict[str, str | None]:
     }
 
 
-def describe_data(source: Source, media_contents: bool = False) -> dict[str, Any]:
+def describe_data(dataset: DatasetSplit, media_contents: bool = False) -> dict[str, Any]:
     """What results.json says of the data. Its hash is of all annotated examples and of the media that are there; it
     counts their contents where that is asked for.
 
     Where all examples have one prompt (data sets without questions), it is stated, be it the user's or the default.
     """
-    media = (example.media for example in source.examples)
-    prompts = {example.prompt for example in source.annotated}
+    media = (example.media for example in dataset.examples)
+    prompts = {example.prompt for example in dataset.annotated}
     return {
-        "source": source.name,
-        "split": source.split,
+        "source": dataset.name,
+        "split": dataset.split,
         "data": {
-            "sha256": examples_digest(source.root, source.annotated, media, media_contents).sha256,
+            "sha256": examples_digest(dataset.root, dataset.annotated, media, media_contents).sha256,
             "sha256_of_media": "contents" if media_contents else "paths and sizes",
-            "annotation_files": list(source.annotation_files),
-            "published_examples": source.published.examples,
-            **source.facts,
+            "annotation_files": list(dataset.annotation_files),
+            "published_examples": dataset.published.examples,
+            **dataset.facts,
             **({"prompt": prompts.pop()} if len(prompts) == 1 else {}),
         },
     }
 
 
-def write_scored(folder: Path, source: Source, scored: Scored, train_baselines: str = "none") -> None:
+def write_scored(folder: Path, dataset: DatasetSplit, scored: Scored, train_baselines: str = "none") -> None:
     """Writes results.json and predictions.jsonl of scored predictions into a folder.
 
     `train_baselines`: where the examples that baselines guess from come from, as `training_examples` says it.
     """
     result = {
-        **describe_data(source),
+        **describe_data(dataset),
         "protocols": {scored.protocol: scored.to_dict()},
         "train_baselines": train_baselines,
         "versions": versions(),

@@ -99,7 +99,7 @@ class Scored:
 
 
 def score_answers(
-    source: str,
+    dataset: str,
     examples: Sequence[Example],
     predictions: Mapping[str, Prediction],
     normalisation: str,
@@ -118,8 +118,8 @@ def score_answers(
         answer = None if (prediction := predictions.get(example.id)) is None else prediction.answer
         right = answer is not None and form(answer) in {form(text) for text in right_texts(example)}
         judged.append(Judged(example, answer, float(right)))
-    metrics = table(_rows(source, judged), judged, seed)
-    if source == "activitynet_qa":
+    metrics = table(_rows(dataset, judged), judged, seed)
+    if dataset == "activitynet_qa":
         metrics["free_official_script"] = Estimate(_official_free(judged), None, None, len(judged))
     baselines = {"chance": _estimate([_chance(example) for example in examples])}
     rights = [{form(text) for text in right_texts(example)} for example in examples]
@@ -128,11 +128,11 @@ def score_answers(
         pairs = list(zip(examples, rights, strict=True))
         baselines["train majority"] = _estimate([prior.constant in right for _, right in pairs])
         baselines["train blind"] = _estimate([prior.guess(example.prompt) in right for example, right in pairs])
-    return Scored(OPEN, normalisation, metrics, baselines, headline(source), tuple(judged))
+    return Scored(OPEN, normalisation, metrics, baselines, headline(dataset), tuple(judged))
 
 
 def score_wups(
-    source: str, examples: Sequence[Example], predictions: Mapping[str, Prediction], wups: Wups, seed: int = 0
+    dataset: str, examples: Sequence[Example], predictions: Mapping[str, Prediction], wups: Wups, seed: int = 0
 ) -> Scored:
     """WUPS of answer texts, without a threshold (the headline) and with 0.9. A question without a prediction scores 0.
 
@@ -148,7 +148,7 @@ def score_wups(
         ]
 
     judged = judge(said, 0.0)
-    rows = wups_rows(source, [example.type_name for example in examples])
+    rows = wups_rows(dataset, [example.type_name for example in examples])
     metrics = table(rows, judged, seed)
     strict = table(rows, judge(said, WUPS_THRESHOLD), seed)
     metrics |= {f"{name}@{WUPS_THRESHOLD}": estimate for name, estimate in strict.items()}
@@ -159,7 +159,7 @@ def score_wups(
 
 
 def score_choices(
-    source: str,
+    dataset: str,
     examples: Sequence[Example],
     predictions: Mapping[str, Prediction],
     classes: Sequence[str] = (),
@@ -179,7 +179,7 @@ def score_choices(
         _judge_choice(e, predictions.get(e.id), classes, right) for e, right in zip(examples, places, strict=True)
     ]
     single = all(len(right) == 1 for right in places)
-    metrics, name = {}, headline(source)
+    metrics, name = {}, headline(dataset)
     ranked = classes and all(p.scores is not None for e in examples if (p := predictions.get(e.id)) is not None)
     if ranked and examples:
         labels = np.zeros((len(examples), len(classes)), dtype=bool)
@@ -188,7 +188,7 @@ def score_choices(
         metrics |= class_metrics(examples, predictions, labels, single, seed)
         name = next(iter(metrics))
     if not ranked or (single and any(example.question_type for example in examples)):
-        metrics |= table(_rows(source, judged), judged, seed)
+        metrics |= table(_rows(dataset, judged), judged, seed)
     baselines = {"chance": _estimate([_chance(example) for example in examples]), "majority": _majority(places)}
     if prior := Prior(known, unchanged):
         chosen = [prior.choose(example.prompt, example.candidates or classes) for example in examples]
@@ -241,8 +241,8 @@ def _judge_choice(
     return Judged(example, candidates[choice], float(choice in right))
 
 
-def _rows(source: str, judged: Sequence[Judged]) -> tuple[Row, ...]:
-    return table_rows(source, [item.example.type_name for item in judged])
+def _rows(dataset: str, judged: Sequence[Judged]) -> tuple[Row, ...]:
+    return table_rows(dataset, [item.example.type_name for item in judged])
 
 
 def table(rows: Sequence[Row], judged: Sequence[Judged], seed: int = 0) -> dict[str, Estimate]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mirasol.checkpoint import Loaded
-from mirasol.data.datasets import Source
+from mirasol.data.datasets import DatasetSplit
 from mirasol.data.example import ClipExamples, Example, group_by_clip
 from mirasol.data.media_files import is_image
 from mirasol.errors import UserError
@@ -59,7 +59,7 @@ class Evaluated:
     record: what results.json holds
     """
 
-    source: Source
+    dataset: DatasetSplit
     protocols: dict[str, Scored]
     controls: dict[str, dict[str, Scored]]
     examples: tuple[Example, ...]
@@ -85,9 +85,9 @@ def _percent(estimate: Estimate | None) -> str:
     return "-" if estimate is None or estimate.value is None else f"{100 * estimate.value:.2f}"
 
 
-def evaluate_source(
+def evaluate_dataset(
     loaded: Loaded,
-    source: Source,
+    dataset: DatasetSplit,
     asking: Asking,
     journal: Path | None = None,
     processes: int = 1,
@@ -106,13 +106,13 @@ def evaluate_source(
     Raises:
         UserError: no usable example, or a journal of another evaluation.
     """
-    examples, left_out = _fitting(loaded.processor, source.examples, asking)
+    examples, left_out = _fitting(loaded.processor, dataset.examples, asking)
     if not examples:
-        why = _why_none(source, left_out)
-        raise UserError(f"{source.root}: no usable example in split {source.split!r} of {source.name}: {why}")
+        why = _why_none(dataset, left_out)
+        raise UserError(f"{dataset.root}: no usable example in split {dataset.split!r} of {dataset.name}: {why}")
     clips, media = group_by_clip(examples), loaded.model.config.media_settings()
     record = {
-        **describe_data(source, hash_media),
+        **describe_data(dataset, hash_media),
         "checkpoint": {"name": str(loaded.folder.name), "sha256": checkpoint_hash(loaded.folder)},
         "settings": {
             "max_new_tokens": asking.max_new_tokens,
@@ -133,16 +133,16 @@ def evaluate_source(
             rows = list(kept.rows)
     # Below the journal: answers do not depend on it, so an evaluation may go on without or with a training split.
     record["train_baselines"] = known[1]
-    return _evaluated(source, asking, clips, rows, record, left_out, wups, known[0])
+    return _evaluated(dataset, asking, clips, rows, record, left_out, wups, known[0])
 
 
-def _why_none(source: Source, left_out: Mapping[str, int]) -> str:
+def _why_none(dataset: DatasetSplit, left_out: Mapping[str, int]) -> str:
     """The first problem in its own words, and how many examples are lost for which reason."""
-    reasons = {**source.reasons, **left_out}
+    reasons = {**dataset.reasons, **left_out}
     counts = ", ".join(f"{reason} {count}" for reason, count in reasons.items()) or "it has none"
-    costly = next((problem for problem in source.problems if problem.severity == "error"), None)
+    costly = next((problem for problem in dataset.problems if problem.severity == "error"), None)
     # Where media were found it is not the first problem that left none of them.
-    return f"{costly} ({counts})" if costly is not None and not source.examples else counts
+    return f"{costly} ({counts})" if costly is not None and not dataset.examples else counts
 
 
 def _fitting(
@@ -173,7 +173,7 @@ def _fitting(
 
 
 def _evaluated(
-    source: Source,
+    dataset: DatasetSplit,
     asking: Asking,
     clips: Sequence[ClipExamples],
     rows: Sequence[Row],
@@ -192,11 +192,11 @@ def _evaluated(
             continue
         usable += clip.examples
         chunks |= {example.id: row["chunks"] for example in clip.examples}
-    places = {example.id: place for place, example in enumerate(source.annotated)}
+    places = {example.id: place for place, example in enumerate(dataset.annotated)}
     usable.sort(key=lambda example: places[example.id])
     found = {name: _predictions(rows, name) for name in ("test", *asking.controls)}
-    scored = {name: _score(source, usable, said, wups, known) for name, said in found.items()}
-    counts = _counts(source, usable, unusable, left_out)
+    scored = {name: _score(dataset, usable, said, wups, known) for name, said in found.items()}
+    counts = _counts(dataset, usable, unusable, left_out)
     protocols = scored.pop("test")
     controls = {protocol: {name: by[protocol] for name, by in scored.items()} for protocol in protocols}
     record = {
@@ -213,7 +213,7 @@ def _evaluated(
         },
         "unusable_clips": unusable,
     }
-    return Evaluated(source, protocols, controls, tuple(usable), found["test"], chunks, record)
+    return Evaluated(dataset, protocols, controls, tuple(usable), found["test"], chunks, record)
 
 
 def _predictions(rows: Sequence[Row], name: str) -> dict[str, Prediction]:
@@ -233,18 +233,18 @@ def _log_softmax(scores: Sequence[float]) -> tuple[float, ...]:
 
 
 def _score(
-    source: Source,
+    dataset: DatasetSplit,
     examples: Sequence[Example],
     said: Mapping[str, Prediction],
     wups: Wups | None,
     known: Sequence[Example],
 ) -> dict[str, Scored]:
     """Numbers by protocol; candidate scoring where every question has candidates and some answer is published."""
-    scored = {OPEN: score_answers(source.name, examples, said, normalisation_of(source.name), known=known)}
+    scored = {OPEN: score_answers(dataset.name, examples, said, normalisation_of(dataset.name), known=known)}
     if wups is not None:
-        scored[WUPS] = score_wups(source.name, examples, said, wups)
+        scored[WUPS] = score_wups(dataset.name, examples, said, wups)
     if with_answers(examples) and all(said[example.id].scores is not None for example in examples):
-        scored[CANDIDATES] = score_choices(source.name, examples, said, source.classes, known=known)
+        scored[CANDIDATES] = score_choices(dataset.name, examples, said, dataset.classes, known=known)
     return scored
 
 
@@ -257,13 +257,13 @@ def _over_annotated(scored: Scored, annotated: int) -> float | None:
 
 
 def _counts(
-    source: Source, usable: Sequence[Example], unusable: Sequence[Mapping[str, Any]], left_out: Mapping[str, int]
+    dataset: DatasetSplit, usable: Sequence[Example], unusable: Sequence[Mapping[str, Any]], left_out: Mapping[str, int]
 ) -> dict[str, Any]:
-    reasons = Counter(source.reasons)
+    reasons = Counter(dataset.reasons)
     reasons.update(left_out)
     reasons["unreadable clip"] += sum(clip["questions"] for clip in unusable)
     reasons["no published answer"] += sum(not example.target for example in usable)
-    before = source.counts
+    before = dataset.counts
     return {
         "n_annotated": before.n_annotated,
         "n_found": before.n_found,
@@ -297,7 +297,7 @@ def write_evaluation(folder: Path, evaluated: Evaluated) -> list[str]:
         written.append(FILES[protocol])
         lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         write_whole(folder / written[-1], lines)
-    official = official_format(evaluated.source.name, evaluated.examples, evaluated.predictions)
+    official = official_format(evaluated.dataset.name, evaluated.examples, evaluated.predictions)
     if official is not None:
         written.append(official[0])
         write_whole(folder / official[0], json.dumps(official[1], ensure_ascii=False) + "\n")

@@ -40,7 +40,7 @@ def write_report(file: Path, loaded: Loaded, evaluated: Evaluated) -> None:
     environment.filters["percent"] = lambda share: "–" if share is None else f"{100 * share:.1f}"
     environment.filters["sentence"] = lambda text: text[:1].upper() + text[1:]
     extractor = loaded.processor.feature_extractor
-    clips = DecodedClips(extractor, evaluated.source.root)
+    clips = DecodedClips(extractor, evaluated.dataset.root)
     record = {key: value for key, value in evaluated.record.items() if key not in ("protocols", "unusable_clips")}
     page = environment.get_template("source_report.html.jinja").render(
         record=evaluated.record,
@@ -74,8 +74,8 @@ def _protocol(evaluated: Evaluated, name: str, scored: Scored, clips: DecodedCli
             for one in accuracy_by_length(scored.judged, evaluated.chunks)
         ],
         "confusions": most_confused(scored.judged),
-        "table": confusion_table(scored.judged, evaluated.source.classes) if name == CANDIDATES else None,
-        "matrix": confusion_picture(scored.judged, evaluated.source.classes) if name == CANDIDATES else None,
+        "table": confusion_table(scored.judged, evaluated.dataset.classes) if name == CANDIDATES else None,
+        "matrix": confusion_picture(scored.judged, evaluated.dataset.classes) if name == CANDIDATES else None,
         "right": [_example(item, clips) for item in _spread(right)],
         "wrong": [_example(item, clips) for item in _spread(wrong)],
         "right_count": len(right),

@@ -63,27 +63,27 @@ _TABLES = {
 }
 
 
-def table_rows(source: str, types: Sequence[str]) -> tuple[Row, ...]:
+def table_rows(dataset: str, types: Sequence[str]) -> tuple[Row, ...]:
     """The rows of a data set's table. One without a table of its own has a row for each of `types` and one for all."""
-    if source in _TABLES:
-        return _TABLES[source]
+    if dataset in _TABLES:
+        return _TABLES[dataset]
     own = sorted(set(types) - {"untyped"})
     return (*_each(*own), Row("All"))
 
 
-def wups_rows(source: str, types: Sequence[str]) -> tuple[Row, ...]:
+def wups_rows(dataset: str, types: Sequence[str]) -> tuple[Row, ...]:
     """The rows of a table of WUPS; NExT-QA's are called as in its papers."""
-    if source != "nextqa_oe":
-        return (*table_rows(source, types)[:-1], Row("WUPS"))
+    if dataset != "nextqa_oe":
+        return (*table_rows(dataset, types)[:-1], Row("WUPS"))
     summed = {"C": "WUPS_C", "T": "WUPS_T", "D": "WUPS_D", "All": "WUPS"}
     return tuple(Row(summed.get(row.name, row.name), row.types) for row in _NEXT_OE)
 
 
-def headline(source: str) -> str:
+def headline(dataset: str) -> str:
     """The row that stands for the whole data set."""
-    return table_rows(source, ())[-1].name if source != "activitynet_qa" else "All"
+    return table_rows(dataset, ())[-1].name if dataset != "activitynet_qa" else "All"
 
 
-def normalisation_of(source: str) -> str:
+def normalisation_of(dataset: str) -> str:
     """Key of `NORMALISATIONS` by which generated answers are compared."""
-    return "folded" if source == "folder" else "light"
+    return "folded" if dataset == "folder" else "light"

@@ -6,7 +6,7 @@ import tarfile
 
 import pytest
 
-from mirasol.data.datasets import DatasetOptions, read_source, source_splits
+from mirasol.data.datasets import DatasetOptions, list_splits, read_dataset
 from mirasol.errors import UserError
 
 MP4 = b"\0\0\0\x18ftypisom" + bytes(40)
@@ -34,8 +34,8 @@ def tar(members: dict[str, bytes]) -> bytes:
     return stream.getvalue()
 
 
-def kinds(source) -> list[tuple[str, str]]:
-    return [(p.kind, p.file) for p in source.problems]
+def kinds(dataset) -> list[tuple[str, str]]:
+    return [(p.kind, p.file) for p in dataset.problems]
 
 
 # csv
@@ -50,13 +50,13 @@ def test_webvid_is_read_by_column_names(data):
     data.put("train.csv", "name,videoid\na bell,7\n")
     data.put("videos/000001_000050/1001.mp4")
     data.put("7.mp4")
-    assert source_splits("webvid", data.root) == ["train", "validation"]
-    source = read_source("webvid", data.root, "val")
-    assert [(e.id, e.media, e.target) for e in source.examples] == [
+    assert list_splits("webvid", data.root) == ["train", "validation"]
+    dataset = read_dataset("webvid", data.root, "val")
+    assert [(e.id, e.media, e.target) for e in dataset.examples] == [
         ("1001", "videos/000001_000050/1001.mp4", "rocks, water")
     ]
-    assert source.reasons == {"empty text": 1, "missing media": 1}
-    assert read_source("webvid", data.root, "train").examples[0].prompt == "describe the clip"
+    assert dataset.reasons == {"empty text": 1, "missing media": 1}
+    assert read_dataset("webvid", data.root, "train").examples[0].prompt == "describe the clip"
 
 
 @pytest.mark.parametrize("header", ["", "video,start,end,caption\n"])
@@ -64,14 +64,14 @@ def test_videocc_windows_are_microseconds(data, header):
     rows = "https://www.youtube.com/watch?v=-1X2N5XJ_kw,2500000,7500000,a bell\n---g-f_I2yQ,9,3,late\n"
     data.put("video_cc_public.csv", header + rows)
     data.put("-1X2N5XJ_kw.mp4")
-    source = read_source("videocc", data.root, "train")
-    [example] = source.examples
+    dataset = read_dataset("videocc", data.root, "train")
+    [example] = dataset.examples
     assert (example.start, example.end, example.media) == (2.5, 7.5, "-1X2N5XJ_kw.mp4")
-    assert source.reasons == {"malformed": 1}
+    assert dataset.reasons == {"malformed": 1}
     data.put("more_video_cc.csv", header + "-1X2N5XJ_kw,1.5,2.5,not microseconds\n")  # on line 1: and no header
-    assert read_source("videocc", data.root, "train").reasons == {"malformed": 2}
+    assert read_dataset("videocc", data.root, "train").reasons == {"malformed": 2}
     data.put("-1X2N5XJ_kw_2500_7500.mp4")
-    [example] = read_source("videocc", data.root, "train").examples
+    [example] = read_dataset("videocc", data.root, "train").examples
     assert (example.start, example.media) == (None, "-1X2N5XJ_kw_2500_7500.mp4")
 
 
@@ -81,12 +81,12 @@ def test_captions_of_images_in_csv_and_tsv(data):
     data.put("pairs_test.csv", "filepath,title\nimages/cat.png,a cat\n")
     for name in ("images/a b.jpg", "images/bus.jpg", "images/cat.png"):
         data.put(name)
-    assert source_splits("image_text", data.root) == ["test", "train", "validation"]
-    source = read_source("image_text", data.root, "validation")
-    assert [(e.media, e.target) for e in source.examples] == [("images/a b.jpg", 'half a "pamplemousse"')]
-    assert source.reasons == {"empty text": 1}
-    assert read_source("image_text", data.root, "train").examples[0].target == "a very typical bus"
-    assert read_source("image_text", data.root, "test").examples[0].media == "images/cat.png"
+    assert list_splits("image_text", data.root) == ["test", "train", "validation"]
+    dataset = read_dataset("image_text", data.root, "validation")
+    assert [(e.media, e.target) for e in dataset.examples] == [("images/a b.jpg", 'half a "pamplemousse"')]
+    assert dataset.reasons == {"empty text": 1}
+    assert read_dataset("image_text", data.root, "train").examples[0].target == "a very typical bus"
+    assert read_dataset("image_text", data.root, "test").examples[0].media == "images/cat.png"
 
 
 def test_cc3m_quotes_nothing(data):
@@ -94,9 +94,9 @@ def test_cc3m_quotes_nothing(data):
         "Train_GCC-training.tsv",
         'a bus\thttp://x/1.jpg\n"go" said the sign\thttp://x/2.jpg\n"open\thttp://x/3.jpg\n"b\n',
     )
-    source = read_source("image_text", data.root, "train")
-    assert [e.target for e in source.annotated] == ["a bus", '"go" said the sign', '"open']
-    assert [(p.line, p.column) for p in source.problems if p.kind == "malformed"] == [(4, 3)]
+    dataset = read_dataset("image_text", data.root, "train")
+    assert [e.target for e in dataset.annotated] == ["a bus", '"go" said the sign', '"open']
+    assert [(p.line, p.column) for p in dataset.problems if p.kind == "malformed"] == [(4, 3)]
 
 
 def test_a_caption_never_goes_to_another_s_image(data):
@@ -104,15 +104,15 @@ def test_a_caption_never_goes_to_another_s_image(data):
     data.put(
         "dev.csv", "caption,url\na cat,http://a/1/image.jpg\na dog,http://b/image.jpg?x=1\na cat,http://a/gone.jpg\n"
     )
-    source = read_source("image_text", data.root, "validation")
-    assert source.reasons == {"ambiguous name": 2, "missing media": 1}
-    told = [str(p) for p in source.problems if p.kind == "ambiguous name"]
+    dataset = read_dataset("image_text", data.root, "validation")
+    assert dataset.reasons == {"ambiguous name": 2, "missing media": 1}
+    told = [str(p) for p in dataset.problems if p.kind == "ambiguous name"]
     assert told[0].startswith("dev.csv, line 2: http://a/1/image.jpg: 'image.jpg' is the last part of 2 urls")
     data.put("dev.csv", "caption,url\na cat,http://a/1/image.jpg\nit sits,http://a/1/image.jpg\n")
-    assert [e.media for e in read_source("image_text", data.root, "validation").examples] == ["images/image.jpg"] * 2
+    assert [e.media for e in read_dataset("image_text", data.root, "validation").examples] == ["images/image.jpg"] * 2
     data.put("more/image.jpg")
-    source = read_source("image_text", data.root, "validation")
-    assert source.reasons == {"ambiguous name": 2} and "2 files are called so" in source.problems[0].message
+    dataset = read_dataset("image_text", data.root, "validation")
+    assert dataset.reasons == {"ambiguous name": 2} and "2 files are called so" in dataset.problems[0].message
 
 
 @pytest.mark.parametrize(
@@ -130,7 +130,7 @@ def test_paths_of_images_count_from_the_root_or_from_their_table(data, named, fo
     data.put("set/val/1.jpg")
     data.put("elsewhere/2.jpg")
     data.put("set/dev.csv", f"caption,filepath\na cat,{named.format(root=data.root)}\n")
-    [example] = read_source("image_text", data.root, "validation").annotated
+    [example] = read_dataset("image_text", data.root, "validation").annotated
     assert example.media == found
 
 
@@ -151,17 +151,17 @@ def test_video2dataset_keeps_what_is_whole_and_counts_the_rest(data):
     }
     data.put("00000.tar", tar(members))
     data.put("00000_stats.json", '{"count": 10}')
-    source = read_source("video2dataset", data.root, "train")
-    assert [(e.id, e.media, e.target) for e in source.examples] == [
+    dataset = read_dataset("video2dataset", data.root, "train")
+    assert [(e.id, e.media, e.target) for e in dataset.examples] == [
         ("00000.tar/00000000", "00000.tar/00000000.mp4", "a bell"),
         ("00000.tar/00000006", "00000.tar/00000006.mp4", "é, naïve"),
         ("00000.tar/00000007_00001", "00000.tar/00000007_00001.mp4", "clipped"),
     ]
-    assert source.reasons == {
+    assert dataset.reasons == {
         "download failed": 1, "not media": 1, "empty text": 1, "not UTF-8": 1, "missing member": 2, "malformed": 1,
     }  # fmt: skip
-    assert source.counts.n_annotated == 10
-    assert "failed_to_download: 404" in str(source.problems[0])
+    assert dataset.counts.n_annotated == 10
+    assert "failed_to_download: 404" in str(dataset.problems[0])
 
 
 def test_a_shard_cut_short_gives_the_samples_before_the_cut(data):
@@ -171,25 +171,25 @@ def test_a_shard_cut_short_gives_the_samples_before_the_cut(data):
     second_media = len(first) - 10_240 + 2_000 if len(first) % 10_240 else len(whole) // 2
     for length in (second_media, len(whole) * 3 // 4):
         data.put("00000.tar", whole[: length // 512 * 512 + 100])
-        source = read_source("video2dataset", data.root, "train")
-        assert all(e.target == "a bell" for e in source.examples)
-        assert source.counts.n_annotated == 2
-        assert "cut short" in {kind for kind, _ in kinds(source)}
+        dataset = read_dataset("video2dataset", data.root, "train")
+        assert all(e.target == "a bell" for e in dataset.examples)
+        assert dataset.counts.n_annotated == 2
+        assert "cut short" in {kind for kind, _ in kinds(dataset)}
     data.put("00000.tar", b"not a tar at all")
-    source = read_source("video2dataset", data.root, "train")
-    assert (kinds(source), source.counts.n_annotated) == ([("cut short", "00000.tar")], 2)
+    dataset = read_dataset("video2dataset", data.root, "train")
+    assert (kinds(dataset), dataset.counts.n_annotated) == ([("cut short", "00000.tar")], 2)
 
 
 def test_shards_lie_in_the_folders_of_their_splits_or_belong_to_train(data):
     data.put("val/00000.tar", tar(sample("0")))
     data.put("shards/00000.tar", tar(sample("0")))
-    assert source_splits("video2dataset", data.root) == ["train", "validation"]
-    assert read_source("video2dataset", data.root, "val").examples[0].media == "val/00000.tar/0.mp4"
+    assert list_splits("video2dataset", data.root) == ["train", "validation"]
+    assert read_dataset("video2dataset", data.root, "val").examples[0].media == "val/00000.tar/0.mp4"
 
 
 def test_members_of_one_name_in_two_folders_of_a_tar_are_two_samples(data):
     data.put("00000.tar", tar({**sample("./a/0", caption=b"a bell"), **sample("b/0", caption=b"a drum")}))
-    examples = read_source("video2dataset", data.root, "train").examples
+    examples = read_dataset("video2dataset", data.root, "train").examples
     assert [(e.media, e.target) for e in examples] == [
         ("00000.tar/./a/0.mp4", "a bell"),
         ("00000.tar/b/0.mp4", "a drum"),
@@ -199,21 +199,21 @@ def test_members_of_one_name_in_two_folders_of_a_tar_are_two_samples(data):
 def test_the_files_format_has_the_same_members(data):
     for name, content in {**sample("000000"), **sample("000001", PAGE)}.items():
         data.put(f"00000/{name}", content)
-    source = read_source("video2dataset", data.root, "train", DatasetOptions(prompt="what is it?"))
-    assert [(e.media, e.prompt) for e in source.examples] == [("00000/000000.mp4", "what is it?")]
-    assert kinds(source) == [("not media", "00000/000001")]
+    dataset = read_dataset("video2dataset", data.root, "train", DatasetOptions(prompt="what is it?"))
+    assert [(e.media, e.prompt) for e in dataset.examples] == [("00000/000000.mp4", "what is it?")]
+    assert kinds(dataset) == [("not media", "00000/000001")]
 
 
 def test_img2dataset_failures_are_in_its_statistics_alone(data):
     data.put("00000.tar", tar({**sample("000000000", JPEG, extension="jpg"), **sample("000000007", JPEG, b"", "webp")}))
     data.put("00000_stats.json", '{"count": 5, "status_dict": {"success": 2, "HTTP Error 404": 3}}')
-    source = read_source("img2dataset", data.root, "train")
-    assert [e.media for e in source.examples] == ["00000.tar/000000000.jpg"]
-    assert source.reasons == {"empty text": 1, "download failed": 3}
-    assert "HTTP Error 404 (3)" in source.problems[-1].message
+    dataset = read_dataset("img2dataset", data.root, "train")
+    assert [e.media for e in dataset.examples] == ["00000.tar/000000000.jpg"]
+    assert dataset.reasons == {"empty text": 1, "download failed": 3}
+    assert "HTTP Error 404 (3)" in dataset.problems[-1].message
 
 
 def test_parquet_alone_is_refused_with_the_way_out(data):
     data.put("00000.parquet", b"PAR1")
     with pytest.raises(UserError, match="output_format=webdataset or files"):
-        source_splits("img2dataset", data.root)
+        list_splits("img2dataset", data.root)

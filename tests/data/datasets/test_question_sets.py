@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from mirasol.data.datasets import AnnotationError, read_source, source_splits
+from mirasol.data.datasets import AnnotationError, list_splits, read_dataset
 
 MSRVTT = [
     {"answer": "couch", "category_id": 14, "id": 158607, "question": "what is it they sit on?", "video_id": 6513},
@@ -14,8 +14,8 @@ HEADER_MC = "video,frame_count,width,height,question,answer,qid,type,a0,a1,a2,a3
 HEADER_OE = "video,frame_count,width,height,question,answer,qid,type\n"
 
 
-def kinds(source) -> list[tuple[str, int | None]]:
-    return [(p.kind, p.line) for p in source.problems if p.severity == "error" and p.kind != "missing media"]
+def kinds(dataset) -> list[tuple[str, int | None]]:
+    return [(p.kind, p.line) for p in dataset.problems if p.severity == "error" and p.kind != "missing media"]
 
 
 # MSRVTT-QA
@@ -37,30 +37,30 @@ def test_msrvtt_reads_the_same_questions_in_all_its_variants(data):
     }  # fmt: skip
     for name, content in variants.items():
         path = data.put(name, content)
-        source = read_source("msrvtt_qa", data.root, "validation")
-        assert source.annotation_files == (name,)
-        found = [(e.media, e.prompt, e.target, e.question_type, e.video) for e in source.examples]
+        dataset = read_dataset("msrvtt_qa", data.root, "validation")
+        assert dataset.annotation_files == (name,)
+        found = [(e.media, e.prompt, e.target, e.question_type, e.video) for e in dataset.examples]
         assert found == [
             ("TestVideo/video6513.MP4", "what is it they sit on?", "couch", "what", "video6513"),
             ("videos/all/video6514.webm", "who is singing?", "man", "who", "video6514"),
         ]
-        assert [e.id for e in source.examples] == (["1", "2"] if name == "val.jsonl" else ["158607", "158608"])
+        assert [e.id for e in dataset.examples] == (["1", "2"] if name == "val.jsonl" else ["158607", "158608"])
         path.unlink()
 
 
 def test_msrvtt_prefers_the_original_and_names_a_wrong_header(data):
     data.put("val.csv", "video_id,question\n1,what\n")
     with pytest.raises(AnnotationError, match=r"val.csv, line 1, column 1: wrong header: expected .*; found video_id,"):
-        read_source("msrvtt_qa", data.root, "val")
+        read_dataset("msrvtt_qa", data.root, "val")
     data.put("val_qa.json", json.dumps(MSRVTT))
-    assert read_source("msrvtt_qa", data.root, "val").facts["annotation_format"] == "json"
+    assert read_dataset("msrvtt_qa", data.root, "val").facts["annotation_format"] == "json"
 
 
 def test_msrvtt_answers_that_look_like_missing_values_are_answers(data):
     data.put("val.csv", "video,question,answer,qid,type\n1,what is there,null,1,2\n1,what,nan,2,2\n1,what,,3,2\n")
-    source = read_source("msrvtt_qa", data.root, "val")
-    assert [e.target for e in source.annotated] == ["null", "nan"]
-    assert kinds(source) == [("empty text", 4)]
+    dataset = read_dataset("msrvtt_qa", data.root, "val")
+    assert [e.target for e in dataset.annotated] == ["null", "nan"]
+    assert kinds(dataset) == [("empty text", 4)]
 
 
 # ActivityNet-QA
@@ -83,8 +83,8 @@ def answer(number: int, kind: int = 3, video: str = "okC18bPTils") -> dict:
 def test_activitynet_joins_on_the_id_and_finds_both_names(data, name):
     data.put(name)
     activitynet(data, [question(1), question(2)], [answer(2, 0), answer(1, 8)])
-    source = read_source("activitynet_qa", data.root, "test")
-    assert [(e.id, e.media, e.question_type) for e in source.examples] == [
+    dataset = read_dataset("activitynet_qa", data.root, "test")
+    assert [(e.id, e.media, e.question_type) for e in dataset.examples] == [
         ("v_okC18bPTils_1", name, "Other"),
         ("v_okC18bPTils_2", name, "Motion"),
     ]
@@ -93,11 +93,11 @@ def test_activitynet_joins_on_the_id_and_finds_both_names(data, name):
 def test_activitynet_counts_every_row_that_does_not_join(data):
     data.put("v_okC18bPTils.mp4")
     activitynet(data, [question(1), question(2), question(1)], [answer(1), answer(3), answer(4, 9), answer(1)])
-    source = read_source("activitynet_qa", data.root, "test")
-    assert [e.id for e in source.examples] == ["v_okC18bPTils_1"]
-    assert source.reasons == {"no answer": 1, "duplicate id": 1, "answer without question": 1}
-    assert source.counts.n_annotated == 4
-    assert any("type 9 is out of range: 0 to 8" in p.message and p.line == 1 for p in source.problems)
+    dataset = read_dataset("activitynet_qa", data.root, "test")
+    assert [e.id for e in dataset.examples] == ["v_okC18bPTils_1"]
+    assert dataset.reasons == {"no answer": 1, "duplicate id": 1, "answer without question": 1}
+    assert dataset.counts.n_annotated == 4
+    assert any("type 9 is out of range: 0 to 8" in p.message and p.line == 1 for p in dataset.problems)
 
 
 def test_activitynet_questions_and_answers_that_are_empty_count_once(data):
@@ -106,17 +106,17 @@ def test_activitynet_questions_and_answers_that_are_empty_count_once(data):
         [question(1), {**question(2), "question": " "}, question(3)],
         [answer(1), answer(2), {**answer(3), "answer": ""}],
     )
-    source = read_source("activitynet_qa", data.root, "test")
-    assert [e.id for e in source.annotated] == ["v_okC18bPTils_1"]
-    assert source.reasons == {"empty text": 2, "missing media": 1}
-    assert source.counts.n_annotated == 3
+    dataset = read_dataset("activitynet_qa", data.root, "test")
+    assert [e.id for e in dataset.annotated] == ["v_okC18bPTils_1"]
+    assert dataset.reasons == {"empty text": 2, "missing media": 1}
+    assert dataset.counts.n_annotated == 3
 
 
 def test_activitynet_without_answers_asks_all_the_same(data):
     data.put("test_q.json", json.dumps([question(1)]))
-    source = read_source("activitynet_qa", data.root, "test")
-    assert source.annotated[0].target == ""
-    assert "test_a.json is not there" in source.facts["answers"]
+    dataset = read_dataset("activitynet_qa", data.root, "test")
+    assert dataset.annotated[0].target == ""
+    assert "test_a.json is not there" in dataset.facts["answers"]
 
 
 # NExT-QA
@@ -125,27 +125,27 @@ def test_activitynet_without_answers_asks_all_the_same(data):
 def test_nextqa_tells_its_two_tasks_apart_by_the_header(data):
     data.put("mc/val.csv", HEADER_MC + "4010069381,369,640,480,how do they play,1,6,CH,a, b ,c,d,e\n")
     data.put("oe/val.csv", HEADER_OE + "4010069381,369,640,480,how do they play,roll it,6,CH\n")
-    assert source_splits("nextqa_mc", data.root) == source_splits("nextqa_oe", data.root) == ["validation"]
-    [choice] = read_source("nextqa_mc", data.root, "val").annotated
+    assert list_splits("nextqa_mc", data.root) == list_splits("nextqa_oe", data.root) == ["validation"]
+    [choice] = read_dataset("nextqa_mc", data.root, "val").annotated
     assert (choice.id, choice.target, choice.answer_index) == ("4010069381_6", "b", 1)
     assert choice.candidates == ("a", "b", "c", "d", "e")
-    [open_ended] = read_source("nextqa_oe", data.root, "val").annotated
+    [open_ended] = read_dataset("nextqa_oe", data.root, "val").annotated
     assert (open_ended.id, open_ended.target, open_ended.candidates) == ("4010069381_6", "roll it", ())
 
 
 def test_nextqa_takes_the_answer_as_text_and_the_other_column_name(data):
     rows = "2909445186,1,2,3,why,the right,0,CW,wrong,the right,c,d,the right\n"
     data.put("val.csv", HEADER_MC.replace("video,", "video_id,", 1) + rows)
-    [example] = read_source("nextqa_mc", data.root, "val").annotated
+    [example] = read_dataset("nextqa_mc", data.root, "val").annotated
     assert (example.answer_index, example.video) == (1, "2909445186")
 
 
 @pytest.mark.parametrize("value", ["5", "-1", "", "not an option"])
 def test_nextqa_answer_out_of_range(data, value):
     data.put("val.csv", HEADER_MC + f"1,1,2,3,why,{value},0,CW,a,b,c,d,e\n1,1,2,3,why,4,1,CW,a,b,c,d,e\n")
-    source = read_source("nextqa_mc", data.root, "val")
-    assert kinds(source) == [("answer out of range", 2)]
-    assert [e.answer_index for e in source.annotated] == [4]
+    dataset = read_dataset("nextqa_mc", data.root, "val")
+    assert kinds(dataset) == [("answer out of range", 2)]
+    assert [e.answer_index for e in dataset.annotated] == [4]
 
 
 @pytest.mark.parametrize("media", ["NExTVideo/0101/2909445186.mp4", "2909445186.avi"])
@@ -153,25 +153,25 @@ def test_nextqa_finds_videos_in_vidors_folders_and_flat(data, media):
     data.put("val.csv", HEADER_OE + "2909445186,1,2,3,why,so,0,CW\n")
     data.put("map_vid_vidorID.json", '{"2909445186": "0101/2909445186"}')
     data.put(media)
-    assert read_source("nextqa_oe", data.root, "val").examples[0].media == media
+    assert read_dataset("nextqa_oe", data.root, "val").examples[0].media == media
 
 
 def test_nextqa_open_ended_keeps_both_questions_of_one_id_in_training_alone(data):
     rows = "1,1,2,3,why,so,0,CW\n1,1,2,3,how,thus,0,CH\n"
     for split in ("train", "val"):
         data.put(f"{split}.csv", HEADER_OE + rows)
-    train = read_source("nextqa_oe", data.root, "train")
+    train = read_dataset("nextqa_oe", data.root, "train")
     assert [e.id for e in train.annotated] == ["1_0", "1_0#2"] and not kinds(train)
-    validation = read_source("nextqa_oe", data.root, "val")
+    validation = read_dataset("nextqa_oe", data.root, "val")
     assert len(validation.annotated) == 1 and kinds(validation) == [("duplicate id", 3)]
 
 
 def test_nextqa_open_ended_has_second_references_in_test(data):
     data.put("test.csv", HEADER_OE + "1,1,2,3,why,so,0,CW\n1,1,2,3,why,so,1,CW\n2,1,2,3,why,so,0,CW\n")
-    assert "is not there" in read_source("nextqa_oe", data.root, "test").facts["second_references"]
+    assert "is not there" in read_dataset("nextqa_oe", data.root, "test").facts["second_references"]
     data.put("add_reference_answer_test.json", '{"1": {"0": "thus", "1": "so"}}')
-    source = read_source("nextqa_oe", data.root, "test")
-    assert [e.references for e in source.annotated] == [("so", "thus"), (), ()]
+    dataset = read_dataset("nextqa_oe", data.root, "test")
+    assert [e.references for e in dataset.annotated] == [("so", "thus"), (), ()]
     data.put("add_reference_answer_test.json", '{"1": {"0": 3}}')
     with pytest.raises(AnnotationError, match="must be an object of texts"):
-        read_source("nextqa_oe", data.root, "test")
+        read_dataset("nextqa_oe", data.root, "test")

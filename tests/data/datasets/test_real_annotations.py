@@ -2,7 +2,7 @@
 
 import pytest
 
-from mirasol.data.datasets import DatasetOptions, read_source, source_splits
+from mirasol.data.datasets import DatasetOptions, list_splits, read_dataset
 
 # Rows of each excerpt by split; what the adapters leave out is counted apart.
 ROWS = {
@@ -29,25 +29,25 @@ def annotations(real_data):
 @pytest.mark.parametrize("name", ROWS)
 def test_every_row_of_the_excerpts_is_understood(annotations, name):
     for split, count in ROWS[name].items():
-        source = read_source(name, annotations / name, split)
-        assert {p.kind for p in source.problems} <= {"missing media", "other counts", "other classes"}
-        assert len(source.annotated) == source.counts.n_annotated == count
-        assert not split.startswith("val") or name not in CLASSES or len(source.classes) == CLASSES[name]
-        types = set(source.published.types)
-        assert not types or {example.question_type for example in source.annotated} <= types
+        dataset = read_dataset(name, annotations / name, split)
+        assert {p.kind for p in dataset.problems} <= {"missing media", "other counts", "other classes"}
+        assert len(dataset.annotated) == dataset.counts.n_annotated == count
+        assert not split.startswith("val") or name not in CLASSES or len(dataset.classes) == CLASSES[name]
+        types = set(dataset.published.types)
+        assert not types or {example.question_type for example in dataset.annotated} <= types
 
 
 def test_the_variants_of_one_data_set_are_the_same_questions(annotations):
     folder = annotations / "msrvtt_qa"
     read = {
-        name: read_source("msrvtt_qa", folder, "val", DatasetOptions(annotations=str(folder / name))).annotated
+        name: read_dataset("msrvtt_qa", folder, "val", DatasetOptions(annotations=str(folder / name))).annotated
         for name in ("val_qa.json", "val.jsonl", "hqga_val.csv")
     }
     pairs = {name: {(e.video, e.prompt, e.target) for e in examples} for name, examples in read.items()}
     assert pairs["val_qa.json"] & pairs["val.jsonl"] and pairs["val_qa.json"] & pairs["hqga_val.csv"]
-    by_index = read_source("nextqa_mc", annotations / "nextqa_mc", "val")
+    by_index = read_dataset("nextqa_mc", annotations / "nextqa_mc", "val")
     text = DatasetOptions(annotations=str(annotations / "nextqa_mc" / "variant_text_answer_val.csv"))
-    by_text = read_source("nextqa_mc", annotations / "nextqa_mc", "val", text)
+    by_text = read_dataset("nextqa_mc", annotations / "nextqa_mc", "val", text)
     known = {e.id: e.target for e in by_index.annotated}
     shared = [e for e in by_text.annotated if e.id in known]
     assert shared and all(known[e.id] == e.target for e in shared)
@@ -65,27 +65,27 @@ def test_the_variants_of_one_data_set_are_the_same_questions(annotations):
 def test_kinetics_sounds_class_lists_as_published(annotations, file, classes, rows):
     folder = annotations / "kinetics_sound"
     chosen = DatasetOptions(class_list=str(folder / "class_lists" / file))
-    source = read_source("kinetics_sound", folder, "val", chosen)
-    assert source.facts["classes"] == classes and source.annotated
-    assert source.published.examples == rows
+    dataset = read_dataset("kinetics_sound", folder, "val", chosen)
+    assert dataset.facts["classes"] == classes and dataset.annotated
+    assert dataset.published.examples == rows
 
 
 def test_the_names_of_2017_are_not_those_of_kinetics_400(annotations):
     folder = annotations / "kinetics_sound"
     chosen = DatasetOptions(class_list=str(folder / "class_lists" / "original_34_names_2017.txt"))
-    problems = read_source("kinetics_sound", folder, "val", chosen).problems
+    problems = read_dataset("kinetics_sound", folder, "val", chosen).problems
     [warning] = [p for p in problems if p.kind == "class without rows"]
     assert warning.message.startswith("7 of 34 classes have no row")
 
 
 def test_real_shards_of_video2dataset_and_img2dataset(annotations):
-    videos = read_source("video2dataset", annotations / "video_text", "train")
+    videos = read_dataset("video2dataset", annotations / "video_text", "train")
     assert videos.reasons == {"download failed": 1, "not media": 1}
     assert videos.counts.n_annotated == 10
     images = annotations / "image_text"
-    shard = read_source("img2dataset", images / "img2dataset_webdataset", "train")
+    shard = read_dataset("img2dataset", images / "img2dataset_webdataset", "train")
     assert shard.reasons == {"empty text": 1, "download failed": 3}
-    files = read_source("img2dataset", images / "img2dataset_files", "train")
+    files = read_dataset("img2dataset", images / "img2dataset_files", "train")
     assert files.counts.n_annotated == sum(files.reasons.values()) + len(files.examples) and files.examples
-    assert len(read_source("webvid", annotations / "video_text", "val").annotated) == 5
-    assert source_splits("image_text", images) == ["validation"]
+    assert len(read_dataset("webvid", annotations / "video_text", "val").annotated) == 5
+    assert list_splits("image_text", images) == ["validation"]

@@ -2,7 +2,7 @@
 
 import pytest
 
-from mirasol.data.datasets import read_source
+from mirasol.data.datasets import read_dataset
 from mirasol.data.datasets.contract import AnnotationError, Rows
 from mirasol.data.datasets.tables import JsonItems, csv_rows, is_whole, json_lines, name_list, read_json_object
 
@@ -61,7 +61,7 @@ def test_what_python_cannot_read_is_told_as_malformed(data, line):
     assert [(p.kind, p.line) for p in rows.problems] == [("malformed", 1)]
     assert fatal(lambda: JsonItems(data.put("x.json", f"[{line}]"), "x.json"))[0] == "malformed"
     data.put("train.jsonl", line)
-    assert read_source("folder", data.root, "train").reasons == {"malformed": 1}
+    assert read_dataset("folder", data.root, "train").reasons == {"malformed": 1}
 
 
 def test_whole_numbers_are_those_that_int_reads():

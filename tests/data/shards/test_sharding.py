@@ -19,16 +19,16 @@ import numpy as np
 import pytest
 
 from mirasol.cli.main import main
-from mirasol.data.datasets import DatasetOptions, read_source, source_splits
+from mirasol.data.datasets import DatasetOptions, list_splits, read_dataset
 from mirasol.data.media_files import index_file, open_media_file, read_member, tar_index
 from mirasol.data.shards import write as sharding
 from mirasol.data.shards.format import ShardJob
-from mirasol.data.shards.write import Sharding, shard_source, write_row
+from mirasol.data.shards.write import Sharding, shard_dataset, write_row
 from mirasol.data.shards.write_shard import write_shard
 from mirasol.errors import UserError
 from mirasol.media.transcode import Reencoding
 
-SOURCE = Path(__file__).resolve().parents[3] / "src"
+SOURCE_FOLDER = Path(__file__).resolve().parents[3] / "src"
 
 
 @pytest.fixture(scope="session")
@@ -124,7 +124,7 @@ def packed(tmp_path, clips):
     put(root, "train.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
     for k in range(3):
         put(root, f"{k}.mp4", clips[k])
-    shard_source("folder", root, out, sharding=Sharding(clips_per_shard=2))
+    shard_dataset("folder", root, out, sharding=Sharding(clips_per_shard=2))
     return out
 
 
@@ -132,10 +132,10 @@ def packed(tmp_path, clips):
 def test_shards_are_read_as_what_they_were_made_from(tmp_path, clips, name):
     root, out = tmp_path / "data", tmp_path / "shards"
     SETS[name](root, clips)
-    sharded = shard_source(name, root, out, sharding=Sharding(clips_per_shard=1), on_bad_clip="skip")
-    assert source_splits("shards", out) == source_splits(name, root)
-    for split in source_splits(name, root):
-        old, new = read_source(name, root, split), read_source("shards", out, split)
+    sharded = shard_dataset(name, root, out, sharding=Sharding(clips_per_shard=1), on_bad_clip="skip")
+    assert list_splits("shards", out) == list_splits(name, root)
+    for split in list_splits(name, root):
+        old, new = read_dataset(name, root, split), read_dataset("shards", out, split)
         for field in dataclasses.fields(old):
             if field.name not in ("root", "annotated", "read_as"):
                 assert getattr(old, field.name) == getattr(new, field.name), field.name
@@ -152,8 +152,8 @@ def test_shards_are_read_as_what_they_were_made_from(tmp_path, clips, name):
 
 def test_shards_can_be_sharded_anew(tmp_path, packed):
     again = tmp_path / "again"
-    shard_source("shards", packed, again, sharding=Sharding(clips_per_shard=1))
-    old, new = read_source("shards", packed, "train"), read_source("shards", again, "train")
+    shard_dataset("shards", packed, again, sharding=Sharding(clips_per_shard=1))
+    old, new = read_dataset("shards", packed, "train"), read_dataset("shards", again, "train")
     assert len({example.media.partition(".tar")[0] for example in new.examples}) == 3
     assert [content(packed, e.media) for e in old.examples] == [content(again, e.media) for e in new.examples]
     assert new.name == "folder"
@@ -239,7 +239,7 @@ def big(root: Path, clips) -> list[str]:
 def test_killed_and_gone_on_with_by_two_processes_is_as_if_nothing_had_been(tmp_path, clips):
     root, out = tmp_path / "data", tmp_path / "shards"
     options = big(root, clips)
-    environment = {**os.environ, "PYTHONPATH": str(SOURCE), "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "PYTHONPATH": str(SOURCE_FOLDER), "OMP_NUM_THREADS": "1"}
     command = ["data", "shard", "folder", str(root), str(out), *options, "--processes", "1"]
     ended = subprocess.run([sys.executable, "-c", KILLED, *command], env=environment, capture_output=True, text=True)
     assert ended.returncode == -signal.SIGKILL, ended.stderr
@@ -247,20 +247,20 @@ def test_killed_and_gone_on_with_by_two_processes_is_as_if_nothing_had_been(tmp_
     assert len(tars) == 3 and len(list(out.glob("*/.*.unfinished"))) == 1
     finished = {path: path.stat().st_mtime_ns for tar in tars for path in (tar, index_file(tar))}
     with pytest.raises(UserError, match="unfinished: run the `mirasol data shard` that made it again"):
-        read_source("shards", out, "train")
+        read_dataset("shards", out, "train")
     (out / "train" / ".left.unfinished").write_bytes(b"half a shard")
     seen = []
     settings = Sharding(clips_per_shard=1, reencode=Reencoding(48, 8))
-    result = shard_source("folder", root, out, sharding=settings, processes=2, progress=lambda *at: seen.append(at))
+    result = shard_dataset("folder", root, out, sharding=settings, processes=2, progress=lambda *at: seen.append(at))
     assert result.shards == 12 and result.finished_before == len(tars)
     assert {path: path.stat().st_mtime_ns for path in finished} == finished
     assert seen[-1][1] == 12
     whole = tmp_path / "whole"
-    shard_source("folder", root, whole, sharding=settings)
+    shard_dataset("folder", root, whole, sharding=settings)
     assert tree(out) == tree(whole)
     # Once more: everything is there.
     times = {path: path.stat().st_mtime_ns for path in out.rglob("*.*")}
-    assert shard_source("folder", root, out, sharding=settings).finished_before == 12
+    assert shard_dataset("folder", root, out, sharding=settings).finished_before == 12
     assert {path: path.stat().st_mtime_ns for path in out.rglob("*.*")} == times
 
 
@@ -292,7 +292,7 @@ def test_two_at_once_are_kept_apart(tmp_path, packed, clips):
     with (packed / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         with pytest.raises(UserError, match="another process writes shards here"):
-            shard_source("folder", tmp_path / "data", packed, sharding=Sharding(clips_per_shard=2))
+            shard_dataset("folder", tmp_path / "data", packed, sharding=Sharding(clips_per_shard=2))
 
 
 def test_a_disk_without_locks_is_refused(tmp_path, shapes, monkeypatch):
@@ -301,7 +301,7 @@ def test_a_disk_without_locks_is_refused(tmp_path, shapes, monkeypatch):
 
     monkeypatch.setattr("fcntl.flock", refuse)
     with pytest.raises(UserError, match="its disk cannot lock files"):
-        shard_source("folder", shapes, tmp_path / "out")
+        shard_dataset("folder", shapes, tmp_path / "out")
 
 
 def test_at_a_bad_clip_the_folder_stays_taken_until_nothing_writes_there(tmp_path, clips, monkeypatch):
@@ -321,7 +321,7 @@ def test_at_a_bad_clip_the_folder_stays_taken_until_nothing_writes_there(tmp_pat
 
     monkeypatch.setattr(sharding, "_written", written)
     with pytest.raises(UserError, match="an HTML page"):
-        shard_source("folder", root, tmp_path / "out", sharding=Sharding(clips_per_shard=1))
+        shard_dataset("folder", root, tmp_path / "out", sharding=Sharding(clips_per_shard=1))
     assert left == ["still taken"]
 
 
@@ -336,11 +336,11 @@ def test_other_settings_or_other_data_are_not_mixed_in(tmp_path, packed, change,
     before = tree(packed)
     settings = {"sharding": Sharding(clips_per_shard=2), **change}
     with pytest.raises(UserError, match=message):
-        shard_source("folder", tmp_path / "data", packed, **settings)
+        shard_dataset("folder", tmp_path / "data", packed, **settings)
     with (tmp_path / "data" / "train.jsonl").open("a") as rows:
         rows.write(json.dumps({"file": "0.mp4", "prompt": "new?", "target": "red"}) + "\n")
     with pytest.raises(UserError, match="content of the data set has changed"):
-        shard_source("folder", tmp_path / "data", packed, sharding=Sharding(clips_per_shard=2))
+        shard_dataset("folder", tmp_path / "data", packed, sharding=Sharding(clips_per_shard=2))
     assert {name: content for name, content in tree(packed).items() if name != ".lock"} == before
 
 
@@ -349,11 +349,11 @@ def test_nothing_else_is_overwritten(tmp_path, clips):
     folder(root, clips)
     put(tmp_path, "mine/notes.txt", "dear diary")
     with pytest.raises(UserError, match="holds something else: give another folder"):
-        shard_source("folder", root, tmp_path / "mine")
+        shard_dataset("folder", root, tmp_path / "mine")
     with pytest.raises(UserError, match="lies within the data set"):
-        shard_source("folder", root, root / "shards")
+        shard_dataset("folder", root, root / "shards")
     with pytest.raises(UserError, match="cannot be written to"):
-        shard_source("folder", root, tmp_path / "mine" / "notes.txt")
+        shard_dataset("folder", root, tmp_path / "mine" / "notes.txt")
 
 
 # Bad clips
@@ -383,11 +383,11 @@ def test_bad_clips_stop_or_are_left_out_counted_and_listed(tmp_path, partly_bad,
     told = capsys.readouterr().err
     assert "train: 2 examples on 1 clips, 3 examples left out" in told
     assert "left out: cut.mp4: " in told
-    source = read_source("shards", out, "train")
-    assert source.reasons == {"not media": 1, "undecodable": 2}
-    counts = source.counts
-    assert (counts.n_annotated, counts.n_found, len(source.annotated)) == (5, 2, 5)
-    assert [(p.kind, p.file, p.examples) for p in source.problems] == [
+    dataset = read_dataset("shards", out, "train")
+    assert dataset.reasons == {"not media": 1, "undecodable": 2}
+    counts = dataset.counts
+    assert (counts.n_annotated, counts.n_found, len(dataset.annotated)) == (5, 2, 5)
+    assert [(p.kind, p.file, p.examples) for p in dataset.problems] == [
         ("not media", "page.mp4", 1),
         ("undecodable", "cut.mp4", 2),
     ]
@@ -398,7 +398,7 @@ def test_what_was_not_encoded_anew_is_told(tmp_path, clips, capsys):
     image_text(root, clips)
     main(["data", "shard", "image_text", str(root), str(out), "--reencode", "16", "--processes", "1"])
     assert "not encoded anew: 2 files (an image)" in capsys.readouterr().err
-    assert read_source("shards", out, "train").facts == {"reencoded": "16"}
+    assert read_dataset("shards", out, "train").facts == {"reencoded": "16"}
 
 
 def test_files_cut_short_are_packed_as_they_are_counted_and_told(tmp_path, clips, capsys):
@@ -421,7 +421,7 @@ def test_files_cut_short_are_packed_as_they_are_counted_and_told(tmp_path, clips
         assert ("not encoded anew: 1 files (cut short)" in told) == bool(options)
         assert list(json.loads((out / "manifest.json").read_text())["splits"]["train"]["cut_short"]) == ["cut.mkv"]
         # Found in the shards, too: encoded anew it would pass for a whole file.
-        whole, cut = (example.media for example in read_source("shards", out, "train").examples)
+        whole, cut = (example.media for example in read_dataset("shards", out, "train").examples)
         with pytest.raises(SystemExit):
             main(["data", "check", "shards", str(out)])
         found = capsys.readouterr().out
@@ -461,20 +461,20 @@ def test_a_job_is_text_and_an_error_too(tmp_path, packed):
 def test_ray_makes_the_same_bytes(tmp_path, packed, shapes):
     pytest.importorskip("ray", reason="needs the extra prepare, which make check-slow installs")
     out = tmp_path / "by-ray"
-    shard_source("folder", tmp_path / "data", out, sharding=Sharding(clips_per_shard=2), executor="ray")
+    shard_dataset("folder", tmp_path / "data", out, sharding=Sharding(clips_per_shard=2), executor="ray")
     assert tree(out) == {name: content for name, content in tree(packed).items() if name != ".lock"}
 
 
 def test_without_ray_the_fix_is_told(tmp_path, shapes, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray.data", None)
     with pytest.raises(UserError, match="pip install 'mirasol\\[prepare\\]'"):
-        shard_source("folder", shapes, tmp_path / "out", "test", executor="ray")
+        shard_dataset("folder", shapes, tmp_path / "out", "test", executor="ray")
 
 
 def test_options_of_the_data_set_stay_with_it(tmp_path, clips):
     root, out = tmp_path / "data", tmp_path / "shards"
     image_text(root, clips)
-    shard_source("image_text", root, out, options=DatasetOptions(prompt="what is this?"))
-    source = read_source("shards", out, "train")
-    assert {example.prompt for example in source.examples} == {"what is this?"}
-    assert source.facts == {"prompt": "what is this?"}
+    shard_dataset("image_text", root, out, options=DatasetOptions(prompt="what is this?"))
+    dataset = read_dataset("shards", out, "train")
+    assert {example.prompt for example in dataset.examples} == {"what is this?"}
+    assert dataset.facts == {"prompt": "what is this?"}

@@ -1,18 +1,26 @@
 """Data sets as they lie on a user's disk: one adapter each, one contract. docs/datasets.md has a section on each."""
 
-from mirasol.data.datasets.contract import Adapter, AnnotationError, Counts, DatasetOptions, Problem, Published, Source
-from mirasol.data.datasets.registry import SOURCES, read_source, source_splits, usable_examples
+from mirasol.data.datasets.contract import (
+    Adapter,
+    AnnotationError,
+    Counts,
+    DatasetOptions,
+    DatasetSplit,
+    Problem,
+    Published,
+)
+from mirasol.data.datasets.registry import DATASETS, list_splits, read_dataset, select_usable_examples
 
 __all__ = [
-    "SOURCES",
+    "DATASETS",
     "Adapter",
     "AnnotationError",
     "Counts",
     "DatasetOptions",
+    "DatasetSplit",
     "Problem",
     "Published",
-    "Source",
-    "read_source",
-    "source_splits",
-    "usable_examples",
+    "list_splits",
+    "read_dataset",
+    "select_usable_examples",
 ]

@@ -1,4 +1,4 @@
-"""What every data set's adapter takes and gives: options, problems, counts, and the `Source` made of them."""
+"""What every data set's adapter takes and gives: options, problems, counts, and the `DatasetSplit` made of them."""
 
 import dataclasses
 from collections import Counter
@@ -163,7 +163,7 @@ class Adapter:
 
 
 @dataclass(frozen=True)
-class Source:
+class DatasetSplit:
     """One split of a data set as it lies on disk.
 
     name: the data set; of shards the one that they were made from, for it says how answers are scored
@@ -172,7 +172,7 @@ class Source:
     problems: everything wrong, missing media included, one entry a video
     reasons: how many annotation rows give no usable example, by reason
     classes: all class names in the order of the data set's class index; empty where answers are open
-    facts: what a result made with this source has to state: options, number of classes, variant of the annotation
+    facts: what a result made with this dataset has to state: options, number of classes, variant of the annotation
     """
 
     name: str

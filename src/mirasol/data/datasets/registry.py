@@ -19,12 +19,12 @@ from mirasol.data.datasets import (
     video2dataset,
     webvid,
 )
-from mirasol.data.datasets.contract import Adapter, DatasetOptions, Published, Rows, Source
+from mirasol.data.datasets.contract import Adapter, DatasetOptions, DatasetSplit, Published, Rows
 from mirasol.data.datasets.files import Files
 from mirasol.data.example import Example
 from mirasol.errors import UserError
 
-SOURCES: dict[str, Adapter] = {
+DATASETS: dict[str, Adapter] = {
     "folder": folder.ADAPTER,
     "msrvtt_qa": msrvtt_qa.ADAPTER,
     "activitynet_qa": activitynet_qa.ADAPTER,
@@ -46,14 +46,14 @@ SPLIT_NAMES = {"val": "validation", "valid": "validation", "dev": "validation", 
 ANY = DatasetOptions()
 
 
-def source_splits(name: str, root: Path, options: DatasetOptions = ANY) -> list[str]:
+def list_splits(name: str, root: Path, options: DatasetOptions = ANY) -> list[str]:
     """The splits that a data set's files below `root` offer. Raises UserError where there are none."""
     adapter_of(name, options)
     return splits_of(name, Files(root, options.annotations))
 
 
-def read_source(name: str, root: Path, split: str, options: DatasetOptions = ANY) -> Source:
-    """One split of the data set `name` (a key of `SOURCES`) below `root`.
+def read_dataset(name: str, root: Path, split: str, options: DatasetOptions = ANY) -> DatasetSplit:
+    """One split of the data set `name` (a key of `DATASETS`) below `root`.
 
     Whatever is wrong in single rows is in the result's `problems`, and so is media that was not found; nothing is left
     out unsaid. `val` means `validation`.
@@ -65,8 +65,8 @@ def read_source(name: str, root: Path, split: str, options: DatasetOptions = ANY
     return read_split(name, Files(root, options.annotations), split, options)
 
 
-def read_split(name: str, files: Files, split: str, options: DatasetOptions = ANY) -> Source:
-    """As `read_source`, of files that were listed already."""
+def read_split(name: str, files: Files, split: str, options: DatasetOptions = ANY) -> DatasetSplit:
+    """As `read_dataset`, of files that were listed already."""
     adapter = adapter_of(name, options)
     known = splits_of(name, files)
     if split not in known and SPLIT_NAMES.get(split) in known:
@@ -80,7 +80,7 @@ def read_split(name: str, files: Files, split: str, options: DatasetOptions = AN
     if rows.retold is None:
         _list_missing(rows)
         _compare(rows, published)
-    return Source(
+    return DatasetSplit(
         name=name if rows.retold is None else rows.retold.name,
         root=files.root,
         split=split,
@@ -96,30 +96,30 @@ def read_split(name: str, files: Files, split: str, options: DatasetOptions = AN
     )
 
 
-def usable_examples(source: Source, on_problem: str = "error") -> list[Example]:
+def select_usable_examples(dataset: DatasetSplit, on_problem: str = "error") -> list[Example]:
     """The examples to train or score with, those whose media was found.
 
     `on_problem="error"`: UserError at the first problem that costs examples; "skip": they are left out (and counted in
-    `source.counts`). UserError also where nothing is left.
+    `dataset.counts`). UserError also where nothing is left.
     """
-    costly = [problem for problem in source.problems if problem.severity == "error"]
+    costly = [problem for problem in dataset.problems if problem.severity == "error"]
     if costly and on_problem == "error":
-        counts = source.counts
+        counts = dataset.counts
         raise UserError(
-            f"{source.name} {source.split}: {counts.n_annotated - counts.n_usable} of {counts.n_annotated} annotated "
+            f"{dataset.name} {dataset.split}: {counts.n_annotated - counts.n_usable} of {counts.n_annotated} annotated "
             f"examples cannot be used, the first: {costly[0]}; see them all with `mirasol data check`, or skip them"
         )
-    if not source.examples:
+    if not dataset.examples:
         reason = f", the first problem: {costly[0]}" if costly else ""
-        raise UserError(f"{source.root}: no usable example in split {source.split!r} of {source.name}{reason}")
-    return list(source.examples)
+        raise UserError(f"{dataset.root}: no usable example in split {dataset.split!r} of {dataset.name}{reason}")
+    return list(dataset.examples)
 
 
 def adapter_of(name: str, options: DatasetOptions) -> Adapter:
     """The adapter of a data set. Raises UserError for an unknown name, and for an option that it does not have."""
-    if name not in SOURCES:
-        raise UserError(f"data set {name!r} is not known: choose {', '.join(SOURCES)}")
-    adapter = SOURCES[name]
+    if name not in DATASETS:
+        raise UserError(f"data set {name!r} is not known: choose {', '.join(DATASETS)}")
+    adapter = DATASETS[name]
     for option in options.chosen():
         if option not in adapter.options:
             can = ", ".join(adapter.options) or "none"
@@ -128,8 +128,8 @@ def adapter_of(name: str, options: DatasetOptions) -> Adapter:
 
 
 def splits_of(name: str, files: Files) -> list[str]:
-    """As `source_splits`, of files that were listed already."""
-    known = SOURCES[name].splits(files)
+    """As `list_splits`, of files that were listed already."""
+    known = DATASETS[name].splits(files)
     if not known:
         raise UserError(f"{files.annotation_root}: no annotation file of {name}: see its section in docs/datasets.md")
     return known

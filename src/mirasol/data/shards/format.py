@@ -1,4 +1,4 @@
-"""The files of a sharded data set: what `mirasol data shard` writes and the source `shards` reads.
+"""The files of a sharded data set: what `mirasol data shard` writes and the dataset `shards` reads.
 
 OUT/manifest.json            written last: what it was made from, and of every shard its size and hashes
 OUT/train/examples.jsonl     every annotated example of the split, in the data set's order

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from mirasol.data.datasets import DatasetOptions, Source
+from mirasol.data.datasets import DatasetOptions, DatasetSplit
 from mirasol.data.datasets.files import Files
-from mirasol.data.datasets.registry import adapter_of, read_split, splits_of, usable_examples
+from mirasol.data.datasets.registry import adapter_of, read_split, select_usable_examples, splits_of
 from mirasol.data.media_files import media_size
 from mirasol.data.shards.format import FORMAT, Sample, ShardJob, example_row, finished_index
 from mirasol.errors import BadClip, UserError
@@ -47,7 +47,7 @@ class ShardPlan:
     out: Path
     options: DatasetOptions
     sharding: Sharding
-    sources: tuple[Source, ...]
+    datasets: tuple[DatasetSplit, ...]
     jobs: dict[str, list[ShardJob]]
     sizes: dict[str, dict[str, int]]
 
@@ -80,17 +80,17 @@ class ShardPlan:
     def settings(self) -> dict[str, Any]:
         """All that decides the bytes: shards of another plan are not gone on with."""
         digest = hashlib.sha256()
-        for source in self.sources:
-            digest.update(json.dumps([source.split, source.facts, source.classes]).encode() + b"\n")
-            for example in source.annotated:
-                digest.update(json.dumps([example.media, example_row(example, source.classes)]).encode() + b"\n")
-            for media, size in self.sizes[source.split].items():
+        for dataset in self.datasets:
+            digest.update(json.dumps([dataset.split, dataset.facts, dataset.classes]).encode() + b"\n")
+            for example in dataset.annotated:
+                digest.update(json.dumps([example.media, example_row(example, dataset.classes)]).encode() + b"\n")
+            for media, size in self.sizes[dataset.split].items():
                 digest.update(json.dumps([media, size]).encode() + b"\n")
         reencode = self.sharding.reencode
         return {
             "format": FORMAT,
-            "data set": self.sources[0].name,
-            "splits": [source.split for source in self.sources],
+            "data set": self.datasets[0].name,
+            "splits": [dataset.split for dataset in self.datasets],
             "options": self.options.chosen(),
             "shard_bytes": self.sharding.shard_bytes,
             "clips_per_shard": self.sharding.clips_per_shard,
@@ -125,30 +125,30 @@ def plan_shards(
     files = Files(root, options.annotations)
     known = splits_of(name, files)
     chosen = [split] if split is not None else [s for s in known if s not in adapter.overlapping] or known
-    sources = [read_split(name, files, one, options) for one in chosen]
-    for source in sources:
-        usable_examples(source, on_bad_clip)
-    sizes = {source.split: _sizes(source) for source in sources}
-    jobs = {source.split: _jobs(source, out, sharding, sizes[source.split]) for source in sources}
-    return ShardPlan(root, out, options, sharding, tuple(sources), jobs, sizes)
+    datasets = [read_split(name, files, one, options) for one in chosen]
+    for dataset in datasets:
+        select_usable_examples(dataset, on_bad_clip)
+    sizes = {dataset.split: _sizes(dataset) for dataset in datasets}
+    jobs = {dataset.split: _jobs(dataset, out, sharding, sizes[dataset.split]) for dataset in datasets}
+    return ShardPlan(root, out, options, sharding, tuple(datasets), jobs, sizes)
 
 
-def _sizes(source: Source) -> dict[str, int]:
+def _sizes(dataset: DatasetSplit) -> dict[str, int]:
     """Bytes of each medium, in the order of its first example."""
     sizes = {}
-    for media in dict.fromkeys(example.media for example in source.examples):
+    for media in dict.fromkeys(example.media for example in dataset.examples):
         try:
-            sizes[media] = media_size(source.root, media)
+            sizes[media] = media_size(dataset.root, media)
         except BadClip:
             sizes[media] = 0  # found to be bad when its shard is written
     return sizes
 
 
-def _jobs(source: Source, out: Path, sharding: Sharding, sizes: dict[str, int]) -> list[ShardJob]:
+def _jobs(dataset: DatasetSplit, out: Path, sharding: Sharding, sizes: dict[str, int]) -> list[ShardJob]:
     """Which clips go into which shard: each medium once, in the order of its first example."""
     rows: dict[str, list[dict[str, Any]]] = {media: [] for media in sizes}
-    for example in source.examples:
-        rows[example.media].append(example_row(example, source.classes))
+    for example in dataset.examples:
+        rows[example.media].append(example_row(example, dataset.classes))
     shards: list[list[Sample]] = [[]]
     filled = 0
     for number, (media, size) in enumerate(sizes.items()):
@@ -159,6 +159,6 @@ def _jobs(source: Source, out: Path, sharding: Sharding, sizes: dict[str, int]) 
         filled += size
     reencode = str(sharding.reencode) if sharding.reencode is not None else ""
     return [
-        ShardJob(str(source.root), str(out), f"{source.split}/{number:05d}.tar", tuple(samples), reencode)
+        ShardJob(str(dataset.root), str(out), f"{dataset.split}/{number:05d}.tar", tuple(samples), reencode)
         for number, samples in enumerate(shards)
     ]

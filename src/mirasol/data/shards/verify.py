@@ -7,7 +7,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
-from mirasol.data.datasets.contract import Problem, Source
+from mirasol.data.datasets.contract import DatasetSplit, Problem
 from mirasol.data.datasets.sharded import read_manifest
 from mirasol.data.media_files import index_file, open_member, scan_tar
 from mirasol.errors import BadClip
@@ -17,20 +17,20 @@ _BLOCK = 2**20  # read at a time: members may be videos of many gigabytes
 
 
 def shard_problems(
-    root: Path, sources: Sequence[Source], known: Collection[str] = (), *, hashes: bool = False
+    root: Path, datasets: Sequence[DatasetSplit], known: Collection[str] = (), *, hashes: bool = False
 ) -> list[Problem]:
-    """What is wrong with the shards of the sources, which `read_source` gave.
+    """What is wrong with the shards of the datasets, which `read_dataset` gave.
 
     Every index is compared with its hash in the manifest and with its tar's headers; `hashes` reads every member and
     compares that with its hash. `known`: media whose examples other problems count already. Shards of another length,
-    or missing ones, are problems that the sources have told.
+    or missing ones, are problems that the datasets have told.
     """
     manifest = read_manifest(root)
     assert manifest is not None
-    asked = Counter(example.media for source in sources for example in source.examples)
+    asked = Counter(example.media for dataset in datasets for example in dataset.examples)
     problems = []
-    for source in sources:
-        for name, facts in manifest["splits"][source.split]["shards"].items():
+    for dataset in datasets:
+        for name, facts in manifest["splits"][dataset.split]["shards"].items():
             path = root / name
             if not path.is_file() or path.stat().st_size != facts["bytes"]:
                 continue
@@ -48,7 +48,7 @@ def _index_problems(path: Path, name: str, facts: dict[str, Any]) -> list[tuple[
     """(kind, message, member or "") for an index that is not the one that was written."""
     index = index_file(path)
     if not index.is_file():
-        return []  # told by the source: the tar is read without it
+        return []  # told by the dataset: the tar is read without it
     if file_hash(index) != facts["index_sha256"]:
         return [("wrong index", f"{index.name} is not what was written: shard the data set again, or delete it", "")]
     return []

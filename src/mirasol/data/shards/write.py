@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from mirasol.data.datasets import DatasetOptions, Source
+from mirasol.data.datasets import DatasetOptions, DatasetSplit
 from mirasol.data.media_files import index_file
 from mirasol.data.shards.format import EXAMPLES, FORMAT, MANIFEST, PLAN, ShardJob, example_row, finished_index
 from mirasol.data.shards.plan import Sharding, ShardPlan, plan_shards
@@ -48,7 +48,7 @@ class Sharded:
     cut_short: dict[str, str]
 
 
-def shard_source(
+def shard_dataset(
     name: str,
     root: Path,
     out: Path,
@@ -89,7 +89,7 @@ def write_shards(
     executor: Literal["local", "ray"] = "local",
     progress: Progress | None = None,
 ) -> Sharded:
-    """Writes the shards of a plan, as `shard_source` does."""
+    """Writes the shards of a plan, as `shard_dataset` does."""
     settings = plan.settings()
     with _taken(plan.out, settings) as before:
         work = [job for of_split in plan.jobs.values() for job in of_split]
@@ -97,10 +97,10 @@ def write_shards(
         # Closed at an error, too: the folder stays taken until no process writes there any more.
         with closing(_written(work, processes, executor, progress)) as written:
             indices = _indices(written, plan.root, on_bad_clip)
-        result = _result(plan.sources, plan.jobs, indices, finished)
+        result = _result(plan.datasets, plan.jobs, indices, finished)
         if before is None:
-            entries = {s.split: _finish_split(s, plan.out, plan.jobs[s.split], indices) for s in plan.sources}
-            manifest = {"format": FORMAT, "source": plan.sources[0].name, "plan": settings, "splits": entries}
+            entries = {s.split: _finish_split(s, plan.out, plan.jobs[s.split], indices) for s in plan.datasets}
+            manifest = {"format": FORMAT, "source": plan.datasets[0].name, "plan": settings, "splits": entries}
             write_whole(plan.out / MANIFEST, json.dumps(manifest, indent=1) + "\n")
         (plan.out / PLAN).unlink(missing_ok=True)
     return result
@@ -273,7 +273,7 @@ def write_row(row: dict[str, str]) -> dict[str, str]:
 
 
 def _finish_split(
-    source: Source, out: Path, jobs: Sequence[ShardJob], indices: dict[str, dict[str, Any]]
+    dataset: DatasetSplit, out: Path, jobs: Sequence[ShardJob], indices: dict[str, dict[str, Any]]
 ) -> dict[str, Any]:
     """Writes the split's examples; returns its part of the manifest."""
     places: dict[str, str] = {}
@@ -290,21 +290,21 @@ def _finish_split(
             "sha256": index["sha256"],
             "index_sha256": file_hash(index_file(job.path)),
         }
-    asked = _write_examples(source, out, places, lost)
-    problems, reasons = [dataclasses.asdict(problem) for problem in source.problems], dict(source.reasons)
+    asked = _write_examples(dataset, out, places, lost)
+    problems, reasons = [dataclasses.asdict(problem) for problem in dataset.problems], dict(dataset.reasons)
     for media, entry in lost.items():
         problems.append({"kind": entry["kind"], "message": entry["reason"], "file": media, "examples": asked[media]})
         reasons[entry["kind"]] = reasons.get(entry["kind"], 0) + asked[media]
     reencoded = {"reencoded": jobs[0].reencode} if jobs[0].reencode else {}
     return {
-        "examples": len(source.annotated),
+        "examples": len(dataset.annotated),
         "clips": sum(entry["clips"] for entry in shards.values()),
-        "sha256": file_hash(out / source.split / EXAMPLES),
-        "protocol": source.protocol,
-        "classes": list(source.classes),
-        "facts": {**source.facts, **reencoded},
-        "published": dataclasses.asdict(source.published),
-        "annotation_files": list(source.annotation_files),
+        "sha256": file_hash(out / dataset.split / EXAMPLES),
+        "protocol": dataset.protocol,
+        "classes": list(dataset.classes),
+        "facts": {**dataset.facts, **reencoded},
+        "published": dataclasses.asdict(dataset.published),
+        "annotation_files": list(dataset.annotation_files),
         "problems": problems,
         "reasons": reasons,
         "kept": _joined("kept", (indices[job.name] for job in jobs)),
@@ -313,30 +313,32 @@ def _finish_split(
     }
 
 
-def _write_examples(source: Source, out: Path, places: Mapping[str, str], lost: Collection[str]) -> dict[str, int]:
+def _write_examples(
+    dataset: DatasetSplit, out: Path, places: Mapping[str, str], lost: Collection[str]
+) -> dict[str, int]:
     """Writes a split's examples, their media at their `places` in the shards; returns how many each lost one costs."""
     lines, asked = [], dict.fromkeys(lost, 0)
-    for example in source.annotated:
-        row = example_row(example, source.classes)
+    for example in dataset.annotated:
+        row = example_row(example, dataset.classes)
         if example.media in lost:
             asked[example.media] += 1
         elif example.media:
             row["media"] = places[example.media]
         lines.append(json.dumps(row) + "\n")
-    write_whole(out / source.split / EXAMPLES, "".join(lines))
+    write_whole(out / dataset.split / EXAMPLES, "".join(lines))
     return asked
 
 
 def _result(
-    sources: Sequence[Source], jobs: dict[str, list[ShardJob]], indices: dict[str, dict[str, Any]], finished: int
+    datasets: Sequence[DatasetSplit], jobs: dict[str, list[ShardJob]], indices: dict[str, dict[str, Any]], finished: int
 ) -> Sharded:
     bad = {entry["media"]: entry for index in indices.values() for entry in index["bad"]}
-    usable = {s.split: sum(example.media not in bad for example in s.examples) for s in sources}
+    usable = {s.split: sum(example.media not in bad for example in s.examples) for s in datasets}
     clips = {
         split: sum(sum(name.endswith(".json") for name in indices[job.name]["members"]) for job in of_split)
         for split, of_split in jobs.items()
     }
-    lost = {source.split: source.counts.n_annotated - usable[source.split] for source in sources}
+    lost = {dataset.split: dataset.counts.n_annotated - usable[dataset.split] for dataset in datasets}
     size = sum(index["bytes"] for index in indices.values())
     kept, cut_short = (_joined(name, indices.values()) for name in ("kept", "cut_short"))
     return Sharded(len(indices), finished, size, usable, clips, lost, tuple(bad.values()), kept, cut_short)
