@@ -4,6 +4,8 @@ BIN := .venv/bin
 STAMP := .venv/.current
 # Where `make demo` works; `make demo OUTPUT=runs/another` keeps an earlier demo.
 OUTPUT ?= runs/demo
+# How many tests run at a time.
+WORKERS ?= 2
 
 .DEFAULT_GOAL := help
 .PHONY: help venv demo test lint format check-slow bench
@@ -32,7 +34,7 @@ demo: venv
 	@$(BIN)/mirasol demo --output $(OUTPUT)
 
 test: venv
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
 lint: venv
 	@$(BIN)/ruff check .

@@ -6,14 +6,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from made_once import make_once
 from rich.console import Console
-from untrained import shapes, untrained
+from untrained import image_shapes, shapes, untrained
 
 if TYPE_CHECKING:  # this file is read before jaxtyping's import hook is there, so fixtures import mirasol themselves
     from mirasol.config.recipe import Recipe
     from mirasol.data.example import Example
 
-__all__ = ["shapes", "untrained"]
+__all__ = ["image_shapes", "shapes", "untrained"]
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # workers share the cores; read when torch is imported, so not yet too late
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 STACK = {"depth": 1, "width": 32, "hidden": 32, "heads": 1, "head_width": 32, "dropout": 0.1}
@@ -50,7 +54,7 @@ def examples(data_root) -> list["Example"]:
 
 @pytest.fixture(scope="session")
 def shared_cache(tmp_path_factory) -> Path:
-    return tmp_path_factory.mktemp("clip-cache")
+    return make_once(tmp_path_factory, "clip-cache", Path.mkdir)
 
 
 @pytest.fixture

@@ -4,12 +4,9 @@ import shutil
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from untrained import shapes, untrained
 
 from mirasol import UserError
 from mirasol.checkpoint import find_checkpoint, load_checkpoint
-
-__all__ = ["shapes", "untrained"]
 
 
 @pytest.fixture

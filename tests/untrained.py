@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from made_once import make_once
 
 
 @pytest.fixture(scope="session")
@@ -12,9 +13,17 @@ def shapes(tmp_path_factory) -> Path:
     """A small data set of shapes and sounds: 5 training, 2 validation and 3 test clips."""
     from mirasol.synthetic.synthesize import synthesize
 
-    root = tmp_path_factory.mktemp("shapes") / "data"
-    synthesize(root, seed=11, train=5, validation=2, test=3)
-    return root
+    counts = {"train": 5, "validation": 2, "test": 3}
+    return make_once(tmp_path_factory, "shapes", lambda root: synthesize(root, seed=11, **counts))
+
+
+@pytest.fixture(scope="session")
+def image_shapes(tmp_path_factory) -> Path:
+    """A small data set of images of shapes: 6 training and 2 validation images."""
+    from mirasol.synthetic.synthesize import synthesize
+
+    counts = {"train": 6, "validation": 2, "test": 0}
+    return make_once(tmp_path_factory, "image-shapes", lambda root: synthesize(root, seed=5, **counts, kind="images"))
 
 
 def only_stream(kind: str, source: Path, target: Path) -> Path:
@@ -39,12 +48,13 @@ def untrained(tmp_path_factory, shapes) -> Path:
     from mirasol.data.datasets.folder_reader import read_examples
     from mirasol.media.tokenizer import train_tokenizer
 
-    examples = read_examples(shapes, "train")
-    tokenizer = train_tokenizer([text for example in examples for text in (example.prompt, example.target)], 300)
-    config = MirasolConfig.preset("tiny", text={"vocab_size": len(tokenizer)})
-    torch.manual_seed(3)
-    model = MirasolForConditionalGeneration(config)
-    folder = tmp_path_factory.mktemp("untrained") / "checkpoint"
-    model.save_pretrained(folder)
-    MirasolProcessor(MirasolFeatureExtractor.for_config(config), tokenizer).save_pretrained(folder)
-    return folder
+    def make(folder: Path) -> None:
+        examples = read_examples(shapes, "train")
+        tokenizer = train_tokenizer([text for example in examples for text in (example.prompt, example.target)], 300)
+        config = MirasolConfig.preset("tiny", text={"vocab_size": len(tokenizer)})
+        torch.manual_seed(3)
+        model = MirasolForConditionalGeneration(config)
+        model.save_pretrained(folder)
+        MirasolProcessor(MirasolFeatureExtractor.for_config(config), tokenizer).save_pretrained(folder)
+
+    return make_once(tmp_path_factory, "untrained", make)

@@ -14,7 +14,6 @@ from mirasol.data.example_table import ExampleTable
 from mirasol.data.mixture import BLOCK, Mixture
 from mirasol.data.sampler import BatchPlan
 from mirasol.errors import UserError
-from mirasol.synthetic.synthesize import synthesize
 from mirasol.training.logging import read_metrics
 from mirasol.training.trainer import train
 
@@ -160,11 +159,9 @@ def test_windows_and_whole_clips_mix_and_what_no_stage_takes_is_told(values, exa
     )
 
 
-def test_images_and_clips_of_one_mixture_train_in_stages_of_their_own(values, data_root, tmp_path, console):
-    images = tmp_path / "images"
-    synthesize(images, seed=5, train=4, validation=0, test=0, kind="images")
+def test_images_and_clips_of_one_mixture_train_in_stages_of_their_own(values, data_root, image_shapes, console):
     values["model"]["overrides"] = {**values["model"]["overrides"], "contrastive": {"width": 8}}
-    pictures = {"root": str(images), "validation_split": None}
+    pictures = {"root": str(image_shapes), "validation_split": None}
     values["data"] = {
         "cache": values["data"]["cache"],
         "mixture": {"pictures": pictures, "clips": {"root": str(data_root)}},
@@ -180,4 +177,4 @@ def test_images_and_clips_of_one_mixture_train_in_stages_of_their_own(values, da
     lines = read_metrics(train(recipe, console=console).parent / "metrics.jsonl")
     assert ["contrastive_loss" in line for line in lines if line["kind"] == "train"] == [True, False]
     assert replace(recipe.data, cache=None).folder.is_dir()
-    assert read_examples(images, "train")
+    assert read_examples(image_shapes, "train")

@@ -10,6 +10,7 @@ import sys
 import pytest
 import torch
 import yaml
+from made_once import make_once
 from safetensors.torch import load_file
 from transformers import AutoModelForSeq2SeqLM, AutoProcessor
 
@@ -25,9 +26,8 @@ def run(tmp_path_factory, data_root, shared_cache):
     """A finished run of six steps with checkpoints after 2, 4 and 6, of which the last two are kept."""
     stack = {"depth": 1, "width": 32, "hidden": 32, "heads": 1, "head_width": 32}
     parts = {part: {"stack": stack} for part in ("combiner", "latent", "reconstruction", "text")}
-    folder = tmp_path_factory.mktemp("export") / "run"
-    train(recipe_from_dict({
-        "seed": 1, "output": str(folder), "data": {"root": str(data_root), "cache": str(shared_cache)},
+    values = {
+        "seed": 1, "data": {"root": str(data_root), "cache": str(shared_cache)},
         "model": {"overrides": {**parts, "vit": stack, "audio": {"adapter": stack}}},
         "tokenizer": {"vocab_size": 300},
         "stages": {
@@ -37,8 +37,10 @@ def run(tmp_path_factory, data_root, shared_cache):
             },
         },
         "device": "cpu", "threads": 1, "checkpoint_every": 2, "validate_every": 2, "validation_clips": 1, "samples": 0,
-    }))  # fmt: skip
-    return folder
+    }  # fmt: skip
+    return make_once(
+        tmp_path_factory, "six-steps", lambda folder: train(recipe_from_dict({**values, "output": str(folder)}))
+    )
 
 
 def test_an_export_loads_with_the_auto_classes_and_is_the_runs_model(run, tmp_path, capsys):

@@ -11,13 +11,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from made_once import make_once
 from rich.console import Console
 from safetensors.torch import load_file
 
 from mirasol.config.recipe_io import recipe_from_dict
 from mirasol.data.loader import RowsOfRank
 from mirasol.errors import UserError
-from mirasol.synthetic.synthesize import synthesize
 from mirasol.training.export import export_run
 from mirasol.training.logging import read_metrics
 from mirasol.training.parallel import seed_noise
@@ -47,13 +47,6 @@ def without_noise(values: dict) -> dict:
     }
     model = {"preset": "tiny", "overrides": overrides}
     return {**values, "model": model, "stages": stages, "checkpoint_every": 1, "validate_every": 3, "samples": 1}
-
-
-@pytest.fixture(scope="module")
-def images(tmp_path_factory) -> Path:
-    root = tmp_path_factory.mktemp("stills") / "data"
-    synthesize(root, seed=1, train=6, validation=2, test=0, kind="images")
-    return root
 
 
 def quick_runs(values: dict, folder: Path, images: Path) -> dict[str, dict]:
@@ -123,11 +116,16 @@ def small(data_root, shared_cache) -> dict:
 
 
 @pytest.fixture(scope="module")
-def ran(small, images, tmp_path_factory):
+def ran(small, image_shapes, tmp_path_factory):
     """(recipes, what the two processes found, folder of the runs)."""
-    folder = tmp_path_factory.mktemp("parallel")
-    runs = quick_runs(small, folder, images)
-    return runs, run_all(runs, folder, resumed=("averaged", "mixed")), folder
+
+    def make(folder: Path) -> None:
+        folder.mkdir()
+        run_all(quick_runs(small, folder, image_shapes), folder, resumed=("averaged", "mixed"))
+
+    folder = make_once(tmp_path_factory, "two-processes", make)
+    results = json.loads((folder / "results.json").read_text())
+    return quick_runs(small, folder, image_shapes), results, folder
 
 
 def cut_back(run: Path) -> None:

@@ -13,7 +13,6 @@ from mirasol.config.parts import LossWeights
 from mirasol.config.recipe import Stage
 from mirasol.config.recipe_io import recipe_from_dict
 from mirasol.errors import UserError
-from mirasol.synthetic.synthesize import synthesize
 from mirasol.training.logging import read_metrics
 from mirasol.training.stages import TRAINABLE, StageWeights, reaches, stage_losses, trainable_component
 from mirasol.training.trainer import train
@@ -28,21 +27,14 @@ PAPER = {
 }
 
 
-@pytest.fixture(scope="session")
-def images_root(tmp_path_factory) -> Path:
-    root = tmp_path_factory.mktemp("images") / "data"
-    synthesize(root, seed=5, train=6, validation=2, test=0, kind="images")
-    return root
-
-
 @pytest.fixture
-def staged(values, images_root):
+def staged(values, image_shapes):
     """Makes the recipe of one stage, of a small model that has a contrastive pass."""
 
     def make(stage: dict, **changes):
         values["model"]["overrides"] = {**values["model"]["overrides"], "contrastive": {"width": 8}}
         if stage.get("objective") == "image_text":
-            values["data"]["root"] = str(images_root)
+            values["data"]["root"] = str(image_shapes)
         values["stages"] = {"only": {"steps": 3, "clips_per_step": 3, "questions_per_clip": 2, **stage}}
         return recipe_from_dict({**values, "validate_every": 3, **changes})
 
@@ -215,8 +207,8 @@ def test_images_train_both_passes_and_are_validated(staged, console):
     assert validation["by_type"]["image"]["rows"] == 2
 
 
-def test_clips_where_images_are_wanted_and_the_other_way_are_refused(staged, values, console, images_root):
-    values["data"]["root"] = str(images_root)
+def test_clips_where_images_are_wanted_and_the_other_way_are_refused(staged, values, console, image_shapes):
+    values["data"]["root"] = str(image_shapes)
     values["stages"] = {"only": {"steps": 1, "questions_per_clip": 1}}
     with pytest.raises(UserError, match="no examples about whole clips"):
         train(recipe_from_dict(values), console=console)
