@@ -43,7 +43,7 @@ def test_a_picture_is_fitted_into_a_square(pixels, tmp_path, codec, pixel_format
     file.write_bytes(encoded(pixels, codec, pixel_format))
     square = read_image(file, image_size=20, fit="pad")
     assert square.shape == (3, 20, 20)
-    assert square.dtype == torch.uint8
+    assert square.dtype == np.uint8
     assert not square[:, :4].any()
     assert not square[:, -4:].any()
     if pixel_format != "gray":

@@ -9,16 +9,15 @@ from dataclasses import dataclass, field
 import av
 import av.error
 import numpy as np
-import torch
 from av.audio.frame import AudioFrame, format_dtypes
 from av.audio.resampler import AudioResampler
 from av.audio.stream import AudioStream
 from av.packet import Packet
 from jaxtyping import Bool, Float
-from torch import Tensor
 
-from mirasol.media.clip import AudioCounts
 from mirasol.media.container import get_packet_times
+from mirasol.media.decoded import AudioCounts
+from mirasol.media.decoder_process import allocate_array
 from mirasol.media.timeline import Timeline
 
 # A jump of the time stamps by more than this is a gap or an overlap. Matroska rounds to whole milliseconds, so less
@@ -71,7 +70,8 @@ class WaveformBuilder:
     def __post_init__(self):
         self.latest = -math.inf  # presentation time of the last packet fed
         self._tick = float(self.stream.time_base)
-        self._buffer = np.zeros(max(0, round((self.end - self.start) * self.sample_rate)), np.float32)
+        samples = max(0, round((self.end - self.start) * self.sample_rate))
+        self._buffer = allocate_array((samples,), np.float32)
         self._runs: list[list[int]] = []  # [first, stop) of real samples in the buffer
         self._resampler: AudioResampler | None = None
         self._kind: tuple | None = None
@@ -225,18 +225,18 @@ class WaveformBuilder:
             if stop > first:
                 yield first, self._buffer[first:stop]
 
-    def result(self) -> tuple[Float[Tensor, " sample"], float]:
+    def result(self) -> tuple[Float[np.ndarray, " sample"], float]:
         """The waveform from its first to its last real sample, and the container second of the first."""
         runs = [run for run in self._runs if run[1] > run[0]]
         if not runs:
-            return torch.zeros(0), self.start
+            return np.zeros(0, np.float32), self.start
         first, stop = min(run[0] for run in runs), max(run[1] for run in runs)
-        return torch.from_numpy(self._buffer[first:stop]), self.start + first / self.sample_rate
+        return self._buffer[first:stop], self.start + first / self.sample_rate
 
-    def present(self, timeline: Timeline, zero: float) -> Bool[Tensor, " chunk"]:
+    def present(self, timeline: Timeline, zero: float) -> Bool[np.ndarray, " chunk"]:
         """Which chunks hold at least one real sample. `zero`: container second of the timeline's zero."""
         edges = [(edge + zero - self.start) * self.sample_rate for edge in timeline.edges]
-        return torch.tensor(
+        return np.array(
             [
                 any(run[0] < right - 0.5 and run[1] > left + 0.5 for run in self._runs if run[1] > run[0])
                 for left, right in itertools.pairwise(edges)

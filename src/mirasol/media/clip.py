@@ -1,36 +1,15 @@
 """What the reader hands on: the frames kept, the waveform, and the time of each."""
 
+import dataclasses
 from dataclasses import dataclass, field
 
+import numpy as np
+import torch
 from jaxtyping import Bool, Float, Float64, UInt8
 from torch import Tensor
 
+from mirasol.media.decoded import AudioCounts, DecodedWindow, VideoCounts
 from mirasol.media.timeline import Timeline
-
-
-@dataclass
-class VideoCounts:
-    """What decoding the video took and met. Skipped packets were never decoded, corrupt ones are shown."""
-
-    packets_skipped: int = 0
-    packets_failed: int = 0
-    frames_decoded: int = 0
-    frames_converted: int = 0
-    frames_corrupt: int = 0
-    frames_out_of_order: int = 0
-
-
-@dataclass
-class AudioCounts:
-    """What decoding the audio took and met."""
-
-    packets_failed: int = 0
-    frames_decoded: int = 0
-    gaps: int = 0
-    gap_seconds: float = 0.0
-    overlaps: int = 0
-    jitters: int = 0
-    changes: int = 0
 
 
 @dataclass(frozen=True)
@@ -67,6 +46,12 @@ class Clip:
         assert len(self.frames) in (0, chunks * per_chunk), (len(self.frames), chunks, per_chunk)
         assert len(self.frame_times) == len(self.frames)
         assert self.audio_present.shape == self.video_present.shape == (chunks,)
+
+    @classmethod
+    def from_decoded(cls, decoded: DecodedWindow) -> "Clip":
+        """The clip of a decoded window; its tensors share the memory of the window's arrays."""
+        values = {field.name: getattr(decoded, field.name) for field in dataclasses.fields(decoded)}
+        return cls(**{k: torch.from_numpy(v) if isinstance(v, np.ndarray) else v for k, v in values.items()})
 
     @property
     def has_video(self) -> bool:

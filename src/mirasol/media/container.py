@@ -17,6 +17,7 @@ from av.stream import Stream as AvStream
 
 from mirasol.errors import BadClip
 from mirasol.media.content import PAGE, detect_content_kind
+from mirasol.media.decoder_process import report_progress
 from mirasol.media.limits import Limits
 
 # Only plain files in formats that hold their own data: playlists and the like name other files, which would then be
@@ -200,6 +201,7 @@ def read_packets(container: InputContainer, streams: list[AvStream], errors: lis
     """Packets with data of the given streams in file order; ends where the file cannot be read further (`errors`)."""
     try:
         for packet in container.demux(streams):
+            report_progress()
             if packet.size:
                 yield packet
     except av.error.FFmpegError as error:

@@ -94,7 +94,7 @@ class MirasolFeatureExtractor(FeatureExtractionMixin):
         """Reads an image file in the shape of one video frame. Raises BadClip as `mirasol.media.image.read_image`."""
         from mirasol.media.image import read_image
 
-        return read_image(path, image_size=self.image_size, fit=self.fit, limits=limits)
+        return torch.from_numpy(read_image(path, image_size=self.image_size, fit=self.fit, limits=limits))
 
     def tensors(self, clip: Clip) -> dict[str, Tensor]:
         """One clip in its compact form, without a batch axis; what caches store.

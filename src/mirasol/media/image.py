@@ -5,11 +5,9 @@ import os
 import av
 import av.error
 import numpy as np
-import torch
 from av.video.frame import VideoFrame
 from av.video.reformatter import VideoReformatter
 from jaxtyping import UInt8
-from torch import Tensor
 
 from mirasol.config.media import FITS
 from mirasol.errors import BadClip, UserError
@@ -23,7 +21,7 @@ _FORMATS = {b"\xff\xd8\xff": "jpeg_pipe", b"\x89PNG\r\n\x1a\n": "png_pipe", b"GI
 
 def read_image(
     path: str | os.PathLike, *, image_size: int, fit: str = "pad", limits: Limits = DEFAULT_LIMITS
-) -> UInt8[Tensor, "3 height width"]:
+) -> UInt8[np.ndarray, "3 height width"]:
     """Reads a JPEG, PNG, WebP, GIF or BMP file as RGB in a square of `image_size` pixels.
 
     Turned as its EXIF data says. Of an animation the first picture is read; transparency is ignored, and so is the
@@ -39,7 +37,7 @@ def read_image(
     turn, _ = read_orientation(frame)
     square = np.zeros((3, image_size, image_size), np.uint8)
     draw_square(frame, square, turn, fit, path, VideoReformatter())
-    return torch.from_numpy(square)
+    return square
 
 
 def _first_picture(path: str | os.PathLike, limits: Limits) -> VideoFrame:

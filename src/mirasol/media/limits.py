@@ -12,12 +12,18 @@ class Limits:
     max_bytes: size of the file. max_seconds: length of the window that is read (the waveform of the window is held
     whole: 64 kB per second at 16 kHz). max_pixels: width x height of a stored picture. max_streams: streams of any
     kind. Pictures are measured before they are decoded, also where their size changes on the way.
+
+    Where a file is decoded in a process of its own (`mirasol.media.isolation`): max_memory: bytes that this process may
+    use beside the frames and the waveform that it returns. max_idle_seconds: how long it may take without reading a
+    packet.
     """
 
     max_bytes: int = 32 * 2**30
     max_seconds: float = 4 * 3600.0
     max_pixels: int = 8192 * 4608
     max_streams: int = 64
+    max_memory: int = 2 * 2**30
+    max_idle_seconds: float = 60.0
 
     def check_bytes(self, file: object, count: int) -> None:
         if count > self.max_bytes:
@@ -49,6 +55,15 @@ class Limits:
                 f"copy the ones you need to a new file, or {_raised('max_streams')}",
             )
 
+    def memory_words(self) -> str:
+        """The reason of a file that takes more than `max_memory`."""
+        return f"decoding it takes more than {_bytes_text(self.max_memory)} of memory: {_raised('max_memory')}"
+
+    def idle_words(self) -> str:
+        """The reason of a file at which the decoder makes no progress for `max_idle_seconds`."""
+        seconds = f"{self.max_idle_seconds:g}"
+        return f"the decoder made no progress for {seconds} s: leave the file out, or {_raised('max_idle_seconds')}"
+
 
 DEFAULT_LIMITS = Limits()
 
@@ -56,3 +71,10 @@ DEFAULT_LIMITS = Limits()
 def _raised(name: str) -> str:
     """How somebody who trusts a file raises a limit: only from Python, so that no command line is talked into it."""
     return f"raise it in Python with read(..., limits=Limits({name}=...))"
+
+
+def _bytes_text(count: int) -> str:
+    for power, unit in ((30, "GiB"), (20, "MiB")):
+        if count >= 2**power:
+            return f"{count / 2**power:.3g} {unit}"
+    return f"{count} bytes"

@@ -4,9 +4,10 @@ import itertools
 import math
 import os
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import av.error
-import torch
+import numpy as np
 from av.container import InputContainer
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
@@ -14,7 +15,6 @@ from av.video.stream import VideoStream
 from mirasol.config.media import FITS
 from mirasol.errors import BadClip, UserError
 from mirasol.media.audio import WaveformBuilder
-from mirasol.media.clip import AudioCounts, Clip, VideoCounts
 from mirasol.media.container import (
     ChosenStreams,
     Span,
@@ -25,9 +25,13 @@ from mirasol.media.container import (
     open_media,
     read_packets,
 )
+from mirasol.media.decoded import AudioCounts, DecodedWindow, VideoCounts
 from mirasol.media.limits import DEFAULT_LIMITS, Limits
 from mirasol.media.timeline import ChunkGrid, Timeline, cut_into_chunks, describe_cut
 from mirasol.media.video import FrameSampler, read_orientation
+
+if TYPE_CHECKING:
+    from mirasol.media.clip import Clip
 
 COVER_SECONDS = 0.25  # may be missing at the end of a window before the file counts as cut short
 NOTED_SECONDS = 0.010  # streams that begin or end by less than this apart are as good as together
@@ -217,22 +221,19 @@ class Reading:
             (counts.packets_failed, "audio packets could not be decoded"),
         )
 
-    def clip(self, image_size: int, sample_rate: int, notes: tuple[str, ...]) -> Clip:
+    def clip(self, image_size: int, sample_rate: int, notes: tuple[str, ...]) -> DecodedWindow:
         chunks, zero = self.timeline.num_chunks, self.span.zero
-        frames, times = (
-            torch.zeros(0, 3, image_size, image_size, dtype=torch.uint8),
-            torch.zeros(0, dtype=torch.float64),
-        )
-        waveform, waveform_start = torch.zeros(0), self.start
-        audio_present = video_present = torch.zeros(chunks, dtype=torch.bool)
+        frames, times = np.zeros((0, 3, image_size, image_size), np.uint8), np.zeros(0)
+        waveform, waveform_start = np.zeros(0, np.float32), self.start
+        audio_present = video_present = np.zeros(chunks, bool)
         if self.video is not None and self.video.first_time is not None:
             frames, times = self.video.frames, self.video.times - zero
             edges = [edge + zero for edge in self.timeline.edges]
-            video_present = torch.tensor([self.video.shown_between(*edges[t : t + 2]) for t in range(chunks)])
+            video_present = np.array([self.video.shown_between(*edges[t : t + 2]) for t in range(chunks)])
         if self.audio is not None:
             waveform, waveform_start = self.audio.result()
             audio_present = self.audio.present(self.timeline, zero)
-        return Clip(
+        return DecodedWindow(
             frames=frames,
             frame_times=times,
             waveform=waveform,
@@ -364,7 +365,7 @@ def read_clip(
     fit: str = "pad",
     limits: Limits = DEFAULT_LIMITS,
     threads: int = 0,
-) -> Clip:
+) -> "Clip":
     """Reads a media file, or its window [start, end) seconds, for one chunk grid.
 
     `image_size`: side of the square frames in pixels; `fit` pads a picture to a square, crops or stretches it.
@@ -372,10 +373,42 @@ def read_clip(
     sought, not decoded from the beginning; frames nobody asked for are not kept. `threads`: decoding threads, 0 lets
     FFmpeg choose; 1 is right in loader workers.
 
+    Decodes in this process, which a damaged file may crash: `MirasolFeatureExtractor.read` decodes in another one.
+
     Raises:
         BadClip: the file cannot be used, or does not hold the window.
         UserError: a setting is impossible.
     """
+    from mirasol.media.clip import Clip
+
+    return Clip.from_decoded(
+        read_window(
+            path,
+            grid,
+            image_size=image_size,
+            sample_rate=sample_rate,
+            start=start,
+            end=end,
+            fit=fit,
+            limits=limits,
+            threads=threads,
+        )
+    )
+
+
+def read_window(
+    path: str | os.PathLike,
+    grid: ChunkGrid,
+    *,
+    image_size: int,
+    sample_rate: int = 16_000,
+    start: float | None = None,
+    end: float | None = None,
+    fit: str = "pad",
+    limits: Limits = DEFAULT_LIMITS,
+    threads: int = 0,
+) -> DecodedWindow:
+    """What `read_clip` makes a `Clip` of; needs no torch."""
     if fit not in FITS:
         raise UserError(f"fit={fit!r}: choose {', '.join(FITS)}")
     if image_size < 1 or sample_rate < 1:

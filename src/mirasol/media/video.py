@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 import av
 import av.error
 import numpy as np
-import torch
 from av.packet import Packet
 from av.sidedata.sidedata import SideDataContainer
 from av.sidedata.sidedata import Type as SideDataType
@@ -16,11 +15,11 @@ from av.video.frame import VideoFrame
 from av.video.reformatter import Interpolation, VideoReformatter
 from av.video.stream import VideoStream
 from jaxtyping import Float64, UInt8
-from torch import Tensor
 
 from mirasol.errors import BadClip
-from mirasol.media.clip import VideoCounts
 from mirasol.media.container import get_packet_times
+from mirasol.media.decoded import VideoCounts
+from mirasol.media.decoder_process import allocate_array
 from mirasol.media.limits import Limits
 
 TIME_TOLERANCE = 1e-6  # seconds: time stamps are rationals, wanted times are floats
@@ -103,8 +102,8 @@ class FrameSampler:
     size: int
     fit: str
     limits: Limits
-    frames: UInt8[Tensor, "frame 3 height width"] = field(init=False)
-    times: Float64[Tensor, " frame"] = field(init=False)
+    frames: UInt8[np.ndarray, "frame 3 height width"] = field(init=False)
+    times: Float64[np.ndarray, " frame"] = field(init=False)
     counts: VideoCounts = field(default_factory=VideoCounts)
     first_time: float | None = None
     last_end: float | None = None
@@ -115,10 +114,8 @@ class FrameSampler:
     """End of the last packet that failed to decode."""
 
     def __post_init__(self):
-        self.frames = torch.zeros(len(self.wanted), 3, self.size, self.size, dtype=torch.uint8)
-        self.times = torch.full((len(self.wanted),), math.nan, dtype=torch.float64)
-        # The same memory: writing frame by frame through torch costs more than the drawing of a small frame.
-        self._squares, self._seconds = self.frames.numpy(), self.times.numpy()
+        self.frames = allocate_array((len(self.wanted), 3, self.size, self.size), np.uint8)
+        self.times = np.full(len(self.wanted), math.nan)
         self.orientation: Orientation | None = None
         self.oblique = False
         self.cut_off = True  # reading stops while the video goes on; finish() finds out whether it does
@@ -263,9 +260,9 @@ class FrameSampler:
         while not self.done and self.wanted[self._next] < time - TIME_TOLERANCE:
             self._next += 1
         if self._next > first:
-            self._draw(self._shown, self._squares[first])
-            self._squares[first + 1 : self._next] = self._squares[first]
-            self._seconds[first : self._next] = self._shown_time
+            self._draw(self._shown, self.frames[first])
+            self.frames[first + 1 : self._next] = self.frames[first]
+            self.times[first : self._next] = self._shown_time
             self.counts.frames_converted += 1
 
     def _draw(self, frame: VideoFrame, square: UInt8[np.ndarray, "3 height width"]) -> None:
