@@ -7,6 +7,7 @@ from pathlib import Path
 
 import av
 import numpy as np
+from av.audio.plane import AudioPlane
 
 VIDEO_TICK = Fraction(1, 90_000)
 COARSE_TICK = Fraction(1, 1_000)  # for codecs that know no finer one
@@ -139,6 +140,12 @@ def _audio_frame(samples: np.ndarray, context, track: Audio, position: int):
         kind = np.int16 if context.format.name.startswith("s16") else np.int32
         samples = (samples.astype(np.float64) * np.iinfo(kind).max).astype(kind)
     data = samples if planar else samples.T.reshape(1, -1)
-    frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(data), context.format.name, track.layout)
+    if planar and len(data) >= 8:
+        # PyAV 18.1's `from_ndarray` writes one plane too many.
+        frame = av.AudioFrame(format=context.format.name, layout=track.layout, samples=data.shape[1], align=1)
+        for number, plane in enumerate(data):
+            AudioPlane(frame, number).update(np.ascontiguousarray(plane).tobytes())
+    else:
+        frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(data), context.format.name, track.layout)
     frame.sample_rate, frame.pts, frame.time_base = track.rate, position, Fraction(1, track.rate)
     return frame

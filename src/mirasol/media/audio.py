@@ -10,6 +10,8 @@ import av
 import av.error
 import numpy as np
 from av.audio.frame import AudioFrame, format_dtypes
+from av.audio.layout import AudioLayout
+from av.audio.plane import AudioPlane
 from av.audio.resampler import AudioResampler
 from av.audio.stream import AudioStream
 from av.packet import Packet
@@ -31,22 +33,49 @@ BLOCK_SECONDS = 0.5
 # Channels are averaged, not added up: FFmpeg's default lets the same sound in two channels come out 1.4 times as loud
 # (in 5.1 channels 3.4 times), and clip.
 MIXING = {"rematrix_maxval": "1.0"}
+# Channels that FFmpeg's downmix knows; others it silently drops, and of layouts without names it guesses some.
+KNOWN_CHANNELS = ("FL", "FR", "FC", "LFE", "BL", "BR", "FLC", "FRC", "BC", "SL", "SR", "TFL", "TFR", "DL", "DR")
+LOW_FREQUENCY = ("LFE", "LFE2")
 
 
 def concatenate_frames(frames: list[AudioFrame]) -> np.ndarray:
-    """Samples of frames of one kind, [channel, sample] where channels lie in planes, otherwise [1, sample x channel].
+    """Samples of frames of one kind, [channel, sample] if channels are in planes, otherwise [1, sample x channel].
 
-    What `to_ndarray` of every frame gives, at a quarter of its cost.
+    What `to_ndarray` of every frame gives, at a quarter of its cost. Not from `frame.planes`: in PyAV 18.1 that tuple
+    is too long from 8 channels on, and what is behind the last real plane is foreign memory.
     """
-    kind = frames[0].format
-    dtype, per_sample = np.dtype(format_dtypes[kind.name]), 1 if kind.is_planar else frames[0].layout.nb_channels
-    counts = [frame.samples * per_sample for frame in frames]
+    kind, channels = frames[0].format, frames[0].layout.nb_channels
+    dtype = np.dtype(format_dtypes[kind.name])
+    planes, per_sample = (channels, 1) if kind.is_planar else (1, channels)
     return np.stack(
         [
-            np.concatenate([np.frombuffer(*part) for part in zip(parts, itertools.repeat(dtype), counts)])
-            for parts in zip(*(frame.planes for frame in frames), strict=True)
+            np.concatenate(
+                [np.frombuffer(AudioPlane(frame, number), dtype, frame.samples * per_sample) for frame in frames]
+            )
+            for number in range(planes)
         ]
     )
+
+
+def is_mixed_by_ffmpeg(layout: AudioLayout) -> bool:
+    """Whether FFmpeg mixes all channels of a layout down to one."""
+    if layout.name in ("1 channels", "2 channels"):
+        return True
+    return "+" not in layout.name and all(channel.name in KNOWN_CHANNELS for channel in layout.channels)
+
+
+def _mix_channels(samples: np.ndarray, layout: AudioLayout) -> np.ndarray:
+    """Mono float samples [1, sample] of [channel, sample] in a layout that FFmpeg does not mix as a whole."""
+    if layout.name.startswith("ambisonic"):
+        samples = samples[:1]
+    elif 0 < sum(channel.name in LOW_FREQUENCY for channel in layout.channels) < len(samples):
+        samples = samples[[channel.name not in LOW_FREQUENCY for channel in layout.channels]]
+    mixed = samples.mean(axis=0, dtype=np.float64)
+    if samples.dtype == np.uint8:
+        mixed = (mixed - 128) / 128
+    elif samples.dtype.kind == "i":
+        mixed /= -float(np.iinfo(samples.dtype).min)
+    return mixed.astype(np.float32)[None]
 
 
 @dataclass
@@ -74,7 +103,8 @@ class WaveformBuilder:
         self._buffer = allocate_array((samples,), np.float32)
         self._runs: list[list[int]] = []  # [first, stop) of real samples in the buffer
         self._resampler: AudioResampler | None = None
-        self._kind: tuple | None = None
+        self._kind: tuple[str, str, int] | None = None
+        self._untimed_end: float | None = None  # end of the last frame that was decoded, kept or not
         self._block: list[AudioFrame] = []  # decoded, not yet resampled
         self._block_samples = 0
         self._waiting: list[tuple[float, AudioFrame]] = []
@@ -82,6 +112,7 @@ class WaveformBuilder:
         self._expected = 0.0  # container seconds at which the next decoded sample should stand
         self._run_time, self._run_samples = 0.0, 0  # where the run began, decoded samples since
         self.mixed_from: str | None = None
+        self.mixing = ""  # how, where it is not FFmpeg's downmix
 
     @property
     def done(self) -> bool:
@@ -118,7 +149,8 @@ class WaveformBuilder:
 
     def _take(self, frame: AudioFrame) -> None:
         self.counts.frames_decoded += 1
-        time = self._expected if frame.pts is None else frame.pts * self._tick
+        time = self._time_of(frame)
+        self._untimed_end = time + frame.samples / frame.sample_rate
         if frame.samples == 0 or time + frame.samples / frame.sample_rate <= self.start - DOUBT_SECONDS:
             return
         kind = (frame.format.name, frame.layout.name, frame.sample_rate)
@@ -139,6 +171,16 @@ class WaveformBuilder:
         self._waiting.append((time, frame))
         if sum(held.samples for _, held in self._waiting) >= DOUBT_SECONDS * frame.sample_rate:
             self._settle()
+
+    def _time_of(self, frame: AudioFrame) -> float:
+        """Container seconds at which a frame begins; without a time of its own, right after the one before it."""
+        if frame.pts is not None:
+            return frame.pts * self._tick
+        if self._waiting or self._resampler is not None:
+            return self._next_time()
+        if self._untimed_end is not None:
+            return self._untimed_end
+        return self.latest if math.isfinite(self.latest) else 0.0
 
     def _next_time(self) -> float:
         """When the next frame should begin if everything so far is one run."""
@@ -184,8 +226,18 @@ class WaveformBuilder:
         """Resamples what has come together: packet by packet, calling the resampler costs more than its arithmetic."""
         if not self._block:
             return
-        sample_format, layout, rate = self._kind
-        frame = AudioFrame.from_ndarray(concatenate_frames(self._block), sample_format, layout)
+        sample_format, name, rate = self._kind
+        samples, layout = concatenate_frames(self._block), self._block[0].layout
+        planar = self._block[0].format.is_planar
+        if not is_mixed_by_ffmpeg(layout):
+            channels = samples if planar else samples.reshape(-1, layout.nb_channels).T
+            frame = AudioFrame.from_ndarray(_mix_channels(channels, layout), "flt", "mono")
+        elif planar and layout.nb_channels >= 8:
+            # PyAV would fill planes that are none, see `concatenate_frames`.
+            packed = np.ascontiguousarray(samples.T).reshape(1, -1)
+            frame = AudioFrame.from_ndarray(packed, sample_format.removesuffix("p"), layout)
+        else:
+            frame = AudioFrame.from_ndarray(samples, sample_format, name)
         frame.sample_rate = rate
         self._block, self._block_samples = [], 0
         self._write(self._resampler.resample(frame))
@@ -202,6 +254,11 @@ class WaveformBuilder:
         layout = frames[0][1].layout
         if layout.nb_channels > 2:
             self.mixed_from = f"{layout.nb_channels} channels ({layout.name})"
+            self.mixing = ""
+            if layout.name.startswith("ambisonic"):
+                self.mixing = ": the omnidirectional channel"
+            elif not is_mixed_by_ffmpeg(layout):
+                self.mixing = ": the mean of its channels"
 
     def _end_run(self) -> None:
         if self._resampler is not None:

@@ -4,7 +4,7 @@ import contextlib
 import math
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from av.stream import Discard, Disposition
 from av.stream import Stream as AvStream
 
 from mirasol.errors import BadClip
+from mirasol.media.clock import JOINABLE_FORMATS, PacketScan, RisingClock, scan_packets
 from mirasol.media.content import PAGE, detect_content_kind
 from mirasol.media.decoder_process import report_progress
 from mirasol.media.limits import Limits
@@ -28,6 +29,11 @@ FORMATS = (
 )
 # Formats whose headers state the duration; for the others FFmpeg estimates it from the bit rate, so packets are read.
 STATED_DURATION = ("mov", "matroska", "avi", "asf", "flv", "wav", "w64", "aiff", "flac")
+
+# Formats whose headers are written by programs that may not know the length yet.
+LYING_HEADERS = ("mov", "matroska", "avi", "asf", "flv")
+GENERATE_TIMES = 0x1  # AVFMT_FLAG_GENPTS
+LATER_SECONDS = 0.25  # packets that begin later than the header's end by more than this make the header wrong
 
 
 @dataclass(frozen=True)
@@ -45,18 +51,36 @@ class ChosenStreams:
 
 @dataclass(frozen=True)
 class Span:
-    """When a file's media begins and ends, in the container's own presentation seconds.
+    """When a file's media begins and ends, in presentation seconds of the container or, with `shifts`, of its clock.
 
-    `zero` is the beginning of the media timeline. `measured`: the end was found by reading packets.
+    zero: where the media timeline begins. measured: the end was found by reading packets, as there is no reliable
+    duration in the header. stated: where the header ends the file, if its packets go on for longer. joints: where time
+    stamps start over; `shifts` (see `RisingClock`) then moves them to one rising clock.
     """
 
     zero: float
     end: float
     measured: bool
+    stated: float | None = None
+    joints: tuple[float, ...] = ()
+    shifts: dict[int, tuple[tuple[int, float], ...]] = field(default_factory=dict)
 
     @property
     def seconds(self) -> float:
         return self.end - self.zero
+
+    def notes(self) -> list[str]:
+        """What the reader has to know about the file's times, one line each."""
+        notes = []
+        if self.measured:
+            notes.append(f"no reliable duration in the header: {self.seconds:.3f} s by reading packets")
+        if self.stated is not None:
+            notes.append(f"the header says {self.stated - self.zero:.3f} s, but the file holds {self.seconds:.3f} s")
+        if self.joints:
+            places = ", ".join(f"{joint - self.zero:.3f}" for joint in self.joints[:5])
+            more = f" and {len(self.joints) - 5} more places" if len(self.joints) > 5 else ""
+            notes.append(f"time stamps start over at {places} s{more}: joined there on one rising clock")
+        return notes
 
 
 @contextlib.contextmanager
@@ -90,6 +114,9 @@ def open_media(path: str | os.PathLike, limits: Limits) -> Iterator[InputContain
         reason = PAGE if page else f"not a media file that can be read, or cut short ({_words(error)})"
         raise BadClip(path, reason) from error
     with container:
+        if container.format.name == "avi":
+            # AVI has no presentation times. PyAV asks FFmpeg to make them up, and under B-frames they run backwards.
+            container.flags &= ~GENERATE_TIMES
         limits.check_streams(path, len(container.streams))
         try:
             yield container
@@ -142,21 +169,69 @@ def _best(container: InputContainer, kind: str, not_these: list[AvStream], notes
     return best
 
 
-def find_span(container: InputContainer, chosen: ChosenStreams, path: str | os.PathLike, limits: Limits) -> Span:
+def find_span(
+    container: InputContainer,
+    chosen: ChosenStreams,
+    path: str | os.PathLike,
+    limits: Limits,
+    until: float = math.inf,
+) -> Span:
     """Where the media timeline begins and ends.
 
     Zero is the earliest start among the streams that are read; samples of encoder delay, which carry negative times and
-    are trimmed away, do not count. The end is what the header says, or, where it says nothing reliable, the end of the
-    last packet.
+    are trimmed away, do not count. The end is what the header says; where it says nothing reliable, or packets follow
+    later than that, the end of the last packet. `until`: seconds of the media timeline up to which the file is needed;
+    a header that promises as much is believed.
+
+    Raises:
+        BadClip: no packet with a time.
     """
     zero = min(_start(stream, container) for stream in chosen.streams)
     end = _stated_end(container, chosen, zero)
     if end is not None and end > zero:
+        if until > end - zero and _goes_on_after(container, chosen, end, path, limits):
+            scan = scan_media(path, chosen, limits)
+            if scan.last_begin > end + LATER_SECONDS:
+                return Span(zero, scan.end, measured=False, stated=end)
         return Span(zero, end, measured=False)
-    end = _measured_end(path, [stream.index for stream in chosen.streams], limits)
-    if end is None or end <= zero:
+    scan = scan_media(path, chosen, limits)
+    if scan.joints:
+        zero = min(zero, scan.begin) if zero < 0 else scan.begin
+    if not math.isfinite(scan.end) or scan.end <= zero:
         raise BadClip(path, "holds no media data (cut short?)")
-    return Span(zero, end, measured=True)
+    return Span(zero, scan.end, measured=True, joints=scan.joints, shifts=scan.shifts)
+
+
+def _goes_on_after(
+    container: InputContainer, chosen: ChosenStreams, end: float, path: str | os.PathLike, limits: Limits
+) -> bool:
+    """Whether packets begin later than the header's end, as far as the index or the packets near that end show."""
+    kind = container.format.name.split(",")[0]
+    if kind not in LYING_HEADERS:
+        return False
+    if kind in ("mov", "avi") and all(is_index_complete(stream) for stream in chosen.streams):
+        return any(find_index_end(stream) > end + LATER_SECONDS for stream in chosen.streams)
+    with open_media(path, limits) as other:
+        for index in (stream.index for stream in chosen.streams):
+            stream = other.streams[index]
+            try:
+                other.seek(math.floor(end / stream.time_base), stream=stream)
+            except (av.error.FFmpegError, OSError):
+                continue
+            for packet in read_packets(other, [stream], []):
+                if get_packet_times(packet, float(stream.time_base))[0] > end + LATER_SECONDS:
+                    return True
+    return False
+
+
+def is_index_complete(stream: AvStream) -> bool:
+    """Whether the container's index has all packets of a stream, not only those of the fragments read so far."""
+    return bool(stream.frames) and len(stream.index_entries) >= stream.frames
+
+
+def find_index_end(stream: AvStream) -> float:
+    """Decoding time of the last packet in the container's index, seconds."""
+    return stream.index_entries[len(stream.index_entries) - 1].timestamp * float(stream.time_base)
 
 
 def _start(stream: AvStream, container: InputContainer) -> float:
@@ -185,27 +260,30 @@ def _stream_end(stream: AvStream) -> float | None:
     return float((stream.start_time + stream.duration) * stream.time_base)
 
 
-def _measured_end(path: str | os.PathLike, indices: list[int], limits: Limits) -> float | None:
-    """Presentation time at which the last packet of the given streams ends; reads packets, decodes nothing."""
-    end = -math.inf
+def scan_media(path: str | os.PathLike, chosen: ChosenStreams, limits: Limits) -> PacketScan:
+    """Reads all packets of the chosen streams, in a container of its own; decodes nothing."""
     with open_media(path, limits) as container:
-        streams = [container.streams[index] for index in indices]
-        ticks = {stream.index: float(stream.time_base) for stream in streams}
-        for packet in read_packets(container, streams, []):
-            _, stop = get_packet_times(packet, ticks[packet.stream_index])
-            end = max(end, stop)
-    return end if math.isfinite(end) else None
+        streams = [container.streams[stream.index] for stream in chosen.streams]
+        joinable = container.format.name in JOINABLE_FORMATS
+        return scan_packets(read_packets(container, streams, []), streams, joinable)
 
 
-def read_packets(container: InputContainer, streams: list[AvStream], errors: list[str]) -> Iterator[Packet]:
+def read_packets(
+    container: InputContainer, streams: list[AvStream], errors: list[str], clock: RisingClock | None = None
+) -> Iterator[Packet]:
     """Packets with data of the given streams in file order; ends where the file cannot be read further (`errors`)."""
     try:
         for packet in container.demux(streams):
             report_progress()
             if packet.size:
+                if clock is not None:
+                    clock.place(packet)
                 yield packet
     except av.error.FFmpegError as error:
         errors.append(_words(error))
+    except IndexError:
+        # PyAV 18.1 flushes streams that appeared while reading, too, which its list of streams does not have.
+        return
 
 
 def get_packet_times(packet: Packet, tick: float) -> tuple[float, float]:

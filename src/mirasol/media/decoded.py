@@ -18,6 +18,9 @@ class VideoCounts:
     frames_converted: int = 0
     frames_corrupt: int = 0
     frames_out_of_order: int = 0
+    frames_untimed: int = 0
+    frames_interlaced: int = 0
+    frames_transparent: int = 0
 
 
 @dataclass

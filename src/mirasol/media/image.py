@@ -13,7 +13,7 @@ from mirasol.config.media import FITS
 from mirasol.errors import BadClip, UserError
 from mirasol.media.content import PAGE, detect_content_kind
 from mirasol.media.limits import DEFAULT_LIMITS, Limits
-from mirasol.media.video import draw_square, read_orientation
+from mirasol.media.video import composite_on_black, draw_square, read_orientation
 
 # By what a file begins with, never by its name: the demuxers that read one file and open no others.
 _FORMATS = {b"\xff\xd8\xff": "jpeg_pipe", b"\x89PNG\r\n\x1a\n": "png_pipe", b"GIF8": "gif", b"BM": "bmp_pipe"}
@@ -24,8 +24,8 @@ def read_image(
 ) -> UInt8[np.ndarray, "3 height width"]:
     """Reads a JPEG, PNG, WebP, GIF or BMP file as RGB in a square of `image_size` pixels.
 
-    Turned as its EXIF data says. Of an animation the first picture is read; transparency is ignored, and so is the
-    shape of pixels, which images state wrongly more often than not. `fit` and `limits` as for video.
+    Turned as its EXIF data says. Of an animation the first picture is read. Transparent parts are black. The shape of
+    pixels is ignored, as images state it wrongly more often than not. `fit` and `limits` as for video.
 
     Raises:
         BadClip: the file cannot be used, or its picture is over the limit.
@@ -36,7 +36,7 @@ def read_image(
     frame = _first_picture(path, limits)
     turn, _ = read_orientation(frame)
     square = np.zeros((3, image_size, image_size), np.uint8)
-    draw_square(frame, square, turn, fit, path, VideoReformatter())
+    draw_square(composite_on_black(frame), square, turn, fit, path, VideoReformatter())
     return square
 
 

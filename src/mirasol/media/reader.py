@@ -9,18 +9,22 @@ from typing import TYPE_CHECKING
 import av.error
 import numpy as np
 from av.container import InputContainer
+from av.stream import Stream as AvStream
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
 from mirasol.config.media import FITS
 from mirasol.errors import BadClip, UserError
 from mirasol.media.audio import WaveformBuilder
+from mirasol.media.clock import RisingClock
 from mirasol.media.container import (
     ChosenStreams,
     Span,
     choose_streams,
+    find_index_end,
     find_span,
     get_packet_times,
+    is_index_complete,
     missing_bytes,
     open_media,
     read_packets,
@@ -38,7 +42,6 @@ NOTED_SECONDS = 0.010  # streams that begin or end by less than this apart are a
 # Decoders need some sound before the first sample that is right (Opus asks for 80 ms), so a seek aims earlier; if it
 # lands too late all the same, or where no picture can be decoded alone, it aims earlier still.
 SEEK_RETREATS = (0.15, 10.0, 120.0)
-INTERLEAVING_SECONDS = 10.0  # how far one stream of a file may run ahead of the other
 
 
 class Reading:
@@ -72,13 +75,13 @@ class Reading:
         return max(part.packets_end for part in self.parts)
 
     def run(self) -> None:
-        """Feeds both streams until they have what they need, or the file has passed the window."""
+        """Feeds both streams until they have what they need, however far apart they are in the file, or to its end."""
         parts = {part.stream.index: part for part in self.parts}
-        far = self.end + INTERLEAVING_SECONDS
-        for packet in read_packets(self.container, self.chosen.streams, self.errors):
+        clock = RisingClock(self.span.shifts) if self.span.shifts else None
+        for packet in read_packets(self.container, self.chosen.streams, self.errors, clock):
             part = parts[packet.stream_index]
             part.feed(packet)
-            if part.latest > far or (part.done and all(part.done for part in parts.values())):
+            if part.done and all(part.done for part in parts.values()):
                 break
         else:
             self.at_end_of_file = True
@@ -86,42 +89,57 @@ class Reading:
             part.finish()
 
     def seek(self) -> bool:
-        """Goes to where decoding has to begin; False where that cannot be found and the file has to be opened anew."""
+        """Goes to where decoding has to begin; False if no such place is found and the file has to be reopened."""
+        if self.span.shifts:
+            return True  # which time stamps are meant depends on all packets before them: read from the beginning
         stream = self.chosen.streams[0]
         first = self.start if self.video is None else min(self.start, self.video.wanted[0])
         if first - SEEK_RETREATS[0] <= self.span.zero:
-            return True  # the beginning of the file, where it stands
+            return True  # the beginning of the file, where it is
         for retreat in SEEK_RETREATS:
             if first - retreat <= self.span.zero:
                 return False
             target = math.floor((first - retreat) / stream.time_base)
             try:
                 self.container.seek(target, stream=stream)
-                if self._starts_early_enough():
+                starts = self._starts_early_enough()
+                if starts:
                     self.container.seek(target, stream=stream)
                     return True
+                if starts is None:
+                    return False
             except (av.error.FFmpegError, OSError):
                 continue
         return False
 
-    def _starts_early_enough(self) -> bool:
-        """Whether what comes next in the file has a keyframe before the first frame and sound before the window."""
-        waiting = {stream.index: stream for stream in self.chosen.streams}
+    def _starts_early_enough(self) -> bool | None:
+        """Whether what follows in the file has a keyframe before the first frame and sound before the window.
+
+        None if there is no sound in the rest of the file although there may be before: it may all be at the beginning.
+        """
+        waiting = {stream.index: stream for stream in self.chosen.streams if not self._has_ended(stream)}
         for packet in read_packets(self.container, self.chosen.streams, []):
-            time, _ = get_packet_times(packet, float(packet.time_base))
-            if time > self.start + INTERLEAVING_SECONDS:
-                break
             stream = waiting.get(packet.stream_index)
             if stream is None or (stream.type == "video" and not packet.is_keyframe):
                 continue
+            if packet.pts is None:
+                return False  # decoding order gives the times, so it has to be known from the beginning
+            time, _ = get_packet_times(packet, float(packet.time_base))
             begins = float((stream.start_time or 0) * stream.time_base)
             if time > max(self.video.wanted[0] if stream.type == "video" else self.start, begins):
                 return False
             del waiting[packet.stream_index]
             if not waiting:
                 return True
-        # A sound track that had ended before is no reason to go further back.
-        return self.video is None or self.chosen.video.index not in waiting
+        if self.audio is not None and self.chosen.audio.index in waiting:
+            return None
+        return not waiting
+
+    def _has_ended(self, stream: AvStream) -> bool:
+        """Whether the container's index shows that a sound track ends before the window."""
+        if stream.type != "audio" or not is_index_complete(stream) or not self.container.format.name.startswith("mov"):
+            return False
+        return find_index_end(stream) < self.start - SEEK_RETREATS[0]
 
     def check(self) -> None:
         """Refuses a window that the file does not hold.
@@ -171,6 +189,9 @@ class Reading:
         counts = video.counts
         if video.first_time is None:
             return ["video has no frame in this window"]
+        if video.first_time >= self.end:
+            first = video.first_time - self.span.zero
+            return [f"video has no frame in this window: its first one, of {first:.3f} s, is shown"]
         notes = []
         late = video.first_time - self.start
         early = sum(time < video.first_time for time in video.wanted)
@@ -192,6 +213,18 @@ class Reading:
             notes.append("rotation is not a multiple of 90 degrees: the nearest multiple is applied")
         if (video.stream.sample_aspect_ratio or 1) != 1:
             notes.append(f"sample aspect ratio {video.stream.sample_aspect_ratio} applied")
+        if video.transfer:
+            notes.append(
+                f"high dynamic range ({video.transfer}) mapped to standard: white is 203 cd/m2, brighter is cut off"
+            )
+        if counts.frames_interlaced:
+            notes.append(f"{counts.frames_interlaced} interlaced frames: both fields are shown in one picture")
+        if counts.frames_transparent:
+            notes.append(f"{counts.frames_transparent} frames with transparent parts: shown on black")
+        if video.stream.metadata.get("alpha_mode") == "1":
+            notes.append("the transparency of this video is stored apart and not read: shown opaque")
+        if counts.frames_untimed:
+            notes.append("the video has no presentation times: frames are timed by the order of decoding")
         return notes + _counted(
             (counts.packets_failed, "video packets could not be decoded"),
             (counts.frames_corrupt, "frames decoded with errors, which may spread to those that follow"),
@@ -213,7 +246,7 @@ class Reading:
         if counts.gaps:
             notes.append(f"{counts.gaps} gaps in the audio, {counts.gap_seconds * 1000:.0f} ms, are silence")
         if audio.mixed_from:
-            notes.append(f"audio of {audio.mixed_from} mixed to one")
+            notes.append(f"audio of {audio.mixed_from} mixed to one{audio.mixing}")
         return notes + _counted(
             (counts.overlaps, "audio packets overlap the one before: the later one counts"),
             (counts.jitters, "times the audio's time stamps jumped and came back: taken as continuous"),
@@ -306,7 +339,7 @@ def probe_media(path: str | os.PathLike, limits: Limits = DEFAULT_LIMITS) -> Med
     with open_media(path, limits) as container:
         chosen = choose_streams(container, path, limits)
         span = find_span(container, chosen, path, limits)
-        notes = [*chosen.notes, *_span_notes(span)]
+        notes = [*chosen.notes, *span.notes()]
         return MediaInfo(
             file=str(path),
             bytes=os.path.getsize(path),
@@ -417,7 +450,7 @@ def read_window(
     for seek in (True, False):
         with open_media(path, limits) as container:
             chosen = choose_streams(container, path, limits)
-            span = find_span(container, chosen, path, limits)
+            span = find_span(container, chosen, path, limits, math.inf if end is None else float(end))
             left, right, notes = _window(path, span, start, end)
             limits.check_seconds(path, right - left)
             timeline = cut_into_chunks(left, right, grid)
@@ -428,10 +461,10 @@ def read_window(
             if chosen.audio is not None:
                 reading.add_audio(sample_rate)
             if seek and not reading.seek():
-                continue  # nowhere to begin inside the file: open it anew and read from its beginning
+                continue  # no place to begin inside the file: reopen it and read from its beginning
             reading.run()
             reading.check()
-            notes = [*chosen.notes, *_span_notes(span), *notes, *describe_cut(timeline, grid), *reading.notes()]
+            notes = [*chosen.notes, *span.notes(), *notes, *describe_cut(timeline, grid), *reading.notes()]
             clip = reading.clip(image_size, sample_rate, tuple(notes))
             break
     assert clip is not None
@@ -462,7 +495,3 @@ def _window(
     if right > length:
         return left, length, [f"window end {right:g} s lies past the end: read to {length:.3f} s"]
     return left, right, []
-
-
-def _span_notes(span: Span) -> list[str]:
-    return [f"no reliable duration in the header: {span.seconds:.3f} s by reading packets"] if span.measured else []

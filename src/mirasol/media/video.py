@@ -21,11 +21,13 @@ from mirasol.media.container import get_packet_times
 from mirasol.media.decoded import VideoCounts
 from mirasol.media.decoder_process import allocate_array
 from mirasol.media.limits import Limits
+from mirasol.media.tone_mapping import get_transfer, map_tones
 
 TIME_TOLERANCE = 1e-6  # seconds: time stamps are rationals, wanted times are floats
 MAX_SIDE = 16_384  # pixels of a scaled side: only a picture thousands of times longer than high gets there
 FALLBACK_FRAME_SECONDS = 0.04
 MANY_STAMPS = 256
+HELD_BYTES = 64 * 2**20  # of packets that may turn out not to be needed; beyond that they are decoded
 # Decoders that leave out frames which no other frame needs, and can tell which those are beyond doubt.
 SKIPS_UNREFERENCED = ("h264",)
 
@@ -118,12 +120,14 @@ class FrameSampler:
         self.times = np.full(len(self.wanted), math.nan)
         self.orientation: Orientation | None = None
         self.oblique = False
+        self.transfer = ""  # of high dynamic range: PQ or HLG
         self.cut_off = True  # reading stops while the video goes on; finish() finds out whether it does
         self.largest_step = 0.0  # seconds between packets that follow each other
         self.packets_fed = 0
         self.latest = -math.inf  # presentation time of the last packet fed
         self._tick = float(self.stream.time_base)
         self._held: deque[tuple[Packet, float]] = deque()  # with their presentation times
+        self._held_bytes = 0
         self._stamps: list[float] = []  # presentation times of packets seen, ascending
         self._decoding_time = math.inf
         self._may_skip = self.stream.codec_context.name in SKIPS_UNREFERENCED
@@ -157,6 +161,7 @@ class FrameSampler:
         if packet.is_keyframe and packet.pts is not None and self.latest <= target + TIME_TOLERANCE:
             self._drop_group()
         self._held.append((packet, self.latest))
+        self._held_bytes += packet.size
         bisect.insort(self._stamps, self.latest)
         if packet.pts is None or packet.dts is None:
             self._may_skip = False
@@ -166,7 +171,7 @@ class FrameSampler:
         now = packet.dts * self._tick
         self.largest_step = max(self.largest_step, now - self._decoding_time)
         self._decoding_time = now
-        if now > target:
+        if now > target or self._held_bytes > HELD_BYTES:
             self._decode_held(now)
 
     def finish(self) -> None:
@@ -190,6 +195,7 @@ class FrameSampler:
         if self._held:
             self.counts.packets_skipped += len(self._held)
             self._held.clear()
+            self._held_bytes = 0
             self._stamps.clear()
         if self.counts.packets_skipped:
             self.stream.codec_context.flush_buffers()
@@ -205,6 +211,7 @@ class FrameSampler:
                     return  # a frame in between may still come: until then nobody knows how long this one is on show
                 self._skip_unreferenced(not self._is_wanted(time, following))
             self._held.popleft()
+            self._held_bytes -= packet.size
             self._decode(packet)
         if len(self._stamps) > MANY_STAMPS:
             oldest = min((time for _, time in self._held), default=now)
@@ -240,7 +247,9 @@ class FrameSampler:
     def _show(self, frame: VideoFrame) -> None:
         self.counts.frames_decoded += 1
         seconds = frame.duration * self._tick if frame.duration else self._usual_seconds
-        time = self._shown_time + self._usual_seconds if frame.pts is None else frame.pts * self._tick
+        stamp = frame.dts if frame.pts is None else frame.pts
+        self.counts.frames_untimed += frame.pts is None
+        time = self._shown_time + self._usual_seconds if stamp is None else stamp * self._tick
         if not math.isfinite(time):
             time = 0.0
         # Also when it is not kept: frames predicted from it carry the damage on.
@@ -270,7 +279,11 @@ class FrameSampler:
         turn, exact = read_orientation(frame)
         self.orientation, self.oblique = turn, self.oblique or not exact
         aspect = float(self.stream.sample_aspect_ratio or 1) or 1.0
-        draw_square(frame, square, turn, self.fit, self.file, self._reformatter, aspect)
+        self.transfer = get_transfer(frame) or self.transfer
+        self.counts.frames_interlaced += frame.interlaced_frame
+        opaque = composite_on_black(frame)
+        self.counts.frames_transparent += opaque is not frame
+        draw_square(opaque, square, turn, self.fit, self.file, self._reformatter, aspect)
 
 
 def draw_square(
@@ -291,13 +304,41 @@ def draw_square(
     if max(width, height) > MAX_SIDE:
         raise BadClip(file, f"pictures of {frame.width}x{frame.height} are too oblong to be cropped")
     way = Interpolation.AREA if width <= frame.width and height <= frame.height else Interpolation.BILINEAR
-    # Planes, not interleaved bytes: swscale makes them faster, and the model wants channels first.
-    small = reformatter.reformat(frame, width, height, "gbrp", interpolation=way, threads=1)
     rows, onto_rows = _centred(width if turn.transpose else height, size)
     columns, onto_columns = _centred(height if turn.transpose else width, size)
-    for channel, plane in zip((1, 2, 0), small.planes, strict=True):
-        stored = np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)[:height, :width]
+    transfer = get_transfer(frame)
+    # Planes, not interleaved bytes: swscale makes them faster, and the model wants channels first.
+    kind, dtype = ("gbrp16le", np.uint16) if transfer else ("gbrp", np.uint8)
+    small = reformatter.reformat(frame, width, height, kind, interpolation=way, threads=1)
+    planes = [
+        np.frombuffer(plane, dtype).reshape(-1, plane.line_size // dtype().itemsize)[:height, :width]
+        for plane in small.planes
+    ]
+    if transfer:
+        green, blue, red = planes
+        red, green, blue = map_tones(np.stack([red, green, blue]), transfer, frame.color_primaries)
+        planes = [green, blue, red]
+    for channel, stored in zip((1, 2, 0), planes, strict=True):
         square[channel, onto_rows, onto_columns] = turn.apply(stored)[rows, columns]
+
+
+def composite_on_black(frame: VideoFrame) -> VideoFrame:
+    """A frame without its transparency, as on a black ground; the same frame if nothing of it is transparent."""
+    kind = frame.format
+    if not (kind.has_palette or any(component.is_alpha for component in kind.components)):
+        return frame
+    whole = frame.reformat(format="gbrap", threads=1)
+    *colours, alpha = (
+        np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)[: frame.height, : frame.width].astype(np.uint16)
+        for plane in whole.planes
+    )
+    if alpha.size == 0 or alpha.min() == 255:
+        return frame
+    opaque = VideoFrame(frame.width, frame.height, "gbrp")
+    for plane, colour in zip(opaque.planes, colours, strict=True):
+        room = np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)
+        room[: frame.height, : frame.width] = (colour * alpha + 127) // 255
+    return opaque
 
 
 def _centred(length: int, size: int) -> tuple[slice, slice]:
