@@ -1,7 +1,9 @@
 """Fixtures of all tests. Real clips are not part of the repository: MIRASOL_REAL_DATA says where they lie."""
 
+import copy
 import io
 import os
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -57,14 +59,13 @@ def shared_cache(tmp_path_factory) -> Path:
     return make_once(tmp_path_factory, "clip-cache", Path.mkdir)
 
 
-@pytest.fixture
-def values(data_root, shared_cache, tmp_path) -> dict[str, Any]:
-    """The recipe as plain data, for tests to change."""
+def recipe_values(root: Path, cache: Path, output: Path) -> dict[str, Any]:
+    """A recipe that trains in a second or two, as plain data."""
     return {
         "seed": 3,
-        "output": str(tmp_path / "run"),
-        "data": {"root": str(data_root), "cache": str(shared_cache)},
-        "model": {"preset": "tiny", "overrides": SMALL_MODEL},
+        "output": str(output),
+        "data": {"root": str(root), "cache": str(cache)},
+        "model": {"preset": "tiny", "overrides": copy.deepcopy(SMALL_MODEL)},
         "tokenizer": {"vocab_size": 300},
         "stages": {
             "slots": {"steps": 3, "span": "segment", "clips_per_step": 4, "questions_per_clip": 1},
@@ -76,8 +77,34 @@ def values(data_root, shared_cache, tmp_path) -> dict[str, Any]:
         "validate_every": 4,
         "validation_clips": 2,
         "checkpoint_every": 2,
+        "samples": 0,
         "threads": 1,
     }
+
+
+@pytest.fixture
+def values(data_root, shared_cache, tmp_path) -> dict[str, Any]:
+    """The recipe as plain data, for tests to change."""
+    return recipe_values(data_root, shared_cache, tmp_path / "run")
+
+
+@pytest.fixture(scope="session")
+def finished_once(data_root, shared_cache, tmp_path_factory) -> Path:
+    """The folder of a finished run of the recipe, for tests to read."""
+    from mirasol.config.recipe_io import recipe_from_dict
+    from mirasol.training.trainer import train
+
+    def make(folder: Path) -> None:
+        values = recipe_values(data_root, shared_cache, folder)
+        train(recipe_from_dict(values), console=Console(file=io.StringIO()))
+
+    return make_once(tmp_path_factory, "finished-run", make)
+
+
+@pytest.fixture
+def finished_run(finished_once, values) -> Path:
+    """A copy of the finished run in the recipe's output folder, for tests to change."""
+    return Path(shutil.copytree(finished_once, values["output"]))
 
 
 @pytest.fixture

@@ -4,8 +4,6 @@ import json
 import os
 import shlex
 import shutil
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -57,9 +55,9 @@ def test_what_the_card_says_how_to_use_it_works(run, tmp_path, data_root, monkey
     folder = export_run(run, tmp_path / "out")
     card = (folder / "README.md").read_text()
     code = card.split("```python")[1].split("```")[0] + "assert model.config.vocab_size == len(processor.tokenizer)"
-    subprocess.run([sys.executable, "-c", code], cwd=folder, check=True)
     shutil.copy(next((data_root / "clips" / "train").glob("*.mp4")), folder / "clip.mp4")
     monkeypatch.chdir(folder)
+    exec(code, {})
     command = shlex.split(card.split("On the command line: `")[1].split("`")[0])
     assert command[0] == "mirasol"
     main(command[1:])

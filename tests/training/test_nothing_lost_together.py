@@ -94,14 +94,14 @@ def test_a_signal_to_one_process_stops_all_after_the_same_step(trainings, shared
 )
 def test_a_process_that_stands_still_ends_the_others_within_the_limit(trainings, shared, fault, at_rank):
     """Amid the steps, and before the first one, when the first process decodes and the other waits for it."""
-    shared.update(batch_seconds=20, process_seconds=30)
+    shared.update(batch_seconds=8, process_seconds=12)
     started = trainings.start_together(shared, name="SIGSTOP", at_rank=at_rank, **fault)
     frozen, living = started[at_rank], started[1 - at_rank]
     code = living.wait()
     frozen.send(signal.SIGKILL)
     assert frozen.wait() == -signal.SIGKILL, frozen.text
     assert code == 2, living.text
-    told = f"process {1 - at_rank} of 2: another process gave no answer within process_seconds=30"
+    told = f"process {1 - at_rank} of 2: another process gave no answer within process_seconds=12"
     assert told in living.text.splitlines()[-1]
     assert "Traceback" not in living.text
     if at_rank == 1:

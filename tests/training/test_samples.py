@@ -11,6 +11,7 @@ from mirasol.training.trainer import train
 
 
 def test_samples_are_the_finished_models_own_answers(values, console, tmp_path, data_root):
+    del values["samples"]
     checkpoint = train(recipe_from_dict(values), console=console)
     lines = [line for line in read_metrics(tmp_path / "run" / "metrics.jsonl") if line["kind"] == "samples"]
     assert [line["step"] for line in lines] == [4, 8]
@@ -27,19 +28,17 @@ def test_samples_are_the_finished_models_own_answers(values, console, tmp_path, 
     assert b"samples/reconstruction" in boards and b"samples/answers" in boards
 
 
-def test_taking_samples_leaves_the_weights_alone(values, console, tmp_path, monkeypatch):
-    weights = []
-    for count in (0, 3):
-        values["output"] = str(tmp_path / f"run{count}")
-        values["samples"] = count
-        checkpoint = train(recipe_from_dict(values), console=console)
-        weights.append(load_file(checkpoint / "model.safetensors"))
-    lines = read_metrics(tmp_path / "run0" / "metrics.jsonl")
-    assert not any(line["kind"] == "samples" for line in lines)
-    assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
+def test_taking_samples_leaves_the_weights_alone(values, console, finished_once):
+    checkpoint = train(recipe_from_dict({**values, "samples": 3}), console=console)
+    assert not any(line["kind"] == "samples" for line in read_metrics(finished_once / "metrics.jsonl"))
+    assert any(line["kind"] == "samples" for line in read_metrics(checkpoint.parent / "metrics.jsonl"))
+    names = (folder / "model.safetensors" for folder in (checkpoint, finished_once / "checkpoint"))
+    one, other = (load_file(name) for name in names)
+    assert one.keys() == other.keys() and all(torch.equal(value, other[name]) for name, value in one.items())
 
 
 def test_the_picture_holds_true_chunks_above_reconstructed_ones(values, console, tmp_path):
+    values["samples"] = 1
     from mirasol.training.ranks import Ranks
     from mirasol.training.run_folder import RunFolder
     from mirasol.training.signals import StopSignals

@@ -4,13 +4,10 @@ import errno
 import json
 import shutil
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
-import yaml
 from safetensors.torch import load_file, save_file
 
 from mirasol import MirasolForConditionalGeneration, MirasolOutput, MirasolProcessor
@@ -24,24 +21,6 @@ from mirasol.training.run_folder import RunFolder
 from mirasol.training.trainer import NonFiniteLoss, spread, train
 
 MEASURED = ("clips_per_second", "data_wait", "seconds")
-
-KILLED_RUN = """
-import os, signal, sys
-from rich.console import Console
-import mirasol.training.checkpoint as checkpoints
-from mirasol.config.recipe_io import load_recipe
-from mirasol.training.trainer import train
-
-sync = checkpoints._sync
-
-def kill_in_the_middle_of_a_checkpoint(path):
-    if "step-00000006" in str(path):
-        os.kill(os.getpid(), signal.SIGKILL)
-    sync(path)
-
-checkpoints._sync = kill_in_the_middle_of_a_checkpoint
-train(load_recipe(sys.argv[1]), console=Console(stderr=True))
-"""
 
 
 @pytest.fixture(autouse=True)
@@ -59,54 +38,43 @@ def comparable_metrics(folder: Path) -> list[dict]:
     return [{k: v for k, v in line.items() if k not in MEASURED} for line in read_metrics(folder / "metrics.jsonl")]
 
 
-def with_muon(values) -> None:
-    """What the shipped recipes use beside the defaults."""
-    values["optimizer"]["name"] = "muon"
-    values["stages"]["slots"].update(drop_audio=0.3)
-    values["stages"]["questions"].update(drop_video=0.4, type_weights={"hearing": 3.0, "story": 2.0})
-
-
-@pytest.mark.parametrize("change", [lambda values: None, with_muon], ids=["adamw", "muon"])
-def test_a_run_killed_in_the_middle_of_a_checkpoint_resumes_bit_identically(values, tmp_path, console, change):
-    change(values)
-    whole, killed = {**values, "output": str(tmp_path / "whole")}, {**values, "output": str(tmp_path / "killed")}
-    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(killed, sort_keys=False))
-    run(whole, console)
-    ended = subprocess.run(
-        [sys.executable, "-c", KILLED_RUN, str(tmp_path / "recipe.yaml")], capture_output=True, text=True
-    )
-    assert ended.returncode == -signal.SIGKILL, ended.stderr
-    output = Path(killed["output"])
+def test_a_run_killed_in_the_middle_of_a_checkpoint_resumes_bit_identically(values, console, finished_once, trainings):
+    """With AdamW; `test_nothing_lost.py` kills runs with Muon."""
+    killed = trainings.start(values, fault="kill_while_saving", step=6, at="data")
+    assert killed.wait() == -signal.SIGKILL, killed.text
+    output = Path(values["output"])
     assert not (output / "checkpoint").exists()
     assert Checkpoints(output / "checkpoints", 2).steps() == [2, 4], "an unfinished checkpoint counts as none"
     assert max(line["step"] for line in read_metrics(output / "metrics.jsonl")) >= 6
 
-    resumed = run(killed, console, resume=True)
-    weights = [Path(v["output"]) / "checkpoint" / "model.safetensors" for v in (whole, killed)]
-    assert weights[0].read_bytes() == weights[1].read_bytes()
-    states = [Path(v["output"]) / "checkpoints" / "step-00000008" / "shard-00000.bin" for v in (whole, killed)]
-    assert states[0].read_bytes() == states[1].read_bytes()
-    assert comparable_metrics(output) == comparable_metrics(Path(whole["output"]))
+    resumed = run(values, console, resume=True)
+    for name in ("checkpoint/model.safetensors", "checkpoints/step-00000008/shard-00000.bin"):
+        assert (output / name).read_bytes() == (finished_once / name).read_bytes()
+    assert comparable_metrics(output) == comparable_metrics(finished_once)
     assert resumed == output / "checkpoint"
 
 
-def test_workers_do_not_change_the_weights(values, tmp_path, console):
-    one = run({**values, "output": str(tmp_path / "one")}, console)
-    two = run({**values, "output": str(tmp_path / "two"), "workers": 2}, console)
-    assert (one / "model.safetensors").read_bytes() == (two / "model.safetensors").read_bytes()
+def weights_of(checkpoint: Path) -> bytes:
+    return (checkpoint / "model.safetensors").read_bytes()
 
 
-def test_the_callers_random_state_does_not_change_the_weights(values, tmp_path, console):
-    torch.manual_seed(1)
-    one = run({**values, "output": str(tmp_path / "one")}, console)
+def test_workers_do_not_change_the_weights(values, console, finished_once):
+    assert weights_of(run({**values, "workers": 2}, console)) == weights_of(finished_once / "checkpoint")
+
+
+def test_the_callers_random_state_does_not_change_the_weights_and_the_seed_does(
+    values, tmp_path, console, finished_once
+):
     torch.manual_seed(2)
-    two = run({**values, "output": str(tmp_path / "two"), "validate_every": 1}, console)
-    assert (one / "model.safetensors").read_bytes() == (two / "model.safetensors").read_bytes()
-    other = run({**values, "output": str(tmp_path / "other"), "seed": 4}, console)
-    assert (one / "model.safetensors").read_bytes() != (other / "model.safetensors").read_bytes()
+    same = run({**values, "validate_every": 1}, console)
+    assert weights_of(same) == weights_of(finished_once / "checkpoint")
+    values["stages"]["questions"]["steps"] = 1
+    other, third = (run({**values, "output": str(tmp_path / str(k)), "seed": k}, console) for k in (3, 4))
+    assert weights_of(other) != weights_of(third)
 
 
 def test_a_run_that_reconstructs_audio_logs_its_loss(values, console):
+    values["stages"]["questions"]["steps"] = 1
     overrides = values["model"]["overrides"]
     reconstruction = {**overrides.get("reconstruction", {}), "audio": True, "step": "same"}
     values["model"]["overrides"] = {**overrides, "reconstruction": reconstruction}
@@ -123,9 +91,8 @@ def test_the_weight_of_a_loss_that_is_not_there_is_refused(values, console, loss
         run(values, console)
 
 
-def test_a_finished_run_leaves_what_it_should(values, console, data_root, examples):
-    checkpoint = run(values, console)
-    folder = Path(values["output"])
+def test_a_finished_run_leaves_what_it_should(finished_once, data_root, examples):
+    folder, checkpoint = finished_once, finished_once / "checkpoint"
     metrics = read_metrics(folder / "metrics.jsonl")
     steps = [line for line in metrics if line["kind"] == "train"]
     assert [line["step"] for line in steps] == list(range(1, 9))
@@ -157,8 +124,8 @@ def test_a_finished_run_leaves_what_it_should(values, console, data_root, exampl
 
 
 def test_training_lowers_the_loss(values, console):
-    values["stages"] = {"all": {"steps": 40, "clips_per_step": 5, "questions_per_clip": 8}}
-    values.update(validate_every=40, checkpoint_every=40)
+    values["stages"] = {"all": {"steps": 20, "clips_per_step": 5, "questions_per_clip": 8}}
+    values.update(validate_every=20, checkpoint_every=20)
     run(values, console)
     losses = [
         line["text_loss"] for line in read_metrics(Path(values["output"]) / "metrics.jsonl") if line["kind"] == "train"
@@ -166,8 +133,7 @@ def test_training_lowers_the_loss(values, console):
     assert losses[-1] < 0.8 * losses[0]
 
 
-def test_an_output_with_a_run_is_refused_and_left_alone(values, console):
-    run(values, console)
+def test_an_output_with_a_run_is_refused_and_left_alone(values, console, finished_run):
     before = {path: path.stat().st_mtime_ns for path in Path(values["output"]).rglob("*")}
     with pytest.raises(UserError, match="already holds a run"):
         run(values, console)
@@ -175,9 +141,8 @@ def test_an_output_with_a_run_is_refused_and_left_alone(values, console):
     assert run(values, console, resume=True) == Path(values["output"]) / "checkpoint"
 
 
-def test_resuming_with_a_changed_recipe_is_refused_by_key(values, console):
-    run(values, console)
-    shutil.rmtree(Path(values["output"]) / "checkpoint")
+def test_resuming_with_a_changed_recipe_is_refused_by_key(values, console, finished_run):
+    shutil.rmtree(finished_run / "checkpoint")
     values["optimizer"]["weight_decay"] = 0.3
     with pytest.raises(UserError, match=r"changed recipe: optimizer\.weight_decay"):
         run(values, console, resume=True)
@@ -202,6 +167,7 @@ def test_a_run_whose_records_are_damaged_is_refused_in_one_line(values, console,
 
 
 def test_resuming_with_changed_data_is_refused(values, console, data_root, tmp_path):
+    values["stages"]["questions"]["steps"] = 1
     values["data"]["root"] = str(shutil.copytree(data_root, tmp_path / "data"))
     run(values, console)
     shutil.rmtree(Path(values["output"]) / "checkpoint")
@@ -212,13 +178,13 @@ def test_resuming_with_changed_data_is_refused(values, console, data_root, tmp_p
 
 
 def test_resume_without_a_run_starts_one(values, console):
+    values["stages"]["questions"]["steps"] = 1
     assert (run(values, console, resume=True) / "model.safetensors").is_file()
 
 
 def test_a_loss_that_is_not_finite_stops_before_the_step_and_names_the_samples(values, console, monkeypatch):
     forward = MirasolForConditionalGeneration.forward
     passes = []
-    values["samples"] = 0  # generation looks at forward's signature
 
     def poisoned(self, **inputs):
         output = forward(self, **inputs)
@@ -296,6 +262,7 @@ def test_a_bad_clip_stops_the_run_or_is_left_out_and_listed(values, console, bro
 
 
 def test_a_clip_that_cannot_be_read_for_a_while_does_not_end_a_run(values, console, data_root, tmp_path):
+    values["stages"]["questions"]["steps"] = 1
     root = shutil.copytree(data_root, tmp_path / "data")
     clip = root / "clips" / "train" / "train-000001.mp4"
     values["data"].update(root=str(root), cache=None)
@@ -309,46 +276,42 @@ def test_a_clip_that_cannot_be_read_for_a_while_does_not_end_a_run(values, conso
     assert (run(values, console, resume=True) / "model.safetensors").read_bytes() == weights
 
 
-def test_a_processor_of_no_known_run_is_not_used(values, console):
-    first = run(values, console)
+def test_a_processor_of_no_known_run_is_not_used(values, console, finished_run):
     for name in ("recipe.yaml", "run.json", "metrics.jsonl", "tensorboard", "checkpoints", "checkpoint"):
-        path = first.parent / name
+        path = finished_run / name
         shutil.rmtree(path) if path.is_dir() else path.unlink()
-    for resume in (False, True):
-        with pytest.raises(UserError, match="holds a run"):
+    for resume, said in ((False, "already holds a run"), (True, r"lost its recipe\.yaml")):
+        with pytest.raises(UserError, match=said):
             run(values, console, resume=resume)
 
 
 @pytest.mark.parametrize("name", ["shard-00000.bin", ".metadata", "state.json"])
-def test_a_damaged_checkpoint_is_passed_over_with_a_warning(values, console, name):
-    first = run(values, console)
-    weights = (first / "model.safetensors").read_bytes()
-    shutil.rmtree(first)
-    damaged = first.parent / "checkpoints" / "step-00000008"
+def test_a_damaged_checkpoint_is_passed_over_with_a_warning(values, console, finished_run, name):
+    weights = weights_of(finished_run / "checkpoint")
+    shutil.rmtree(finished_run / "checkpoint")
+    damaged = finished_run / "checkpoints" / "step-00000008"
     content = (damaged / name).read_bytes()
     (damaged / name).write_bytes(content[: len(content) // 2])
     assert (run(values, console, resume=True) / "model.safetensors").read_bytes() == weights
     assert "warning" in console.file.getvalue()
     assert f"{damaged} is damaged" in console.file.getvalue()
-    assert Checkpoints(first.parent / "checkpoints", 2).steps() == [6, 8]
+    assert Checkpoints(finished_run / "checkpoints", 2).steps() == [6, 8]
 
 
-def test_with_all_checkpoints_damaged_nothing_begins_anew(values, console):
-    first = run(values, console)
-    shutil.rmtree(first)
-    for shard in (first.parent / "checkpoints").glob("*/shard-00000.bin"):
+def test_with_all_checkpoints_damaged_nothing_begins_anew(values, console, finished_run):
+    shutil.rmtree(finished_run / "checkpoint")
+    for shard in (finished_run / "checkpoints").glob("*/shard-00000.bin"):
         shard.write_bytes(b"")
     with pytest.raises(UserError, match="no checkpoint in it can be read"):
         run(values, console, resume=True)
 
 
-def test_a_second_process_is_kept_out_of_a_run(values, console):
-    first = run(values, console)
-    shutil.rmtree(first)
+def test_a_second_process_is_kept_out_of_a_run(values, console, finished_run):
+    shutil.rmtree(finished_run / "checkpoint")
     other = RunFolder(recipe_from_dict(values), resume=True)
     with other, pytest.raises(UserError, match="another process trains into this folder"):
         run(values, console, resume=True)
-    assert run(values, console, resume=True) == first
+    assert run(values, console, resume=True) == finished_run / "checkpoint"
 
 
 def test_of_two_processes_that_begin_a_run_one_is_kept_out(values):
@@ -359,6 +322,8 @@ def test_of_two_processes_that_begin_a_run_one_is_kept_out(values):
 
 
 def test_on_a_disk_without_locks_a_run_says_so_on_one_line_and_goes_on(values, console, monkeypatch):
+    values["stages"]["questions"]["steps"] = 1
+
     def refuse(*_):
         raise OSError(errno.ENOLCK, "No locks available")
 
@@ -382,16 +347,17 @@ def test_the_line_a_run_stopped_with_goes_when_it_goes_on(values, console, monke
 
 
 def test_without_a_validation_split_a_run_does_not_validate(values, console):
+    values["stages"]["questions"]["steps"] = 1
     values["data"]["validation_split"] = None
     checkpoint = run(values, console)
     assert {line["kind"] for line in read_metrics(checkpoint.parent / "metrics.jsonl")} == {"train"}
     assert "validation.jsonl" not in json.loads((checkpoint.parent / "run.json").read_text())["data"]
 
 
-def test_tensorboard_shows_what_metrics_jsonl_says(values, console):
+def test_tensorboard_shows_what_metrics_jsonl_says(finished_once):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    folder = run(values, console).parent
+    folder = finished_once
     board = EventAccumulator(str(folder / "tensorboard"))
     board.Reload()
     steps = [line for line in read_metrics(folder / "metrics.jsonl") if line["kind"] == "train"]
@@ -414,22 +380,23 @@ def test_a_prompt_that_is_too_long_is_refused_before_anything_is_written(values,
     assert not Path(values["output"]).exists()
 
 
-def test_training_goes_on_from_a_checkpoint(values, console, tmp_path):
-    first = run(values, console)
-    values["output"] = str(tmp_path / "second")
-    # The run's folder stands for its checkpoint, as everywhere.
-    values["model"] = {"init": str(first.parent)}
+def test_training_goes_on_from_a_checkpoint(values, console, finished_once):
+    # A run's folder stands for its checkpoint, as everywhere.
+    values["model"] = {"init": str(finished_once)}
     del values["tokenizer"]
     values["stages"] = {"more": {"steps": 1, "clips_per_step": 2, "questions_per_clip": 2}}
     second = run(values, console)
-    one, two = (MirasolForConditionalGeneration.from_pretrained(folder).state_dict() for folder in (first, second))
+    one, two = (
+        MirasolForConditionalGeneration.from_pretrained(folder).state_dict()
+        for folder in (finished_once / "checkpoint", second)
+    )
     assert one.keys() == two.keys()
     assert any(not torch.equal(one[name], two[name]) for name in one)
     torch.testing.assert_close(one, two, rtol=0, atol=0.01)
 
 
-def test_a_checkpoint_that_lacks_weights_is_not_gone_on_from(values, console, tmp_path):
-    first = run(values, console)
+def test_a_checkpoint_that_lacks_weights_is_not_gone_on_from(values, console, finished_run, tmp_path):
+    first = finished_run / "checkpoint"
     weights = load_file(first / "model.safetensors")
     del weights["text.norm.bias"]
     save_file(weights, first / "model.safetensors", metadata={"format": "pt"})
@@ -443,6 +410,7 @@ def test_a_checkpoint_that_lacks_weights_is_not_gone_on_from(values, console, tm
 
 
 def test_bf16_trains(values, console):
+    values["stages"]["questions"]["steps"] = 1
     values["precision"] = "bf16"
     assert run(values, console).is_dir()
 
