@@ -9,8 +9,9 @@ from rich.console import Console
 
 from mirasol import UserError
 from mirasol.checkpoint import load_checkpoint
+from mirasol.cli.demo import Demo, DemoSettings, demo_recipe, run_demo
+from mirasol.cli.main import main
 from mirasol.data.datasets.folder_reader import read_examples
-from mirasol.demo import Demo, DemoSettings, demo_recipe, run_demo
 from mirasol.evaluation.answer import answer_clips
 
 RECIPE = """
@@ -75,13 +76,32 @@ def test_metrics_have_their_shape(finished):
 
 def test_it_says_what_it_does_and_where_the_report_lies(finished):
     folder, words = finished
-    for part in ("Rendering", "Training", "Evaluating", "Asking", "going on", "(right: ", str(folder / "report.html")):
+    for part in ("Rendering", "Training", "Evaluating", "Asking", "resuming", "(right: ", str(folder / "report.html")):
         assert part in words
 
 
-def test_the_report_is_there(finished):
+def test_the_report_shows_the_demo(finished):
     folder, _ = finished
-    assert (folder / "report.html").read_text().startswith("<!doctype html>")
+    page = (folder / "report.html").read_text()
+    assert page.lstrip().startswith("<!doctype html>")
+    for words in ("Shapes and sounds", "How it learned", "One clip closely", "shipped weights"):
+        assert words in page, words
+
+
+def test_its_numbers_are_those_of_evaluate_on_the_same_clips(finished, tmp_path, capsys):
+    folder, _ = finished
+    main(["evaluate", str(folder), str(folder / "data"), "--output", str(tmp_path / "results")])
+    capsys.readouterr()
+    metrics = json.loads((folder / "metrics.json").read_text())
+    results = json.loads((tmp_path / "results" / "results.json").read_text())["protocols"]["open generation"]
+    scores = [(metrics["test"], results["metrics"])]
+    scores += [(metrics["controls"][name], results["controls"][name]) for name in metrics["controls"]]
+    for score, rows in scores:
+        assert (score["accuracy"], score["n"]) == (rows["All"]["value"], rows["All"]["n"])
+        assert score["by_type"] == {name: row["value"] for name, row in rows.items() if name != "All"}
+    assert metrics["chance"]["accuracy"] == pytest.approx(results["baselines"]["chance"]["value"], rel=1e-12)
+    page = (tmp_path / "results" / "report.html").read_text()
+    assert "How it learned" in page, "the run's log is found next to its checkpoint"
 
 
 def test_a_finished_demo_is_not_touched_again(finished, settings):
@@ -104,7 +124,7 @@ def test_an_interrupted_demo_is_not_mixed_with_another(finished, settings, tmp_p
 
 def test_a_folder_of_something_else_is_left_alone(settings, tmp_path):
     (tmp_path / "thesis.txt").write_text("precious")
-    with pytest.raises(UserError, match="no demo"):
+    with pytest.raises(UserError, match="not a demo folder"):
         run_demo(changed(settings, output=str(tmp_path)), Console(quiet=True))
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 
@@ -126,7 +146,7 @@ def test_the_packages_own_recipe_is_found_from_anywhere(settings, tmp_path, monk
 
 
 def test_an_installation_without_the_recipe_says_which_option_helps(settings, tmp_path, monkeypatch):
-    monkeypatch.setattr("mirasol.demo.importlib.resources.files", lambda package: tmp_path)
+    monkeypatch.setattr("mirasol.cli.demo.importlib.resources.files", lambda package: tmp_path)
     with pytest.raises(UserError, match="--recipe"):
         run_demo(changed(settings, output=str(tmp_path / "new"), recipe=None), Console(quiet=True))
     assert not (tmp_path / "new").exists()

@@ -6,10 +6,9 @@ import pytest
 
 from mirasol.data.datasets import DatasetOptions, read_dataset
 from mirasol.data.example import Example
-from mirasol.evaluation.baselines import Prior, training_examples
-from mirasol.evaluation.normalisation import normalise_lightly
+from mirasol.evaluation.baselines import AnswerPrior, read_training_examples
+from mirasol.evaluation.metrics import normalise_lightly, score_answers, score_choices
 from mirasol.evaluation.predictions import Prediction
-from mirasol.evaluation.scoring import score_answers, score_choices
 
 
 def example(id, prompt, target, candidates=()):
@@ -21,13 +20,13 @@ KNOWN = [example("1", "who?", "man"), example("2", "who?", "Man."), example("3",
 
 
 def test_the_most_frequent_answer_to_the_prompt_is_guessed_else_to_any():
-    prior = Prior(KNOWN, normalise_lightly)
+    prior = AnswerPrior(KNOWN, normalise_lightly)
     assert prior.constant == "dog"
     assert [prior.guess(prompt) for prompt in ("who?", "what?", "why?")] == ["man", "dog", "dog"]
     assert prior.choose("what?", ("man", "cat", "bird")) == 1, "cat was right to this prompt"
     assert prior.choose("why?", ("bird", "cat", "man")) == 2
     assert prior.choose("why?", ("bird", "tree")) == 0
-    assert not Prior([], normalise_lightly)
+    assert not AnswerPrior([], normalise_lightly)
 
 
 def test_baselines_by_hand():
@@ -45,12 +44,12 @@ def test_the_training_split_is_found_beside_the_one_asked_for(tmp_path):
     line = {"file": "a.mp4", "prompt": "what?", "target": "a bell"}
     (tmp_path / "test.jsonl").write_text(json.dumps(line))
     test = read_dataset("folder", tmp_path, "test")
-    assert training_examples(test, DatasetOptions()) == ((), "none: there is no training split")
+    assert read_training_examples(test, DatasetOptions()) == ((), "none: there is no training split")
     (tmp_path / "train.jsonl").write_text(json.dumps(line) + "\n" + json.dumps(line | {"target": "a drum"}))
-    known, told = training_examples(test, DatasetOptions())
+    known, told = read_training_examples(test, DatasetOptions())
     assert [one.target for one in known] == ["a bell", "a drum"], "whether their media are there or not"
     assert told == "2 examples of train.jsonl"
-    assert training_examples(read_dataset("folder", tmp_path, "train"), DatasetOptions()) == ((), "none")
+    assert read_training_examples(read_dataset("folder", tmp_path, "train"), DatasetOptions()) == ((), "none")
     (tmp_path / "train.jsonl").write_text("{")
-    known, told = training_examples(test, DatasetOptions())
+    known, told = read_training_examples(test, DatasetOptions())
     assert known == () and "train.jsonl" in told

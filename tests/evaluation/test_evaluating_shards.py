@@ -4,9 +4,9 @@ import dataclasses
 
 from mirasol.data.datasets import DatasetOptions, read_dataset
 from mirasol.data.shards.write import Sharding, shard_dataset
-from mirasol.evaluation.asking import Asking
-from mirasol.evaluation.baselines import training_examples
-from mirasol.evaluation.source_evaluation import evaluate_dataset
+from mirasol.evaluation.answer import AnswerSettings
+from mirasol.evaluation.baselines import read_training_examples
+from mirasol.evaluation.evaluate import evaluate_dataset
 
 
 def test_evaluation_on_shards_is_evaluation_on_the_folder(loaded, shapes, tmp_path):
@@ -14,12 +14,12 @@ def test_evaluation_on_shards_is_evaluation_on_the_folder(loaded, shapes, tmp_pa
     found = []
     for name, root in (("folder", shapes), ("shards", tmp_path / "shards")):
         dataset = read_dataset(name, root, "test")
-        found.append(evaluate_dataset(loaded, dataset, Asking(dataset.root, max_new_tokens=3)))
+        found.append(evaluate_dataset(loaded, dataset, AnswerSettings(dataset.root, max_new_tokens=3)))
     folder, shards = found
     assert folder.predictions == shards.predictions
     assert folder.record["protocols"] == shards.record["protocols"]
     assert folder.record["counts"] == shards.record["counts"]
-    known, where = training_examples(read_dataset("shards", tmp_path / "shards", "test"), DatasetOptions())
+    known, where = read_training_examples(read_dataset("shards", tmp_path / "shards", "test"), DatasetOptions())
     assert len(known) > 5 and "none" not in where  # what guessing scores is found in the shards, too
     assert shards.record["source"] == "folder"
     assert [dataclasses.replace(e, media="", video="") for e in folder.examples] == [

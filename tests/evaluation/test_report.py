@@ -6,12 +6,16 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from mirasol.evaluation.exhibit import look_closely, most_telling
-from mirasol.evaluation.metrics import Answered, blind
-from mirasol.evaluation.protocol import evaluate_with_controls
-from mirasol.evaluation.report import ReportData, render_report, sample_answers
+from mirasol.data.datasets import DatasetOptions, read_dataset
+from mirasol.evaluation.answer import AnswerSettings
+from mirasol.evaluation.baselines import read_training_examples
+from mirasol.evaluation.controls import CONTROLS
+from mirasol.evaluation.evaluate import evaluate_dataset
+from mirasol.evaluation.metrics import OPEN, JudgedAnswer
+from mirasol.evaluation.one_clip import choose_clip, examine_clip, examine_evaluated_clip
+from mirasol.evaluation.report import ReportExtras, choose_examples, write_report
 
-VOID = {"meta", "img", "br", "line"}
+VOID = {"meta", "img", "br"}
 
 
 class Page(HTMLParser):
@@ -52,121 +56,154 @@ def log_lines():
 
 
 @pytest.fixture(scope="module")
-def results(loaded, clips, shapes):
-    return evaluate_with_controls(loaded.model, loaded.processor, clips, shapes)
+def evaluation(loaded, shapes):
+    dataset = read_dataset("folder", shapes, "test")
+    settings = AnswerSettings(shapes, tuple(CONTROLS), score_candidates=False)
+    return evaluate_dataset(loaded, dataset, settings, known=read_training_examples(dataset, DatasetOptions()))
 
 
 @pytest.fixture(scope="module")
-def exhibit(loaded, results, shapes):
-    media = most_telling(results.test.answers)
-    clip = loaded.processor.feature_extractor.read(shapes / media)
-    answered = [item for item in results.test.answers if item.example.media == media]
-    return look_closely(loaded.model, loaded.processor, clip, media, answered)
+def one_clip(loaded, evaluation):
+    return examine_evaluated_clip(loaded, evaluation)
 
 
 @pytest.fixture(scope="module")
-def data(results, exhibit):
-    scores = {name: control.to_dict() for name, control in results.controls.items()}
-    shipped = {"test": results.test.to_dict(), "controls": scores}
-    metrics = {
-        "test": results.test.to_dict(), "chance": results.chance.to_dict(), "controls": scores, "shipped": shipped,
-        "seconds": {"data": 3.0, "train": 130.0, "total": 133.0},
-    }  # fmt: skip
-    asked = [item.example for item in results.test.answers]
-    clips = {"train": 6, "validation": 2, "test": 3}
-    surroundings = {"versions": {"torch": "2"}, "hardware": {"cores": 2, "gpu": None}, "commit": None}
-    return ReportData(
-        metrics, blind(asked, asked), list(log_lines()), results.test.answers, exhibit, clips, (), surroundings, {}
-    )
+def extras(evaluation, one_clip):
+    """Everything that a report can show."""
+    return ReportExtras(
+        title="Shapes", lead="A model.", log=list(log_lines()), others={"shipped weights": evaluation},
+        one_clip=one_clip, facts={"train clips": "6"}, training_seconds=130.0, recipe={"seed": 0},
+    )  # fmt: skip
 
 
-def test_the_page_is_whole_and_asks_nothing_of_the_network(data):
-    html = render_report(data)
+@pytest.fixture(scope="module")
+def render(loaded, evaluation, tmp_path_factory):
+    """Writes a report and returns its page."""
+
+    def render(extras=None, evaluation=evaluation):
+        folder = tmp_path_factory.mktemp("report")
+        assert write_report(folder, loaded, evaluation, extras) == ["report.html"]
+        return (folder / "report.html").read_text()
+
+    return render
+
+
+def change_judged(evaluation, **changes):
+    """The evaluation with the first question, or its answer, changed."""
+    scores = evaluation.protocols[OPEN]
+    predicted = changes.pop("predicted", scores.judged[0].predicted)
+    example = dataclasses.replace(scores.judged[0].example, **changes)
+    judged = (JudgedAnswer(example, predicted, 0.0),)
+    return dataclasses.replace(evaluation, protocols={OPEN: dataclasses.replace(scores, judged=judged)})
+
+
+def test_the_page_is_complete_and_asks_nothing_of_the_network(render, extras):
+    html = render(extras)
     page = Page(html)
     for tag, attributes in page.found:
         assert tag not in ("script", "link", "iframe"), tag
         assert attributes.get("src", "data:").startswith("data:")
-    assert all(url.startswith("data:") for url in re.findall(r"url\(([^)]*)", html))
+    assert all(url.startswith(("data:", "#")) for url in re.findall(r"url\(([^)]*)", html))
     assert "http" not in re.sub(r"data:[^)\"]*", "", html)
 
 
-def test_it_shows_what_a_report_has_to_show(data):
-    page = Page(render_report(data))
-    for word in ("Text", "Latent", "Video", "chance", "no video", "no audio", "neither", "audio shifted", "shipped"):
+def test_it_shows_what_a_report_has_to_show(render, extras, evaluation, one_clip):
+    page = Page(render(extras))
+    for word in ("Shapes", "A model.", "Text", "Latent", "Video", "chance", "train blind", "shipped weights", "6",
+                 *(name.replace("_", " ") for name in CONTROLS)):  # fmt: skip
         assert word in page.text, word
-    for question_type in data.metrics["test"]["by_type"]:
-        assert question_type in page.text
-    for item in data.exhibit.answered:
+    scores = evaluation.protocols[OPEN]
+    for name, estimate in scores.metrics.items():
+        assert name in page.text
+        assert f"{100 * estimate.value:.2f}" in page.text
+    for item in one_clip.judged:
         assert item.example.prompt in page.text
     classes = [attributes.get("class", "").split() for _, attributes in page.found]
-    chunks = len(data.exhibit.edges) - 1
+    chunks = len(one_clip.edges) - 1
     assert sum("film" in names for names in classes) == 2 * chunks - 1, "every chunk seen, all but the first expected"
-    assert sum("look" in names for names in classes) == chunks * len(data.exhibit.answered)
-    assert sum("chart" in names for names in classes) == 4
+    assert sum("look" in names for names in classes) == chunks * len(one_clip.judged)
+    charts = sum("chart" in names for names in classes)
+    assert charts in (5, 6), "scores, three losses, learning, and lengths where clips differ"
 
 
-def test_nothing_that_was_asked_or_answered_becomes_markup(data):
-    item = data.answered[0]
+def test_a_report_of_the_evaluation_alone_has_no_curves_and_no_clip(render, evaluation):
+    page = Page(render())
+    assert f"{evaluation.dataset.root.name}, test" in page.text
+    assert "How it learned" not in page.text and "One clip closely" not in page.text
+    assert "shipped weights" not in page.text
+
+
+def test_nothing_that_was_asked_or_answered_becomes_markup(render, evaluation):
     hostile = "<script>alert(1)</script>\"'"
-    example = dataclasses.replace(item.example, prompt=hostile, media=hostile, target=hostile)
-    page = Page(render_report(dataclasses.replace(data, answered=[Answered(example, hostile)])))
+    changed = change_judged(evaluation, prompt=hostile, media=hostile, target=hostile, predicted=hostile)
+    changed = dataclasses.replace(changed, controls={OPEN: {}})
+    page = Page(render(evaluation=changed))
     assert all(tag != "script" for tag, _ in page.found)
     assert hostile in page.text
 
 
-def test_it_does_without_shipped_weights_and_controls(data):
-    metrics = {**data.metrics, "shipped": None, "controls": {}}
-    assert "shipped weights" not in Page(render_report(dataclasses.replace(data, metrics=metrics))).text
-
-
-def test_a_clip_of_one_chunk_without_video_or_audio_can_be_shown(data):
-    exhibit = dataclasses.replace(
-        data.exhibit, edges=(0.0, 0.5), frames=None, spectrogram=None,
-        reconstruction=data.exhibit.reconstruction[:0], attention=np.ones((len(data.exhibit.answered), 1)),
+def test_a_clip_of_one_chunk_without_video_or_audio_can_be_shown(render, extras, one_clip):
+    changed = dataclasses.replace(
+        one_clip, edges=(0.0, 0.5), frames=None, spectrogram=None,
+        reconstruction=one_clip.reconstruction[:0], attention=np.ones((len(one_clip.judged), 1)),
     )  # fmt: skip
-    text = Page(render_report(dataclasses.replace(data, exhibit=exhibit))).text
+    text = Page(render(dataclasses.replace(extras, one_clip=changed))).text
     assert "no video" in text
     assert "no audio" in text
 
 
-def test_a_reconstruction_of_the_chunk_itself_is_shown_for_every_chunk(data, loaded, shapes):
+def test_a_reconstruction_of_the_chunk_itself_is_shown_for_every_chunk(render, extras, one_clip, loaded, shapes):
     """With a target of fewer frames, each picture stands for several."""
     config = copy.deepcopy(loaded.model.config)
     config.reconstruction = dataclasses.replace(config.reconstruction, step="same", frames=1, patch=(1, 8, 8))
     model = type(loaded.model)(config).eval()
-    clip = loaded.processor.feature_extractor.read(shapes / data.exhibit.media)
-    exhibit = look_closely(model, loaded.processor, clip, data.exhibit.media, data.exhibit.answered)
-    assert exhibit.reconstruction.shape[:2] == exhibit.frames.shape[:2]
-    assert (exhibit.reconstruction == exhibit.reconstruction[:, :1]).all()
-    log = [{**line, "audio_loss": 0.5} if line["kind"] == "train" else line for line in data.log]
-    log = [{**line, "clip": {**line["clip"], "audio_loss": 0.5}} if "clip" in line else line for line in log]
-    page = Page(render_report(dataclasses.replace(data, exhibit=exhibit, log=log)))
+    clip = loaded.processor.feature_extractor.read(shapes / one_clip.media)
+    changed = examine_clip(dataclasses.replace(loaded, model=model), clip, one_clip.media, one_clip.judged)
+    assert changed.reconstruction.shape[:2] == changed.frames.shape[:2]
+    assert (changed.reconstruction == changed.reconstruction[:, :1]).all()
+    log = [{**line, "audio_loss": 0.5} if line["kind"] == "train" else line for line in extras.log]
+    page = Page(render(dataclasses.replace(extras, one_clip=changed, log=log)))
     classes = [attributes.get("class", "").split() for _, attributes in page.found]
-    assert sum("film" in names for names in classes) == 2 * len(exhibit.frames)
-    assert sum("chart" in names for names in classes) == 5
+    assert sum("film" in names for names in classes) == 2 * len(changed.frames)
     assert "reconstructed" in page.text and "expected" not in page.text and "Audio" in page.text
 
 
-def test_the_exhibit_is_the_clip(exhibit, shapes, loaded):
-    clip = loaded.processor.feature_extractor.read(shapes / exhibit.media)
+def test_the_figures_of_the_page_are_written_for_papers(loaded, evaluation, extras, tmp_path):
+    names = write_report(tmp_path, loaded, evaluation, extras, "pdf")
+    assert names[-1] == "report.html"
+    assert {f"figures/{name}.pdf" for name in ("open-generation-scores", "loss-text", "learning", "one-clip")} <= {
+        *names
+    }
+    assert all((tmp_path / name).read_bytes().startswith(b"%PDF") for name in names[:-1])
+
+
+def test_one_clip_is_the_clip(one_clip, shapes, loaded):
+    clip = loaded.processor.feature_extractor.read(shapes / one_clip.media)
     tensors = loaded.processor.feature_extractor.tensors(clip)
-    assert exhibit.edges == clip.timeline.edges
-    assert np.array_equal(exhibit.frames[2, 1], tensors["video"][2, 1].permute(1, 2, 0).numpy())
-    assert len(exhibit.reconstruction) == len(exhibit.frames) - 1
-    assert np.allclose(exhibit.attention.sum(1), 1, atol=1e-5)
+    assert one_clip.edges == clip.timeline.edges
+    assert np.array_equal(one_clip.frames[2, 1], tensors["video"][2, 1].permute(1, 2, 0).numpy())
+    assert len(one_clip.reconstruction) == len(one_clip.frames) - 1
+    assert np.allclose(one_clip.attention.sum(1), 1, atol=1e-5)
 
 
-def test_samples_show_both_verdicts_and_come_from_all_over(data):
-    answered = [Answered(item.example, item.example.target if k % 2 else "") for k, item in enumerate(data.answered)]
-    for group in sample_answers(answered, ["sight", "count"], each=1):
-        assert all(item.right for item in group["right"])
-        assert not any(item.right for item in group["wrong"])
-        assert group["asked"] >= len(group["right"]) + len(group["wrong"]) > 0
+def test_a_clip_that_is_gone_is_not_shown(loaded, evaluation):
+    assert examine_evaluated_clip(loaded, change_judged(evaluation, media="gone.mp4")) is None
 
 
-def test_the_most_telling_clip_has_most_types(results):
-    media = most_telling(results.test.answers)
-    types = {name: set() for name in {item.example.media for item in results.test.answers}}
-    for item in results.test.answers:
-        types[item.example.media].add(item.example.question_type)
-    assert len(types[media]) == max(map(len, types.values()))
+def test_examples_come_from_different_videos_and_cover_several_types(evaluation):
+    judged = evaluation.protocols[OPEN].judged
+    chosen = choose_examples(judged, count=2)
+    assert len({item.example.video_name for item in chosen}) == 2
+    assert len({item.example.question_type for item in chosen}) == 2
+    assert len(choose_examples(judged)) == len({item.example.video_name for item in judged})
+
+
+def test_the_most_varied_clip_is_chosen(evaluation):
+    judged = evaluation.protocols[OPEN].judged
+    chosen = choose_clip(judged)
+    assert len({item.example.media for item in chosen}) == 1
+    types = {}
+    for item in judged:
+        types.setdefault(item.example.media, set()).add(item.example.question_type)
+    assert len(types[chosen[0].example.media]) == max(map(len, types.values()))
+    assert choose_clip([]) == []

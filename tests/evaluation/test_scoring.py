@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 
 import numpy as np
 import pytest
@@ -10,11 +11,10 @@ from mirasol import UserError
 from mirasol.cli.main import main
 from mirasol.data.datasets import read_dataset
 from mirasol.data.example import Example
-from mirasol.evaluation.compare import compare
-from mirasol.evaluation.normalisation import normalise, normalise_lightly
+from mirasol.evaluation.compare import compare_results
+from mirasol.evaluation.evaluate import describe_data, score_file, write_scores
+from mirasol.evaluation.metrics import format_scores, normalise, normalise_lightly, score_answers, score_choices
 from mirasol.evaluation.predictions import Prediction, official_format, read_predictions
-from mirasol.evaluation.results import describe_data, score_file, write_scored
-from mirasol.evaluation.scoring import as_text, score_answers, score_choices
 
 CLASSES = ("bark", "meow", "rain")
 
@@ -190,7 +190,7 @@ def test_malformed_predictions_are_refused_in_one_line(tmp_path, content, messag
 
 def test_choices_are_refused_where_answers_are_open(activitynet, tmp_path):
     mixed = [{"id": "v_a_1", "answer": "yes"}, {"id": "v_a_2", "prediction": 1}]
-    with pytest.raises(UserError, match="holds choices or scores, but activitynet_qa is open"):
+    with pytest.raises(UserError, match="has choices or scores, but activitynet_qa is open"):
         score_file(activitynet, predicted(tmp_path, mixed))
 
 
@@ -232,20 +232,20 @@ def test_a_comparison_is_paired(activitynet, tmp_path):
     for name, said in (("one", "yes"), ("two", "no")):
         (tmp_path / name).mkdir()
         wanted = answers_of(("v_a_1", said), ("v_a_3", "red"))
-        write_scored(tmp_path / name, activitynet, score_file(activitynet, predicted(tmp_path, wanted)))
-    found = compare(tmp_path / "one", tmp_path / "two")
+        write_scores(tmp_path / name, activitynet, score_file(activitynet, predicted(tmp_path, wanted)))
+    found = compare_results(tmp_path / "one", tmp_path / "two")
     row = found.rows["All"]
     assert (row.first, row.second, row.n) == (2 / 5, 1 / 5, 5)
     assert row.difference == pytest.approx(-1 / 5)
     assert (row.first_only, row.second_only, row.p_mcnemar) == (1, 0, 1.0)
-    assert compare(tmp_path / "one", tmp_path / "one").rows["All"].low == 0
-    assert "left out" not in found.table()
+    assert compare_results(tmp_path / "one", tmp_path / "one").rows["All"].low == 0
+    assert "left out" not in found.format_table()
     lines = (tmp_path / "two" / "predictions.jsonl").read_text().splitlines()
     (tmp_path / "two" / "predictions.jsonl").write_text("\n".join(lines[:2]))
-    assert compare(tmp_path / "one", tmp_path / "two").only_first == 3
+    assert compare_results(tmp_path / "one", tmp_path / "two").only_first == 3
     (tmp_path / "two" / "predictions.jsonl").write_text(lines[0].replace('"target": "yes"', '"target": "no"'))
     with pytest.raises(UserError, match="not the same data"):
-        compare(tmp_path / "one", tmp_path / "two")
+        compare_results(tmp_path / "one", tmp_path / "two")
 
 
 LINE = {"id": "1", "video": "a", "question_type": "", "target": "yes", "right": True}
@@ -254,7 +254,7 @@ LINE = {"id": "1", "video": "a", "question_type": "", "target": "yes", "right": 
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"right": False}, "line 2: question '1' stands there twice"),
+        ({"right": False}, "line 2: question '1' appears twice"),
         ({"id": []}, "line 2: has no id, video"),
         ({"id": "2", "video": None}, "line 2: has no id, video"),
         ({"id": "2", "question_type": None}, "line 2: has no id, video"),
@@ -265,20 +265,20 @@ LINE = {"id": "1", "video": "a", "question_type": "", "target": "yes", "right": 
 def test_lines_that_cannot_be_compared_are_refused(tmp_path, changed, message):
     file = predicted(tmp_path, f"{json.dumps(LINE)}\n{json.dumps(LINE | changed)}\n", "predictions.jsonl")
     with pytest.raises(UserError, match=message):
-        compare(file, file)
+        compare_results(file, file)
 
 
 def test_a_comparison_says_where_two_results_were_not_judged_alike(activitynet, tmp_path):
     file = predicted(tmp_path, answers_of(("v_a_1", "Yes.")))
     for name in ("none", "light"):
         (tmp_path / name).mkdir()
-        write_scored(tmp_path / name, activitynet, score_file(activitynet, file, name))
-    found = compare(tmp_path / "none", tmp_path / "light")
+        write_scores(tmp_path / name, activitynet, score_file(activitynet, file, name))
+    found = compare_results(tmp_path / "none", tmp_path / "light")
     assert found.judged == ("open generation, normalisation none", "open generation, normalisation light")
-    assert "not judged alike: the first by open generation, normalisation none; the second by" in found.table()
-    assert "not judged alike" not in compare(tmp_path / "none", tmp_path / "none").table()
+    assert "judged differently: the first by open generation, normalisation none; the second by" in found.format_table()
+    assert "judged differently" not in compare_results(tmp_path / "none", tmp_path / "none").format_table()
     (tmp_path / "light" / "results.json").unlink()
-    assert "the second by unknown" in compare(tmp_path / "none", tmp_path / "light").table()
+    assert "the second by unknown" in compare_results(tmp_path / "none", tmp_path / "light").format_table()
 
 
 def test_texts_of_the_web_are_read_back_as_they_were_written(tmp_path):
@@ -290,8 +290,8 @@ def test_texts_of_the_web_are_read_back_as_they_were_written(tmp_path):
     said = predicted(tmp_path, json.dumps({"id": text, "answer": text}, ensure_ascii=False) + "\n", "said.jsonl")
     scored = score_file(dataset, said)
     assert scored.metrics["All"].value == 1
-    write_scored(tmp_path, dataset, scored)
-    assert compare(tmp_path, tmp_path).rows["All"].n == 1
+    write_scores(tmp_path, dataset, scored)
+    assert compare_results(tmp_path, tmp_path).rows["All"].n == 1
     assert score_file(dataset, tmp_path / "predictions.jsonl").metrics == scored.metrics
 
 
@@ -329,9 +329,9 @@ def test_light_normalisation_keeps_articles_and_folded_does_not():
 
 def test_the_table_on_screen_has_every_number(choices, tmp_path):
     found = score_file(choices, predicted(tmp_path, {"7_0": {"prediction": 1}}))
-    text = as_text(found)
+    text = format_scores(found)
     assert all(name in text for name in [*found.metrics, "chance", "majority"])
-    assert " 33.33  [" in text
+    assert re.search(r"^Acc +33\.33 +\[[\d.]+, [\d.]+\] +3 ", text, re.MULTILINE)
 
 
 # Computed with the rules of the official scripts, apart from this package, on the excerpts' own example predictions.

@@ -10,13 +10,12 @@ from mirasol import UserError
 from mirasol.cli.main import main
 from mirasol.data.datasets import read_dataset
 from mirasol.data.example import Example
-from mirasol.evaluation.asking import Asking
-from mirasol.evaluation.compare import compare
+from mirasol.evaluation.answer import AnswerSettings
+from mirasol.evaluation.compare import compare_results
+from mirasol.evaluation.evaluate import evaluate_dataset, score_file, write_evaluation
+from mirasol.evaluation.metrics import OPEN, WUPS, score_wups
 from mirasol.evaluation.predictions import Prediction
-from mirasol.evaluation.results import score_file
-from mirasol.evaluation.scoring import OPEN, WUPS, score_wups
-from mirasol.evaluation.source_evaluation import evaluate_dataset, write_evaluation
-from mirasol.evaluation.source_report import write_report
+from mirasol.evaluation.report import write_report
 from mirasol.evaluation.wups import STOP_WORDS, Wups
 
 pytest.importorskip("nltk")
@@ -141,11 +140,11 @@ def test_the_command_scores_by_wups_and_its_results_compare(nltk_data, tmp_path,
         main(["score", "nextqa_oe", str(tmp_path), str(tmp_path / f"{name}.json"), "--wordnet", str(nltk_data),
               "--output", str(tmp_path / name)])  # fmt: skip
     assert "WUPS, headline: WUPS" in capsys.readouterr().out
-    row = compare(tmp_path / "one", tmp_path / "two").rows["All"]
+    row = compare_results(tmp_path / "one", tmp_path / "two").rows["All"]
     assert (row.first, row.second) == (pytest.approx((DOG_CAT + 1) / 2), 1)
     main(["score", "nextqa_oe", str(tmp_path), str(tmp_path / "two.json"), "--output", str(tmp_path / "exact")])
-    with pytest.raises(UserError, match="one holds WUPS, the other one right or wrong"):
-        compare(tmp_path / "one", tmp_path / "exact")
+    with pytest.raises(UserError, match="one has WUPS, the other one right or wrong"):
+        compare_results(tmp_path / "one", tmp_path / "exact")
     dataset = read_dataset("nextqa_oe", tmp_path, "test")
     with pytest.raises(UserError, match="normalisation 'light' has no effect on WUPS: leave --normalisation out"):
         score_file(dataset, tmp_path / "one.json", "light", Wups(nltk_data))
@@ -164,7 +163,7 @@ def test_an_evaluation_has_wups_beside_exact_match(loaded, shapes, wups, tmp_pat
     for place, clip in enumerate(clips):
         shutil.copy(clip, tmp_path / f"{place}.mp4")
     dataset = read_dataset("nextqa_oe", tmp_path, "test")
-    found = evaluate_dataset(loaded, dataset, Asking(tmp_path, ("no_media",), max_new_tokens=2), wups=wups)
+    found = evaluate_dataset(loaded, dataset, AnswerSettings(tmp_path, ("no_media",), max_new_tokens=2), wups=wups)
     assert list(found.protocols) == [OPEN, WUPS]
     assert found.controls[WUPS]["no_media"].metrics.keys() == found.protocols[WUPS].metrics.keys()
     (tmp_path / "out").mkdir()
@@ -172,7 +171,7 @@ def test_an_evaluation_has_wups_beside_exact_match(loaded, shapes, wups, tmp_pat
     assert "predictions.wups.jsonl" in names
     values = [json.loads(line)["value"] for line in (tmp_path / "out" / names[1]).read_text().splitlines()]
     assert sum(values) / 4 == pytest.approx(found.protocols[WUPS].metrics["WUPS"].value)
-    write_report(tmp_path / "out" / "report.html", loaded, found)
+    write_report(tmp_path / "out", loaded, found)
     assert "WUPS_D" in (tmp_path / "out" / "report.html").read_text()
     again = score_file(dataset, tmp_path / "out" / "predictions.official.json", wups=wups)
     assert again.metrics == found.protocols[WUPS].metrics

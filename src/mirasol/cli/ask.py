@@ -1,20 +1,29 @@
 """`mirasol ask`: a question about one media file."""
 
+from __future__ import annotations
+
 import json
 import sys
 import time
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser, Namespace
+
+    from mirasol.checkpoint import Loaded
+    from mirasol.cli.common import MakeParser
+    from mirasol.media.clip import Clip
 
 HELP = "ask a question about a video or sound file"
 DESCRIPTION = """Answers a question about what is seen and heard in a media file.
 
-The answer is streamed to stdout as it is generated; remarks about the file go to stderr.
+The answer is streamed to stdout as it is generated; notes about the file go to stderr.
 
   mirasol ask tiny clip.mp4 "what colour is the circle?"
   mirasol ask runs/demo clip.mp4 "which sound comes after the bell?" --start 2 --end 6 --json"""
 
 
-def add_arguments(parser: Any, make: Any) -> None:
+def add_arguments(parser: ArgumentParser, make: MakeParser) -> None:
     """Declares the arguments."""
     parser.add_argument(
         "checkpoint", metavar="CHECKPOINT", help="tiny (shipped), a run's folder or a checkpoint folder"
@@ -28,7 +37,7 @@ def add_arguments(parser: Any, make: Any) -> None:
     parser.add_argument("--device", type=str, default="cpu", help="where to compute, e.g. cuda")
 
 
-def run(options: Any) -> None:
+def run(options: Namespace) -> None:
     """Reads, answers, prints."""
     from mirasol.checkpoint import load_checkpoint
     from mirasol.cli.common import check_device, check_positive
@@ -42,8 +51,8 @@ def run(options: Any) -> None:
     clip = extractor.read(options.file, options.start, options.end, threads=0)
     tensors = extractor.tensors(clip)
     read_at = time.perf_counter()
-    _remark(loaded, clip, options.file)
-    streamer = None if options.json else AnswerStreamer(loaded.processor, _show)
+    _print_notes(loaded, clip, options.file)
+    streamer = None if options.json else AnswerStreamer(loaded.processor, _print_piece)
     prompts = [[options.question]]
     [[answer]] = answer_clips(
         loaded.model, loaded.processor, [tensors], prompts, max_new_tokens=options.max_new_tokens, streamer=streamer
@@ -56,7 +65,7 @@ def run(options: Any) -> None:
     if not options.json:
         sys.stdout.write("\n")
         return
-    result = {
+    record = {
         "answer": answer,
         "question": options.question,
         "file": options.file,
@@ -66,22 +75,20 @@ def run(options: Any) -> None:
         "notes": list(clip.notes),
         "seconds": {name: round(value, 3) for name, value in seconds.items()},
     }
-    sys.stdout.write(json.dumps(result, ensure_ascii=False) + "\n")
+    sys.stdout.write(json.dumps(record, ensure_ascii=False) + "\n")
 
 
-def _remark(loaded: Any, clip: Any, file: str) -> None:
-    """Tells on stderr what the answer has to be held against: a checkpoint without training, a file with oddities."""
+def _print_notes(loaded: Loaded, clip: Clip, file: str) -> None:
+    """Writes to stderr what limits the answer: a checkpoint that was never trained, irregularities of the file."""
     from mirasol.cli.init import REPORT
 
     if (loaded.folder / REPORT).is_file():
-        sys.stderr.write(
-            f"{loaded.folder}: comes from `mirasol init` and was not trained: its answers mean nothing yet\n"
-        )
+        sys.stderr.write(f"{loaded.folder}: made by `mirasol init` and not trained yet: its answers are meaningless\n")
     for note in clip.notes:
         sys.stderr.write(f"{file}: {note}\n")
     sys.stderr.flush()
 
 
-def _show(text: str) -> None:
+def _print_piece(text: str) -> None:
     sys.stdout.write(text)
     sys.stdout.flush()

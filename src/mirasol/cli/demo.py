@@ -1,31 +1,333 @@
-"""`mirasol demo`: everything once, from rendering to the report."""
+"""`mirasol demo`: the complete path once, from rendering data to a report; resumable."""
 
-from typing import Any
+from __future__ import annotations
+
+import importlib.resources
+import json
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from mirasol.cli.common import add_data_arguments
+from mirasol.errors import UserError
+from mirasol.files import write_whole
 
+if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser, Namespace
+    from rich.console import Console
+
+    from mirasol.checkpoint import Loaded
+    from mirasol.cli.common import MakeParser
+    from mirasol.config.recipe import Recipe
+    from mirasol.evaluation.evaluate import Evaluation
+    from mirasol.evaluation.metrics import TypeScore
+    from mirasol.evaluation.one_clip import OneClip
+
+T = TypeVar("T")
+METRICS, REPORT, MARKER = "metrics.json", "report.html", "demo.json"
 HELP = "render data, train, evaluate, ask, and write a report"
-DESCRIPTION = """The whole path once, on a CPU: renders shapes and sounds to mp4 files, trains the tiny model on them,
-evaluates it on clips it has never seen, asks it about one of them, and writes a report to look at.
+DESCRIPTION = """The complete path once, on a CPU: renders shapes and sounds to mp4 files, trains the tiny model on
+them, evaluates it on clips it has never seen, asks it about one of them, and writes a report.
 
-An interrupted demo goes on where it stopped when it is started again. A finished one is never overwritten."""
+Starting an interrupted demo again resumes it. A finished one is never overwritten."""
 
 
-def add_arguments(parser: Any, make: Any) -> None:
+def add_arguments(parser: ArgumentParser, make: MakeParser) -> None:
     """Declares the arguments."""
     parser.add_argument("--output", type=str, default="runs/demo", help="folder for everything the demo makes")
     parser.add_argument(
         "--recipe", type=str, help="what to train, demo.yaml of this package by default; output and data.root are set"
     )
+    parser.add_argument("--figures", type=str, metavar="pdf|png", help="also write the report's figures as files")
     add_data_arguments(parser)
 
 
-def run(options: Any) -> None:
+def run(options: Namespace) -> None:
     """Runs the demo."""
     from mirasol.console import console
-    from mirasol.demo import DemoSettings, run_demo
+    from mirasol.evaluation.figures import check_figure_format
 
+    check_figure_format(options.figures)
     settings = DemoSettings(
         options.output, options.recipe, options.seed, options.train, options.validation, options.test
     )
-    run_demo(settings, console())
+    run_demo(settings, console(), options.figures)
+
+
+@dataclass(frozen=True)
+class DemoSettings:
+    """output: folder for everything; recipe: its output and data.root are replaced, None is the package's own
+    seed, train, validation, test: seed and numbers of clips of the data"""
+
+    output: str
+    recipe: str | None
+    seed: int
+    train: int
+    validation: int
+    test: int
+
+
+class DemoFolder:
+    """The demo's folder: data/, train/ (the run), metrics.json, report.html, and demo.json, which records the settings
+    and the seconds of each finished part.
+
+    Raises:
+        UserError: the folder has a finished demo, something else, or a demo with other settings.
+    """
+
+    def __init__(self, settings: DemoSettings):
+        self.path = Path(settings.output)
+        self.data, self.run = self.path / "data", self.path / "train"
+        self.metrics, self.report, self.marker = (self.path / name for name in (METRICS, REPORT, MARKER))
+        if self.path.exists() and not self.path.is_dir():
+            raise UserError(f"{self.path}: is a file: give a folder with --output")
+        if self.report.exists():
+            raise UserError(
+                f"{self.path}: already has a finished demo ({self.report}): give another folder (mirasol demo "
+                f"--output runs/demo-2, or make demo OUTPUT=runs/demo-2) or remove this one"
+            )
+        chosen = {key: value for key, value in asdict(settings).items() if key != "output"}
+        self.state: dict[str, Any] = {"settings": chosen, "seconds": {}}
+        self.is_resumed = self.marker.exists()
+        if self.is_resumed:
+            self.state = json.loads(self.marker.read_text(encoding="utf-8"))
+            changed = [key for key in chosen if chosen[key] != self.state["settings"].get(key)]
+            if changed:
+                before = self.state["settings"].get(changed[0])
+                raise UserError(
+                    f"{self.path}: has a demo started with {changed[0]}={before}, now it is {chosen[changed[0]]}: "
+                    f"give the same value, or another --output"
+                )
+        elif self.path.is_dir() and any(self.path.iterdir()):
+            raise UserError(f"{self.path}: not a demo folder, and not empty: give another folder with --output")
+
+    def create(self) -> None:
+        """Creates the folder."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        self._save()
+
+    def add_seconds(self, part: str, seconds: float) -> None:
+        """Adds to the seconds of a part, which may also have run in an earlier, interrupted attempt."""
+        self.state["seconds"][part] = round(self.state["seconds"].get(part, 0.0) + seconds, 1)
+        self._save()
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """Seconds by part, and in total."""
+        parts = dict(self.state["seconds"])
+        return {**parts, "total": round(sum(parts.values()), 1)}
+
+    def _save(self) -> None:
+        write_whole(self.marker, json.dumps(self.state, indent=1) + "\n")
+
+
+def demo_recipe() -> Path:
+    """The package's own recipe for the demo. Raises UserError where the package was installed without it."""
+    file = Path(str(importlib.resources.files("mirasol"))) / "recipes" / "demo.yaml"
+    if not file.is_file():
+        raise UserError(f"{file}: missing from this installation: name a recipe with --recipe")
+    return file
+
+
+def run_demo(settings: DemoSettings, console: Console, figures: str | None = None) -> None:
+    """Renders, trains, evaluates, asks and reports; prints each part, its result and its time on the console.
+
+    Raises:
+        UserError: see `DemoFolder`; a recipe that cannot be used.
+    """
+    from mirasol.config.recipe_io import load_recipe
+
+    recipe = load_recipe(settings.recipe or demo_recipe())
+    folder = DemoFolder(settings)
+    recipe = replace(recipe, output=str(folder.run), data=replace(recipe.data, root=str(folder.data)))
+    folder.create()
+    if folder.is_resumed:
+        console.print(f"{folder.path}: resuming an interrupted demo")
+    Demo(settings, recipe, folder, console, figures).run()
+
+
+class Demo:
+    """The parts of the demo in their order; each prints its heading, its result and its time."""
+
+    def __init__(
+        self, settings: DemoSettings, recipe: Recipe, folder: DemoFolder, console: Console, figures: str | None = None
+    ):
+        self.settings, self.recipe, self.folder, self.console, self.figures = settings, recipe, folder, console, figures
+        self.number = 0
+
+    def run(self) -> None:
+        """All parts, one after the other."""
+        self._run_part("data", "Rendering shapes and sounds", self.render)
+        checkpoint = self._run_part("train", "Training", self.train)
+        loaded, evaluation = self._run_part("evaluate", "Evaluating on unseen clips", lambda: self.evaluate(checkpoint))
+        shipped = self._run_part(
+            "evaluate_shipped", "Evaluating the shipped weights on the same clips", self.evaluate_shipped
+        )
+        one_clip = self._run_part("ask", "Asking about one unseen clip", lambda: self.ask(loaded, evaluation))
+        self._run_part("report", "Writing the report", lambda: self.write_report(loaded, evaluation, shipped, one_clip))
+        score, chance = score_demo(evaluation)
+        right = f"{score.accuracy:.1%} of {score.n} questions right, chance {chance.accuracy:.1%}"
+        self.console.print(f"\nDone in {_format_minutes(self.folder.seconds['total'])}: {right}.", style="bold")
+        self.console.print(f"The report is {self.folder.report.resolve()}")
+
+    def _run_part(self, name: str, title: str, work: Callable[[], T]) -> T:
+        self.number += 1
+        self.console.print(f"\n{self.number}. {title}", style="bold")
+        began = time.monotonic()
+        try:
+            return work()
+        finally:
+            seconds = time.monotonic() - began
+            self.folder.add_seconds(name, seconds)
+            self.console.print(f"   {_format_minutes(seconds)}", style="dim")
+
+    def render(self) -> None:
+        """Renders the data set, unless an earlier attempt completed it."""
+        from mirasol.console import cores, progress
+        from mirasol.synthetic.synthesize import synthesize
+
+        chosen = self.settings
+        if (self.folder.data / "manifest.json").exists():
+            self.console.print(f"{self.folder.data}: already complete")
+            return
+        with progress(self.console, "Rendering", "clips") as report:
+            synthesize(
+                self.folder.data,
+                seed=chosen.seed,
+                train=chosen.train,
+                validation=chosen.validation,
+                test=chosen.test,
+                workers=cores(),
+                progress=report,
+            )
+        self.console.print(f"{chosen.train} training, {chosen.validation} validation and {chosen.test} test clips")
+
+    def train(self) -> Path:
+        """Trains from scratch, or from where an earlier attempt stopped; returns the checkpoint."""
+        from mirasol.training.trainer import train
+
+        return train(self.recipe, resume=True, console=self.console)
+
+    def evaluate(self, checkpoint: str | Path) -> tuple[Loaded, Evaluation]:
+        """Evaluates on the test clips, with controls, as `mirasol evaluate` does; prints the table.
+
+        Candidates are not scored: what the demo reports is open generation.
+        """
+        from mirasol.checkpoint import load_checkpoint
+        from mirasol.console import cores, progress
+        from mirasol.data.datasets import DatasetOptions, read_dataset
+        from mirasol.evaluation.answer import AnswerSettings
+        from mirasol.evaluation.baselines import read_training_examples
+        from mirasol.evaluation.controls import CONTROLS
+        from mirasol.evaluation.evaluate import evaluate_dataset
+
+        loaded = load_checkpoint(checkpoint)
+        dataset = read_dataset("folder", self.folder.data, "test")
+        known = read_training_examples(dataset, DatasetOptions())
+        settings = AnswerSettings(dataset.root, tuple(CONTROLS), score_candidates=False, threads=cores())
+        with progress(self.console, "Answering", "clips") as report:
+            evaluation = evaluate_dataset(loaded, dataset, settings, progress=report, known=known)
+        self.console.print(evaluation.format_table(), markup=False)
+        return loaded, evaluation
+
+    def evaluate_shipped(self) -> Evaluation | None:
+        """Evaluates the shipped weights; None where the package has none."""
+        from mirasol.checkpoint import shipped_checkpoint
+
+        if shipped_checkpoint("tiny") is None:
+            self.console.print("this installation has no shipped weights")
+            return None
+        return self.evaluate("tiny")[1]
+
+    def ask(self, loaded: Loaded, evaluation: Evaluation) -> OneClip:
+        """Asks about one test clip: a first question as `mirasol ask` does, the answer streamed, then all of them at
+        once; prints the answers and what is right."""
+        from mirasol.evaluation.answer import AnswerStreamer, answer_clips
+        from mirasol.evaluation.metrics import OPEN
+        from mirasol.evaluation.one_clip import choose_clip, examine_clip
+
+        judged = choose_clip(evaluation.protocols[OPEN].judged)
+        media, prompts = judged[0].example.media, [item.example.prompt for item in judged]
+        file = self.folder.data / media
+        clip = loaded.processor.feature_extractor.read(file, threads=0)
+        tensors = loaded.processor.feature_extractor.tensors(clip)
+        self.console.print(f'mirasol ask {self.folder.path} {file} "{prompts[0]}"', markup=False)
+        streamer = AnswerStreamer(loaded.processor, lambda text: self.console.print(text, end="", markup=False))
+        answer_clips(loaded.model, loaded.processor, [tensors], [prompts[:1]], streamer=streamer)
+        self.console.print(f"\n\nAll {len(judged)} questions about this clip:")
+        for item in judged:
+            verdict = "" if item.right else f"  (right: {item.example.target})"
+            self.console.print(f"  {item.example.prompt}  {item.predicted}{verdict}", markup=False)
+        return examine_clip(loaded, clip, media, judged)
+
+    def write_report(
+        self, loaded: Loaded, evaluation: Evaluation, shipped: Evaluation | None, one_clip: OneClip
+    ) -> None:
+        """Writes metrics.json, then report.html, which marks the demo as finished."""
+        from mirasol.evaluation.report import ReportExtras, write_report
+        from mirasol.training.logging import read_metrics
+
+        metrics = describe_metrics(evaluation, shipped, self.folder.seconds)
+        write_whole(self.folder.metrics, json.dumps(metrics, indent=1) + "\n")
+        clips, asked = self.settings, metrics["test"]["n"]
+        extras = ReportExtras(
+            title="Shapes and sounds",
+            lead=f"A Mirasol model learns to watch and listen: trained from scratch on {clips.train:,} rendered video "
+            f"files, asked {asked:,} questions about {clips.test:,} it has never seen. An answer counts when it is "
+            f"exactly right.",
+            log=read_metrics(self.folder.run / "metrics.jsonl"),
+            others={} if shipped is None else {"shipped weights": shipped},
+            one_clip=one_clip,
+            facts=self._collect_facts(),
+            training_seconds=self.folder.seconds.get("train"),
+            recipe=self.recipe.to_dict(),
+        )
+        write_report(self.folder.path, loaded, evaluation, extras, self.figures)
+
+    def _collect_facts(self) -> dict[str, str]:
+        """What the end of the report lists: seconds by part, numbers of clips, the run's hardware and commit."""
+        from mirasol.evaluation.report import format_seconds
+
+        surroundings = json.loads((self.folder.run / "run.json").read_text(encoding="utf-8"))
+        facts = {name.replace("_", " "): format_seconds(value) for name, value in self.folder.seconds.items()}
+        facts |= {f"{name} clips": f"{getattr(self.settings, name):,}" for name in ("train", "validation", "test")}
+        facts |= {
+            name.replace("_", " "): str(value)
+            for name, value in surroundings.get("hardware", {}).items()
+            if value is not None
+        }
+        return {**facts, "commit": surroundings["commit"][:10]} if surroundings.get("commit") else facts
+
+
+def score_demo(evaluation: Evaluation) -> tuple[TypeScore, TypeScore]:
+    """The score of the answers, and that of chance."""
+    from mirasol.evaluation.metrics import OPEN, score_chance
+
+    scores = evaluation.protocols[OPEN]
+    return scores.by_type, score_chance(item.example for item in scores.judged)
+
+
+def describe_metrics(evaluation: Evaluation, shipped: Evaluation | None, seconds: dict[str, float]) -> dict[str, Any]:
+    """The content of metrics.json; every score is `{"accuracy", "by_type", "n"}`."""
+    test, chance = score_demo(evaluation)
+    return {
+        "test": test.to_dict(),
+        "chance": chance.to_dict(),
+        "controls": _describe_controls(evaluation),
+        "shipped": None
+        if shipped is None
+        else {"test": score_demo(shipped)[0].to_dict(), "controls": _describe_controls(shipped)},
+        "seconds": seconds,
+    }
+
+
+def _describe_controls(evaluation: Evaluation) -> dict[str, Any]:
+    from mirasol.evaluation.metrics import OPEN
+
+    return {name: scores.by_type.to_dict() for name, scores in evaluation.controls[OPEN].items()}
+
+
+def _format_minutes(seconds: float) -> str:
+    return f"{seconds:.1f} s" if seconds < 60 else f"{seconds // 60:.0f} min {seconds % 60:.0f} s"

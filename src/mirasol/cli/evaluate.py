@@ -1,29 +1,39 @@
-"""`mirasol evaluate`: a checkpoint's score on a data set, beside chance and controls."""
+"""`mirasol evaluate`: a checkpoint's score on a data set, compared with chance and controls."""
+
+from __future__ import annotations
 
 import json
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mirasol.cli.common import add_dataset_options
 
-SHOWN = 20  # clips that cannot be read and are named on the screen
+if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser, Namespace
+    from rich.console import Console
 
-HELP = "score a checkpoint on a data set, beside chance and controls"
+    from mirasol.checkpoint import Loaded
+    from mirasol.cli.common import MakeParser
+    from mirasol.evaluation.evaluate import Evaluation
+
+MOST_UNREADABLE = 20  # clips that are named on the screen
+HELP = "score a checkpoint on a data set, compared with chance and controls"
 DESCRIPTION = """Asks a checkpoint every question of a data set and scores its answers: open generation by exact match,
-and, where questions have candidates, the likeliest of them. Beside the score stand 95 % intervals, baselines (chance,
-blind guessing), and controls: the same with no video, no audio, neither, and the audio shifted against the video.
-DATA is your own folder with SPLIT.jsonl or SPLIT.csv; DATASET and ROOT are a data set of docs/datasets.md.
+and, where questions have candidates, the most likely of them. Every score comes with its 95 % interval, baselines
+(chance, blind guessing), and controls: the same clips without video, without audio, without both, and with the audio
+shifted against the video. DATA is your own folder with SPLIT.jsonl or SPLIT.csv; DATASET and ROOT are a data set of
+docs/datasets.md.
 
   mirasol evaluate tiny data/shapes
-  mirasol evaluate runs/demo data/shapes --split validation --output results/demo
+  mirasol evaluate runs/demo data/shapes --split validation --output results/demo --figures pdf
   mirasol evaluate runs/mine activitynet_qa data/activitynet_qa --split test --output results/activitynet_qa
 
---output gets results.json, predictions.jsonl, the official format of predictions where there is one, and report.html;
-the same command goes on with an evaluation that was interrupted."""
+--output receives results.json, predictions.jsonl, the official format of predictions where there is one, and
+report.html; the same command resumes an interrupted evaluation."""
 
 
-def add_arguments(parser: Any, make: Any) -> None:
+def add_arguments(parser: ArgumentParser, make: MakeParser) -> None:
     """Declares the arguments."""
     parser.add_argument(
         "checkpoint", metavar="CHECKPOINT", help="tiny (shipped), a run's folder or a checkpoint folder"
@@ -32,55 +42,73 @@ def add_arguments(parser: Any, make: Any) -> None:
     parser.add_argument("root", metavar="ROOT", nargs="?", help="of a data set: folder of its annotations and media")
     parser.add_argument("--split", type=str, default="test", help="which split, e.g. SPLIT.jsonl of your folder")
     parser.add_argument("--output", type=str, help="new folder for the results")
+    parser.add_argument("--figures", type=str, metavar="pdf|png", help="also write the report's figures as files")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
-    parser.add_argument("--skip-controls", action="store_true", help="score only the untouched clips")
+    parser.add_argument("--skip-controls", action="store_true", help="score only the unchanged clips")
     parser.add_argument("--clips-per-batch", type=int, default=16, help="changes speed and memory, not answers")
     parser.add_argument("--max-new-tokens", type=int, default=16, help="longest answer, in tokens")
     parser.add_argument("--device", type=str, default="cpu", help="where to compute, e.g. cuda")
-    parser.add_argument("--wordnet", type=str, metavar="DIR", help="score by WUPS, too: folder of NLTK's data")
-    parser.add_argument("--hash-media", action="store_true", help="hash the media's contents, too")
-    parser.add_argument("--processes", type=int, default=1, help="processes that answer")
+    parser.add_argument("--wordnet", type=str, metavar="DIR", help="also score by WUPS: folder of NLTK's data")
+    parser.add_argument("--hash-media", action="store_true", help="include the media's contents in the data's hash")
+    parser.add_argument("--processes", type=int, default=1, help="number of processes that answer")
     add_dataset_options(parser)
 
 
-def run(options: Any) -> None:
+def run(options: Namespace) -> None:
     """Evaluates, prints, and writes results where asked to."""
     from mirasol.checkpoint import load_checkpoint
     from mirasol.cli.common import check_device, check_positive, make_folder, read_dataset_options
     from mirasol.console import console, cores, progress
     from mirasol.data.datasets import read_dataset
-    from mirasol.evaluation.asking import Asking
-    from mirasol.evaluation.baselines import training_examples
+    from mirasol.evaluation.answer import AnswerSettings
+    from mirasol.evaluation.baselines import read_training_examples
     from mirasol.evaluation.controls import CONTROLS
+    from mirasol.evaluation.evaluate import evaluate_dataset
     from mirasol.evaluation.journal import NAME
-    from mirasol.evaluation.source_evaluation import evaluate_dataset
     from mirasol.evaluation.wups import Wups
 
     for name in ("clips_per_batch", "max_new_tokens", "processes"):
         check_positive(f"--{name.replace('_', '-')}", options[name])
-    name, root = _named(options)
-    output, out = _output_or_unfinished(options.output), console()
+    _check_figures(options.figures, options.output)
+    name, root = _find_dataset(options)
+    output, out = _find_output(options.output), console()
     wups = Wups(Path(options.wordnet)) if options.wordnet else None
     dataset = read_dataset(name, root, options.split, read_dataset_options(options))
     loaded = load_checkpoint(options.checkpoint, check_device(options.device))
-    known = training_examples(dataset, read_dataset_options(options))
-    asking = Asking(
-        root=dataset.root, controls=() if options.skip_controls else tuple(CONTROLS), classes=dataset.classes,
-        max_new_tokens=options.max_new_tokens, clips_per_batch=options.clips_per_batch, threads=cores(),
-    )  # fmt: skip
+    known = read_training_examples(dataset, read_dataset_options(options))
+    settings = AnswerSettings(
+        root=dataset.root,
+        controls=() if options.skip_controls else tuple(CONTROLS),
+        classes=dataset.classes,
+        max_new_tokens=options.max_new_tokens,
+        clips_per_batch=options.clips_per_batch,
+        threads=cores(),
+    )
     if output is not None:
         make_folder(output)
     journal = output / NAME if output is not None else None
     with progress(out, "Answering", "clips") as report:
-        evaluated = evaluate_dataset(
-            loaded, dataset, asking, journal, options.processes, report, wups, options.hash_media, known
+        evaluation = evaluate_dataset(
+            loaded, dataset, settings, journal, options.processes, report, wups, options.hash_media, known
         )
-    _tell(out, loaded, evaluated, output)
-    sys.stdout.write((json.dumps(evaluated.record) if options.json else evaluated.table()) + "\n")
+    _print_problems(out, evaluation)
+    if output is not None:
+        _write_results(out, loaded, evaluation, output, options.figures)
+    sys.stdout.write((json.dumps(evaluation.record) if options.json else evaluation.format_table()) + "\n")
 
 
-def _named(options: Any) -> tuple[str, Path]:
-    """The data set's name and its folder: `folder` where one's own is given without a name."""
+def _check_figures(figures: str | None, output: str | None) -> None:
+    """Raises UserError for an unknown format of figures, and where there is no folder for them."""
+    from mirasol.errors import UserError
+    from mirasol.evaluation.figures import check_figure_format
+
+    check_figure_format(figures)
+    if figures is not None and output is None:
+        raise UserError(f"--figures {figures} has no effect without --output, the folder they are written to")
+
+
+def _find_dataset(options: Namespace) -> tuple[str, Path]:
+    """The data set's name and its folder; the name is `folder` where only a folder is given."""
     from mirasol.data.datasets import DATASETS
     from mirasol.errors import UserError
 
@@ -91,30 +119,51 @@ def _named(options: Any) -> tuple[str, Path]:
     return "folder", Path(options.data)
 
 
-def _tell(out: Any, loaded: Any, evaluated: Any, output: Path | None) -> None:
-    """What was left out and why; writes the results where there is a folder for them."""
+def _print_problems(out: Console, evaluation: Evaluation) -> None:
+    """Problems of the data, and clips that were left out with the reason."""
     from mirasol.cli.common import problem_lines
-    from mirasol.evaluation.journal import Journal
-    from mirasol.evaluation.source_evaluation import write_evaluation
-    from mirasol.evaluation.source_report import write_report
 
-    for line in problem_lines(evaluated.dataset.problems):
+    for line in problem_lines(evaluation.dataset.problems):
         out.print(line, markup=False)
-    unusable = evaluated.record["unusable_clips"]
-    for clip in unusable[:SHOWN]:
+    unusable = evaluation.record["unusable_clips"]
+    for clip in unusable[:MOST_UNREADABLE]:
         out.print(f"left out, {clip['questions']} questions: {clip['media']}: {clip['reason']}", markup=False)
-    if len(unusable) > SHOWN:
-        out.print(f"left out: {len(unusable) - SHOWN} more clips: see unusable_clips in results.json (--output)")
-    if output is not None:
-        written = write_evaluation(output, evaluated)
-        write_report(output / "report.html", loaded, evaluated)
-        Journal.end(output)
-        for name in [*written, "report.html"]:
-            out.print(f"written: {output / name}")
+    if len(unusable) > MOST_UNREADABLE:
+        more = len(unusable) - MOST_UNREADABLE
+        out.print(f"left out: {more} more clips: see unusable_clips in results.json (--output)")
 
 
-def _output_or_unfinished(path: str | None) -> Path | None:
-    """The folder for the results: a new one, or that of an evaluation that was interrupted."""
+def _write_results(out: Console, loaded: Loaded, evaluation: Evaluation, output: Path, figures: str | None) -> None:
+    """Writes results and report, and ends the journal."""
+    from mirasol.evaluation.evaluate import write_evaluation
+    from mirasol.evaluation.journal import Journal
+    from mirasol.evaluation.one_clip import examine_evaluated_clip
+    from mirasol.evaluation.report import ReportExtras, write_report
+
+    written = write_evaluation(output, evaluation)
+    extras = ReportExtras(
+        log=_read_training_log(out, loaded.folder), one_clip=examine_evaluated_clip(loaded, evaluation)
+    )
+    written += write_report(output, loaded, evaluation, extras, figures)
+    Journal.end(output)
+    for name in written:
+        out.print(f"written: {output / name}")
+
+
+def _read_training_log(out: Console, checkpoint: Path) -> list[dict[str, Any]]:
+    """The log of the run that the checkpoint belongs to; empty where there is none, or it is damaged."""
+    from mirasol.errors import UserError
+    from mirasol.training.logging import read_metrics
+
+    try:
+        return read_metrics(checkpoint.parent / "metrics.jsonl")
+    except UserError as error:
+        out.print(f"no curves in the report: {error}", markup=False)
+        return []
+
+
+def _find_output(path: str | None) -> Path | None:
+    """The folder for the results: a new one, or that of an interrupted evaluation."""
     from mirasol.cli.common import check_no_results
     from mirasol.errors import UserError
     from mirasol.evaluation.journal import NAME

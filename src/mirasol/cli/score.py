@@ -1,25 +1,32 @@
-"""`mirasol score`: the numbers of anyone's predictions on a data set, without a model or media."""
+"""`mirasol score`: scores of any predictions on a data set, without a model or media."""
+
+from __future__ import annotations
 
 import json
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from mirasol.cli.common import add_dataset_arguments
+
+if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser, Namespace
+
+    from mirasol.cli.common import MakeParser
 
 HELP = "score a file of predictions on a data set, without model or media"
 DESCRIPTION = """Scores predictions against a data set's annotations as its official script does, with 95 % intervals,
 per type as its papers print it. PREDICTIONS is the data set's official format, or jsonl with `id` and `answer` (a
-text), `prediction` (the place of an option) or `scores` (one for each class), or npy with scores of all examples. Media
-need not be there. Questions without prediction are wrong; predictions of unknown questions count nowhere; both are
-told.
+text), `prediction` (the index of an option) or `scores` (one for each class), or npy with scores of all examples. Media
+need not be present. Questions without a prediction count as wrong, predictions of unknown questions are ignored; both
+are reported.
 
   mirasol score activitynet_qa data/activitynet_qa pred.json --split validation
   mirasol score nextqa_oe data/nextqa pred.json --split validation --wordnet nltk_data
   mirasol score vggsound data/vggsound scores.npy --split test --json"""
 
 
-def add_arguments(parser: Any, make: Any) -> None:
+def add_arguments(parser: ArgumentParser, make: MakeParser) -> None:
     """Declares the arguments."""
     add_dataset_arguments(parser)
     parser.add_argument("predictions", metavar="PREDICTIONS", help="json, jsonl or npy file")
@@ -30,31 +37,31 @@ def add_arguments(parser: Any, make: Any) -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
 
 
-def run(options: Any) -> None:
+def run(options: Namespace) -> None:
     """Scores, prints, and writes results where asked to."""
     from mirasol.cli.common import check_no_results, make_folder, problem_lines, read_dataset_options
     from mirasol.console import console
     from mirasol.data.datasets import read_dataset
-    from mirasol.evaluation.baselines import training_examples
-    from mirasol.evaluation.results import score_file, write_scored
-    from mirasol.evaluation.scoring import OPEN, as_text
+    from mirasol.evaluation.baselines import read_training_examples
+    from mirasol.evaluation.evaluate import score_file, write_scores
+    from mirasol.evaluation.metrics import OPEN, format_scores
     from mirasol.evaluation.wups import Wups
 
     output = check_no_results(options.output) if options.output else None
     dataset = read_dataset(options.dataset, Path(options.root), options.split, read_dataset_options(options))
     wups = Wups(Path(options.wordnet)) if options.wordnet else None
-    known, from_where = training_examples(dataset, read_dataset_options(options))
-    scored = score_file(dataset, Path(options.predictions), options.normalisation, wups, known=known)
+    known, origin = read_training_examples(dataset, read_dataset_options(options))
+    scores = score_file(dataset, Path(options.predictions), options.normalisation, wups, known=known)
     out = console()
-    for line in problem_lines(scored.problems):
+    for line in problem_lines(scores.problems):
         out.print(line, markup=False)
-    if dataset.name == "nextqa_oe" and scored.protocol == OPEN:
+    if dataset.name == "nextqa_oe" and scores.protocol == OPEN:
         out.print("exact match; papers report WUPS on NExT-QA's open answers: --wordnet DIR (docs/evaluation.md)")
     if output is not None:
         make_folder(output)
-        write_scored(output, dataset, scored, from_where)
+        write_scores(output, dataset, scores, origin)
         out.print(f"written: {output / 'results.json'}, {output / 'predictions.jsonl'}")
     if options.json:
-        sys.stdout.write(json.dumps({"source": dataset.name, "split": dataset.split, **scored.to_dict()}) + "\n")
+        sys.stdout.write(json.dumps({"source": dataset.name, "split": dataset.split, **scores.to_dict()}) + "\n")
     else:
-        sys.stdout.write(as_text(scored) + "\n")
+        sys.stdout.write(format_scores(scores) + "\n")

@@ -1,23 +1,72 @@
-"""Answering: questions about clips become text, one encoding per clip whatever the number of its questions."""
+"""Answering questions about clips: one encoding per clip whatever the number of its questions, one clip or a data set,
+in one process or several, with the same answers in all."""
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import TypeVar
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 from transformers.generation.streamers import BaseStreamer
 
+from mirasol.checkpoint import Loaded, load_checkpoint
 from mirasol.config.parts import IGNORED_LABEL
+from mirasol.data.example import ClipExamples, Example
+from mirasol.data.media_files import open_media_file
+from mirasol.errors import BadClip
+from mirasol.evaluation.controls import apply_control
+from mirasol.media.feature_extractor import MirasolFeatureExtractor
 from mirasol.media.processor import MirasolProcessor
 from mirasol.model.mirasol import MirasolForConditionalGeneration
 from mirasol.model.outputs import MirasolEncoderOutput
+from mirasol.processes import process_context
 
 T = TypeVar("T")
 MAX_NEW_TOKENS = 16
-NO_CHARACTER = "\ufffd"  # what bytes that are no whole character decode to
+REPLACEMENT = "\ufffd"  # what bytes that form no complete character decode to
+# Log-likelihoods differ in their last bits between batches: digits beyond these decide nothing.
+SCORE_DIGITS = 5
+UNTOUCHED = "test"  # key of the answers to the clip as it is, next to those under each control
 
 
+@contextlib.contextmanager
+def eval_mode(model: nn.Module) -> Iterator[None]:
+    """The model in eval mode inside the context, and back in its previous mode after it, errors included."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
+
+
+def generate_answers(
+    model: nn.Module,
+    processor: MirasolProcessor,
+    inputs: Mapping[str, Any],
+    prompts: Sequence[str],
+    device: torch.device,
+    max_new_tokens: int = MAX_NEW_TOKENS,
+    streamer: BaseStreamer | None = None,
+) -> list[str]:
+    """Answers to a batch of prompts, decoded greedily.
+
+    inputs: what `generate` takes next to the text, media tensors or `encoder_outputs`, on `device`; with several
+        prompts for each of its rows, `prompts` holds those of the first row, then those of the second, and so on
+    """
+    text = processor.encode_text(list(prompts)).to(device)
+    ids = model.generate(
+        **inputs, **text, max_new_tokens=max_new_tokens, do_sample=False, num_beams=1, streamer=streamer
+    )
+    return [answer.strip() for answer in processor.batch_decode(ids[:, text["decoder_input_ids"].shape[1] :])]
+
+
+@torch.inference_mode()
 def answer_clips(
     model: MirasolForConditionalGeneration,
     processor: MirasolProcessor,
@@ -28,33 +77,25 @@ def answer_clips(
     streamer: BaseStreamer | None = None,
     encoded: MirasolEncoderOutput | None = None,
 ) -> list[list[str]]:
-    """Answers the `prompts` of each of the `clips` (as `MirasolFeatureExtractor.tensors` gives them), greedily.
+    """Answers the `prompts` of each of the `clips` (from `MirasolFeatureExtractor.tensors`), greedily.
 
-    The clips are encoded once, as one batch, unless they are `encoded` already; their prompts then are generated
-    together. A clip with fewer prompts than another repeats its last one to fill the batch, and the answers to the
-    repeats are dropped.
+    The clips are encoded once, as one batch, unless `encoded` is given; all prompts are generated together. A clip with
+    fewer prompts than another repeats its last one to fill the batch; answers to the repeats are dropped.
     """
     assert len(clips) == len(prompts)
-    filled, width = _filled(prompts), max(len(questions) for questions in prompts)
-    text = processor.encode_text(filled).to(model.device)
-    with torch.inference_mode():
-        ids = model.generate(
-            encoder_outputs=encode_clips(model, processor, clips) if encoded is None else encoded,
-            **text,
-            max_new_tokens=max_new_tokens,
-            do_sample=False,
-            num_beams=1,
-            streamer=streamer,
-        )
-    answers = [answer.strip() for answer in processor.batch_decode(ids[:, text["decoder_input_ids"].shape[1] :])]
-    return [answers[row * width : row * width + len(questions)] for row, questions in enumerate(prompts)]
+    rows = _fill_rows(prompts)
+    inputs = {"encoder_outputs": encode_clips(model, processor, clips) if encoded is None else encoded}
+    flat = [prompt for row in rows for prompt in row]
+    answers = generate_answers(model, processor, inputs, flat, model.device, max_new_tokens, streamer)
+    width = len(rows[0])
+    return [answers[place * width : place * width + len(row)] for place, row in enumerate(prompts)]
 
 
 @torch.inference_mode()
 def encode_clips(
     model: MirasolForConditionalGeneration, processor: MirasolProcessor, clips: Sequence[Mapping[str, Tensor]]
 ) -> MirasolEncoderOutput:
-    """The clips through the encoder, as one batch."""
+    """Encodes the clips as one batch."""
     return model.encode(**processor.feature_extractor.collate(clips).to(model.device))
 
 
@@ -66,20 +107,21 @@ def score_clips(
     prompts: Sequence[Sequence[str]],
     candidates: Sequence[Sequence[Sequence[str]]],
 ) -> list[list[list[float]]]:
-    """Of every prompt of every clip how likely each of its candidates is: log-likelihood per token, <eos> included."""
-    width = max(len(questions) for questions in prompts)
-    lists = [each for one in _filled(candidates) for each in one]
-    text = processor.candidates(_filled(prompts), lists).to(model.device)
-    found = model.score(encoded, **text).per_token.tolist()
-    rows = [row[: len(texts)] for row, texts in zip(found, lists, strict=True)]
-    return [rows[place * width : place * width + len(questions)] for place, questions in enumerate(prompts)]
+    """Log-likelihood per token, <eos> included, of each candidate of each prompt of each clip."""
+    rows = _fill_rows(prompts)
+    width = len(rows[0])
+    lists = [each for row in _fill_rows(candidates) for each in row]
+    text = processor.candidates(rows, lists).to(model.device)
+    per_token = model.score(encoded, **text).per_token.tolist()
+    scores = [row[: len(texts)] for row, texts in zip(per_token, lists, strict=True)]
+    return [scores[place * width : place * width + len(row)] for place, row in enumerate(prompts)]
 
 
-def _filled(questions: Sequence[Sequence[T]]) -> list[list[T]]:
-    """As many for every clip as for the one with most: the last is repeated."""
-    assert all(questions), "every clip needs a prompt"
-    width = max(map(len, questions))
-    return [[*each, *[each[-1]] * (width - len(each))] for each in questions]
+def _fill_rows(rows: Sequence[Sequence[T]]) -> list[list[T]]:
+    """Rows of equal length: the last item of a shorter one is repeated."""
+    assert all(rows), "every clip needs a prompt"
+    width = max(map(len, rows))
+    return [[*row, *[row[-1]] * (width - len(row))] for row in rows]
 
 
 @torch.inference_mode()
@@ -90,30 +132,31 @@ def attention_by_chunk(
     prompts: Sequence[str],
     answers: Sequence[str],
 ) -> Float[Tensor, "prompt chunk"]:
-    """Where the decoder looked while it wrote the answers: one row per prompt, a share per chunk, summing to 1.
+    """The decoder's attention to each chunk while it wrote the answers: one row per prompt, shares that sum to 1.
 
     Cross-attention weights averaged over layers, heads and the positions that predict a token of the answer (its end
-    included), summed over the latents of a chunk. Bytes of an answer that are no whole character are left out.
+    included), summed over the latents of a chunk. Incomplete characters of an answer are left out.
     """
-    answers = [answer.replace(NO_CHARACTER, "") for answer in answers]
+    answers = [answer.replace(REPLACEMENT, "") for answer in answers]
     media = processor.feature_extractor.collate([clip]).to(model.device)
     text = processor.encode_text(list(prompts), list(answers)).to(model.device)
     predicts = (text.pop("labels")[:, 1:] != IGNORED_LABEL).float()
     output = model(encoder_outputs=model.encode(**media), **text, output_attentions=True)
     weights = torch.stack(output.cross_attentions).mean(dim=(0, 2))[:, :-1]
-    looked = (weights * predicts[:, :, None]).sum(1) / predicts.sum(1, keepdim=True)
-    return looked.unflatten(1, (len(clip["video_mask"]), -1)).sum(-1).cpu()
+    by_latent = (weights * predicts[:, :, None]).sum(1) / predicts.sum(1, keepdim=True)
+    return by_latent.unflatten(1, (len(clip["video_mask"]), -1)).sum(-1).cpu()
 
 
 class AnswerStreamer(BaseStreamer):
-    """Hands on the text of one answer piece by piece while `generate` writes it.
+    """Passes on the text of one answer piece by piece while `generate` writes it.
 
-    `on_text` gets each new piece. A piece that ends within a character of several bytes is held back until it is whole.
+    `on_text` receives each new piece. A piece that ends within a character of several bytes is held back until the
+    character is complete.
     """
 
     def __init__(self, processor: MirasolProcessor, on_text: Callable[[str], None]):
         self.processor, self.on_text = processor, on_text
-        self.ids: list[int] | None = None  # None until the prompt, which `generate` hands over first, has passed
+        self.ids: list[int] | None = None  # None until the prompt, which `generate` puts first, has passed
         self.text = ""
 
     def put(self, value: Tensor) -> None:
@@ -122,7 +165,7 @@ class AnswerStreamer(BaseStreamer):
             return
         self.ids.extend(value.reshape(-1).tolist())
         text = self.processor.decode(self.ids).lstrip()
-        if not text.endswith(NO_CHARACTER):
+        if not text.endswith(REPLACEMENT):
             self._show(text)
 
     def end(self) -> None:
@@ -132,3 +175,168 @@ class AnswerStreamer(BaseStreamer):
         if len(text) > len(self.text):
             self.on_text(text[len(self.text) :])
             self.text = text
+
+
+@dataclass(frozen=True)
+class AnswerSettings:
+    """How the questions of a data set are answered.
+
+    root: folder that `media` is relative to
+    controls: names of the controls under which each clip is answered again
+    classes: candidates of questions without their own
+    score_candidates: score the candidates too, where there are any
+    max_new_tokens: longest answer
+    clips_per_batch, threads: change speed and memory only; `threads` decode the next batch
+    """
+
+    root: Path
+    controls: tuple[str, ...] = ()
+    classes: tuple[str, ...] = ()
+    score_candidates: bool = True
+    max_new_tokens: int = MAX_NEW_TOKENS
+    clips_per_batch: int = 16
+    threads: int = 1
+
+    def candidates(self, example: Example) -> tuple[str, ...]:
+        """The texts that are scored as answers to the example; none where answers are open."""
+        return (example.candidates or self.classes) if self.score_candidates else ()
+
+
+# One clip's line of the journal: its key, and either the answers under each control or the reason for having none.
+ClipRow = dict[str, Any]
+
+
+def clip_key(clip: ClipExamples) -> list[Any]:
+    """Identifies a clip within its data set."""
+    return [clip.media, clip.start, clip.end]
+
+
+def answer_in_batches(
+    loaded: Loaded,
+    clips: Sequence[ClipExamples],
+    settings: AnswerSettings,
+    processes: int = 1,
+    progress: Callable[[int, int], None] | None = None,
+) -> Iterator[list[ClipRow]]:
+    """Answers all questions about the clips; yields the rows of one batch of clips at a time, in order.
+
+    `progress(done, total)` receives numbers of clips.
+    """
+    size = settings.clips_per_batch
+    batches = [clips[first : first + size] for first in range(0, len(clips), size)]
+    run = _answer_in_processes if processes > 1 and len(batches) > 1 else _answer_here
+    done = 0
+    for rows in run(loaded, batches, settings, processes):
+        done += len(rows)
+        yield rows
+        if progress is not None:
+            progress(done, len(clips))
+
+
+def _answer_here(
+    loaded: Loaded, batches: Sequence[Sequence[ClipExamples]], settings: AnswerSettings, processes: int
+) -> Iterator[list[ClipRow]]:
+    """Batch by batch in this process, the next batch being decoded meanwhile."""
+    extractor = loaded.processor.feature_extractor
+
+    def decode(batch: Sequence[ClipExamples]) -> list[Future]:
+        return [pool.submit(_load_or_reason, extractor, settings.root, clip) for clip in batch]
+
+    with ThreadPoolExecutor(settings.threads) as pool, eval_mode(loaded.model):
+        ahead = decode(batches[0]) if batches else []
+        for place, batch in enumerate(batches):
+            tensors = [future.result() for future in ahead]
+            ahead = decode(batches[place + 1]) if place + 1 < len(batches) else []
+            yield _answer_batch(loaded, batch, tensors, settings)
+
+
+def _answer_in_processes(
+    loaded: Loaded, batches: Sequence[Sequence[ClipExamples]], settings: AnswerSettings, processes: int
+) -> Iterator[list[ClipRow]]:
+    """Each process loads the checkpoint; a batch is one job."""
+    threads = torch.get_num_threads()  # the same number in every process: another would round differently
+    pool = ProcessPoolExecutor(
+        processes, mp_context=process_context(), initializer=torch.set_num_threads, initargs=(threads,)
+    )
+    device = str(loaded.model.device)
+    try:
+        jobs = [pool.submit(_load_and_answer, str(loaded.folder), device, batch, settings) for batch in batches]
+        for job in jobs:
+            yield job.result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _load_and_answer(
+    folder: str, device: str, batch: Sequence[ClipExamples], settings: AnswerSettings
+) -> list[ClipRow]:
+    loaded = _load_once(folder, device)
+    extractor = loaded.processor.feature_extractor
+    return _answer_batch(loaded, batch, [_load_or_reason(extractor, settings.root, clip) for clip in batch], settings)
+
+
+@lru_cache(maxsize=1)
+def _load_once(folder: str, device: str) -> Loaded:
+    return load_checkpoint(folder, device)
+
+
+def load_clip(extractor: MirasolFeatureExtractor, root: Path, clip: ClipExamples | Example) -> dict[str, Tensor]:
+    """Decodes a clip below the root to its tensors. Raises BadClip where that is not possible."""
+    with open_media_file(root, clip.media) as path:
+        return extractor.tensors(extractor.read(path, clip.start, clip.end))
+
+
+def _load_or_reason(extractor: MirasolFeatureExtractor, root: Path, clip: ClipExamples) -> dict[str, Tensor] | str:
+    """The clip's tensors, or the reason why they cannot be read."""
+    try:
+        return load_clip(extractor, root, clip)
+    except BadClip as error:
+        return error.reason
+
+
+def _answer_batch(
+    loaded: Loaded,
+    batch: Sequence[ClipExamples],
+    loads: Sequence[Mapping[str, Tensor] | str],
+    settings: AnswerSettings,
+) -> list[ClipRow]:
+    rows: list[ClipRow] = [{"clip": clip_key(clip)} for clip in batch]
+    usable = [place for place, tensors in enumerate(loads) if not isinstance(tensors, str)]
+    for row, tensors in zip(rows, loads, strict=True):
+        if isinstance(tensors, str):
+            row["reason"] = tensors
+        else:
+            row.update(chunks=len(tensors["video_mask"]), answered={})
+    clips = [batch[place] for place in usable]
+    for name in (None, *settings.controls) if usable else ():
+        tensors = [apply_control(name, loads[place]) for place in usable]
+        for place, answers in zip(usable, _answer_usable(loaded, clips, tensors, settings), strict=True):
+            rows[place]["answered"][name or UNTOUCHED] = answers
+    return rows
+
+
+def _answer_usable(
+    loaded: Loaded,
+    clips: Sequence[ClipExamples],
+    tensors: Sequence[Mapping[str, Tensor]],
+    settings: AnswerSettings,
+) -> list[dict[str, dict[str, Any]]]:
+    """For every clip, by question id: `answer`, and `scores` where candidates are scored."""
+    model, processor = loaded.model, loaded.processor
+    encoded = encode_clips(model, processor, tensors)
+    prompts = [[example.prompt for example in clip.examples] for clip in clips]
+    texts = answer_clips(model, processor, tensors, prompts, max_new_tokens=settings.max_new_tokens, encoded=encoded)
+    answers = [
+        {example.id: {"answer": text} for example, text in zip(clip.examples, row, strict=True)}
+        for clip, row in zip(clips, texts, strict=True)
+    ]
+    for place, clip in enumerate(clips):
+        examples = [example for example in clip.examples if settings.candidates(example)]
+        if examples:
+            # One clip at a time: a batch would change the last digits of its scores.
+            own = encode_clips(model, processor, tensors[place : place + 1]) if len(clips) > 1 else encoded
+            candidates = [settings.candidates(example) for example in examples]
+            [scores] = score_clips(model, processor, own, [[e.prompt for e in examples]], [candidates])
+            for example, row in zip(examples, scores, strict=True):
+                answers[place][example.id]["scores"] = [round(score, SCORE_DIGITS) for score in row]
+    return answers

@@ -1,21 +1,34 @@
-"""What guessing scores: somebody who has read the training split's questions and answers and sees no clip."""
+"""What guessing scores without any clip: by chance, or from the questions and answers of the training split."""
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from mirasol.data.datasets import DatasetOptions, DatasetSplit, list_splits, read_dataset
 from mirasol.data.example import Example
 from mirasol.errors import UserError
 
+T = TypeVar("T")
 TRAIN = "train"
 
 
-def training_examples(dataset: DatasetSplit, options: DatasetOptions) -> tuple[tuple[Example, ...], str]:
-    """The annotated examples of the data set's training split, media or not, and where they come from, in words.
+def chance_of(example: Example) -> float:
+    """What guessing among the example's candidates scores on average: 1 / their number, 0 for open answers."""
+    return 1 / len(example.candidates) if example.candidates else 0.0
 
-    No examples where the split is itself the training split, where there is none (or none that can be read: the words
-    say why), and for data sets without one right answer.
+
+def most_frequent_right(rights: Sequence[Iterable[T]]) -> T | None:
+    """The constant answer that is right most often, None without any; `rights` are the right answers by question."""
+    counts = Counter(answer for answers in rights for answer in set(answers))
+    return counts.most_common(1)[0][0] if counts else None
+
+
+def read_training_examples(dataset: DatasetSplit, options: DatasetOptions) -> tuple[tuple[Example, ...], str]:
+    """The annotated examples of the data set's training split, with or without media, and where they come from.
+
+    No examples for the training split itself, where there is no readable training split (the text says why), and
+    for data sets whose questions have no single right answer.
     """
     if dataset.split == TRAIN or dataset.protocol in ("labels", "captions"):
         return (), "none"
@@ -29,9 +42,9 @@ def training_examples(dataset: DatasetSplit, options: DatasetOptions) -> tuple[t
     return known, f"{len(known)} examples of {', '.join(found.annotation_files)}"
 
 
-class Prior:
-    """How often each answer was right in training: to the very same prompt, and at all. `form` is the normalisation
-    under which answers are compared."""
+class AnswerPrior:
+    """How often each answer was right in training, to the same prompt and to any prompt. Blind guessing answers with
+    the most frequent one. `form` is the normalisation under which answers are compared."""
 
     def __init__(self, known: Iterable[Example], form: Callable[[str], str]):
         self.form = form
@@ -47,11 +60,11 @@ class Prior:
         return bool(self._all)
 
     def guess(self, prompt: str) -> str:
-        """The most frequent answer to the prompt, to any prompt where it is a new one; ties go by the alphabet."""
+        """The most frequent answer to the prompt, or to any prompt where this one is new; ties go by alphabet."""
         return _most_frequent(self._by_prompt[prompt]) if prompt in self._by_prompt else self.constant
 
     def choose(self, prompt: str, candidates: Sequence[str]) -> int:
-        """The place of the candidate that was right most often, to the prompt before at all; the first of equals."""
+        """Index of the candidate that was right most often to this prompt, then to any prompt; of equals the first."""
         to_prompt = self._by_prompt.get(prompt, Counter())
         forms = [self.form(candidate) for candidate in candidates]
         return max(range(len(forms)), key=lambda place: (to_prompt[forms[place]], self._all[forms[place]], -place))

@@ -1,4 +1,4 @@
-"""Two sets of predictions on the same questions: is one better, or is the difference chance?"""
+"""The paired difference of two sets of predictions on the same questions, and whether it may be chance."""
 
 import math
 from collections.abc import Sequence
@@ -8,11 +8,12 @@ from typing import Any
 
 import numpy as np
 
+from mirasol.console import format_table
 from mirasol.data.datasets.tables import check_utf8, read_text
 from mirasol.errors import UserError
 from mirasol.evaluation.intervals import mean_intervals, sign_test
+from mirasol.evaluation.metrics import OPEN, PREDICTION_FILES
 from mirasol.evaluation.predictions import parse_line
-from mirasol.evaluation.scoring import FILES, OPEN
 from mirasol.json_values import json_value
 
 
@@ -36,10 +37,9 @@ class Difference:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Differences by question type and, under "All", over all questions that both sets hold; those that only one holds
-    are counted.
+    """Differences by question type and, under "All", over all questions that both sets contain; the others are counted.
 
-    judged: how each was judged, protocol and normalisation; None where no results.json beside it says so
+    judged: protocol and normalisation of each; None where no results.json next to it states them
     """
 
     rows: dict[str, Difference]
@@ -58,36 +58,35 @@ class Comparison:
             "second_judged_by": self.judged[1],
         }
 
-    def table(self) -> str:
+    def format_table(self) -> str:
         """One line per type, in percent."""
-        width = max(map(len, self.rows))
-        lines = [f"{' ' * width}   first  second    diff  95 % interval       p      n"]
+        cells = [["", "first", "second", "diff", "95 % interval", "p", "n"]]
         for name, row in self.rows.items():
-            low, high = (f"{100 * bound:+6.2f}" if bound is not None else "     -" for bound in (row.low, row.high))
-            lines.append(
-                f"{name.ljust(width)}  {100 * row.first:6.2f}  {100 * row.second:6.2f}  {100 * row.difference:+6.2f}  "
-                f"[{low}, {high}]  {row.p_mcnemar:6.4f}  {row.n:5d}"
-            )
+            low, high = (f"{100 * bound:+.2f}" if bound is not None else "-" for bound in (row.low, row.high))
+            shares = [f"{100 * row.first:.2f}", f"{100 * row.second:.2f}", f"{100 * row.difference:+.2f}"]
+            cells.append([name, *shares, f"[{low}, {high}]", f"{row.p_mcnemar:.4f}", str(row.n)])
+        lines = [format_table(cells)]
         if self.only_first or self.only_second:
-            lines.append(f"left out: {self.only_first} questions of the first alone, {self.only_second} of the second")
+            lines.append(
+                f"left out: {self.only_first} questions only in the first, {self.only_second} only in the second"
+            )
         if self.judged[0] != self.judged[1]:
-            one, other = (how or "unknown: no results.json beside it" for how in self.judged)
-            lines.append(f"not judged alike: the first by {one}; the second by {other}")
+            one, other = (how or "unknown: no results.json next to it" for how in self.judged)
+            lines.append(f"judged differently: the first by {one}; the second by {other}")
         return "\n".join(lines)
 
 
-def compare(first: Path, second: Path, seed: int = 0) -> Comparison:
-    """Compares two predictions.jsonl (or the folders that hold them) on the questions they share.
+def compare_results(first: Path, second: Path, seed: int = 0) -> Comparison:
+    """Compares two predictions.jsonl (or the folders that contain them) on the questions they share.
 
     Raises:
-        UserError: a file that is missing or not of this kind, no shared question, targets that differ, WUPS in one and
-            right or wrong in the other.
+        UserError: a missing file or one of another kind, no shared question, targets that differ, WUPS in only one.
     """
-    one, other = read_judged(first), read_judged(second)
+    one, other = read_judged_lines(first), read_judged_lines(second)
     by_wups = [any("value" in row for row in rows.values()) for rows in (one, other)]
     if by_wups[0] != by_wups[1]:
         there = first if by_wups[0] else second
-        raise UserError(f"{there} holds WUPS, the other one right or wrong: compare results of one protocol")
+        raise UserError(f"{there} has WUPS, the other one right or wrong: compare results of one protocol")
     shared = [id for id in one if id in other]
     if not shared:
         raise UserError(f"{first} and {second} share no question: compare predictions on the same split")
@@ -97,12 +96,16 @@ def compare(first: Path, second: Path, seed: int = 0) -> Comparison:
             raise UserError(f"question {id!r} has target {a!r} in {first} and {b!r} in {second}: not the same data")
     pairs = [(one[id], other[id]) for id in shared]
     types = sorted({a["question_type"] for a, _ in pairs} - {""})
-    rows = {kind: _difference([pair for pair in pairs if pair[0]["question_type"] == kind], seed) for kind in types}
-    rows["All"] = _difference(pairs, seed)
-    return Comparison(rows, len(one) - len(shared), len(other) - len(shared), (judged_by(first), judged_by(second)))
+    rows = {
+        kind: _compute_difference([pair for pair in pairs if pair[0]["question_type"] == kind], seed) for kind in types
+    }
+    rows["All"] = _compute_difference(pairs, seed)
+    return Comparison(
+        rows, len(one) - len(shared), len(other) - len(shared), (read_protocol(first), read_protocol(second))
+    )
 
 
-def _difference(pairs: Sequence[tuple[dict[str, Any], dict[str, Any]]], seed: int) -> Difference:
+def _compute_difference(pairs: Sequence[tuple[dict[str, Any], dict[str, Any]]], seed: int) -> Difference:
     right = np.array([[row.get("value", row["right"]) for row in pair] for pair in pairs], dtype=float)
     gained = right[:, 1] - right[:, 0]
     videos = [a["video"] for a, _ in pairs]
@@ -114,9 +117,9 @@ def _difference(pairs: Sequence[tuple[dict[str, Any], dict[str, Any]]], seed: in
     )
 
 
-def read_judged(path: Path) -> dict[str, dict[str, Any]]:
+def read_judged_lines(path: Path) -> dict[str, dict[str, Any]]:
     """The lines of a predictions.jsonl by question id. Raises UserError for another shape, and for an id used twice."""
-    file = _file(path)
+    file = _find_file(path)
     if not file.is_file():
         raise UserError(f"{file}: no such file: give a result's folder or its predictions.jsonl")
     rows: dict[str, dict[str, Any]] = {}
@@ -130,19 +133,19 @@ def read_judged(path: Path) -> dict[str, dict[str, Any]]:
             raise UserError(f"{place}: has no id, video, question_type, target and right (true, false or null): judge "
                             "it first with `mirasol score DATASET ROOT PREDICTIONS --output DIR`")  # fmt: skip
         if row["id"] in rows:
-            raise UserError(f"{place}: question {row['id']!r} stands there twice: keep one of the two")
+            raise UserError(f"{place}: question {row['id']!r} appears twice: keep one of the two")
         if row["right"] is not None:  # no published answer
             rows[row["id"]] = row
     return rows
 
 
-def _file(path: Path) -> Path:
+def _find_file(path: Path) -> Path:
     path = Path(path)
-    return path / FILES[OPEN] if path.is_dir() else path
+    return path / PREDICTION_FILES[OPEN] if path.is_dir() else path
 
 
 def _is_judged(row: Any) -> bool:
-    """Whether a line has everything that a comparison takes, each in its type."""
+    """Whether a line has all fields that a comparison needs, with their types."""
     if not isinstance(row, dict) or not isinstance(row.get("right", ""), bool | None):
         return False
     value = row.get("value", 0)
@@ -151,13 +154,13 @@ def _is_judged(row: Any) -> bool:
     )
 
 
-def judged_by(path: Path) -> str | None:
-    """Protocol and normalisation of a predictions.jsonl (or the folder that holds it), from the results.json beside
-    it; None where that does not say."""
-    file = _file(path)
+def read_protocol(path: Path) -> str | None:
+    """Protocol and normalisation of a predictions.jsonl (or the folder that contains it), from the results.json next to
+    it; None where that does not state them."""
+    file = _find_file(path)
     try:
         protocols = json_value((file.parent / "results.json").read_bytes())["protocols"]
-        [name] = [name for name in protocols if len(protocols) == 1 or FILES.get(name) == file.name]
+        [name] = [name for name in protocols if len(protocols) == 1 or PREDICTION_FILES.get(name) == file.name]
         form = protocols[name].get("normalisation")
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None

@@ -1,91 +1,493 @@
-"""Exact match after normalisation, and the blind guesses it has to be held against."""
+"""Scores of answers: right or wrong after a normalisation, the table of the data set with an interval for each number,
+and the baselines that every score is compared with."""
 
+import math
+import re
+import string
+import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import lru_cache
+from typing import Any, Generic, TypeVar
 
+import numpy as np
+from jaxtyping import Bool
+
+from mirasol.console import format_table
+from mirasol.data.datasets import Problem
+from mirasol.data.datasets.activitynet_qa import FREE
 from mirasol.data.example import Example
-from mirasol.evaluation.normalisation import normalise
+from mirasol.errors import UserError
+from mirasol.evaluation import ranking
+from mirasol.evaluation.baselines import AnswerPrior, chance_of, most_frequent_right
+from mirasol.evaluation.intervals import Interval, class_mean_interval, mean_intervals
+from mirasol.evaluation.predictions import Prediction
+from mirasol.evaluation.tables import TableRow, headline_of, table_rows, wups_rows
+from mirasol.evaluation.wups import Wups
+
+OPEN = "open generation"
+CANDIDATES = "candidate scoring"
+WUPS = "WUPS"
+# The predictions file of each protocol; `mirasol score`, which has only one protocol, always writes the first.
+PREDICTION_FILES = {
+    OPEN: "predictions.jsonl",
+    WUPS: "predictions.wups.jsonl",
+    CANDIDATES: "predictions.candidates.jsonl",
+}
+WUPS_THRESHOLD = 0.9  # of the second of the two numbers that papers print
+_ARTICLES = re.compile(r"\b(a|an|the)\b")
 
 
-def is_right(answer: str, target: str) -> bool:
-    """Whether an answer matches the target exactly, both normalised."""
-    return normalise(answer) == normalise(target)
+def normalise(answer: str) -> str:
+    """Lower case, punctuation and the articles a, an, the removed, whitespace folded: "The Bell." becomes "bell".
+
+    What would leave nothing is not removed: "A" becomes "a" and "?" stays "?", so an empty answer matches neither."""
+    lower = " ".join(answer.lower().split())
+    words = "".join(" " if _is_punctuation(character) else character for character in lower)
+    bare = _ARTICLES.sub(" ", words)
+    return " ".join(bare.split() or words.split() or lower.split())
+
+
+def _is_punctuation(character: str) -> bool:
+    return character in string.punctuation or unicodedata.category(character).startswith("P")
+
+
+def normalise_lightly(answer: str) -> str:
+    """Unicode NFC, lower case, whitespace folded, one final full stop, question or exclamation mark removed.
+
+    The public data sets' scripts compare raw strings of lower-case data. This form forgives a generated answer its case
+    and closing mark and nothing else: articles stay, as in those scripts."""
+    folded = " ".join(unicodedata.normalize("NFC", answer).lower().split())
+    return folded[:-1].rstrip() if len(folded) > 1 and folded[-1] in ".?!" else folded
+
+
+def keep_unchanged(answer: str) -> str:
+    """The answer itself, for the raw comparison of the official scripts."""
+    return answer
+
+
+# By the name that results state; "light" is how public data sets are scored, "folded" your own folder.
+NORMALISATIONS: dict[str, Callable[[str], str]] = {
+    "light": normalise_lightly,
+    "folded": normalise,
+    "none": keep_unchanged,
+}
 
 
 @dataclass(frozen=True)
-class Answered:
-    """A question and what was answered."""
-
-    example: Example
-    answer: str
-
-    @property
-    def right(self) -> bool:
-        return is_right(self.answer, self.example.target)
-
-
-@dataclass(frozen=True)
-class UnusableClip:
-    """A clip whose questions could not be asked; `start` and `end` in seconds, None for the clip's own."""
-
-    media: str
-    start: float | None
-    end: float | None
-    reason: str
-    questions: int
-
-
-@dataclass(frozen=True)
-class Score:
-    """Share of right answers over all `n` questions and over those of each type.
-
-    Questions about clips that could not be read are in neither: they are listed in `unusable`.
-    """
+class TypeScore:
+    """The mean of a value (accuracy, chance) over all `n` questions and over those of each question type."""
 
     accuracy: float
     by_type: dict[str, float]
     n: int
-    answers: tuple[Answered, ...] = ()
-    unusable: tuple[UnusableClip, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        """`{"accuracy", "by_type", "n"}`, as it stands in metrics.json."""
-        return {"accuracy": self.accuracy, "by_type": self.by_type, "n": self.n}
+        """`{"accuracy", "by_type", "n"}`, as in the demo's metrics.json."""
+        return asdict(self)
 
 
-def score(answers: Iterable[Answered], unusable: Iterable[UnusableClip] = ()) -> Score:
-    """The score of answers."""
-    answers = tuple(answers)
-    mean = _mean_by_type((answered.example, float(answered.right)) for answered in answers)
-    return Score(mean.accuracy, mean.by_type, mean.n, answers, tuple(unusable))
+def average_by_type(values: Iterable[tuple[str, float]]) -> TypeScore:
+    """The mean of pairs (question type, value), overall and by type in the order of first appearance.
 
-
-def chance(examples: Iterable[Example]) -> Score:
-    """What guessing among the candidates scores on average: 1 / len(candidates) of each question, 0 for open ones."""
-    return _mean_by_type((example, 1 / len(example.candidates) if example.candidates else 0.0) for example in examples)
-
-
-def blind(known: Iterable[Example], asked: Sequence[Example]) -> Score:
-    """What answering with the most frequent answer that `known` gives to the very same prompt scores on `asked`.
-
-    The best guess of somebody who has read all training questions and looks at no clip. Ties go to the answer that
-    comes first in the alphabet; a prompt that `known` does not hold is answered with nothing.
+    Right answers count 1 and wrong ones 0. Evaluation, the demo and validation during training share this function.
     """
-    counts: dict[str, Counter] = defaultdict(Counter)
-    for example in known:
-        counts[example.prompt][normalise(example.target)] += 1
-    guesses = {
-        prompt: min(counter, key=lambda answer: (-counter[answer], answer)) for prompt, counter in counts.items()
-    }
-    return score(Answered(example, guesses.get(example.prompt, "")) for example in asked)
-
-
-def _mean_by_type(values: Iterable[tuple[Example, float]]) -> Score:
     groups: dict[str, list[float]] = defaultdict(list)
-    for example, value in values:
-        groups[example.type_name].append(value)
+    for name, value in values:
+        groups[name].append(float(value))
     everything = [value for group in groups.values() for value in group]
     by_type = {name: sum(group) / len(group) for name, group in groups.items()}
-    return Score(sum(everything) / max(len(everything), 1), by_type, len(everything))
+    return TypeScore(sum(everything) / max(len(everything), 1), by_type, len(everything))
+
+
+def score_chance(examples: Iterable[Example]) -> TypeScore:
+    """What guessing among the candidates scores on average, see `chance_of`."""
+    return average_by_type((example.type_name, chance_of(example)) for example in examples)
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """One number of a table, over `n` questions; shares lie between 0 and 1.
+
+    value: None where it is undefined
+    low, high: bounds of the 95 % interval; None also for numbers without one (baselines, official scripts)
+    """
+
+    value: float | None
+    low: float | None
+    high: float | None
+    n: int
+
+
+@dataclass(frozen=True)
+class JudgedAnswer:
+    """One question with its answer and verdict.
+
+    predicted: text of the answer, or of the chosen candidate; None without a prediction
+    value: 1 where it is right and 0 where it is wrong; WUPS may lie between
+    """
+
+    example: Example
+    predicted: str | None
+    value: float
+
+    @property
+    def right(self) -> bool:
+        return self.value == 1.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """One line of predictions.jsonl, without what the protocol adds."""
+        example = self.example
+        return {
+            "id": example.id,
+            "video": example.video_name,
+            "question_type": example.question_type,
+            "prompt": example.prompt,
+            "target": example.target,
+            "answer": self.predicted,
+            "right": self.right,
+        }
+
+
+@dataclass(frozen=True)
+class ProtocolScores:
+    """The numbers of one protocol on one split.
+
+    metrics: by row of the data set's table; headline: the row that stands for the data set
+    baselines: over all questions; baseline_rows: by baseline, then by row of the table, for tables and figures
+    facts: what else results.json states
+    """
+
+    protocol: str
+    normalisation: str | None
+    metrics: dict[str, Estimate]
+    baselines: dict[str, Estimate]
+    headline: str
+    judged: tuple[JudgedAnswer, ...]
+    problems: tuple[Problem, ...] = ()
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    baseline_rows: Mapping[str, Mapping[str, float | None]] = field(default_factory=dict)
+
+    @property
+    def by_type(self) -> TypeScore:
+        """The mean value over all questions and by question type."""
+        return average_by_type((item.example.type_name, item.value) for item in self.judged)
+
+    @property
+    def headline_estimate(self) -> Estimate:
+        """The number that stands for the data set."""
+        return self.metrics[self.headline]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data: everything but the single questions."""
+        return {
+            "protocol": self.protocol,
+            "normalisation": self.normalisation,
+            "headline": self.headline,
+            "metrics": {name: asdict(estimate) for name, estimate in self.metrics.items()},
+            "baselines": {name: asdict(estimate) for name, estimate in self.baselines.items()},
+            **self.facts,
+        }
+
+
+def score_answers(
+    dataset: str,
+    examples: Sequence[Example],
+    predictions: Mapping[str, Prediction],
+    normalisation: str,
+    seed: int = 0,
+    known: Sequence[Example] = (),
+) -> ProtocolScores:
+    """Exact match of answer texts with the target, or one of the references, after the normalisation of that name.
+
+    A question without a prediction is wrong. Questions without a published answer are left out. `known`: examples of
+    the training split, for the baselines of blind guessing.
+    """
+    form = NORMALISATIONS[normalisation]
+    examples = with_answers(examples)
+    rights = [{form(text) for text in right_texts(example)} for example in examples]
+    judged = []
+    for example, right in zip(examples, rights, strict=True):
+        answer = None if (prediction := predictions.get(example.id)) is None else prediction.answer
+        judged.append(JudgedAnswer(example, answer, float(answer is not None and form(answer) in right)))
+    rows = _rows_of(dataset, examples)
+    metrics = compute_table(rows, judged, seed)
+    if dataset == "activitynet_qa":
+        metrics["free_official_script"] = Estimate(_official_free(judged), None, None, len(judged))
+    baselines = Baselines(examples, rights)
+    if prior := AnswerPrior(known, form):
+        baselines.add("train majority", [prior.constant in right for right in rights])
+        guesses = [prior.guess(example.prompt) for example in examples]
+        baselines.add("train blind", [guess in right for guess, right in zip(guesses, rights, strict=True)])
+    return ProtocolScores(
+        OPEN, normalisation, metrics, baselines.estimates(), headline_of(dataset), tuple(judged),
+        baseline_rows=baselines.by_row(rows),
+    )  # fmt: skip
+
+
+def score_wups(
+    dataset: str, examples: Sequence[Example], predictions: Mapping[str, Prediction], wups: Wups, seed: int = 0
+) -> ProtocolScores:
+    """WUPS of answer texts, without a threshold (the headline) and with 0.9. A question without a prediction scores 0.
+
+    Questions without a published answer are left out.
+    """
+    examples = with_answers(examples)
+    answers = [None if (found := predictions.get(example.id)) is None else found.answer for example in examples]
+
+    def judge(answers: Sequence[str | None], threshold: float) -> list[JudgedAnswer]:
+        return [
+            JudgedAnswer(e, text, 0.0 if text is None else wups.score(text, right_texts(e), e.question_type, threshold))
+            for e, text in zip(examples, answers, strict=True)
+        ]
+
+    judged = judge(answers, 0.0)
+    rows = wups_rows(dataset, [example.type_name for example in examples])
+    metrics = compute_table(rows, judged, seed)
+    strict = compute_table(rows, judge(answers, WUPS_THRESHOLD), seed)
+    metrics |= {f"{name}@{WUPS_THRESHOLD}": estimate for name, estimate in strict.items()}
+    common = Counter(example.target for example in examples).most_common(1)
+    constant = judge([common[0][0]] * len(examples), 0.0) if common else []
+    baselines = Baselines(examples)
+    baselines.add("most frequent answer", [item.value for item in constant])
+    return ProtocolScores(
+        WUPS, None, metrics, baselines.estimates(), rows[-1].name, tuple(judged), facts={"computed_with": wups.facts},
+        baseline_rows=baselines.by_row(rows),
+    )  # fmt: skip
+
+
+def score_choices(
+    dataset: str,
+    examples: Sequence[Example],
+    predictions: Mapping[str, Prediction],
+    classes: Sequence[str] = (),
+    seed: int = 0,
+    known: Sequence[Example] = (),
+) -> ProtocolScores:
+    """Accuracy of the chosen candidates; with scores of all `classes` also the metrics of a ranking.
+
+    `known`: examples of the training split, for the baseline of blind guessing.
+
+    Raises:
+        UserError: a choice or a number of scores that does not fit the candidates.
+    """
+    examples = with_answers(examples)
+    places = [right_places(example, classes) for example in examples]
+    judged = [
+        _judge_choice(e, predictions.get(e.id), classes, right) for e, right in zip(examples, places, strict=True)
+    ]
+    single = all(len(right) == 1 for right in places)
+    metrics, name, rows = {}, headline_of(dataset), _rows_of(dataset, examples)
+    ranked = classes and all(p.scores is not None for e in examples if (p := predictions.get(e.id)) is not None)
+    if ranked and examples:
+        labels = np.zeros((len(examples), len(classes)), dtype=bool)
+        for row, right in zip(labels, places, strict=True):
+            row[list(right)] = True
+        metrics |= compute_class_metrics(examples, predictions, labels, single, seed)
+        name = next(iter(metrics))
+        rows = (TableRow(name), *rows)
+    if not ranked or (single and any(example.question_type for example in examples)):
+        metrics |= compute_table(_rows_of(dataset, examples), judged, seed)
+    baselines = Baselines(examples if single else (), places if single else ())
+    if single and (prior := AnswerPrior(known, keep_unchanged)):
+        chosen = [prior.choose(example.prompt, example.candidates or classes) for example in examples]
+        baselines.add("train blind", [one in right for one, right in zip(chosen, places, strict=True)])
+    facts = {"classes": len(classes)} if classes else {}
+    return ProtocolScores(
+        CANDIDATES, None, metrics, baselines.estimates() if single else {}, name, tuple(judged), facts=facts,
+        baseline_rows=baselines.by_row(rows) if single else {},
+    )  # fmt: skip
+
+
+T = TypeVar("T")
+
+
+class Baselines(Generic[T]):
+    """What each baseline scores on every question: chance and the best constant answer (`rights`: what is right for
+    each question), and those that are added."""
+
+    def __init__(self, examples: Sequence[Example], rights: Sequence[Iterable[T]] | None = None):
+        self.examples = examples
+        self.values: dict[str, Sequence[float | bool]] = {}
+        if rights is not None:
+            self.add("chance", [chance_of(example) for example in examples])
+            constant = most_frequent_right(rights)
+            self.add("majority", [constant in set(right) for right in rights])
+
+    def add(self, name: str, values: Sequence[float | bool]) -> None:
+        """Adds a baseline by its value on every question."""
+        self.values[name] = values
+
+    def estimates(self) -> dict[str, Estimate]:
+        """The mean of each baseline over all questions."""
+        return {name: Estimate(_mean(values), None, None, len(values)) for name, values in self.values.items()}
+
+    def by_row(self, rows: Sequence[TableRow]) -> dict[str, dict[str, float | None]]:
+        """The mean of each baseline over the questions of each row of a table."""
+        found: dict[str, dict[str, float | None]] = {}
+        for name, values in self.values.items():
+            groups: dict[str, list[float | bool]] = defaultdict(list)
+            for example, value in zip(self.examples, values, strict=True):
+                groups[example.question_type].append(value)
+            found[name] = {
+                row.name: _mean([value for kind, own in groups.items() if row.includes(kind) for value in own])
+                for row in rows
+            }
+        return found
+
+
+def _mean(values: Sequence[float | bool]) -> float | None:
+    return sum(values) / len(values) if values else None
+
+
+def with_answers(examples: Sequence[Example]) -> list[Example]:
+    """The examples of which the data set publishes an answer."""
+    return [example for example in examples if example.target]
+
+
+def right_texts(example: Example) -> tuple[str, ...]:
+    """All texts that are right. Those of a clip with several labels are right only together, as the target has them."""
+    return example.references if example.target in example.references else (example.target,)
+
+
+def right_places(example: Example, classes: Sequence[str]) -> tuple[int, ...]:
+    """The places of the right ones among the candidates (or else the classes)."""
+    if example.answer_index is not None:
+        return (example.answer_index,)
+    where = _where(tuple(example.candidates or classes))
+    return tuple(sorted(place for text in set(example.references) or {example.target} for place in where.get(text, ())))
+
+
+@lru_cache(maxsize=4)
+def _where(candidates: tuple[str, ...]) -> dict[str, list[int]]:
+    """The places of each candidate's text."""
+    found: dict[str, list[int]] = {}
+    for place, text in enumerate(candidates):
+        found.setdefault(text, []).append(place)
+    return found
+
+
+def _judge_choice(
+    example: Example, prediction: Prediction | None, classes: Sequence[str], right: Sequence[int]
+) -> JudgedAnswer:
+    if prediction is None:
+        return JudgedAnswer(example, None, 0.0)
+    candidates = example.candidates or classes
+    choice = prediction.choice
+    if prediction.scores is not None:
+        if len(prediction.scores) != len(candidates):
+            count = len(prediction.scores)
+            raise UserError(f"question {example.id!r}: {count} scores for {len(candidates)} candidates: give one each")
+        choice = int(np.argmax(prediction.scores))
+    if choice is None or not 0 <= choice < len(candidates):
+        raise UserError(f"question {example.id!r}: prediction {choice} is out of range: 0 to {len(candidates) - 1}")
+    return JudgedAnswer(example, candidates[choice], float(choice in right))
+
+
+def _rows_of(dataset: str, examples: Sequence[Example]) -> tuple[TableRow, ...]:
+    return table_rows(dataset, [example.type_name for example in examples])
+
+
+def compute_table(rows: Sequence[TableRow], judged: Sequence[JudgedAnswer], seed: int = 0) -> dict[str, Estimate]:
+    """The numbers of a table: means over the questions of each row."""
+    values = np.array([item.value for item in judged])
+    groups = np.array([[row.includes(item.example.question_type) for row in rows] for item in judged], dtype=bool)
+    groups = groups.reshape(len(judged), len(rows))
+    intervals = mean_intervals(values, [item.example.video_name for item in judged], groups, seed)
+    return {
+        row.name: _estimate_row(values, groups[:, place], interval)
+        for place, (row, interval) in enumerate(zip(rows, intervals, strict=True))
+    }
+
+
+def _estimate_row(values: np.ndarray, chosen: np.ndarray, interval: Interval) -> Estimate:
+    count = int(chosen.sum())
+    return Estimate(float(values[chosen].mean()) if count else None, interval.low, interval.high, count)
+
+
+def compute_class_metrics(
+    examples: Sequence[Example],
+    predictions: Mapping[str, Prediction],
+    labels: Bool[np.ndarray, "example category"],
+    single: bool,
+    seed: int = 0,
+) -> dict[str, Estimate]:
+    """The metrics that papers on these data sets print; `single`: every example has exactly one class."""
+    nothing = (-math.inf,) * labels.shape[1]
+    found = [predictions.get(example.id) for example in examples]
+    scores = np.array([nothing if p is None or p.scores is None else p.scores for p in found])
+    videos, n = [example.video_name for example in examples], len(examples)
+    metrics = {}
+    if single:
+        best, among = ranking.in_top(scores, labels, 1), ranking.in_top(scores, labels, 5)
+        for name, right in (("top-1", best), ("top-5", among)):
+            interval = mean_intervals(right, videos, np.ones((n, 1), dtype=bool), seed)[0]
+            metrics[name] = Estimate(float(right.mean()), interval.low, interval.high, n)
+        present = labels[:, labels.any(axis=0)]
+        by_class = [best[column].mean() for column in present.T]
+        interval = class_mean_interval(best, videos, present, seed)
+        metrics["mean class accuracy"] = Estimate(float(np.mean(by_class)), interval.low, interval.high, n)
+    area = ranking.mean_over_classes(ranking.area_under_curve, scores, labels)
+    precision = ranking.mean_over_classes(ranking.average_precision, scores, labels)
+    of_precision, of_area = ranking.mean_intervals(scores, labels, videos, seed)
+    # d-prime rises with the area, so its percentiles are those of the area.
+    bounds = (ranking.d_prime(math.nan if bound is None else bound) for bound in (of_area.low, of_area.high))
+    for name, value, low, high in (
+        ("mAP", precision, of_precision.low, of_precision.high),
+        ("AUC", area, of_area.low, of_area.high),
+        ("d-prime", ranking.d_prime(area), *bounds),
+    ):
+        metrics[name] = Estimate(_finite(value), _finite(low), _finite(high), n)
+    return metrics
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None
+
+
+def _official_free(judged: Sequence[JudgedAnswer]) -> float | None:
+    """The "Free" that ActivityNet-QA's script prints: it divides the right answers by the numbers of the types that
+    come fourth and later in the order of their first appearance, which are not the types of Free."""
+    counts = Counter(item.example.question_type for item in judged)  # keeps the order of first appearance
+    divisor = sum(list(counts.values())[3:])
+    right = sum(item.value for item in judged if item.example.question_type in FREE)
+    return right / divisor if divisor else None
+
+
+def collect_columns(
+    scores: ProtocolScores, controls: Mapping[str, ProtocolScores], others: Mapping[str, ProtocolScores] | None = None
+) -> dict[str, dict[str, float | None]]:
+    """What stands next to the score in a table, by heading and row: baselines, controls, other checkpoints."""
+    columns = {name: {row: values.get(row) for row in scores.metrics} for name, values in scores.baseline_rows.items()}
+    scored = {**{name.replace("_", " "): control for name, control in controls.items()}, **(others or {})}
+    for name, other in scored.items():
+        columns[name] = {
+            row: estimate.value if (estimate := other.metrics.get(row)) is not None else None for row in scores.metrics
+        }
+    return columns
+
+
+def format_scores(scores: ProtocolScores, controls: Mapping[str, ProtocolScores] | None = None) -> str:
+    """The numbers as a text table: percent (except d-prime) with 95 % intervals, then baselines and controls."""
+    columns = collect_columns(scores, controls or {})
+    cells = [["", "score", "95 % interval", "n", *columns]]
+    for name, estimate in scores.metrics.items():
+        others = [format_number(name, values[name]) for values in columns.values()]
+        cells.append(
+            [name, format_number(name, estimate.value), _format_interval(name, estimate), str(estimate.n), *others]
+        )
+    return f"{scores.protocol}, headline: {scores.headline}\n{format_table(cells)}"
+
+
+def format_number(name: str, value: float | None) -> str:
+    """A number of a table as text: percent with two digits, d-prime with three, "-" for None."""
+    if value is None:
+        return "-"
+    return f"{value:.3f}" if name == "d-prime" else f"{100 * value:.2f}"
+
+
+def _format_interval(name: str, estimate: Estimate) -> str:
+    if estimate.low is None or estimate.high is None:
+        return ""
+    return f"[{format_number(name, estimate.low)}, {format_number(name, estimate.high)}]"

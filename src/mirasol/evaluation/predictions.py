@@ -153,7 +153,7 @@ def _from_matrix(path: Path, examples: Sequence[Example]) -> dict[str, Predictio
     return {example.id: Prediction(scores=tuple(row)) for example, row in zip(examples, scores.tolist(), strict=True)}
 
 
-def unmatched(predictions: Mapping[str, Prediction], examples: Iterable[Example], path: str) -> list[Problem]:
+def find_unmatched(predictions: Mapping[str, Prediction], examples: Iterable[Example], path: str) -> list[Problem]:
     """Problems of predictions that do not fit the questions one to one: those missing count as wrong answers (official
     denominators are all annotated questions), those of unknown questions count nowhere."""
     ids = [example.id for example in examples]

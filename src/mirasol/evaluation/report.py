@@ -1,31 +1,56 @@
-"""The report: one self-contained HTML page that shows how a run went and what the model does."""
+"""The report of an evaluation: one HTML page that needs no other file and no network, and its figures for papers."""
 
+import json
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from itertools import groupby
-from typing import Any
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mirasol.evaluation.charts import Frame, Line, heat, line_chart, png_url, smoothed
-from mirasol.evaluation.exhibit import Exhibit
-from mirasol.evaluation.metrics import Answered, Score, UnusableClip
-
-LOSSES = (
-    ("text_loss", "Text", "cross-entropy of the target tokens, nats"),
-    ("latent_loss", "Latent", "distance to the next chunk's features"),
-    ("video_loss", "Video", "distance to the pixels of a chunk"),
-    ("audio_loss", "Audio", "distance to the spectrogram of a chunk"),
+from mirasol.checkpoint import Loaded
+from mirasol.errors import BadClip
+from mirasol.evaluation.answer import load_clip
+from mirasol.evaluation.evaluate import Evaluation
+from mirasol.evaluation.figures import (
+    TYPE_COLOURS,
+    ScoreBar,
+    draw_confusion,
+    draw_learning,
+    draw_losses,
+    draw_one_clip,
+    draw_scores,
+    figure_to_svg,
+    picture_url,
+    write_figures,
 )
-CONTROL_TITLES = {
-    "no_video": "no video",
-    "no_audio": "no audio",
-    "no_media": "neither",
-    "shifted_audio": "audio shifted",
-}
-# Shown first and in this order; types that a data set adds follow.
-TYPE_ORDER = ("sight", "hearing", "bound", "order", "count", "range")
-TYPE_MEANING = {
+from mirasol.evaluation.intervals import mean_intervals
+from mirasol.evaluation.metrics import (
+    CANDIDATES,
+    Estimate,
+    JudgedAnswer,
+    ProtocolScores,
+    collect_columns,
+    format_number,
+)
+from mirasol.evaluation.one_clip import OneClip, describe_one_clip
+from mirasol.files import write_whole
+from mirasol.media.timeline import ChunkGrid
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+REPORT = "report.html"
+SHOWN_EXAMPLES = 6  # right ones, and as many wrong ones
+LENGTH_BINS = 5
+MOST_CONFUSIONS = 15
+MOST_CLASSES = 600  # of a confusion matrix; in a larger one nothing can be seen
+MOST_UNUSABLE = 20
+# Baselines drawn as upright lines in the chart of scores.
+BASELINE_LINES = ("chance", "train blind", "most frequent answer")
+# The question types of shapes and sounds, in the order of the page and with their meaning.
+TYPE_MEANINGS = {
     "sight": "what is seen",
     "hearing": "what is heard",
     "bound": "sight and sound at one time",
@@ -36,27 +61,55 @@ TYPE_MEANING = {
 
 
 @dataclass(frozen=True)
-class ReportData:
-    """What the report is made of.
+class ReportExtras:
+    """What a report shows besides the evaluation.
 
-    metrics: what metrics.json holds; blind: score of the best guess without any clip (`metrics.blind`); log: the lines
-    of the run's metrics.jsonl; answered: the answers on the test clips; clips: numbers of clips by split;
-    surroundings: the run's run.json; recipe: `Recipe.to_dict`.
+    title, lead: heading and first sentence; by default the data set's name and split, and the checkpoint's name
+    log: lines of the training run's metrics.jsonl, for the curves
+    others: evaluations of other checkpoints on the same questions, by the heading of their column
+    one_clip: the clip that is shown closely
+    facts: what the page's end lists, by name
+    training_seconds: shown with the headline numbers
+    recipe: `Recipe.to_dict` of the run
     """
 
-    metrics: Mapping[str, Any]
-    blind: Score
-    log: Sequence[Mapping[str, Any]]
-    answered: Sequence[Answered]
-    exhibit: Exhibit
-    clips: Mapping[str, int]
-    unusable: Sequence[UnusableClip]
-    surroundings: Mapping[str, Any]
-    recipe: Mapping[str, Any]
+    title: str = ""
+    lead: str = ""
+    log: Sequence[Mapping[str, Any]] = ()
+    others: Mapping[str, Evaluation] = field(default_factory=dict)
+    one_clip: OneClip | None = None
+    facts: Mapping[str, str] = field(default_factory=dict)
+    training_seconds: float | None = None
+    recipe: Mapping[str, Any] | None = None
 
 
-def render_report(data: ReportData) -> str:
-    """The whole page as HTML; needs no other file and no network."""
+def write_report(
+    folder: Path,
+    loaded: Loaded,
+    evaluation: Evaluation,
+    extras: ReportExtras | None = None,
+    figure_format: str | None = None,
+) -> list[str]:
+    """Writes report.html, and with a `figure_format` ("pdf" or "png") the figures as files in `figures/` before it.
+
+    The clips of the examples shown are decoded once more for their frames. Returns the names of the files.
+    """
+    extras = extras or ReportExtras()
+    figures: dict[str, Figure] = {}
+    page = _render_page(loaded, evaluation, extras, figures)
+    written = []
+    if figure_format is not None:
+        if extras.one_clip is not None:
+            figures["one clip"] = draw_one_clip(extras.one_clip)
+        files = write_figures(folder / "figures", figures, figure_format)
+        written = [f"figures/{file.name}" for file in files]
+    # Names of files on disk need not be UTF-8.
+    write_whole(folder / REPORT, page.encode("utf-8", "replace").decode("utf-8"))
+    return [*written, REPORT]
+
+
+def _render_page(loaded: Loaded, evaluation: Evaluation, extras: ReportExtras, figures: dict[str, "Figure"]) -> str:
+    """The page; the figures drawn for it are added to `figures` by name."""
     import jinja2
 
     environment = jinja2.Environment(
@@ -66,160 +119,248 @@ def render_report(data: ReportData) -> str:
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    environment.filters["percent"] = lambda share: f"{100 * share:.0f}"
-    environment.filters["clock"] = _clock
-    types = ordered_types(data.metrics["test"]["by_type"])
+    environment.filters["percent"] = lambda share: "–" if share is None else f"{100 * share:.1f}"
+    environment.filters["sentence"] = lambda text: text[:1].upper() + text[1:]
+
+    def draw(name: str, figure: "Figure") -> str:
+        figures[name] = figure
+        return figure_to_svg(figure, name)
+
+    record, unusable = evaluation.record, evaluation.record["unusable_clips"]
+    colours = type_colours(evaluation)
+    losses = draw_losses(extras.log)
+    learning = draw_learning(extras.log, colours)
     return environment.get_template("report.html.jinja").render(
-        metrics=data.metrics,
-        types=types,
-        meaning=TYPE_MEANING,
-        styles=type_styles(data, types),
-        columns=score_columns(data.metrics, data.blind),
-        controls=[(key, CONTROL_TITLES.get(key, key)) for key in data.metrics["controls"]],
-        losses=loss_charts(data.log),
-        learning=learning_chart(data.log, type_styles(data, types)),
-        exhibit=exhibit_view(data.exhibit),
-        samples=sample_answers(data.answered, types),
-        clips=data.clips,
-        unusable=data.unusable,
-        steps=max((row["step"] for row in data.log), default=0),
-        surroundings=data.surroundings,
-        recipe=data.recipe,
+        title=extras.title or f"{name_dataset(evaluation)}, {record['split']}",
+        lead=extras.lead or f"Checkpoint {record['checkpoint']['name']}.",
+        record=record,
+        protocols=[
+            _describe_protocol(loaded, evaluation, name, extras.others, colours, draw) for name in evaluation.protocols
+        ],
+        training_time=format_seconds(extras.training_seconds) if extras.training_seconds else None,
+        steps=max((row["step"] for row in extras.log), default=0),
+        losses=[
+            {"title": title, "last": last, "unit": unit, "svg": draw(f"loss {title}", figure)}
+            for title, (last, unit, figure) in losses.items()
+        ],
+        learning=draw("learning", learning) if learning is not None else None,
+        one_clip=describe_one_clip(extras.one_clip) if extras.one_clip is not None else None,
+        unusable=unusable[:MOST_UNUSABLE],
+        more_unusable=max(0, len(unusable) - MOST_UNUSABLE),
+        facts={**extras.facts, **_collect_facts(record)},
+        details=json.dumps(
+            {key: value for key, value in record.items() if key not in ("protocols", "unusable_clips")}, indent=1
+        ),
+        recipe=extras.recipe,
     )
 
 
-def ordered_types(names: Mapping[str, Any]) -> list[str]:
-    """Question types in the order of the page."""
-    known = [name for name in TYPE_ORDER if name in names]
-    return known + sorted(set(names) - set(known))
+def name_dataset(evaluation: Evaluation) -> str:
+    """The data set's name, for your own folder the folder's."""
+    name = evaluation.record["source"]
+    return Path(evaluation.dataset.root).resolve().name if name == "folder" else name
 
 
-def type_styles(data: ReportData, types: Sequence[str]) -> dict[str, str]:
-    """CSS class by question type: a colour each, the same all over the page; training-only types come after."""
-    validated = {name for row in data.log if row["kind"] == "validation" for name in _by_type(row)}
-    names = [*types, *sorted(validated - set(types))]
-    return {name: f"c{place % 8}" for place, name in enumerate(names)}
+def _collect_facts(record: Mapping[str, Any]) -> dict[str, str]:
+    """The settings and versions that the end of the page lists."""
+    settings = {
+        name.replace("_", " "): ", ".join(value).replace("_", " ") if isinstance(value, list) else str(value)
+        for name, value in record["settings"].items()
+        if value is not None and value != []
+    }
+    hashes = {"checkpoint": record["checkpoint"]["sha256"][:12], "data": record["data"]["sha256"][:12]}
+    return {**{f"{name} hash": value for name, value in hashes.items()}, **settings, **record["versions"]}
 
 
-def score_columns(metrics: Mapping[str, Any], blind: Score) -> list[tuple[str, Mapping[str, Any]]]:
-    """Columns of the table of scores: (heading, score)."""
-    columns = [("test", metrics["test"]), ("chance", metrics["chance"]), ("best blind guess", blind.to_dict())]
-    columns += [(CONTROL_TITLES.get(name, name), score) for name, score in metrics["controls"].items()]
-    if metrics["shipped"]:
-        columns.append(("shipped weights", metrics["shipped"]["test"]))
-    return columns
+def type_colours(evaluation: Evaluation) -> dict[str, str]:
+    """A colour for every question type, the same all over the page; none where there are more types than colours."""
+    scores = next(iter(evaluation.protocols.values()))
+    types = order_rows({item.example.type_name for item in scores.judged})
+    return dict(zip(types, TYPE_COLOURS, strict=False)) if len(types) <= len(TYPE_COLOURS) else {}
 
 
-def _by_type(row: Mapping[str, Any]) -> dict[str, float]:
-    """Accuracy by type of a validation line, whole clips and segments together."""
-    parts = [row[part] for part in ("segment", "clip") if part in row]
-    return {name: values["accuracy"] for part in parts for name, values in part["by_type"].items()}
+def order_rows(names: Sequence[str] | set[str]) -> list[str]:
+    """Rows of a table in the order of the page: types of shapes and sounds first, all others as they come (of a set,
+    by alphabet)."""
+    own = [name for name in TYPE_MEANINGS if name in names]
+    return own + [name for name in (sorted(names) if isinstance(names, set) else names) if name not in own]
 
 
-def stage_marks(log: Sequence[Mapping[str, Any]]) -> dict[float, str]:
-    """First logged step of each stage and the stage's name."""
-    train = [row for row in log if row["kind"] == "train"]
-    return {next(rows)["step"]: stage for stage, rows in groupby(train, key=lambda row: row["stage"])}
-
-
-def loss_charts(log: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
-    """One chart per loss: every logged value thin, their running mean strong; validation as a line of its own."""
-    train = [row for row in log if row["kind"] == "train"]
-    charts = []
-    for key, title, unit in LOSSES:
-        if key == "audio_loss" and not any(key in row for row in train):
-            continue
-        points = [(row["step"], row[key]) for row in train]
-        validation = [(row["step"], row["clip"][key]) for row in log if row["kind"] == "validation" and "clip" in row]
-        # The first steps are far above the rest: the axis is made for what comes after them.
-        values = sorted(value for _, value in points)
-        high = values[int(0.97 * (len(values) - 1))] * 1.1 if values else 1.0
-        lines = [
-            Line(f"{title} loss", points, "faint"),
-            Line("running mean", smoothed(points), "strong"),
-            Line("validation, whole clips", validation, "dashed"),
-        ]
-        chart = line_chart(lines, Frame(360, 220), y_range=(0, high or 1.0), marks=stage_marks(log))
-        last = smoothed(points)[-1][1] if points else float("nan")
-        charts.append({"title": title, "unit": unit, "svg": chart, "last": f"{last:.3f}"})
-    return charts
-
-
-def learning_chart(log: Sequence[Mapping[str, Any]], styles: Mapping[str, str]) -> str:
-    """Validation accuracy of every question type over training."""
-    rows = [row for row in log if row["kind"] == "validation"]
-    curves: dict[str, list[tuple[float, float]]] = {name: [] for name in styles}
-    for row in rows:
-        for name, accuracy in _by_type(row).items():
-            curves[name].append((row["step"], accuracy))
-    lines = [Line(name, points, styles[name]) for name, points in curves.items() if points]
-    frame = Frame(1040, 340, right=130)
-    return line_chart(lines, frame, y_range=(0, 1), percent=True, marks=stage_marks(log), direct_labels=True)
-
-
-def exhibit_view(exhibit: Exhibit) -> dict[str, Any]:
-    """Pictures and strips of the clip looked at closely, one column per chunk."""
-    chunks = len(exhibit.edges) - 1
-    seen = [_filmstrip(exhibit.frames[t]) for t in range(chunks)] if exhibit.frames is not None else None
-    expected = [_filmstrip(chunk) for chunk in exhibit.reconstruction]
-    foreseen = len(expected) < chunks  # of the first chunk nothing could be expected
-    spectrogram = None
-    if exhibit.spectrogram is not None:
-        spectrogram = png_url(heat(exhibit.spectrogram.T[::-1]))  # low tones at the bottom
-    strongest = max(float(exhibit.attention.max()), 1e-9)
-    questions = [
-        {
-            "prompt": item.example.prompt,
-            "answer": item.answer,
-            "target": item.example.target,
-            "type": item.example.type_name,
-            "right": item.right,
-            "attention": [(float(share), float(share) / strongest) for share in row],
-        }
-        for item, row in zip(exhibit.answered, exhibit.attention, strict=True)
-    ]
+def _describe_protocol(
+    loaded: Loaded,
+    evaluation: Evaluation,
+    name: str,
+    others: Mapping[str, Evaluation],
+    colours: Mapping[str, str],
+    draw: Any,
+) -> dict[str, Any]:
+    scores, controls = evaluation.protocols[name], evaluation.controls[name]
+    columns = collect_columns(
+        scores, controls, {key: other.protocols[name] for key, other in others.items() if name in other.protocols}
+    )
+    order = order_rows(list(scores.metrics))
+    right = [item for item in scores.judged if item.right]
+    wrong = [item for item in scores.judged if not item.right]
+    bars = collect_bars(scores, columns, {control.replace("_", " ") for control in controls}, colours)
+    by_length = accuracy_by_length(scores.judged, evaluation.chunks, loaded.processor.feature_extractor.grid)
+    confusion = count_confusions(scores.judged, evaluation.dataset.classes) if name == CANDIDATES else None
+    record = evaluation.record["protocols"][name]
     return {
-        "media": exhibit.media,
-        "chunks": chunks,
-        "edges": exhibit.edges,
-        "seen": seen,
-        "expected": [None, *expected] if foreseen else expected,
-        "foreseen": foreseen,
-        "frames_per_chunk": exhibit.reconstruction.shape[1] if len(exhibit.reconstruction) else 1,
-        "spectrogram": spectrogram,
-        "questions": questions,
+        "name": name,
+        "how": record["how"],
+        "normalisation": scores.normalisation,
+        "headline": scores.headline,
+        "value": scores.headline_estimate,
+        "over_annotated": record["headline_over_annotated"],
+        "columns": columns,
+        "rows": [describe_row(row, scores.metrics[row], columns) for row in order],
+        "tiles": {key: values.get(scores.headline) for key, values in columns.items()},
+        "chart": draw(f"{name} scores", draw_scores(bars)) if bars else None,
+        "lengths": draw(f"{name} by length", draw_scores(by_length)) if len(by_length) > 1 else None,
+        "one_length": by_length[0].name if len(by_length) == 1 else None,
+        "confusion": draw(f"{name} confusion", draw_confusion(*confusion)) if confusion is not None else None,
+        "confusions": most_confused(scores.judged),
+        "right": [_describe_example(item, loaded, evaluation) for item in choose_examples(right)],
+        "wrong": [_describe_example(item, loaded, evaluation) for item in choose_examples(wrong)],
+        "right_count": len(right),
+        "wrong_count": len(wrong),
     }
 
 
-def _filmstrip(frames: np.ndarray) -> str:
-    """The frames of one chunk, [F, height, width, 3], side by side as one picture: the page shows one of them, and
-    plays all when pointed at."""
-    return png_url(np.ascontiguousarray(np.concatenate(list(frames), axis=1)))
+def describe_row(name: str, estimate: Estimate, columns: Mapping[str, Mapping[str, float | None]]) -> dict[str, Any]:
+    """A row of the table of numbers: texts, and the shares that shade its cells."""
+    interval = ""
+    if estimate.low is not None and estimate.high is not None:
+        interval = f"{format_number(name, estimate.low)} to {format_number(name, estimate.high)}"
+    values = [estimate.value, *(column[name] for column in columns.values())]
+    is_share = name != "d-prime" and all(value is None or value <= 1 for value in values)
+    cells = [
+        {"text": "–" if value is None else format_number(name, value), "share": value if is_share else None}
+        for value in values
+    ]
+    return {"name": name, "meaning": TYPE_MEANINGS.get(name, ""), "score": cells[0], "interval": interval,
+            "n": estimate.n, "others": cells[1:]}  # fmt: skip
 
 
-def sample_answers(answered: Sequence[Answered], types: Sequence[str], each: int = 3) -> list[dict[str, Any]]:
-    """For each type some right and some wrong answers, spread over the clips rather than the first ones alone."""
-    groups = []
-    for name in types:
-        items = [item for item in answered if item.example.type_name == name]
-        right, wrong = ([item for item in items if item.right == verdict] for verdict in (True, False))
-        groups.append(
-            {
-                "type": name,
-                "asked": len(items),
-                "right_count": len(right),
-                "right": _spread(right, each),
-                "wrong": _spread(wrong, each),
-            }
+def collect_bars(
+    scores: ProtocolScores,
+    columns: Mapping[str, Mapping[str, float | None]],
+    controls: set[str],
+    colours: Mapping[str, str],
+) -> list[ScoreBar]:
+    """The bars of the chart of scores: every number that is a share, with baselines and controls."""
+    bars = []
+    for name in order_rows(list(scores.metrics)):
+        estimate = scores.metrics[name]
+        if estimate.value is None or estimate.value > 1 or name == "d-prime":
+            continue
+        bars.append(
+            ScoreBar(
+                name,
+                estimate.value,
+                estimate.low,
+                estimate.high,
+                colours.get(name, "soft" if colours else "accent"),
+                lines={key: columns[key][name] for key in BASELINE_LINES if key in columns},
+                marks={key: values[name] for key, values in columns.items() if key in controls},
+            )
         )
-    return groups
+    return bars
 
 
-def _spread(items: Sequence[Any], count: int) -> list[Any]:
-    if len(items) <= count:
-        return list(items)
-    return [items[(2 * k + 1) * len(items) // (2 * count)] for k in range(count)]
+def accuracy_by_length(judged: Sequence[JudgedAnswer], chunks: Mapping[str, int], grid: ChunkGrid) -> list[ScoreBar]:
+    """Accuracy of up to five bins of about equally many questions, by the length of their clips; with 95 % intervals
+    over videos."""
+    lengths = np.array([chunks[item.example.id] for item in judged])
+    if not len(lengths):
+        return []
+    edges = np.unique(np.quantile(lengths, np.linspace(0, 1, LENGTH_BINS + 1), method="lower"))
+    bins = np.searchsorted(edges[1:-1], lengths, side="right")
+    values = np.array([item.value for item in judged])
+    chosen = bins[:, None] == np.unique(bins)
+    intervals = mean_intervals(values, [item.example.video_name for item in judged], chosen)
+    bars = []
+    for inside, interval in zip(chosen.T, intervals, strict=True):
+        label = format_length(int(lengths[inside].min()), int(lengths[inside].max()), grid)
+        name = f"{label}, n = {int(inside.sum())}"
+        bars.append(ScoreBar(name, float(values[inside].mean()), interval.low, interval.high))
+    return bars
 
 
-def _clock(seconds: float) -> str:
+def format_length(shortest: int, longest: int, grid: ChunkGrid) -> str:
+    """Numbers of chunks, with seconds where chunks have a fixed length; clips of `max_chunks` chunks may be longer."""
+    numbers = [shortest] if shortest == longest else [shortest, longest]
+    chunks = f"{' to '.join(map(str, numbers))} chunk{'s' if longest > 1 else ''}"
+    if grid.chunk_seconds is None:
+        return chunks
+    seconds = " to ".join(f"{number * grid.chunk_seconds:g}" for number in numbers)
+    return f"{seconds} s{' or more' if longest == grid.max_chunks else ''} ({chunks})"
+
+
+def most_confused(judged: Sequence[JudgedAnswer]) -> list[tuple[str, str, int]]:
+    """(target, answer, times) of the most frequent wrong answers; ties in alphabetical order."""
+    wrong = Counter((item.example.target, item.predicted or "") for item in judged if not item.right)
+    ranked = sorted(wrong.items(), key=lambda pair: (-pair[1], pair[0]))[:MOST_CONFUSIONS]
+    return [(*pair, count) for pair, count in ranked]
+
+
+def count_confusions(judged: Sequence[JudgedAnswer], classes: Sequence[str]) -> tuple[np.ndarray, list[str]] | None:
+    """How many clips of each class (row) were given each class (column), and the names of those classes: the ones that
+    occur. None without classes, or where they are too many for a picture."""
+    place = {name: index for index, name in enumerate(classes)}
+    pairs = [(place.get(item.example.target), place.get(item.predicted or "")) for item in judged]
+    known = [(target, chosen) for target, chosen in pairs if target is not None and chosen is not None]
+    if not known or len(classes) > MOST_CLASSES:
+        return None
+    counts = np.zeros((len(classes), len(classes)), dtype=int)
+    np.add.at(counts, tuple(np.array(known).T), 1)
+    present = np.flatnonzero(counts.any(axis=0) | counts.any(axis=1))
+    return counts[np.ix_(present, present)], [classes[index] for index in present]
+
+
+def choose_examples(items: Sequence[JudgedAnswer], count: int = SHOWN_EXAMPLES) -> list[JudgedAnswer]:
+    """A few answers from evenly spaced videos, one of each, that together cover several question types."""
+    by_video: dict[str, list[JudgedAnswer]] = defaultdict(list)
+    for item in items:
+        by_video[item.example.video_name].append(item)
+    groups = list(by_video.values())
+    if len(groups) > count:
+        groups = [groups[(2 * place + 1) * len(groups) // (2 * count)] for place in range(count)]
+    shown: Counter[str] = Counter()
+    chosen = []
+    for group in groups:
+        chosen.append(min(group, key=lambda item: shown[item.example.type_name]))
+        shown[chosen[-1].example.type_name] += 1
+    return chosen
+
+
+def _describe_example(item: JudgedAnswer, loaded: Loaded, evaluation: Evaluation) -> dict[str, Any]:
+    example = item.example
+    return {
+        "prompt": example.prompt,
+        "target": example.target,
+        "answer": item.predicted or "",
+        "right": item.right,
+        "type": example.question_type,
+        "media": example.media,
+        "frames": _draw_frames(item, loaded, evaluation.dataset.root),
+    }
+
+
+def _draw_frames(item: JudgedAnswer, loaded: Loaded, root: Path, count: int = 4) -> str | None:
+    """The middle frames of a few chunks in one row; None for a clip without video, or one that is gone by now."""
+    try:
+        tensors = load_clip(loaded.processor.feature_extractor, root, item.example)
+    except BadClip:
+        return None
+    if not tensors["video_mask"].any():
+        return None
+    video = tensors["video"]
+    chosen = np.unique(np.linspace(0, len(video) - 1, count).round().astype(int))
+    frames = [video[int(place), video.shape[1] // 2].permute(1, 2, 0).numpy() for place in chosen]
+    return picture_url(np.ascontiguousarray(np.concatenate(frames, axis=1)), 112)
+
+
+def format_seconds(seconds: float) -> str:
+    """Seconds as text, in minutes from one and a half minutes on."""
     return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.1f} min"

@@ -1,4 +1,4 @@
-"""Which numbers stand in the table of each data set, as its papers print them, and how its answers are compared."""
+"""The rows of each data set's table, as its papers print them, and how its answers are compared."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,53 +7,53 @@ from mirasol.data.datasets.activitynet_qa import FREE
 
 
 @dataclass(frozen=True)
-class Row:
+class TableRow:
     """One number: the mean over the questions of these types, over all of them where `types` is None."""
 
     name: str
     types: tuple[str, ...] | None = None
 
-    def holds(self, kind: str) -> bool:
-        """Whether a question of this type counts in the row."""
-        return self.types is None or kind in self.types
+    def includes(self, question_type: str) -> bool:
+        """Whether questions of this type count in the row."""
+        return self.types is None or question_type in self.types
 
 
-def _each(*types: str) -> tuple[Row, ...]:
-    return tuple(Row(kind, (kind,)) for kind in types)
+def _single_rows(*types: str) -> tuple[TableRow, ...]:
+    return tuple(TableRow(name, (name,)) for name in types)
 
 
 # Xu et al. 2017: by first word.
-_MSRVTT = (*_each("what", "who", "how", "when", "where"), Row("All"))
+_MSRVTT = (*_single_rows("what", "who", "how", "when", "where"), TableRow("All"))
 # Yu et al. 2019: three types, Free, All, and Free by kind of answer.
 _ACTIVITYNET = (
-    *_each("Motion", "Spatial relationship", "Temporal relationship"),
-    Row("Free", FREE),
-    Row("All"),
-    *_each(*FREE),
+    *_single_rows("Motion", "Spatial relationship", "Temporal relationship"),
+    TableRow("Free", FREE),
+    TableRow("All"),
+    *_single_rows(*FREE),
 )
 # Xiao et al. 2021; questions about what came before and what comes next are one column.
 _NEXT_MC = (
-    Row("Why", ("CW",)),
-    Row("How", ("CH",)),
-    Row("Acc_C", ("CW", "CH")),
-    Row("Bef&Aft", ("TN", "TP")),
-    Row("When", ("TC",)),
-    Row("Acc_T", ("TN", "TP", "TC")),
-    Row("Cnt", ("DC",)),
-    Row("Loc", ("DL",)),
-    Row("Other", ("DO",)),
-    Row("Acc_D", ("DB", "DC", "DL", "DO")),
-    Row("Acc"),
+    TableRow("Why", ("CW",)),
+    TableRow("How", ("CH",)),
+    TableRow("Acc_C", ("CW", "CH")),
+    TableRow("Bef&Aft", ("TN", "TP")),
+    TableRow("When", ("TC",)),
+    TableRow("Acc_T", ("TN", "TP", "TC")),
+    TableRow("Cnt", ("DC",)),
+    TableRow("Loc", ("DL",)),
+    TableRow("Other", ("DO",)),
+    TableRow("Acc_D", ("DB", "DC", "DL", "DO")),
+    TableRow("Acc"),
 )
 _NEXT_OE = (
-    *_each("CW", "CH"),
-    Row("C", ("CW", "CH")),
-    Row("TN", ("TN", "TP")),
-    *_each("TC"),
-    Row("T", ("TN", "TP", "TC")),
-    *_each("DB", "DC", "DL", "DO"),
-    Row("D", ("DB", "DC", "DL", "DO")),
-    Row("All"),
+    *_single_rows("CW", "CH"),
+    TableRow("C", ("CW", "CH")),
+    TableRow("TN", ("TN", "TP")),
+    *_single_rows("TC"),
+    TableRow("T", ("TN", "TP", "TC")),
+    *_single_rows("DB", "DC", "DL", "DO"),
+    TableRow("D", ("DB", "DC", "DL", "DO")),
+    TableRow("All"),
 )
 _TABLES = {
     "msrvtt_qa": _MSRVTT,
@@ -63,24 +63,24 @@ _TABLES = {
 }
 
 
-def table_rows(dataset: str, types: Sequence[str]) -> tuple[Row, ...]:
-    """The rows of a data set's table. One without a table of its own has a row for each of `types` and one for all."""
+def table_rows(dataset: str, types: Sequence[str]) -> tuple[TableRow, ...]:
+    """The rows of a data set's table; without a table of its own, a row for each of `types` and one for all."""
     if dataset in _TABLES:
         return _TABLES[dataset]
     own = sorted(set(types) - {"untyped"})
-    return (*_each(*own), Row("All"))
+    return (*_single_rows(*own), TableRow("All"))
 
 
-def wups_rows(dataset: str, types: Sequence[str]) -> tuple[Row, ...]:
-    """The rows of a table of WUPS; NExT-QA's are called as in its papers."""
+def wups_rows(dataset: str, types: Sequence[str]) -> tuple[TableRow, ...]:
+    """The rows of a table of WUPS; NExT-QA's are named as in its papers."""
     if dataset != "nextqa_oe":
-        return (*table_rows(dataset, types)[:-1], Row("WUPS"))
+        return (*table_rows(dataset, types)[:-1], TableRow("WUPS"))
     summed = {"C": "WUPS_C", "T": "WUPS_T", "D": "WUPS_D", "All": "WUPS"}
-    return tuple(Row(summed.get(row.name, row.name), row.types) for row in _NEXT_OE)
+    return tuple(TableRow(summed.get(row.name, row.name), row.types) for row in _NEXT_OE)
 
 
-def headline(dataset: str) -> str:
-    """The row that stands for the whole data set."""
+def headline_of(dataset: str) -> str:
+    """Name of the row that stands for the data set."""
     return table_rows(dataset, ())[-1].name if dataset != "activitynet_qa" else "All"
 
 

@@ -1,4 +1,4 @@
-"""What the model says and sees while it trains: answers to a few fixed questions, and chunks it reconstructs."""
+"""Samples of a model in training: answers to a few fixed questions, and chunks it reconstructs."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,16 +12,16 @@ from mirasol.data.clip_cache import ClipCache
 from mirasol.data.example import ClipExamples, Example
 from mirasol.data.loader import load_media
 from mirasol.data.media_files import is_image
+from mirasol.evaluation.answer import eval_mode, generate_answers
 from mirasol.media.processor import MirasolProcessor
 from mirasol.training.validation import Validation
 
-MAX_NEW_TOKENS = 16
 CHUNKS_SHOWN = 8
 
 
 @dataclass(frozen=True)
 class SampleAnswer:
-    """An answer written token by token, beside the one that was wanted."""
+    """A generated answer and its target."""
 
     id: str
     media: str
@@ -32,10 +32,11 @@ class SampleAnswer:
 
 @dataclass(frozen=True)
 class Taken:
-    """Samples of one moment.
+    """The samples of one step.
 
-    picture: clips below each other, of each the first frames of its chunks as they are above those reconstructed from
-        the chunk before (the first chunk has none and is left out); None where no clip shows two chunks of video
+    picture: for each clip a row with the first frame of each chunk, and below it a row with the same frames
+        reconstructed from the chunk before (the first chunk has none and is left out); None where no clip has two
+        chunks of video
     """
 
     answers: tuple[SampleAnswer, ...]
@@ -59,32 +60,22 @@ class Samples:
 
     @torch.no_grad()
     def take(self, model: nn.Module, processor: MirasolProcessor, cache: ClipCache, device: torch.device) -> Taken:
-        """Answers and reconstructs with `model` (left in the mode it came in). Every process of a run takes part."""
-        was_training = model.training
-        model.eval()
+        """Answers and reconstructs with `model`, left in the mode it came in. All processes of a run take part."""
         windows = [(clip.media, clip.start, clip.end) for clip, _ in self.rows]
         media = {
             name: value.to(device) for name, value in load_media(cache, processor.feature_extractor, windows).items()
         }
         examples = [example for _, example in self.rows]
-        taken = Taken(
-            self._answers(model, processor, media, examples), self._picture(model, processor, media, examples)
-        )
-        model.train(was_training)
-        return taken
-
-    def _answers(
-        self, model: Any, processor: MirasolProcessor, media: dict[str, Tensor], examples: Sequence[Example]
-    ) -> tuple[SampleAnswer, ...]:
-        text = processor.encode_text([example.prompt for example in examples]).to(media["chunk_mask"].device)
-        ids = model.generate(**media, **text, max_new_tokens=MAX_NEW_TOKENS, do_sample=False, num_beams=1)
-        answers = processor.batch_decode(ids[:, text["decoder_input_ids"].shape[1] :])
-        return tuple(
-            SampleAnswer(example.id, example.media, example.prompt, example.target, answer.strip())
+        with eval_mode(model):
+            answers = generate_answers(model, processor, media, [example.prompt for example in examples], device)
+            picture = self._draw_picture(model, processor, media, examples)
+        samples = [
+            SampleAnswer(example.id, example.media, example.prompt, example.target, answer)
             for example, answer in zip(examples, answers, strict=True)
-        )
+        ]
+        return Taken(tuple(samples), picture)
 
-    def _picture(
+    def _draw_picture(
         self, model: Any, processor: MirasolProcessor, media: dict[str, Tensor], examples: Sequence[Example]
     ) -> Tensor | None:
         text = processor.encode_text([e.prompt for e in examples], [e.target for e in examples])
@@ -100,7 +91,7 @@ class Samples:
         pixels = processor.feature_extractor.pixels
         rows = []
         for frames in (true, made):
-            # What a clip lacks stays black: padding, and chunks without video.
+            # Padding and chunks without video stay black.
             first = pixels(frames[:, :CHUNKS_SHOWN, 0]) * has_video[:, :CHUNKS_SHOWN, None, None, None]
             rows.append(torch.cat(list(first.unbind(1)), dim=-1))
         return torch.cat([row[place] for place in shown for row in rows], dim=-2).cpu()

@@ -1,11 +1,12 @@
-"""A small, fixed validation: text loss and teacher-forced exact match for each question type."""
+"""Validation during training on a small, fixed set: text loss and teacher-forced exact match by question type."""
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from mirasol.config.parts import IGNORED_LABEL
@@ -15,6 +16,9 @@ from mirasol.data.example import ClipExamples, Example
 from mirasol.data.loader import load_media
 from mirasol.data.randomness import permuted
 from mirasol.data.sampler import draw_questions, kinds_taken, stage_clips
+from mirasol.evaluation.answer import eval_mode
+from mirasol.evaluation.metrics import average_by_type
+from mirasol.media.processor import MirasolProcessor
 from mirasol.training.stages import stage_losses
 
 
@@ -54,11 +58,11 @@ class Validation:
 
     @property
     def absent(self) -> list[str]:
-        """Parts that stages train on and that the validation splits hold no usable example for."""
+        """Parts that stages train on and the validation splits have no usable example of."""
         return [part for part in self._wanted if part not in self.parts]
 
     def windows(self) -> list[tuple[str, float | None, float | None]]:
-        """Every (media, start, end) looked at."""
+        """Every (media, start, end) that is validated on."""
         return list(dict.fromkeys((c.media, c.start, c.end) for part in self.parts.values() for c, _ in part))
 
     def without(self, bad: set[tuple[str, float | None, float | None]]) -> None:
@@ -70,36 +74,36 @@ class Validation:
         self.parts = {name: part for name, part in self.parts.items() if part}
 
     @torch.no_grad()
-    def run(self, model: nn.Module, processor: Any, cache: ClipCache, device: torch.device) -> dict[str, Any]:
-        """Validates `model` (left in the mode it came in). Returns what `RunLog.validation` takes."""
-        was_training = model.training
-        model.eval()
-        results = {name: self._part(name, model, processor, cache, device) for name in self.parts}
-        model.train(was_training)
-        return results
+    def run(
+        self, model: nn.Module, processor: MirasolProcessor, cache: ClipCache, device: torch.device
+    ) -> dict[str, dict[str, Any]]:
+        """Validates `model` and leaves it in the mode it came in. Returns what `RunLog.validation` takes."""
+        with eval_mode(model):
+            return {name: self._run_part(name, model, processor, cache, device) for name in self.parts}
 
-    def _part(self, name, model, processor, cache, device) -> dict[str, Any]:
-        part = self.parts[name]
-        stage = self.stage_of[name]
+    def _run_part(
+        self, name: str, model: nn.Module, processor: MirasolProcessor, cache: ClipCache, device: torch.device
+    ) -> dict[str, Any]:
+        part, stage = self.parts[name], self.stage_of[name]
         most = max(stage.clips_per_step for stage in self.recipe.stages.values())
         size = self.recipe.validation_batch or most // self.recipe.accumulation
-        sums: dict[str, list[float]] = defaultdict(lambda: [0.0, 0, 0, 0])
+        judged: list[JudgedRow] = []
         dense: dict[str, float] = defaultdict(float)
         for first in range(0, len(part), size):
-            some = part[first : first + size]
-            media = load_media(cache, processor.feature_extractor, [(c.media, c.start, c.end) for c, _ in some])
-            rows = [example for _, examples in some for example in examples]
-            text = processor.encode_text([row.prompt for row in rows], [row.target for row in rows])
+            batch_rows = part[first : first + size]
+            windows = [(clip.media, clip.start, clip.end) for clip, _ in batch_rows]
+            media = load_media(cache, processor.feature_extractor, windows)
+            examples = [example for _, own in batch_rows for example in own]
+            text = processor.encode_text([e.prompt for e in examples], [e.target for e in examples])
             batch = {name: value.to(device) for name, value in {**media, **text}.items()}
             output = stage_losses(model, stage, batch)
-            for name, loss in output.items():
-                if name.endswith("_loss") and name != "text_loss":
-                    dense[name] += float(loss) * len(some) / len(part)
-            losses, tokens, right = judge_rows(output.logits, batch["labels"])
-            for row, loss, count, exact in zip(rows, losses.tolist(), tokens.tolist(), right.tolist(), strict=True):
-                for total, value in enumerate((loss, count, int(exact), 1)):
-                    sums[row.type_name][total] += value
-        return _summary(sums, dense)
+            for loss_name, loss in output.items():
+                if loss_name.endswith("_loss") and loss_name != "text_loss":
+                    dense[loss_name] += float(loss) * len(batch_rows) / len(part)
+            columns = [values.tolist() for values in judge_rows(output.logits, batch["labels"])]
+            types = [example.type_name for example in examples]
+            judged += [JudgedRow(*values) for values in zip(types, *columns, strict=True)]
+        return summarize_rows(judged, dense)
 
 
 def _kind(stage: Stage) -> str:
@@ -107,9 +111,20 @@ def _kind(stage: Stage) -> str:
     return "image" if stage.objective == "image_text" else stage.span
 
 
+@dataclass(frozen=True)
+class JudgedRow:
+    """One question under teacher forcing: summed cross-entropy of its target tokens (nats), their number, and whether
+    all of them are the most likely ones."""
+
+    type_name: str
+    loss: float
+    tokens: int
+    is_right: bool
+
+
 def judge_rows(
     logits: Float[Tensor, "row token vocabulary"], labels: Int[Tensor, "row token"]
-) -> tuple[Float[Tensor, " row"], Int[Tensor, " row"], Tensor]:
+) -> tuple[Float[Tensor, " row"], Int[Tensor, " row"], Bool[Tensor, " row"]]:
     """Per row: summed cross-entropy of its target tokens, their number, and whether all are the most likely ones."""
     predicted, wanted = logits[:, :-1].float(), labels[:, 1:]
     is_target = wanted != IGNORED_LABEL
@@ -120,15 +135,21 @@ def judge_rows(
     return losses.sum(1), is_target.sum(1), right.all(1)
 
 
-def _summary(sums: dict[str, list[float]], dense: dict[str, float]) -> dict[str, Any]:
-    loss, tokens, exact, rows = (sum(entry[place] for entry in sums.values()) for place in range(4))
+def summarize_rows(judged: Sequence[JudgedRow], dense: Mapping[str, float]) -> dict[str, Any]:
+    """The part of a validation line on these rows; `dense` are the mean losses other than the text loss."""
+    score = average_by_type((row.type_name, float(row.is_right)) for row in judged)
+    groups = {name: [row for row in judged if row.type_name == name] for name in score.by_type}
+    losses = {name: sum(row.loss for row in own) for name, own in groups.items()}
     return {
-        "text_loss": loss / tokens,
+        "text_loss": sum(losses.values()) / sum(row.tokens for row in judged),
         **dense,
-        "accuracy": exact / rows,
+        "accuracy": score.accuracy,
         "by_type": {
-            name: {"text_loss": sums[name][0] / sums[name][1], "accuracy": sums[name][2] / sums[name][3],
-                   "rows": sums[name][3]}
-            for name in sorted(sums)
+            name: {
+                "text_loss": losses[name] / sum(row.tokens for row in groups[name]),
+                "accuracy": score.by_type[name],
+                "rows": len(groups[name]),
+            }
+            for name in sorted(groups)
         },
-    }  # fmt: skip
+    }
