@@ -34,8 +34,6 @@ if TYPE_CHECKING:
 
     from mirasol import MirasolForConditionalGeneration
 
-# GB/s and dense bfloat16 TFLOP/s of the data sheets.
-SHEETS = {"H200": (4800.0, 989.0), "H100 PCIe": (2000.0, 756.0), "H100": (3350.0, 989.0), "A100": (2039.0, 312.0)}
 BATCHES = (1, 8, 32)
 PROMPT = 4
 GOAL = 0.45
@@ -65,10 +63,12 @@ def measure_machine(device: str, dtype: torch.dtype) -> tuple[float, float, str]
     """Bytes a second, FLOPs a second, and the source of both."""
     import torch
 
-    name = torch.cuda.get_device_name() if device == "cuda" else ""
-    for known, (bandwidth, tflops) in SHEETS.items():
-        if known in name:
-            return bandwidth * 1e9, tflops * 1e12, f"data sheet of {known}"
+    from mirasol.cost.devices import find_data_sheet
+
+    found = find_data_sheet(torch.cuda.get_device_name()) if device == "cuda" else None
+    if found is not None:
+        name, sheet = found
+        return sheet.gb_per_second * 1e9, sheet.tflops * 1e12, f"data sheet of {name}"
     size = 2**28 if device == "cuda" else 2**26
     source = torch.ones(size, device=device)
     # Only reading counts: a sum reads every byte once and writes none.
@@ -99,6 +99,7 @@ def _measure(preset: str, chunks: int, rows: int, tokens: int, precision: str, d
     import torch
 
     from mirasol import MirasolConfig, MirasolForConditionalGeneration
+    from mirasol.cost.counting import STREAMED, count_flops
 
     torch.manual_seed(0)
     if device == "cpu":
@@ -135,8 +136,8 @@ def _measure(preset: str, chunks: int, rows: int, tokens: int, precision: str, d
     prefill = measure_best_seconds(lambda: model.encode(pixels, sound, present, present, present), device, repeats)
     bandwidth, speed, source = measure_machine(device, dtype)
     read = count_step_bytes(model, rows, chunks * config.combiner.m, PROMPT + tokens // 2)
-    work = model.flops(chunks, 1)
-    flop = rows * sum(work[part] for part in ("vit", "tubes", "audio", "combiner", "latent"))
+    counts = count_flops(config, chunks, 1)
+    flop = rows * sum(counts[part] for part in STREAMED)
     return {
         "preset": preset, "chunks": chunks, "batch": rows, "precision": precision, "new_tokens": tokens,
         "tokens_per_second": rows / step,

@@ -65,10 +65,10 @@ def build_sides(item: Item) -> dict[str, Ours | Peer]:
 def count_gflop(side: Ours | Peer) -> float:
     """GFLOP of one forward and backward pass, attention as plain matmuls, no discount for causal masks."""
     import torch
-    from torch.nn.attention import SDPBackend, sdpa_kernel
-    from torch.utils.flop_counter import FlopCounterMode
 
-    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+    from mirasol.cost.counting import count_products
+
+    with count_products() as counter:
         side.compute_loss(side.make_batch(torch.float32)).backward()
     side.model.zero_grad(set_to_none=True)
     return counter.get_total_flops() / 1e9

@@ -116,7 +116,7 @@ def compare_with_encoding_all(model: MirasolForConditionalGeneration, repeats: i
     """Times single chunks of a stream around chunk `chunks`, and a clip of `chunks`, in turn; no window."""
     import torch
 
-    from mirasol.model.sizes import flops, stream_flops
+    from mirasol.cost.counting import STREAMED, count_flops, count_products
 
     present, clip, one = torch.ones(1, chunks, dtype=torch.bool), draw_chunk(model, chunks), draw_chunk(model)
     stream = advance(model.stream(1), one, chunks - 2 - repeats // 2)
@@ -126,13 +126,15 @@ def compare_with_encoding_all(model: MirasolForConditionalGeneration, repeats: i
             times[0].append(measure_milliseconds(lambda: stream.append(*one)))
             times[1].append(measure_milliseconds(lambda: model.encode(*clip, present, present, present)))
     more, everything = (taken[1:] for taken in times)  # the first of each warms up
-    work = sum(stream_flops(model.config, chunks - 1).values())
-    whole = sum(flops(model.config, chunks, 1)[part] for part in stream_flops(model.config, 0))
+    stream = advance(model.stream(1), one, chunks - 1)
+    with count_products() as counter:
+        stream.append(*one)
+    counts = count_flops(model.config, chunks, 1)
     return {
         "one more chunk, ms": compute_quartiles(more),
         "encoding all, ms": compute_quartiles(everything),
         "ratio": statistics.median(everything) / statistics.median(more),
-        "ratio of FLOPs": whole / work,
+        "ratio of FLOPs": sum(counts[part] for part in STREAMED) / counter.get_total_flops(),
     }
 
 

@@ -38,8 +38,6 @@ if TYPE_CHECKING:
 
     from mirasol import MirasolConfig
 
-# Dense bfloat16 TFLOP/s of the data sheets; the first name found in the device's own counts.
-PEAKS = {"H200": 989.0, "H100 PCIe": 756.0, "H100": 989.0, "A100": 312.0, "L40S": 362.0, "B200": 2250.0}
 PRECISIONS = ("float32", "bfloat16", "autocast")
 RECOMPUTE = ("none", "hidden", "block")
 ATTENTION = ("eager", "sdpa", "flex_attention")
@@ -140,10 +138,11 @@ def find_peak_tflops(device: str, precision: str) -> tuple[float, str]:
     """TFLOP/s that MFU is a share of, and the source of the figure."""
     import torch
 
-    name = torch.cuda.get_device_name() if device == "cuda" else ""
-    for known, peak in PEAKS.items():
-        if known in name:
-            return peak, f"data sheet of {known}, dense bfloat16"
+    from mirasol.cost.devices import find_data_sheet
+
+    found = find_data_sheet(torch.cuda.get_device_name()) if device == "cuda" else None
+    if found is not None:
+        return found[1].tflops, f"data sheet of {found[0]}, dense bfloat16"
     size, dtype = (8192 if device == "cuda" else 1024), torch.float32 if precision == "float32" else torch.bfloat16
     left = torch.randn(size, size, device=device, dtype=dtype)
     times = []
@@ -175,6 +174,7 @@ def _measure_steps(row: Row, config: MirasolConfig, chunks: int, device: str) ->
     import torch
 
     from mirasol import MirasolForConditionalGeneration
+    from mirasol.cost.counting import count_flops
 
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     model = MirasolForConditionalGeneration(config).to(device).train()
@@ -213,8 +213,7 @@ def _measure_steps(row: Row, config: MirasolConfig, chunks: int, device: str) ->
     seconds = statistics.median(sum(each) for each in steps)
     forward_part, backward_part, update_part = (statistics.median(part) for part in zip(*steps, strict=True))
     peak, source = find_peak_tflops(device, row.precision)
-    by_component = model.flops(chunks, row.text_length)
-    tflop = 3 * row.microbatch * sum(by_component.values()) / 1e12
+    tflop = 3 * row.microbatch * sum(count_flops(config, chunks, row.text_length).values()) / 1e12
     return {
         "clips_per_second": row.microbatch / seconds,
         "seconds": {"step": seconds, "forward": forward_part, "backward": backward_part, "update": update_part},

@@ -8,8 +8,8 @@ import torch
 
 from mirasol import MirasolConfig, MirasolForConditionalGeneration
 from mirasol.config.recipe_io import recipe_from_dict
-from mirasol.cost.counting import StepCost, StepShape
-from mirasol.cost.plan import device_memory, optimizer_bytes
+from mirasol.cost.memory import compute_device_memory, count_optimizer_bytes
+from mirasol.cost.step import StepCost
 from mirasol.model.execution import layers
 
 PAGE = (Path(__file__).resolve().parents[1] / "docs" / "scale.md").read_text(encoding="utf-8")
@@ -35,14 +35,14 @@ def test_the_weights_in_and_out_of_layers(model):
 
 def test_the_table_is_the_plans_memory_and_the_formulas_bytes(model):
     recipe = recipe_from_dict({**VALUES, "parallel": {"kind": "fsdp"}, "precision": "bf16"})
-    nothing, shape = StepCost(0, 0, 0, 0, 0), StepShape(1, 1, 1, 1, 1)
+    nothing = StepCost(0, 0, 0, 0, 0)
     weights = sum(parameter.numel() for parameter in model.parameters())
-    optimizer = optimizer_bytes(model, recipe.optimizer)
+    optimizer = count_optimizer_bytes(model, recipe.optimizer)
     rows = ROW.findall(PAGE)
     assert [int(row[0]) for row in rows] == [1, 2, 8, 64, 256]
     for processes, state, held, copy, sent in rows:
         count = int(processes)
-        memory = device_memory(recipe, model, nothing, shape, 1, optimizer, count)
+        memory = compute_device_memory(recipe, model, nothing, optimizer, count)
         near = {"rel": 0.03, "abs": 0.051}  # two digits, or one behind the point
         assert float(state) == pytest.approx(16 * weights / count / GB, **near)
         gathered = memory.gathered if count > 1 else 0

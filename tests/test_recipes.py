@@ -12,7 +12,8 @@ import torch
 from mirasol import MirasolConfig, MirasolForConditionalGeneration
 from mirasol.config.recipe import Recipe
 from mirasol.config.recipe_io import load_recipe, recipe_from_dict
-from mirasol.cost.plan import Assumptions, StagePlan, plan_run
+from mirasol.cost.assumptions import Assumptions
+from mirasol.cost.plan import StagePlan, plan_run
 from mirasol.errors import UserError
 from mirasol.training.build import check_loss_weights, load_initial, with_media_size
 from mirasol.training.stages import StageWeights

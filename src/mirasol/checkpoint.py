@@ -1,18 +1,24 @@
-"""From a checkpoint's name to a model ready to answer; everything that may be wrong with it is said in one line."""
+"""From a checkpoint's name to a model ready to answer. Every defect of a checkpoint is reported in one line.
+
+Finding a checkpoint needs the standard library only; PyTorch and transformers are imported to load one.
+"""
+
+from __future__ import annotations
 
 import importlib.resources
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-
-import mirasol.auto  # noqa: F401 - a processor finds its parts through the Auto classes
-from mirasol.config.model import CHECKPOINT_FORMAT, MirasolConfig
 from mirasol.errors import UserError
-from mirasol.media.processor import MirasolProcessor
-from mirasol.model.mirasol import MirasolForConditionalGeneration
+
+if TYPE_CHECKING:
+    import torch
+
+    from mirasol.config.model import MirasolConfig
+    from mirasol.media.processor import MirasolProcessor
+    from mirasol.model.mirasol import MirasolForConditionalGeneration
 
 SHIPPED = ("tiny",)
 WEIGHTS = "model.safetensors"
@@ -20,30 +26,30 @@ WEIGHTS = "model.safetensors"
 
 @dataclass(frozen=True)
 class Loaded:
-    """A checkpoint in use: the model in eval mode, its processor, and the folder both came from."""
+    """A loaded checkpoint: the model in evaluation mode, its processor, and their folder."""
 
     model: MirasolForConditionalGeneration
     processor: MirasolProcessor
     folder: Path
 
 
-def shipped_checkpoint(name: str) -> Path | None:
-    """Folder of a checkpoint that comes with the package, None where it is not there."""
+def find_shipped_checkpoint(name: str) -> Path | None:
+    """The folder of a checkpoint that comes with the package; None if it is not installed."""
     folder = Path(str(importlib.resources.files("mirasol"))) / "checkpoints" / name
     return folder if (folder / "config.json").is_file() else None
 
 
 def find_checkpoint(name: str | Path) -> Path:
-    """The folder a checkpoint's name stands for.
+    """The folder of the checkpoint with this name.
 
-    `tiny` is the one shipped with the package (a folder of that name is `./tiny`); everything else is a folder: a
-    checkpoint itself, a run with its finished `checkpoint` inside, or a demo with its run `train` inside.
+    `tiny` is the one shipped with the package (a folder of that name is `./tiny`); any other name is a folder: of a
+    checkpoint, of a finished run (its `checkpoint`), or of a demo (its `train/checkpoint`).
 
     Raises:
-        UserError: no such folder, or it holds no checkpoint.
+        UserError: no such folder, or it contains no checkpoint.
     """
     if str(name) in SHIPPED:
-        shipped = shipped_checkpoint(str(name))
+        shipped = find_shipped_checkpoint(str(name))
         if shipped is None:
             raise UserError(f"checkpoint {name!r} is not part of this installation: install mirasol again")
         return shipped
@@ -57,7 +63,7 @@ def find_checkpoint(name: str | Path) -> Path:
             return candidate
     if (folder / "checkpoints").is_dir():
         raise UserError(
-            f"{folder}: this run is not finished: go on with `--resume`, or take what there is with `mirasol export`"
+            f"{folder}: unfinished run: resume it with `--resume`, or export what there is with `mirasol export`"
         )
     raise UserError(f"{folder}: not a checkpoint: it has no config.json")
 
@@ -68,9 +74,13 @@ def load_checkpoint(name: str | Path, device: str | torch.device = "cpu") -> Loa
     Only safetensors are read: other weight files can run code when they are opened.
 
     Raises:
-        UserError: not a Mirasol checkpoint, another checkpoint format, no or pickled weights, missing, unknown or
-            misshapen weights (named), no tokenizer, a processor that does not fit the model.
+        UserError: not a Mirasol checkpoint, another checkpoint format, weights that are missing, pickled, unknown or
+            of the wrong shape (named), no tokenizer, or a processor that does not fit the model.
     """
+    import torch
+
+    from mirasol.model.mirasol import MirasolForConditionalGeneration
+
     folder = find_checkpoint(name)
     config = read_config(folder)
     _check_weights(folder, config)
@@ -81,18 +91,20 @@ def load_checkpoint(name: str | Path, device: str | torch.device = "cpu") -> Loa
 
 
 def load_processor(name: str | Path) -> MirasolProcessor:
-    """Loads a checkpoint's processor alone, its tokenizer with it. Raises UserError as `load_checkpoint` does."""
+    """Loads only a checkpoint's processor, with its tokenizer. Raises UserError as `load_checkpoint` does."""
     folder = find_checkpoint(name)
     return _load_processor(folder, read_config(folder))
 
 
 def read_config(folder: Path) -> MirasolConfig:
-    """The config of a checkpoint's folder. Raises UserError as `load_checkpoint` does."""
+    """The config in a checkpoint's folder. Raises UserError as `load_checkpoint` does."""
+    from mirasol.config.model import CHECKPOINT_FORMAT, MirasolConfig
+
     file = folder / "config.json"
     try:
         values: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise UserError(f"{file}: is not JSON ({error})") from error
+        raise UserError(f"{file}: not JSON ({error})") from error
     kind = values.get("model_type") if isinstance(values, dict) else None
     if kind != MirasolConfig.model_type:
         raise UserError(f"{folder}: not a Mirasol checkpoint: its config.json has model_type {kind!r}")
@@ -100,7 +112,7 @@ def read_config(folder: Path) -> MirasolConfig:
     if found != CHECKPOINT_FORMAT:
         raise UserError(
             f"{folder}: checkpoint format {found}, but this version of mirasol reads format {CHECKPOINT_FORMAT}: "
-            f"use the version of mirasol it was written with, or train again"
+            f"use the version of mirasol that wrote it, or train again"
         )
     try:
         return MirasolConfig.from_pretrained(folder)
@@ -109,39 +121,45 @@ def read_config(folder: Path) -> MirasolConfig:
 
 
 def _check_weights(folder: Path, config: MirasolConfig) -> None:
+    import torch
     from safetensors import SafetensorError, safe_open
+
+    from mirasol.model.mirasol import MirasolForConditionalGeneration
 
     file = folder / WEIGHTS
     if not file.is_file():
         pickled = sorted(path.name for path in folder.iterdir() if path.suffix in (".bin", ".pt", ".pth", ".ckpt"))
-        why = f"; {pickled[0]} is not read, for a pickle can run code: save it as safetensors" if pickled else ""
+        why = f"; {pickled[0]} is not read, because a pickle can run code: save it as safetensors" if pickled else ""
         raise UserError(f"{folder}: has no {WEIGHTS}{why}")
     try:
         with safe_open(file, framework="pt") as weights:
             found = {key: tuple(weights.get_slice(key).get_shape()) for key in weights.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
-        raise UserError(f"{file}: damaged or no safetensors file ({error})") from error
+        raise UserError(f"{file}: damaged, or not a safetensors file ({error})") from error
     with torch.device("meta"):
         wanted = {
             key: tuple(value.shape) for key, value in MirasolForConditionalGeneration(config).state_dict().items()
         }
-    for what, keys in (("lacks", wanted.keys() - found.keys()), ("holds unknown", found.keys() - wanted.keys())):
+    for what, keys in (("lacks", wanted.keys() - found.keys()), ("has unknown", found.keys() - wanted.keys())):
         if keys:
-            raise UserError(f"{file}: {what} {_listed(sorted(keys))}: it does not belong to the config.json beside it")
+            raise UserError(f"{file}: {what} {_list_keys(sorted(keys))}: it does not belong to the config.json there")
     for key, shape in wanted.items():
         if found[key] != shape:
             raise UserError(f"{file}: {key} has shape {list(found[key])}, its config.json says {list(shape)}")
 
 
-def _listed(keys: list[str], most: int = 5) -> str:
+def _list_keys(keys: list[str], most: int = 5) -> str:
     more = f" and {len(keys) - most} more" if len(keys) > most else ""
     return f"{len(keys)} weight{'s' * (len(keys) > 1)} ({', '.join(keys[:most])}{more})"
 
 
 def _load_processor(folder: Path, config: MirasolConfig) -> MirasolProcessor:
+    import mirasol.auto  # noqa: F401 - a processor finds its parts through the Auto classes
+    from mirasol.media.processor import MirasolProcessor
+
     for name in ("tokenizer.json", "tokenizer_config.json"):
         if not (folder / name).is_file():
-            raise UserError(f"{folder}: has no {name}: save the processor beside the model")
+            raise UserError(f"{folder}: has no {name}: save the processor with the model")
     try:
         processor = MirasolProcessor.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -152,17 +170,17 @@ def _load_processor(folder: Path, config: MirasolConfig) -> MirasolProcessor:
 
 
 def _check_processor(folder: Path, config: MirasolConfig, processor: MirasolProcessor) -> None:
-    """Refuses a processor that cuts, scales or numbers its input in another way than the model was trained with."""
+    """Refuses a processor whose chunks, scaling or vocabulary differ from those the model was trained with."""
     for name, wanted in config.media_settings().items():
         found = getattr(processor.feature_extractor, name, None)
         if found != wanted:
             raise UserError(
                 f"{folder}: its processor has {name}={found!r}, but its config.json says {wanted!r}: "
-                f"take both from one checkpoint"
+                f"use both from one checkpoint"
             )
     tokens = len(processor.tokenizer)
     if tokens > config.vocab_size:
         raise UserError(
             f"{folder}: its tokenizer has {tokens} tokens, but its config.json says vocab_size={config.vocab_size}: "
-            f"take both from one checkpoint"
+            f"use both from one checkpoint"
         )

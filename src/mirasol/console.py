@@ -1,4 +1,6 @@
-"""What long work tells on the console: progress with rate and time left."""
+"""Output on the console: progress of long work with its rate and time left, and tables as text."""
+
+from __future__ import annotations
 
 import contextlib
 import os
@@ -101,11 +103,14 @@ def cores() -> int:
     return os.cpu_count() or 1
 
 
-def format_table(rows: Sequence[Sequence[str]]) -> str:
-    """A table as text: the first column aligned left, all others right. Every row has the same number of cells."""
+def format_table(rows: Sequence[Sequence[str]], left_columns: int = 1) -> str:
+    """A table as text: the first `left_columns` columns aligned left, the others right. Rows are of equal length."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = []
-    for first, *others in rows:
-        cells = [first.ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(others, widths[1:], strict=True))]
-        lines.append("  ".join(cells).rstrip())
+    for row in rows:
+        padded = [
+            cell.ljust(width) if column < left_columns else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        lines.append("  ".join(padded).rstrip())
     return "\n".join(lines)

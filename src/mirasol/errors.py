@@ -1,10 +1,10 @@
-"""Errors that are the user's to mend: one clear line, no traceback, exit code 2 on the command line."""
+"""Errors that the user can fix: one clear line, no traceback, exit code 2 on the command line."""
 
 import signal
 
 
 class UserError(ValueError):
-    """Something the user gave is wrong; the message names the offending value and the fix on one line."""
+    """Wrong input from the user; the message names the offending value and the fix in one line."""
 
 
 class BadClip(UserError):
@@ -16,22 +16,22 @@ class BadClip(UserError):
         self.reason = reason
 
     def __reduce__(self):
-        # Exceptions cross process boundaries (decoding pool) as (class, args): restore both arguments.
+        # Exceptions cross process boundaries (workers) as (class, args): restore both arguments.
         return type(self), (self.file, self.reason)
 
 
 class Stopped(Exception):
-    """A run was asked to stop by a signal, and did. The message says where it stands and how to go on, on one line."""
+    """A signal stopped a run. The message says, in one line, how far the run is and how to resume it."""
 
     def __init__(self, message: str, signal_number: int):
         super().__init__(message)
         self.signal_number = signal_number
 
     def __reduce__(self):
-        # A run's processes tell each other of it.
+        # A run's processes send it to each other.
         return type(self), (str(self), self.signal_number)
 
     @property
     def exit_code(self) -> int:
-        """130 for Ctrl-C, as shells expect of an interrupted command; 0 where a scheduler asked."""
+        """130 for Ctrl-C, as shells expect of an interrupted command; 0 for a scheduler's signal."""
         return 130 if self.signal_number == signal.SIGINT else 0

@@ -354,7 +354,7 @@ def test_the_module_is_a_program():
 def test_plan_tells_what_a_recipe_costs_before_it_runs(tmp_path, monkeypatch, capsys):
     from mirasol.cost import plan as planning
 
-    monkeypatch.setattr(planning, "step_cost", lambda *given, **named: planning.StepCost(1, 2, 3, 4, 5))
+    monkeypatch.setattr(planning, "count_step_cost", lambda *given, **named: planning.StepCost(1, 2, 3, 4, 5))
     file = tmp_path / "recipe.yaml"
     file.write_text(f"seed: 0\noutput: {tmp_path / 'x'}\ndata: {{root: absent}}\nstages: {{a: {{steps: 2}}}}\n")
     options = ["--peak-tflops", "0.1", "--chunks", "2", "--text-length", "8", "--device-memory", "0.001"]
@@ -365,7 +365,7 @@ def test_plan_tells_what_a_recipe_costs_before_it_runs(tmp_path, monkeypatch, ca
     assert plan["parameters"] == sum(row["parameters"] for row in plan["components"].values())
     shown, _ = run(capsys, "plan", "--config", file, *options)
     assert f"{plan['parameters']:,}" in shown and "absent: no such data folder" in shown and "NO" in shown
-    assert "note: what does not fit takes less memory with more microbatches (accumulation)" in shown
+    assert "note: a stage that does not fit takes less memory with more microbatches (accumulation)" in shown
     assert not (tmp_path / "x").exists()
 
 

@@ -9,8 +9,11 @@ from mirasol import MirasolConfig, MirasolForConditionalGeneration
 from mirasol.config.recipe import OptimizerRecipe
 from mirasol.config.recipe_io import recipe_from_dict
 from mirasol.cost import plan as planning
-from mirasol.cost.counting import StepCost, StepShape
-from mirasol.cost.plan import Assumptions, optimizer_bytes, peak_tflops, plan_run
+from mirasol.cost.assumptions import Assumptions
+from mirasol.cost.devices import find_peak_tflops
+from mirasol.cost.memory import count_optimizer_bytes
+from mirasol.cost.plan import plan_run
+from mirasol.cost.step import StepCost, StepShape
 from mirasol.errors import UserError
 from mirasol.training.optim import Optimizer
 
@@ -20,7 +23,7 @@ def uncounted(monkeypatch):
     """Steps have a fixed cost: counting them is tested elsewhere."""
     cost = StepCost(forward_flops=2 * 10**9, backward_flops=4 * 10**9, recomputed_flops=10**9, saved_bytes=70,
                     peak_bytes=100)  # fmt: skip
-    monkeypatch.setattr(planning, "step_cost", lambda *given, **named: cost)
+    monkeypatch.setattr(planning, "count_step_cost", lambda *given, **named: cost)
     return cost
 
 
@@ -74,7 +77,7 @@ def test_moments_are_those_of_the_real_optimizer(recipe, name):
     optimizer.step()
     tensors = [v for member in optimizer.members for state in member.state.values() for v in state.values()]
     held = sum(v.numel() * v.element_size() for v in tensors if isinstance(v, torch.Tensor) and v.numel() > 1)
-    assert optimizer_bytes(model, settings) == pytest.approx(held, rel=1e-3)
+    assert count_optimizer_bytes(model, settings) == pytest.approx(held, rel=1e-3)
 
 
 def test_processes_share_the_work_and_with_fsdp_the_weights(values, uncounted):
@@ -113,7 +116,9 @@ def test_what_cannot_be_planned_is_an_error(values, recipe, uncounted, tmp_path)
 
 def test_stages_that_are_alike_are_counted_once(values, monkeypatch):
     calls = []
-    monkeypatch.setattr(planning, "step_cost", lambda *given, **named: calls.append(given) or StepCost(1, 2, 0, 1, 1))
+    monkeypatch.setattr(
+        planning, "count_step_cost", lambda *given, **named: calls.append(given) or StepCost(1, 2, 0, 1, 1)
+    )
     values["stages"]["again"] = dict(values["stages"]["questions"])
     plan = plan_run(recipe_from_dict(values), Assumptions(peak_tflops=1.0))
     assert len(calls) == 2
@@ -131,7 +136,7 @@ def test_what_a_stage_drops_is_counted_and_by_its_device(values, monkeypatch, ki
         counted.append((block.dropout.p, block.attention.dropout, model.latent.stack.layer_drop.rate))
         return StepCost(1, 2, 0, 1, 1)
 
-    monkeypatch.setattr(planning, "step_cost", step_cost)
+    monkeypatch.setattr(planning, "count_step_cost", step_cost)
     stage = {"steps": 1, "clips_per_step": 2, "questions_per_clip": 1}
     values["stages"] = {"one": {**stage, "dropout": 0.2}, "two": {**stage, "dropout": 0.0, "layer_drop": 0.3}}
     values |= {"device": "auto", "parallel": {"kind": kind}}
@@ -142,7 +147,7 @@ def test_what_a_stage_drops_is_counted_and_by_its_device(values, monkeypatch, ki
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
 def test_time_is_this_processors_unless_the_recipe_is_for_gpus(values):
     def source(**keys) -> str:
-        return peak_tflops(recipe_from_dict({**values, **keys}), Assumptions())[1]
+        return find_peak_tflops(recipe_from_dict({**values, **keys}), None)[1]
 
     assert "measured here" in source(device="auto")
     assert "measured here" in source(device="cpu", parallel={"kind": "ddp"})

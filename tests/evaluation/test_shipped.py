@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from mirasol.checkpoint import load_checkpoint, shipped_checkpoint
+from mirasol.checkpoint import load_checkpoint, find_shipped_checkpoint
 from mirasol.data.datasets import read_dataset
 from mirasol.evaluation.answer import AnswerSettings
 from mirasol.evaluation.controls import CONTROLS
@@ -13,7 +13,7 @@ from mirasol.evaluation.evaluate import evaluate_dataset
 from mirasol.evaluation.metrics import OPEN, score_chance
 from mirasol.synthetic.synthesize import synthesize
 
-FOLDER = shipped_checkpoint("tiny")
+FOLDER = find_shipped_checkpoint("tiny")
 SEED_NEVER_USED = 20_261_123
 SIZE_LIMIT = 8_000_000  # bytes
 

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from test_sizes import agree, on_meta
 
 from mirasol import MirasolConfig, MirasolForConditionalGeneration
 from mirasol.model.combiner import make_combiner
@@ -127,28 +126,6 @@ def test_bfloat16_runs(name, batch):
         output = model(**media)
     assert output.combined.dtype == torch.bfloat16
     assert output.loss.isfinite()
-
-
-@every_combiner
-def test_flops_are_what_pytorch_counts(name):
-    model = on_meta("tiny", combiner=COMBINERS[name])
-    for chunks in (1, 4):
-        agree(model, chunks, 7)
-
-
-@pytest.mark.parametrize("kind", ["cls", "perceiver", "ttm"])
-def test_flops_are_what_pytorch_counts_at_the_papers_width(kind):
-    model = on_meta("1b", combiner={"kind": kind, "stack": {"depth": 2}}, vit={"depth": 1}, text={"vocab_size": 100})
-    agree(model, 2, 4)
-
-
-def test_only_the_memory_and_the_single_chunk_stay_linear():
-    def growth(name):
-        four, eight = (on_meta("tiny", combiner=COMBINERS[name]).flops(t, 4)["combiner"] for t in (4, 8))
-        return eight / four if four else 2.0
-
-    for name in COMBINERS:
-        assert (growth(name) > 2.05) == (name in ("transformer", "cls", "perceiver")), name
 
 
 # The Token Turing Machine

@@ -1,17 +1,12 @@
 """A stream gives after every chunk what one pass over all chunks so far gives, in room that is known."""
 
-import itertools
-
 import pytest
 import torch
 from test_combiners import COMBINERS, configured, every_combiner
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
 from mirasol import MirasolConfig, MirasolForConditionalGeneration
 from mirasol.errors import UserError
 from mirasol.model.cache import ChunkBuffer
-from mirasol.model.sizes import combiner_flops, stream_flops
 
 TOLERANCE = {"atol": 1e-4, "rtol": 1e-4}
 CHUNKS = 7
@@ -204,48 +199,6 @@ def test_a_buffer_moves_nothing_but_when_it_grows():
 
 
 # Work
-
-
-def counted(stream, clip) -> int:
-    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        stream.append(*clip)
-    return counter.get_total_flops()
-
-
-@every_combiner
-@pytest.mark.parametrize("window", [None, 3])
-def test_flops_of_a_chunk_are_what_pytorch_counts(name, window):
-    model = built(name)
-    stream, clip = model.stream(1, window), (torch.zeros(1, 4, 3, 32, 32), torch.zeros(1, 16, 64))
-    for past in range(5):
-        assert counted(stream, clip) == sum(stream_flops(model.config, past, window).values())
-
-
-@every_combiner
-def test_a_window_bounds_the_work_and_only_looking_back_makes_it_grow(name):
-    config = configured(name)
-    grows = name in ("transformer", "cls", "perceiver")
-    for part, growing in (("combiner", grows), ("latent", True)):
-        work = [stream_flops(config, past)[part] for past in (0, 10, 20, 30)]
-        steps = {later - before for before, later in itertools.pairwise(work)}
-        assert len(steps) == 1 and (steps.pop() > 0) == growing
-        assert len({stream_flops(config, past, window=4)[part] for past in (3, 10, 1000)}) == 1
-
-
-def test_a_streamed_clip_is_quadratic_as_the_lower_triangle():
-    """c n T for the linears and a n² T(T+1)/2 for attention, where a is 4 FLOPs for each inner feature of each layer;
-    the last has m queries. With all of it computed again for each chunk it would be cubic."""
-    config = configured("transformer")
-    stack, n, m = config.combiner.stack, 21, config.combiner.m
-    inner = stack.heads * stack.head_width
-    for chunks in (1, 7, 64):
-        pairs = chunks * (chunks + 1) // 2
-        linears = chunks * (stream_flops(config, 0)["combiner"] - 4 * inner * n * ((stack.depth - 1) * n + m))
-        attention = 4 * inner * n * ((stack.depth - 1) * n + m) * pairs
-        assert sum(stream_flops(config, t)["combiner"] for t in range(chunks)) == linears + attention
-        # One pass over all chunks: the same linears, and the whole square in a dense kernel.
-        dense = 4 * inner * n * ((stack.depth - 1) * n + m) * chunks**2
-        assert combiner_flops(config, chunks) == linears + dense
 
 
 # What is refused

@@ -14,7 +14,9 @@ from mirasol import MirasolConfig, MirasolForConditionalGeneration
 from mirasol.config.augment import Augment, SpecAugment
 from mirasol.config.recipe import Stage
 from mirasol.config.recipe_io import recipe_from_dict
-from mirasol.cost.plan import Assumptions, clip_bytes, stage_shape
+from mirasol.cost.assumptions import Assumptions
+from mirasol.cost.memory import count_clip_bytes
+from mirasol.cost.plan import find_step_shape
 from mirasol.data.clip_cache import ClipCache
 from mirasol.data.example import ClipExamples, Example
 from mirasol.data.loader import ClipAugment, StepBatches, make_loader
@@ -247,11 +249,11 @@ def test_mixed_batches_ask_both_clips_questions_in_their_shares():
 
 def test_the_plan_counts_the_partners_rows_and_the_larger_pictures(values):
     given = Assumptions(chunks=6)
-    plain = stage_shape(recipe_from_dict(values), "questions", CONFIG, given, None, [])[0]
+    plain = find_step_shape(recipe_from_dict(values), "questions", CONFIG, given, None, [])[0]
     values["stages"]["questions"]["augment"] = {"mixup": 0.5}
-    mixing = stage_shape(recipe_from_dict(values), "questions", CONFIG, given, None, [])[0]
+    mixing = find_step_shape(recipe_from_dict(values), "questions", CONFIG, given, None, [])[0]
     assert mixing == dataclasses.replace(plain, questions=2 * plain.questions)
-    assert clip_bytes(CONFIG, 6, crop=0.5) - clip_bytes(CONFIG, 6) == 6 * 4 * 3 * (46**2 - 32**2)
+    assert count_clip_bytes(CONFIG, 6, crop=0.5) - count_clip_bytes(CONFIG, 6) == 6 * 4 * 3 * (46**2 - 32**2)
 
 
 def test_partners_are_others_and_are_loaded_once():

@@ -234,9 +234,9 @@ class Demo:
 
     def evaluate_shipped(self) -> Evaluation | None:
         """Evaluates the shipped weights; None where the package has none."""
-        from mirasol.checkpoint import shipped_checkpoint
+        from mirasol.checkpoint import find_shipped_checkpoint
 
-        if shipped_checkpoint("tiny") is None:
+        if find_shipped_checkpoint("tiny") is None:
             self.console.print("this installation has no shipped weights")
             return None
         return self.evaluate("tiny")[1]

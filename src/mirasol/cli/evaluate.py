@@ -121,9 +121,9 @@ def _find_dataset(options: Namespace) -> tuple[str, Path]:
 
 def _print_problems(out: Console, evaluation: Evaluation) -> None:
     """Problems of the data, and clips that were left out with the reason."""
-    from mirasol.cli.common import problem_lines
+    from mirasol.cli.common import format_problems
 
-    for line in problem_lines(evaluation.dataset.problems):
+    for line in format_problems(evaluation.dataset.problems):
         out.print(line, markup=False)
     unusable = evaluation.record["unusable_clips"]
     for clip in unusable[:MOST_UNREADABLE]:

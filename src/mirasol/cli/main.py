@@ -1,16 +1,23 @@
-"""The `mirasol` command: the only room that knows all others. Each command is a module in `mirasol.cli`.
+"""The `mirasol` command, which knows all other rooms. Each of its commands is a module in `mirasol.cli`.
 
-Errors that are the user's to mend end as one line on stderr and exit code 2, an interruption with 130. A training that
-a scheduler's signal stopped ends with 0.
+A user's error ends as one line on stderr with exit code 2, an interruption with 130. A training that a scheduler's
+signal stopped ends with 0.
 """
 
+from __future__ import annotations
+
+import argparse
 import errno
+import os
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mirasol.cli import ask, compare, data, demo, evaluate, export, info, init, plan, score, train
 from mirasol.errors import Stopped, UserError
+
+if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser
 
 DESCRIPTION = "Ask questions about what is seen and heard in a video; train and evaluate the model that answers them."
 COMMANDS = {
@@ -29,61 +36,61 @@ COMMANDS = {
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Runs the command line (`sys.argv` by default). Raises SystemExit where it does not end well."""
+    """Runs the command line (`sys.argv` by default). Raises SystemExit unless it ends well."""
     try:
-        run(list(sys.argv[1:] if arguments is None else arguments))
-    except UserError as error:
-        _stop(None if getattr(error, "told_by_first", False) else str(error), 2)
-    except Stopped as stopped:
-        _stop(None if getattr(stopped, "told_by_first", False) else str(stopped), stopped.exit_code)
+        run_command(list(sys.argv[1:] if arguments is None else arguments))
+    except (UserError, Stopped) as error:
+        code = error.exit_code if isinstance(error, Stopped) else 2
+        _stop(None if getattr(error, "told_by_first", False) else str(error), code)
     except KeyboardInterrupt:
         _stop("interrupted", 130)
     except BrokenPipeError:
         sys.stderr.close()
         raise SystemExit(0) from None
     except OSError as error:
-        # A full disk or a folder that may not be written: the system's own words name it; all else is a bug.
+        # A full disk or missing permission, in the system's words; any other OSError is a bug.
         if error.filename is None and error.errno != errno.ENOSPC:
             raise
         _stop(str(error), 2)
 
 
-def run(arguments: list[str]) -> None:
-    """Parses and executes. Raises UserError for what cannot be parsed."""
+def run_command(arguments: list[str]) -> None:
+    """Parses and executes. Raises UserError for arguments that cannot be parsed."""
     try:
         import jsonargparse
     except ImportError as error:
         raise UserError("the command line needs the package jsonargparse: pip install jsonargparse") from error
     # A recipe's keys are options of `train` and `plan` without being declared: the recipe's own reader checks them.
     arguments, overrides = train.split_overrides(arguments)
-    parser = _parser(jsonargparse, arguments)
+    parser = make_parser(arguments)
     try:
         options = parser.parse_args(arguments)
     except jsonargparse.ArgumentError as error:
-        words = [word for word in arguments[:1] if word in COMMANDS]
-        message = _plain(error)
-        for word in words:
-            message = message.replace(f"{word}.", "")
-        raise UserError(f"{message} (see `{' '.join(['mirasol', *words, '--help'])}`)") from error
+        commands = [word for word in arguments[:1] if word in COMMANDS]
+        message = _simplify_message(error)
+        for command in commands:
+            message = message.replace(f"{command}.", "")
+        raise UserError(f"{message} (see `{' '.join(['mirasol', *commands, '--help'])}`)") from error
     if options.command is None:
         parser.print_help()
         return
-    _quiet_libraries()
+    _silence_libraries()
     chosen = options[options.command]
     if overrides:
         chosen.overrides = overrides
     COMMANDS[options.command].run(chosen)
 
 
-def _parser(jsonargparse: Any, arguments: Sequence[str]) -> Any:
-    import argparse
+def make_parser(arguments: Sequence[str]) -> ArgumentParser:
+    """The parser of all commands. The help of `train` and `plan`, if asked for, lists the keys of a recipe."""
+    import jsonargparse
 
     import mirasol
 
     class Formatter(argparse.RawDescriptionHelpFormatter, jsonargparse.DefaultHelpFormatter):
-        """Types and defaults of jsonargparse, descriptions laid out as they are written."""
+        """jsonargparse's types and defaults; descriptions keep their layout."""
 
-    def make(description: str, **settings: Any) -> Any:
+    def make(description: str, **settings: Any) -> ArgumentParser:
         return jsonargparse.ArgumentParser(
             description=description, exit_on_error=False, formatter_class=Formatter, **settings
         )
@@ -99,26 +106,26 @@ def _parser(jsonargparse: Any, arguments: Sequence[str]) -> Any:
     return parser
 
 
-def _plain(error: Exception) -> str:
-    """The gist of a parser's message on one line."""
+def _simplify_message(error: Exception) -> str:
+    """A parser's message on one line, without its own terms."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return " ".join(lines).replace("Parser key ", "").removeprefix("error: ").rstrip(".")
 
 
-def _quiet_libraries() -> None:
-    """Progress bars and advice of transformers have no place beside this command's own output."""
-    import importlib.util
+def _silence_libraries() -> None:
+    """Turns off the progress bars and warnings of transformers, without importing it before it is needed."""
+    if "transformers" in sys.modules:
+        from transformers.utils import logging
 
-    if importlib.util.find_spec("transformers") is None:
-        return
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
+        logging.disable_progress_bar()
+        logging.set_verbosity_error()
+    else:
+        os.environ["TRANSFORMERS_VERBOSITY"] = "error"
+        os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
 
 
 def _stop(message: str | None, code: int) -> None:
-    """Ends with one line, unless another process of the run has told it already."""
+    """Ends with one line on stderr, or without one if another process of the run has reported the error."""
     if message is not None:
         sys.stderr.write(f"mirasol: {' '.join(message.split())}\n")
     raise SystemExit(code) from None

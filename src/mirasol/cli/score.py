@@ -39,7 +39,7 @@ def add_arguments(parser: ArgumentParser, make: MakeParser) -> None:
 
 def run(options: Namespace) -> None:
     """Scores, prints, and writes results where asked to."""
-    from mirasol.cli.common import check_no_results, make_folder, problem_lines, read_dataset_options
+    from mirasol.cli.common import check_no_results, make_folder, format_problems, read_dataset_options
     from mirasol.console import console
     from mirasol.data.datasets import read_dataset
     from mirasol.evaluation.baselines import read_training_examples
@@ -53,7 +53,7 @@ def run(options: Namespace) -> None:
     known, origin = read_training_examples(dataset, read_dataset_options(options))
     scores = score_file(dataset, Path(options.predictions), options.normalisation, wups, known=known)
     out = console()
-    for line in problem_lines(scores.problems):
+    for line in format_problems(scores.problems):
         out.print(line, markup=False)
     if dataset.name == "nextqa_oe" and scores.protocol == OPEN:
         out.print("exact match; papers report WUPS on NExT-QA's open answers: --wordnet DIR (docs/evaluation.md)")

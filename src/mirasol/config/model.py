@@ -20,7 +20,7 @@ from mirasol.config.parts import (
     VideoConfig,
     ViTConfig,
 )
-from mirasol.config.presets import PRESETS, tiny_parts
+from mirasol.config.presets import PRESETS, check_preset, tiny_parts
 from mirasol.errors import UserError
 
 CHECKPOINT_FORMAT = 1
@@ -179,8 +179,7 @@ class MirasolConfig(PreTrainedConfig):
     @classmethod
     def preset(cls, name: str, **parts: Any) -> "MirasolConfig":
         """A named configuration. `parts` replaces fields of parts: `preset("tiny", text={"vocab_size": 300})`."""
-        if name not in PRESETS:
-            raise UserError(f"unknown preset {name!r}{nearest_name(name, list(PRESETS))}")
+        check_preset(name)
         values = PRESETS[name]()
         for part, fields in parts.items():
             if part not in values:

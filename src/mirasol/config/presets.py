@@ -2,6 +2,9 @@
 
 from typing import Any
 
+from mirasol.config.checks import nearest_name
+from mirasol.errors import UserError
+
 
 def tiny_parts() -> dict[str, Any]:
     """About 1.5M weights: trains on two CPU cores in minutes."""
@@ -101,6 +104,13 @@ def small_parts() -> dict[str, Any]:
 
 
 PRESETS = {"3b": large_parts, "1b": small_parts, "tiny": tiny_parts}
+
+
+def check_preset(name: str) -> None:
+    """Raises UserError for an unknown preset."""
+    if name not in PRESETS:
+        raise UserError(f"unknown preset {name!r}{nearest_name(name, list(PRESETS))}")
+
 
 # What the paper's supplement says of each component's parameters; no entry where it says nothing. These figures do not
 # add up to its totals.

@@ -1,249 +1,111 @@
-"""One step of a model that is not there: its FLOPs and the bytes it holds, counted on tensors without contents.
+"""FLOPs of a model that is not in memory, counted by PyTorch on tensors without contents.
 
-PyTorch itself runs the step, on fake tensors: shapes, types and autograd are those of the real step, and nothing is
-computed or allocated. So every switch of the model, frozen weights and recomputation are counted as they are.
+The model really runs, on the `meta` device or on fake tensors: shapes, dtypes and autograd are those of a real run, but
+nothing is computed or allocated. So every option of the model, frozen weights and recomputation are counted as they
+are. A multiplication and an addition are two FLOPs; masked attention counts, because a dense kernel computes it.
 """
 
 import contextlib
-import copy
-import weakref
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections import Counter
+from collections.abc import Callable, Iterator
 
 import torch
-from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
-from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
 from mirasol.config.model import MirasolConfig
-from mirasol.model.execution import recompute
+from mirasol.model.mirasol import MirasolForConditionalGeneration
+from mirasol.model.sizes import COMPONENTS, component_of
 
-aten = torch.ops.aten
+# What one more chunk of a stream is computed by; the others run when a question is asked, or in training only.
+STREAMED = ("vit", "tubes", "audio", "combiner", "latent")
 
 
-@dataclass(frozen=True)
-class StepShape:
-    """What one process computes at once: a microbatch.
+def count_flops(config: MirasolConfig, chunks: int, text_length: int) -> dict[str, int]:
+    """Forward FLOPs by component for one clip of `chunks` chunks and one text row of `text_length` tokens.
 
-    clips: clips, or images for the objective `image_text`
-    chunks: chunks of each clip, padding included
-    questions: text rows of each clip
-    text_length: tokens of each row, padding included
-    target_tokens: how many of them the text loss is about, at most `text_length` - 1
+    Everything that the losses need is included: the predicted next latents, the reconstruction, and logits for every
+    token. Attention over all chunks makes the Combiner and the latent model grow with chunks².
     """
+    model = build_on_meta(config)
+    video, audio = config.video, config.audio
+    present = torch.ones(1, chunks, dtype=torch.bool, device="meta")
+    tokens = torch.ones(1, text_length, dtype=torch.long, device="meta")
 
-    clips: int
-    chunks: int
-    questions: int
-    text_length: int
-    target_tokens: int
-    objective: Literal["clips", "image_text"] = "clips"
+    def run() -> None:
+        output = model(
+            torch.empty(1, chunks, *video.chunk_shape, device="meta"),
+            torch.empty(1, chunks, *audio.chunk_shape, device="meta"),
+            chunk_mask=present,
+            video_mask=present,
+            audio_mask=present,
+            decoder_input_ids=tokens,
+        )
+        model.reconstruction(output.latents)
+        model.latent.predict_next(output.latents)
+
+    return _count_by_component(model, run)
 
 
-@dataclass(frozen=True)
-class StepCost:
-    """What a forward and a backward pass over one microbatch take on one process.
+def count_stream_flops(config: MirasolConfig, chunks: int, window: int | None = None) -> list[dict[str, int]]:
+    """FLOPs by component of each of the first `chunks` chunks of a stream with that window.
 
-    forward_flops, backward_flops: multiplications and additions of all matrix products and convolutions; gradients
-        that nothing trainable needs are not computed and not counted
-    recomputed_flops: what the backward pass computes a second time
-    saved_bytes: what the forward pass keeps for the backward pass, weights left out
-    peak_bytes: the most that is held at a time beside weights and optimizer: inputs, what is saved, passing results,
-        and gradients (those of the weights only while `keep_gradients`)
+    The work on the chunk alone is the same each time; attention to earlier chunks grows with their number, up to the
+    window.
     """
+    model = build_on_meta(config)
+    stream = model.stream(1, window)
+    video = torch.empty(1, *config.video.chunk_shape, device="meta")
+    audio = torch.empty(1, *config.audio.chunk_shape, device="meta")
+    counts = [_count_by_component(model, lambda: stream.append(video, audio)) for _ in range(chunks)]
+    return [{component: of_chunk[component] for component in STREAMED} for of_chunk in counts]
 
-    forward_flops: int
-    backward_flops: int
-    recomputed_flops: int
-    saved_bytes: int
-    peak_bytes: int
+
+def build_on_meta(config: MirasolConfig) -> MirasolForConditionalGeneration:
+    """The config's model in evaluation mode, with weights that take no memory."""
+    with torch.device("meta"):
+        return MirasolForConditionalGeneration(config).eval()
 
 
-def step_cost(
-    model: nn.Module,
-    shape: StepShape,
-    precision: Literal["fp32", "bf16", "bf16 weights"] = "fp32",
-    recomputed: str = "none",
-    keep_gradients: bool = True,
-    device: str = "cpu",
-) -> StepCost:
-    """Counts one step of a model on the `meta` device, as its weights are frozen or not.
+@contextlib.contextmanager
+def count_products() -> Iterator[FlopCounterMode]:
+    """Counts the FLOPs of all matrix products and convolutions in its block (`get_total_flops`).
 
-    precision: `bf16` is autocast over float32 weights, `bf16 weights` a model cast as a whole (what FSDP computes with)
-    recomputed: what the backward pass computes again, as `recompute_activations` takes it
-    keep_gradients: whether the gradients of the weights stay (one process, DDP) or leave at once (FSDP)
-    device: whose rules for autocast and attention count; `cuda` needs a GPU here
+    Attention is split into its matrix products: PyTorch counts no FLOPs for the fused kernels of some devices.
     """
-    weights = torch.bfloat16 if precision == "bf16 weights" else torch.float32
-    model = copy.deepcopy(model).to(weights).train()
-    with FakeTensorMode(allow_non_fake_inputs=True):
-        model.to_empty(device=device)
-        batch = _batch(model.config, shape, device, weights)
-        run = _Run(model, batch, shape, torch.autocast(device, torch.bfloat16, enabled=precision == "bf16"))
-        forward, backward, again = run.flops(recomputed)
-        saved, peak = run.bytes(keep_gradients)
-    return StepCost(forward, backward, again, saved, peak)
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        yield counter
 
 
-def _batch(config: MirasolConfig, shape: StepShape, device: str, dtype: torch.dtype) -> dict[str, Tensor]:
-    """A batch without contents."""
-    video, audio, rows = config.video, config.audio, shape.clips * shape.questions
-    ids = torch.empty(rows, shape.text_length, dtype=torch.long, device=device)
-    text = {"decoder_input_ids": ids, "decoder_attention_mask": torch.empty_like(ids), "labels": torch.empty_like(ids)}
-    side = video.image_size
-    if shape.objective == "image_text":
-        return {"images": torch.empty(shape.clips, 3, side, side, device=device, dtype=dtype), **text}
-    pixels = (shape.clips, shape.chunks, video.frames_per_chunk, 3, side, side)
-    mel = (shape.clips, shape.chunks, audio.spectrogram_frames, audio.num_mel_bins)
-    masks = {
-        name: torch.empty(shape.clips, shape.chunks, dtype=torch.bool, device=device)
-        for name in ("chunk_mask", "video_mask", "audio_mask")
-    }
-    media = {
-        "video": torch.empty(pixels, device=device, dtype=dtype),
-        "audio": torch.empty(mel, device=device, dtype=dtype),
-    }
-    return {**media, **masks, **text}
+def _count_by_component(model: nn.Module, run: Callable[[], None]) -> dict[str, int]:
+    """FLOPs of `run` by component. Each operation belongs to the innermost of the model's modules it runs in."""
+    counts: Counter[str] = Counter()
+    # The tied output layer is computed by the model itself, outside of all its modules.
+    inside, before = ["vocabulary"], 0
 
+    def settle(*_: object) -> None:
+        nonlocal before
+        now = counter.get_total_flops()
+        counts[inside[-1]] += now - before
+        before = now
 
-class _Run:
-    """The step, run under several counters."""
+    def watch(name: str, module: nn.Module) -> None:
+        def enter(*inputs: object) -> None:
+            settle()
+            inside.append(component_of(f"{name}."))
 
-    def __init__(self, model: nn.Module, batch: dict[str, Tensor], shape: StepShape, autocast: Any):
-        self.model, self.batch, self.autocast = model, batch, autocast
-        self.compute: Callable[..., Any] = model.image_text if shape.objective == "image_text" else model
-        self.targets = _KnownTargets(shape.clips * shape.questions * shape.target_tokens)
+        def leave(*outputs: object) -> None:
+            settle()
+            inside.pop()
 
-    def forward(self) -> Tensor:
-        with self.autocast:
-            return self.compute(**self.batch).loss
+        hooks.callback(module.register_forward_pre_hook(enter).remove)
+        hooks.callback(module.register_forward_hook(leave).remove)
 
-    def flops(self, what: str) -> tuple[int, int, int]:
-        """FLOPs of the forward pass, of the backward pass, and of what the latter computes again."""
-        counter, again = FlopCounterMode(display=False), [0]
-
-        def counted(function: Callable, *inputs: Any) -> Any:
-            calls = [0]
-
-            def call(*inputs: Any) -> Any:
-                calls[0] += 1
-                before = counter.get_total_flops()
-                try:
-                    return function(*inputs)
-                finally:  # a recomputation is broken off by an exception once it has all that is wanted
-                    again[0] += counter.get_total_flops() - before if calls[0] > 1 else 0
-
-            return checkpoint(call, *inputs, use_reentrant=False)
-
-        recompute(self.model, what, counted)
-        # The fused attention of some devices counts as nothing: it is taken apart into the products it consists of.
-        with sdpa_kernel(SDPBackend.MATH), counter, self.targets:
-            loss = self.forward()
-            forward = counter.get_total_flops()
-            loss.backward()
-            total = counter.get_total_flops()
-        self.model.zero_grad(set_to_none=True)
-        return forward, total - forward - again[0], again[0]
-
-    def bytes(self, keep_gradients: bool) -> tuple[int, int]:
-        """Bytes that autograd keeps for the backward pass, weights and inputs left out; and the most bytes alive at a
-        time, inputs and gradients included, weights not."""
-        weights, saved = [*self.model.parameters(), *self.model.buffers()], 0
-        live = _LiveBytes(weights, list(self.batch.values()))
-        with contextlib.ExitStack() as stack:
-            if not keep_gradients:
-                for parameter in self.model.parameters():
-                    if parameter.requires_grad:
-                        stack.callback(parameter.register_post_accumulate_grad_hook(_drop_gradient).remove)
-            stack.enter_context(live)
-            stack.enter_context(self.targets)
-            loss, saved = saved_bytes(self.forward, [*weights, *self.batch.values()])
-            loss.backward()
-        return saved, live.peak
-
-
-def _drop_gradient(parameter: Tensor) -> None:
-    parameter.grad = None
-
-
-def saved_bytes(forward: Callable[[], Tensor], own: Sequence[Tensor]) -> tuple[Tensor, int]:
-    """What `forward` gives, and the bytes that autograd keeps for its backward pass: every storage once, those of
-    `own` left out."""
-    known = {tensor.untyped_storage()._cdata for tensor in own}
-    storages: dict[int, int] = {}
-
-    def pack(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage._cdata not in known:
-            storages[storage._cdata] = storage.nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        # The result holds the graph, and so every storage: none is freed and its address counted anew.
-        result = forward()
-    return result, sum(storages.values())
-
-
-class _KnownTargets(TorchDispatchMode):
-    """Answers what tensors without contents cannot: a boolean mask selects that many target tokens, and nothing is
-    wrong with the input (a test of one's contents says no)."""
-
-    def __init__(self, count: int):
-        super().__init__()
-        self.count = count
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if func is aten.index.Tensor and _is_mask(args[1]):
-            return args[0].new_empty((self.count, *args[0].shape[args[1][0].ndim :]))
-        if func is aten._index_put_impl_.default and _is_mask(args[1]):
-            return args[0]
-        if func is aten.index_put.default and _is_mask(args[1]):
-            return torch.empty_like(args[0])
-        if func is aten._local_scalar_dense.default:
-            return False
-        return func(*args, **(kwargs or {}))
-
-
-def _is_mask(indices: list[Tensor | None]) -> bool:
-    return len(indices) == 1 and indices[0] is not None and indices[0].dtype == torch.bool
-
-
-class _LiveBytes(TorchDispatchMode):
-    """Follows every storage from the operation that made it to its end; `peak` is the most there were at a time."""
-
-    def __init__(self, outside: list[Tensor], inputs: list[Tensor]):
-        super().__init__()
-        self.live = self.peak = 0
-        self.sizes: dict[int, int] = {}
-        for tensor in outside:
-            self._begin(tensor, counts=False)
-        for tensor in inputs:
-            self._begin(tensor)
-
-    def _begin(self, tensor: Tensor, counts: bool = True) -> None:
-        storage = tensor.untyped_storage()
-        key = storage._cdata
-        if key in self.sizes:
-            return
-        self.sizes[key] = storage.nbytes() if counts else 0
-        weakref.finalize(storage, self._end, key).atexit = False
-        self.live += self.sizes[key]
-        self.peak = max(self.peak, self.live)
-
-    def _end(self, key: int) -> None:
-        self.live -= self.sizes.pop(key, 0)
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        result = func(*args, **(kwargs or {}))
-        for tensor in _tensors(result):
-            self._begin(tensor)
-        return result
-
-
-def _tensors(result: Any) -> Iterator[Tensor]:
-    return (leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor))
+    with contextlib.ExitStack() as hooks, torch.no_grad(), count_products() as counter:
+        for name, module in model.named_modules():
+            if name:
+                watch(name, module)
+        run()
+        settle()
+    return {component: counts[component] for component in COMPONENTS}

@@ -25,7 +25,7 @@ from mirasol.model.outputs import MirasolCandidateScores, MirasolEncoderOutput, 
 from mirasol.model.reconstruction import Reconstruction
 from mirasol.model.resolution import set_image_size
 from mirasol.model.scoring import score_candidates
-from mirasol.model.sizes import count_parameters, flops
+from mirasol.model.sizes import count_parameters
 from mirasol.model.streaming import MirasolStream
 from mirasol.model.text import TextDecoder
 
@@ -129,11 +129,6 @@ class MirasolForConditionalGeneration(MirasolPreTrainedModel, GenerationMixin):
     def num_params(self) -> dict[str, int]:
         """Parameters by component (vit, tubes, audio, ..., vocabulary); tied weights count once."""
         return count_parameters(self.named_parameters())
-
-    def flops(self, chunks: int, text_length: int) -> dict[str, int]:
-        """FLOPs of one forward pass by component, for one clip of `chunks` chunks and one row of `text_length`
-        tokens, with the predictions that the losses need."""
-        return flops(self.config, chunks, text_length)
 
     def encode(
         self,

@@ -6,7 +6,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from mirasol import MirasolConfig, MirasolForConditionalGeneration
-from mirasol.cost.counting import StepShape, _LiveBytes, saved_bytes, step_cost
+from mirasol.cost.step import LiveBytes, StepShape, count_saved_bytes, count_step_cost
 from mirasol.model.sizes import component_of
 
 STACK = {"depth": 1, "width": 32, "hidden": 32, "heads": 1, "head_width": 32, "dropout": 0.1}
@@ -63,7 +63,7 @@ def loss_of(model, shape, batch, precision="fp32", device="cpu"):
     ids=["all", "text frozen", "audio alone", "images"],
 )
 def test_flops_are_those_of_a_real_step(shape, trained):
-    cost = step_cost(a_model(trained), shape)
+    cost = count_step_cost(a_model(trained), shape)
     model, counter = a_model(trained, "cpu"), FlopCounterMode(display=False)
     batch = real_batch(model, shape)
     with sdpa_kernel(SDPBackend.MATH), counter:
@@ -75,7 +75,7 @@ def test_flops_are_those_of_a_real_step(shape, trained):
 
 
 def test_what_is_computed_again_is_counted_by_itself():
-    plain, cost = (step_cost(a_model(), CLIPS, recomputed=what) for what in ("none", "block"))
+    plain, cost = (count_step_cost(a_model(), CLIPS, recomputed=what) for what in ("none", "block"))
     model, counter = a_model(device="cpu"), FlopCounterMode(display=False)
     model.recompute_activations("block")
     with sdpa_kernel(SDPBackend.MATH), counter:
@@ -91,13 +91,13 @@ def test_what_is_computed_again_is_counted_by_itself():
     [(CLIPS, None, "fp32"), (CLIPS, {"audio"}, "bf16"), (IMAGES, {"vit", "text"}, "bf16")],
 )
 def test_bytes_are_those_of_a_real_step(shape, trained, precision):
-    cost = step_cost(a_model(trained), shape, precision)
+    cost = count_step_cost(a_model(trained), shape, precision)
     model = a_model(trained, "cpu")
     batch = real_batch(model, shape)
     weights = [*model.parameters(), *model.buffers()]
-    live = _LiveBytes(weights, list(batch.values()))
+    live = LiveBytes(weights, list(batch.values()))
     with live:
-        loss, saved = saved_bytes(lambda: loss_of(model, shape, batch, precision), [*weights, *batch.values()])
+        loss, saved = count_saved_bytes(lambda: loss_of(model, shape, batch, precision), [*weights, *batch.values()])
         loss.backward()
     assert cost.saved_bytes == pytest.approx(saved, rel=0.02)
     assert cost.peak_bytes == pytest.approx(live.peak, rel=0.02)
@@ -107,7 +107,7 @@ def test_bytes_are_those_of_a_real_step(shape, trained, precision):
 def test_gradients_that_leave_at_once_hold_no_memory():
     # One clip and one chunk: the gradients outweigh everything else.
     shape = StepShape(1, 1, 1, 4, 2)
-    kept, gone = (step_cost(a_model(), shape, keep_gradients=keep).peak_bytes for keep in (True, False))
+    kept, gone = (count_step_cost(a_model(), shape, keep_gradients=keep).peak_bytes for keep in (True, False))
     gradients = 4 * sum(parameter.numel() for parameter in a_model().parameters())
     assert kept > gradients / 2
     assert gone < kept
@@ -115,7 +115,7 @@ def test_gradients_that_leave_at_once_hold_no_memory():
 
 def test_a_counted_model_stays_as_it_was():
     model = a_model({"vit"})
-    step_cost(model, CLIPS, "bf16 weights", "block")
+    count_step_cost(model, CLIPS, "bf16 weights", "block")
     assert {parameter.device.type for parameter in model.parameters()} == {"meta"}
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
     assert not any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
@@ -129,7 +129,7 @@ def test_the_peak_on_a_gpu_is_within_15_percent(precision, recomputed):
     shape = StepShape(32, 16, 4, 32, 8)
     with torch.device("meta"):
         planned = MirasolForConditionalGeneration(config)
-    cost = step_cost(planned, shape, precision, recomputed, device="cuda")
+    cost = count_step_cost(planned, shape, precision, recomputed, device="cuda")
     model = MirasolForConditionalGeneration(config).cuda().train()
     model.recompute_activations(recomputed)
     optimizer = torch.optim.AdamW(model.parameters(), fused=True)
