@@ -28,9 +28,8 @@ ROOMS = {
     "app": ("evaluation", "data", "model", "media", "config", "checkpoint", "auto", *UTILITIES),
     "cli": (
         "app", "training", "evaluation", "cost", "synthetic", "data", "pretrained", "model", "media", "config",
-        "checkpoint", "auto", "demo", *UTILITIES,
+        "checkpoint", "auto", *UTILITIES,
     ),
-    "demo": ("training", "evaluation", "synthetic", "data", "model", "media", "config", "checkpoint", *UTILITIES),
     "checkpoint": ("model", "media", "config", "auto", *UTILITIES),
     "auto": ("model", "media", "config", "errors"),
     "files": ("errors",),

@@ -100,7 +100,7 @@ def test_missing_weights_are_listed(copy):
 
 def test_unknown_weights_are_listed(copy):
     change_weights(copy, lambda weights: weights.update({"text.extra": torch.zeros(2)}))
-    assert "holds unknown 1 weight (text.extra)" in refused(copy)
+    assert "has unknown 1 weight (text.extra)" in refused(copy)
 
 
 def test_misshapen_weights_are_named_with_both_shapes(copy):

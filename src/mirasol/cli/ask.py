@@ -39,11 +39,14 @@ def add_arguments(parser: ArgumentParser, make: MakeParser) -> None:
 
 def run(options: Namespace) -> None:
     """Reads, answers, prints."""
-    from mirasol.checkpoint import load_checkpoint
+    from mirasol.checkpoint import find_checkpoint, load_checkpoint
     from mirasol.cli.common import check_device, check_positive
-    from mirasol.evaluation.answer import AnswerStreamer, answer_clips
 
     check_positive("--max-new-tokens", options.max_new_tokens)
+    find_checkpoint(options.checkpoint)
+
+    from mirasol.evaluation.answer import AnswerStreamer, answer_clips
+
     began = time.perf_counter()
     loaded = load_checkpoint(options.checkpoint, check_device(options.device))
     loaded_at = time.perf_counter()

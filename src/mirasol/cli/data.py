@@ -123,9 +123,6 @@ def _synthesize(chosen: Any) -> None:
 def _shard(chosen: Any) -> None:
     from mirasol.cli.common import read_dataset_options
     from mirasol.console import console, cores, progress
-    from mirasol.data.shards.plan import Sharding, plan_shards
-    from mirasol.data.shards.write import write_shards
-    from mirasol.media.transcode import Reencoding
 
     for name, known in (("executor", ("local", "ray")), ("on_bad_clip", ("error", "skip"))):
         if chosen[name] not in known:
@@ -134,6 +131,11 @@ def _shard(chosen: Any) -> None:
         raise UserError(f"--processes {chosen.processes} has no effect with --executor ray: leave it out")
     if chosen.processes < 0:
         raise UserError(f"--processes {chosen.processes}: must be at least 0")
+
+    from mirasol.data.shards.plan import Sharding, plan_shards
+    from mirasol.data.shards.write import write_shards
+    from mirasol.media.transcode import Reencoding
+
     reencode = Reencoding.parse(chosen.reencode) if chosen.reencode else None
     out, began = console(), time.monotonic()
     plan = plan_shards(

@@ -56,8 +56,13 @@ def add_arguments(parser: ArgumentParser, make: MakeParser) -> None:
 
 def run(options: Namespace) -> None:
     """Evaluates, prints, and writes results where asked to."""
-    from mirasol.checkpoint import load_checkpoint
-    from mirasol.cli.common import check_device, check_positive, make_folder, read_dataset_options
+    from mirasol.checkpoint import find_checkpoint, load_checkpoint
+    from mirasol.cli.common import check_device, check_positive_options, make_folder, read_dataset_options
+
+    check_positive_options(options, "clips_per_batch", "max_new_tokens", "processes")
+    _check_figures(options.figures, options.output)
+    find_checkpoint(options.checkpoint)
+
     from mirasol.console import console, cores, progress
     from mirasol.data.datasets import read_dataset
     from mirasol.evaluation.answer import AnswerSettings
@@ -67,9 +72,6 @@ def run(options: Namespace) -> None:
     from mirasol.evaluation.journal import NAME
     from mirasol.evaluation.wups import Wups
 
-    for name in ("clips_per_batch", "max_new_tokens", "processes"):
-        check_positive(f"--{name.replace('_', '-')}", options[name])
-    _check_figures(options.figures, options.output)
     name, root = _find_dataset(options)
     output, out = _find_output(options.output), console()
     wups = Wups(Path(options.wordnet)) if options.wordnet else None
