@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from mirasol.checkpoint import load_checkpoint, find_shipped_checkpoint
+from mirasol.checkpoint import find_shipped_checkpoint, load_checkpoint
 from mirasol.data.datasets import read_dataset
 from mirasol.evaluation.answer import AnswerSettings
 from mirasol.evaluation.controls import CONTROLS

@@ -102,10 +102,13 @@ def run(options: Namespace) -> None:
 def _check_figures(figures: str | None, output: str | None) -> None:
     """Raises UserError for an unknown format of figures, and where there is no folder for them."""
     from mirasol.errors import UserError
+
+    if figures is None:
+        return
     from mirasol.evaluation.figures import check_figure_format
 
     check_figure_format(figures)
-    if figures is not None and output is None:
+    if output is None:
         raise UserError(f"--figures {figures} has no effect without --output, the folder they are written to")
 
 

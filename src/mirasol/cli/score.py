@@ -39,7 +39,7 @@ def add_arguments(parser: ArgumentParser, make: MakeParser) -> None:
 
 def run(options: Namespace) -> None:
     """Scores, prints, and writes results where asked to."""
-    from mirasol.cli.common import check_no_results, make_folder, format_problems, read_dataset_options
+    from mirasol.cli.common import check_no_results, format_problems, make_folder, read_dataset_options
     from mirasol.console import console
     from mirasol.data.datasets import read_dataset
     from mirasol.evaluation.baselines import read_training_examples
