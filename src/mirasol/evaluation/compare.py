@@ -14,7 +14,7 @@ from mirasol.errors import UserError
 from mirasol.evaluation.intervals import mean_intervals, sign_test
 from mirasol.evaluation.metrics import OPEN, PREDICTION_FILES
 from mirasol.evaluation.predictions import parse_line
-from mirasol.json_values import json_value
+from mirasol.json_values import parse_json
 
 
 @dataclass(frozen=True)
@@ -159,7 +159,7 @@ def read_protocol(path: Path) -> str | None:
     it; None where that does not state them."""
     file = _find_file(path)
     try:
-        protocols = json_value((file.parent / "results.json").read_bytes())["protocols"]
+        protocols = parse_json((file.parent / "results.json").read_bytes())["protocols"]
         [name] = [name for name in protocols if len(protocols) == 1 or PREDICTION_FILES.get(name) == file.name]
         form = protocols[name].get("normalisation")
     except (OSError, ValueError, KeyError, TypeError, AttributeError):

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mirasol.errors import UserError
-from mirasol.files import lock
+from mirasol.files import lock_file
 
 NAME = "journal.jsonl"
 
@@ -34,7 +34,7 @@ class Journal:
         """
         with file.open("a+b") as stream:
             try:
-                is_locked = lock(stream.fileno())
+                is_locked = lock_file(stream.fileno())
             except BlockingIOError as error:
                 raise UserError(
                     f"{file}: another evaluation writes here: wait for it or give another --output"

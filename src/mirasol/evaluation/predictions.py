@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 
 from mirasol.data.datasets import Problem
-from mirasol.data.datasets.tables import check_utf8, is_utf8, parse_json, read_text
+from mirasol.data.datasets.tables import check_utf8, is_utf8, parse_annotation_json, read_text
 from mirasol.data.example import Example
 from mirasol.errors import UserError
-from mirasol.json_values import NotJson, json_value
+from mirasol.json_values import InvalidJson, parse_json
 
 # Head of a submission to EPIC-SOUNDS' challenge. The levels of supervision (pre-training, labels, data) are for the
 # submitter to say; t_mod 2: trained on sound and sight.
@@ -55,7 +55,7 @@ def read_predictions(path: Path, dataset: str, examples: Sequence[Example]) -> d
         lines = enumerate(text.split("\n"), start=1)
         items: Any = [parse_line(line, f"{path}, line {number}") for number, line in lines if line.strip()]
     else:
-        items = parse_json(text, str(path), lambda pairs: _object(pairs, path))
+        items = parse_annotation_json(text, str(path), lambda pairs: _object(pairs, path))
     found: dict[str, Prediction] = {}
     for id, value, place in _entries(items, path):
         if id in found:
@@ -77,8 +77,8 @@ def _object(pairs: list[tuple[str, Any]], path: Path) -> dict[str, Any]:
 def parse_line(text: str, place: str) -> Any:
     """One line of jsonl. Raises UserError, which names the place, where it is not JSON."""
     try:
-        return json_value(text)
-    except NotJson as error:
+        return parse_json(text)
+    except InvalidJson as error:
         column = f", column {error.column}" if error.column is not None else ""
         raise UserError(f"{place}{column}: is not JSON ({error.reason})") from error
 

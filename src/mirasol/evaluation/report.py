@@ -35,7 +35,7 @@ from mirasol.evaluation.metrics import (
     format_number,
 )
 from mirasol.evaluation.one_clip import OneClip, describe_one_clip
-from mirasol.files import write_whole
+from mirasol.files import write_file_atomically
 from mirasol.media.timeline import ChunkGrid
 
 if TYPE_CHECKING:
@@ -104,7 +104,7 @@ def write_report(
         files = write_figures(folder / "figures", figures, figure_format)
         written = [f"figures/{file.name}" for file in files]
     # Names of files on disk need not be UTF-8.
-    write_whole(folder / REPORT, page.encode("utf-8", "replace").decode("utf-8"))
+    write_file_atomically(folder / REPORT, page.encode("utf-8", "replace").decode("utf-8"))
     return [*written, REPORT]
 
 
