@@ -46,6 +46,7 @@ def run_isolated(
     limits: Limits,
     file: object,
     function: Callable[Parameters, Value],
+    /,
     *args: Parameters.args,
     **kwargs: Parameters.kwargs,
 ) -> Value:
