@@ -52,7 +52,7 @@ def make_recipe(data: Path, output: Path, steps: int, save_every: int, clips: in
 
 def train_and_time(recipe: Recipe) -> dict[str, Any]:
     """Trains; returns each step's wall time and main-thread processor time, and the share of time spent waiting."""
-    from mirasol.console import console
+    from mirasol.console import make_console
     from mirasol.training import trainer
     from mirasol.training.logging import read_metrics
 
@@ -70,7 +70,7 @@ def train_and_time(recipe: Recipe) -> dict[str, Any]:
 
     trainer.Trainer._after_step = timed
     try:
-        trainer.train(recipe, console=console())
+        trainer.train(recipe, console=make_console())
     finally:
         trainer.Trainer._after_step = after_step
     lines = [line for line in read_metrics(Path(recipe.output) / "metrics.jsonl") if line["kind"] == "train"]

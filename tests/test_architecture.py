@@ -81,6 +81,37 @@ def find_room(module: str) -> str:
     return module.split(".")[0]
 
 
+def list_names(module: str) -> set[str]:
+    """What can be imported from a module: the names it binds at its top level, and its submodules."""
+    names = {name.rpartition(".")[2] for name in MODULES if name.rpartition(".")[0] == module}
+    statements = list(parse(module).body)
+    for node in statements:
+        if isinstance(node, ast.If | ast.Try):
+            statements += [*node.body, *node.orelse]
+        elif isinstance(node, ast.FunctionDef | ast.ClassDef):
+            names.add(node.name)
+        elif isinstance(node, ast.Import | ast.ImportFrom):
+            names |= {name.asname or name.name for name in node.names}
+        else:
+            names |= {inner.id for inner in ast.walk(node) if isinstance(inner, ast.Name)}
+    return names
+
+
+@pytest.mark.parametrize("folder", ["src", "tests", "benchmarks", "docs"])
+def test_every_imported_name_exists(folder):
+    """Imports inside functions fail only when they run: here all are looked up."""
+    absent = []
+    for path in sorted((REPOSITORY / folder).rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if not isinstance(node, ast.ImportFrom) or not (node.module or "").startswith("mirasol."):
+                continue
+            module = node.module.removeprefix("mirasol.")
+            names = {name.name for name in node.names}
+            known = list_names(module) if module in MODULES else set()
+            absent += [f"{path.relative_to(REPOSITORY)}:{node.lineno}: {module}.{name}" for name in names - known]
+    assert absent == []
+
+
 def test_every_room_is_known():
     assert {find_room(module) for module in MODULES} - {""} <= ROOMS.keys()
 

@@ -4,7 +4,7 @@ import io
 
 from rich.console import Console
 
-from mirasol.console import Progress, format_table, progress
+from mirasol.console import Progress, format_table, show_progress
 
 
 def test_progress_off_a_terminal_tells_rate_and_time_left_on_plain_lines(monkeypatch):
@@ -43,7 +43,7 @@ def test_progress_on_a_terminal_shows_a_bar():
 
 def test_a_total_that_is_only_known_later_reaches_the_bar():
     out = io.StringIO()
-    with progress(Console(file=out, force_terminal=True), "Decoding", "clips") as report:
+    with show_progress(Console(file=out, force_terminal=True), "Decoding", "clips") as report:
         report(1, 4)
     assert "1/4 clips" in out.getvalue()
 

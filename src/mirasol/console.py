@@ -6,21 +6,24 @@ import contextlib
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from types import TracebackType
+from typing import TYPE_CHECKING
 
-# Updates that rate and time left do not count, as soon as there are later ones: workers start, layers are compiled.
+if TYPE_CHECKING:
+    from rich.console import Console
+
+# Rate and time left leave out this many updates once there are later ones: workers start, layers are compiled.
 _WARM_UP = 3
 
 
 class Progress:
-    """Progress of long work: a live bar on a terminal, otherwise a plain line now and then.
+    """Progress of long work: a live bar on a terminal, otherwise a plain line every `seconds_between_lines`.
 
-    Use as a context manager; `console` is a `rich.console.Console`. Rate and time left count from `start`, once there
-    is more to go by without the first updates.
+    Use as a context manager. `start` of `total` are done at the beginning; rate and time left are those of the rest.
     """
 
     def __init__(
-        self, console: Any, title: str, total: int, unit: str, start: int = 0, seconds_between_lines: float = 15
+        self, console: Console, title: str, total: int, unit: str, start: int = 0, seconds_between_lines: float = 15
     ):
         self.console, self.title, self.total, self.unit = console, title, total, unit
         self.start, self.done, self.between = start, start, seconds_between_lines
@@ -29,7 +32,7 @@ class Progress:
         self.warm: tuple[int, float] | None = None
         self.bar = self.task = None
 
-    def __enter__(self) -> "Progress":
+    def __enter__(self) -> Progress:
         if self.console.is_terminal:
             from rich import progress
 
@@ -44,52 +47,54 @@ class Progress:
             self.task = self.bar.add_task(self.title, total=self.total, completed=self.start, state="")
         return self
 
-    def __exit__(self, kind, error, traceback) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
         if self.bar is not None:
             self.bar.stop()
         elif error is None and self.updates:
-            self._line()
+            self._print_line()
 
     def update(self, done: int, note: str = "") -> None:
-        """`done` of `total` are finished; `note` is shown behind the numbers."""
+        """Shows that `done` of `total` are finished, with `note` after the numbers."""
         self.done, self.note, self.updates = done, note, self.updates + 1
         if self.bar is not None:
-            self.bar.update(self.task, completed=done, total=self.total, state=self._state())
+            self.bar.update(self.task, completed=done, total=self.total, state=self._format_state())
         elif time.monotonic() - self.last_line >= self.between:
-            self._line()
+            self._print_line()
         if self.updates == _WARM_UP:
             self.warm = done, time.monotonic()
 
-    def _line(self) -> None:
+    def _print_line(self) -> None:
         self.last_line = time.monotonic()
-        self.console.print(f"{self.title}: {self._state()}", highlight=False, markup=False, soft_wrap=True)
+        self.console.print(f"{self.title}: {self._format_state()}", highlight=False, markup=False, soft_wrap=True)
 
-    def _state(self) -> str:
+    def _format_state(self) -> str:
         warm = self.warm is not None and self.done > self.warm[0]
         start, began = self.warm if warm else (self.start, self.began)
         rate = (self.done - start) / max(time.monotonic() - began, 1e-9)
-        left = _clock((self.total - self.done) / rate) if rate > 0 else "?"
+        left = _format_time((self.total - self.done) / rate) if rate > 0 else "?"
         state = f"{self.done}/{self.total} {self.unit}, {rate:.3g} {self.unit}/s, {left} left"
         return f"{state}, {self.note}" if self.note else state
 
 
-def _clock(seconds: float) -> str:
+def _format_time(seconds: float) -> str:
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
 
 
-def console() -> Any:
-    """Where progress is shown: stderr, so that stdout holds results alone."""
+def make_console() -> Console:
+    """A console on stderr for progress: stdout is for results only."""
     from rich.console import Console
 
     return Console(stderr=True, highlight=False, soft_wrap=True)
 
 
 @contextlib.contextmanager
-def progress(out: Any, title: str, unit: str) -> Iterator[Callable[[int, int], None]]:
-    """A callback `(done, total)` that shows rate and time left on the console."""
-    with Progress(out, title, 0, unit) as shown:
+def show_progress(console: Console, title: str, unit: str) -> Iterator[Callable[[int, int], None]]:
+    """Gives a callback `(done, total)` that shows rate and time left on the console."""
+    with Progress(console, title, 0, unit) as shown:
 
         def report(done: int, total: int) -> None:
             shown.total = total
@@ -98,8 +103,8 @@ def progress(out: Any, title: str, unit: str) -> Iterator[Callable[[int, int], N
         yield report
 
 
-def cores() -> int:
-    """How many processes can work at once."""
+def count_cores() -> int:
+    """The number of processes that can run at once."""
     return os.cpu_count() or 1
 
 

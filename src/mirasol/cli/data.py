@@ -81,10 +81,10 @@ def run(options: Any) -> None:
 
 def _check(chosen: Any) -> None:
     from mirasol.cli.common import read_dataset_options
-    from mirasol.console import console, cores, progress
+    from mirasol.console import count_cores, make_console, show_progress
     from mirasol.data.check import check_dataset, table
 
-    with progress(console(), "Opening", "files") as report:
+    with show_progress(make_console(), "Opening", "files") as report:
         found = check_dataset(
             chosen.dataset,
             chosen.root,
@@ -92,7 +92,7 @@ def _check(chosen: Any) -> None:
             read_dataset_options(chosen),
             open_media=not chosen.skip_media,
             hashes=chosen.hashes,
-            workers=chosen.workers or cores(),
+            workers=chosen.workers or count_cores(),
             progress=report,
         )
     sys.stdout.write((json.dumps(found.to_dict()) if chosen.json else table(found)) + "\n")
@@ -101,11 +101,11 @@ def _check(chosen: Any) -> None:
 
 
 def _synthesize(chosen: Any) -> None:
-    from mirasol.console import console, cores, progress
+    from mirasol.console import count_cores, make_console, show_progress
     from mirasol.synthetic.synthesize import synthesize
 
-    out, began = console(), time.monotonic()
-    with progress(out, "Rendering", "clips") as report:
+    out, began = make_console(), time.monotonic()
+    with show_progress(out, "Rendering", "clips") as report:
         synthesize(
             chosen.directory,
             seed=chosen.seed,
@@ -113,7 +113,7 @@ def _synthesize(chosen: Any) -> None:
             validation=chosen.validation,
             test=chosen.test,
             kind=chosen.kind,
-            workers=chosen.workers or cores(),
+            workers=chosen.workers or count_cores(),
             progress=report,
         )
     total = chosen.train + chosen.validation + chosen.test
@@ -122,7 +122,7 @@ def _synthesize(chosen: Any) -> None:
 
 def _shard(chosen: Any) -> None:
     from mirasol.cli.common import read_dataset_options
-    from mirasol.console import console, cores, progress
+    from mirasol.console import count_cores, make_console, show_progress
 
     for name, known in (("executor", ("local", "ray")), ("on_bad_clip", ("error", "skip"))):
         if chosen[name] not in known:
@@ -137,7 +137,7 @@ def _shard(chosen: Any) -> None:
     from mirasol.media.transcode import Reencoding
 
     reencode = Reencoding.parse(chosen.reencode) if chosen.reencode else None
-    out, began = console(), time.monotonic()
+    out, began = make_console(), time.monotonic()
     plan = plan_shards(
         chosen.dataset,
         chosen.root,
@@ -151,11 +151,11 @@ def _shard(chosen: Any) -> None:
         out.print(line, markup=False)
     if chosen.dry_run:
         return
-    with progress(out, "Sharding", "clips") as report:
+    with show_progress(out, "Sharding", "clips") as report:
         done = write_shards(
             plan,
             on_bad_clip=chosen.on_bad_clip,
-            processes=chosen.processes or cores(),
+            processes=chosen.processes or count_cores(),
             executor=chosen.executor,
             progress=report,
         )

@@ -46,14 +46,14 @@ def add_arguments(parser: ArgumentParser, make: MakeParser) -> None:
 
 def run(options: Namespace) -> None:
     """Runs the demo."""
-    from mirasol.console import console
+    from mirasol.console import make_console
     from mirasol.evaluation.figures import check_figure_format
 
     check_figure_format(options.figures)
     settings = DemoSettings(
         options.output, options.recipe, options.seed, options.train, options.validation, options.test
     )
-    run_demo(settings, console(), options.figures)
+    run_demo(settings, make_console(), options.figures)
 
 
 @dataclass(frozen=True)
@@ -185,21 +185,21 @@ class Demo:
 
     def render(self) -> None:
         """Renders the data set, unless an earlier attempt completed it."""
-        from mirasol.console import cores, progress
+        from mirasol.console import count_cores, show_progress
         from mirasol.synthetic.synthesize import synthesize
 
         chosen = self.settings
         if (self.folder.data / "manifest.json").exists():
             self.console.print(f"{self.folder.data}: already complete")
             return
-        with progress(self.console, "Rendering", "clips") as report:
+        with show_progress(self.console, "Rendering", "clips") as report:
             synthesize(
                 self.folder.data,
                 seed=chosen.seed,
                 train=chosen.train,
                 validation=chosen.validation,
                 test=chosen.test,
-                workers=cores(),
+                workers=count_cores(),
                 progress=report,
             )
         self.console.print(f"{chosen.train} training, {chosen.validation} validation and {chosen.test} test clips")
@@ -216,7 +216,7 @@ class Demo:
         Candidates are not scored: what the demo reports is open generation.
         """
         from mirasol.checkpoint import load_checkpoint
-        from mirasol.console import cores, progress
+        from mirasol.console import count_cores, show_progress
         from mirasol.data.datasets import DatasetOptions, read_dataset
         from mirasol.evaluation.answer import AnswerSettings
         from mirasol.evaluation.baselines import read_training_examples
@@ -226,8 +226,8 @@ class Demo:
         loaded = load_checkpoint(checkpoint)
         dataset = read_dataset("folder", self.folder.data, "test")
         known = read_training_examples(dataset, DatasetOptions())
-        settings = AnswerSettings(dataset.root, tuple(CONTROLS), score_candidates=False, threads=cores())
-        with progress(self.console, "Answering", "clips") as report:
+        settings = AnswerSettings(dataset.root, tuple(CONTROLS), score_candidates=False, threads=count_cores())
+        with show_progress(self.console, "Answering", "clips") as report:
             evaluation = evaluate_dataset(loaded, dataset, settings, progress=report, known=known)
         self.console.print(evaluation.format_table(), markup=False)
         return loaded, evaluation

@@ -63,7 +63,7 @@ def run(options: Namespace) -> None:
     _check_figures(options.figures, options.output)
     find_checkpoint(options.checkpoint)
 
-    from mirasol.console import console, cores, progress
+    from mirasol.console import count_cores, make_console, show_progress
     from mirasol.data.datasets import read_dataset
     from mirasol.evaluation.answer import AnswerSettings
     from mirasol.evaluation.baselines import read_training_examples
@@ -73,7 +73,7 @@ def run(options: Namespace) -> None:
     from mirasol.evaluation.wups import Wups
 
     name, root = _find_dataset(options)
-    output, out = _find_output(options.output), console()
+    output, out = _find_output(options.output), make_console()
     wups = Wups(Path(options.wordnet)) if options.wordnet else None
     dataset = read_dataset(name, root, options.split, read_dataset_options(options))
     loaded = load_checkpoint(options.checkpoint, check_device(options.device))
@@ -84,12 +84,12 @@ def run(options: Namespace) -> None:
         classes=dataset.classes,
         max_new_tokens=options.max_new_tokens,
         clips_per_batch=options.clips_per_batch,
-        threads=cores(),
+        threads=count_cores(),
     )
     if output is not None:
         make_folder(output)
     journal = output / NAME if output is not None else None
-    with progress(out, "Answering", "clips") as report:
+    with show_progress(out, "Answering", "clips") as report:
         evaluation = evaluate_dataset(
             loaded, dataset, settings, journal, options.processes, report, wups, options.hash_media, known
         )

@@ -40,7 +40,7 @@ def add_arguments(parser: ArgumentParser, make: MakeParser) -> None:
 def run(options: Namespace) -> None:
     """Scores, prints, and writes results where asked to."""
     from mirasol.cli.common import check_no_results, format_problems, make_folder, read_dataset_options
-    from mirasol.console import console
+    from mirasol.console import make_console
     from mirasol.data.datasets import read_dataset
     from mirasol.evaluation.baselines import read_training_examples
     from mirasol.evaluation.evaluate import score_file, write_scores
@@ -52,7 +52,7 @@ def run(options: Namespace) -> None:
     wups = Wups(Path(options.wordnet)) if options.wordnet else None
     known, origin = read_training_examples(dataset, read_dataset_options(options))
     scores = score_file(dataset, Path(options.predictions), options.normalisation, wups, known=known)
-    out = console()
+    out = make_console()
     for line in format_problems(scores.problems):
         out.print(line, markup=False)
     if dataset.name == "nextqa_oe" and scores.protocol == OPEN:

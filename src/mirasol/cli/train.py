@@ -94,9 +94,9 @@ def run(options: Any) -> None:
         sys.stdout.write(yaml.safe_dump(recipe.to_dict(), sort_keys=False))
         return
     import mirasol.auto  # noqa: F401 - a resumed run finds its processor through the Auto classes
-    from mirasol.console import console
+    from mirasol.console import make_console
     from mirasol.training.trainer import train
 
-    folder = train(recipe, resume=options.resume, console=console())
+    folder = train(recipe, resume=options.resume, console=make_console())
     if os.environ.get("RANK", "0") == "0":  # torchrun numbers its processes: one tells for all
         sys.stdout.write(f"{folder}\n")
