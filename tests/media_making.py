@@ -27,6 +27,7 @@ class Video:
     b_frames: int = 0
     attached_picture: bool = False
     options: dict[str, str] = field(default_factory=dict)
+    tick: Fraction | None = None  # unit of the times
     prepare: Callable[[av.VideoStream], None] | None = None  # what else is to be set
 
 
@@ -71,15 +72,20 @@ def tone(seconds: float, rate: int = 48_000, hertz: float = 440.0, channels: int
     return np.tile(wave.astype(np.float32), (channels, 1))
 
 
-def write_media(path: Path, *tracks: Video | Audio, options: dict[str, str] | None = None) -> Path:
-    """Writes the tracks, in that order, interleaved by time. Returns the path."""
-    with av.open(str(path), "w", container_options=options or {}) as container:
+def write_media(path: Path, *tracks: Video | Audio, options: dict[str, str] | None = None, late: float = 0.0) -> Path:
+    """Writes the tracks, in that order, interleaved by time; video comes `late` seconds after the sound of its time.
+
+    Returns the path.
+    """
+    # With nearly no patience the muxer keeps the order in which it gets packets.
+    order = {"max_interleave_delta": "1"} if late else {}
+    with av.open(str(path), "w", container_options={**order, **(options or {})}) as container:
         streams = [_add(container, track) for track in tracks]
         container.start_encoding()
         packets = []
         for track, stream in zip(tracks, streams, strict=True):
             packets += _video_packets(track, stream) if isinstance(track, Video) else _audio_packets(track, stream)
-        for packet in sorted(packets, key=lambda packet: packet.dts * packet.time_base):
+        for packet in sorted(packets, key=lambda p: p.dts * p.time_base + late * (p.stream.type == "video")):
             container.mux(packet)
     return path
 
@@ -109,6 +115,8 @@ def _add(container, track):
 
 
 def _tick(track: Video) -> Fraction:
+    if track.tick is not None:
+        return track.tick
     return COARSE_TICK if track.codec == "mpeg4" else VIDEO_TICK
 
 

@@ -90,6 +90,8 @@ class WaveformBuilder:
     start: float
     end: float
     sample_rate: int
+    joints: tuple[float, ...] = ()
+    """Container seconds at which recordings meet, see `Span`."""
     counts: AudioCounts = field(default_factory=AudioCounts)
     last_end: float | None = None
     """End of the last sample taken."""
@@ -104,6 +106,7 @@ class WaveformBuilder:
         self._runs: list[list[int]] = []  # [first, stop) of real samples in the buffer
         self._resampler: AudioResampler | None = None
         self._kind: tuple[str, str, int] | None = None
+        self._joints = list(self.joints)
         self._untimed_end: float | None = None  # end of the last frame that was decoded, kept or not
         self._block: list[AudioFrame] = []  # decoded, not yet resampled
         self._block_samples = 0
@@ -151,6 +154,15 @@ class WaveformBuilder:
         self.counts.frames_decoded += 1
         time = self._time_of(frame)
         self._untimed_end = time + frame.samples / frame.sample_rate
+        while self._joints and time >= self._joints[0]:
+            # However small the jump here is, what follows is another recording.
+            self._joints.pop(0)
+            follows = bool(self._waiting) or self._resampler is not None
+            jump = time - self._next_time() if follows else 0.0
+            self._settle()
+            self._end_run()
+            if abs(jump) > JUMP_SECONDS:
+                self._count_jump(jump, time)
         if frame.samples == 0 or time + frame.samples / frame.sample_rate <= self.start - DOUBT_SECONDS:
             return
         kind = (frame.format.name, frame.layout.name, frame.sample_rate)

@@ -1,5 +1,6 @@
 """One rising clock for files whose time stamps start over: joined transport streams and VOBs, chained Ogg files."""
 
+import itertools
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -13,6 +14,7 @@ BACKWARD_SECONDS = 0.1  # decoding times of one stream never run backwards withi
 # A stream may pause, and a screen recording stand still: forward jumps count if all streams make them, or if no pause
 # lasts that long.
 FORWARD_SECONDS = 10.0
+PAUSE_SECONDS = 1.0  # from here on a forward jump is looked at
 ABSURD_SECONDS = 3600.0
 SAME_START_SECONDS = 10.0  # streams of one recording begin within this time of each other
 REORDER_SECONDS = 600.0  # no frame waits that long to be shown
@@ -30,7 +32,8 @@ class _Piece:
     order: int  # which packet of the file that is
     begin: float
     end: float
-    decoded: float  # decoding time of the last packet
+    first_decoded: float  # decoding time of the first packet
+    decoded: float  # of the last one
     count: int = 1
     untimed: float = 0.0  # seconds of packets without a time since the last one that has one
     ends_elsewhere: dict[int, float] = field(default_factory=dict)  # how far the other streams had come
@@ -77,11 +80,11 @@ def scan_packets(packets: Iterable[Packet], streams: list[AvStream], joinable: b
             decoded = time  # one of the two is damaged, and pictures are shown at this one
         last_begin = max(last_begin, time)
         jump = decoded - own[-1].decoded if own else 0.0
-        if not own or (joinable and not -BACKWARD_SECONDS <= jump <= FORWARD_SECONDS):
+        if not own or (joinable and not -BACKWARD_SECONDS <= jump <= PAUSE_SECONDS):
             if own:
                 own[-1].end += own[-1].untimed
             elsewhere = {other: found[-1].end for other, found in pieces.items() if found and other != index}
-            own.append(_Piece(index, number, order, time, stop, decoded, ends_elsewhere=elsewhere))
+            own.append(_Piece(index, number, order, time, stop, decoded, decoded, ends_elsewhere=elsewhere))
         else:
             piece = own[-1]
             piece.begin, piece.end = min(piece.begin, time), max(piece.end, stop)
@@ -111,8 +114,9 @@ def _is_stray(own: list[_Piece], number: int) -> bool:
     if not 0 < number < len(own) - 1:
         return False
     piece, before, after = own[number], own[number - 1], own[number + 1]
-    short = piece.count <= STRAY_PACKETS and piece.end - piece.begin <= STRAY_SECONDS
-    return short and -BACKWARD_SECONDS <= after.begin - before.end <= STRAY_SECONDS
+    short = piece.count <= STRAY_PACKETS and piece.decoded - piece.first_decoded <= STRAY_SECONDS
+    comes_back = (piece.first_decoded > before.decoded) != (after.first_decoded > piece.decoded)
+    return short and comes_back and -BACKWARD_SECONDS <= after.first_decoded - before.decoded <= STRAY_SECONDS
 
 
 def _merge_pauses(own: list[_Piece], index: int, pieces: dict[int, list[_Piece]]) -> list[_Piece]:
@@ -120,20 +124,27 @@ def _merge_pauses(own: list[_Piece], index: int, pieces: dict[int, list[_Piece]]
     kept: list[_Piece] = []
     others = [found for other, found in pieces.items() if other != index and found]
     for number, piece in enumerate(own):
-        jump = piece.begin - own[number - 1].end if number else 0.0
+        jump = piece.first_decoded - own[number - 1].decoded if number else 0.0
         stray = _is_stray(own, number) or _is_stray(own, number - 1)
-        if number and 0 < jump < ABSURD_SECONDS and not stray and not _all_jump(piece.begin, others):
+        pauses = jump <= FORWARD_SECONDS or not _all_jump(piece, others)
+        if number and 0 < jump < ABSURD_SECONDS and not stray and pauses:
             last = kept[-1]
-            last.end, last.decoded, last.count = piece.end, piece.decoded, last.count + piece.count
+            last.begin, last.end = min(last.begin, piece.begin), max(last.end, piece.end)
+            last.decoded, last.count = piece.decoded, last.count + piece.count
         else:
             kept.append(piece)
     return kept
 
 
-def _all_jump(begin: float, others: list[list[_Piece]]) -> bool:
-    """Whether every other stream, of which there is at least one, has a piece that begins about then."""
+def _all_jump(piece: _Piece, others: list[list[_Piece]]) -> bool:
+    """Whether every other stream, of which there is at least one, jumps forward to about the same time."""
     return bool(others) and all(
-        any(abs(piece.begin - begin) < SAME_START_SECONDS for piece in own[1:]) for own in others
+        any(
+            after.first_decoded - before.decoded > FORWARD_SECONDS
+            and abs(after.begin - piece.begin) < SAME_START_SECONDS
+            for before, after in itertools.pairwise(own)
+        )
+        for own in others
     )
 
 

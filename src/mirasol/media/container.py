@@ -17,7 +17,7 @@ from av.stream import Stream as AvStream
 
 from mirasol.errors import BadClip
 from mirasol.media.clock import JOINABLE_FORMATS, PacketScan, RisingClock, scan_packets
-from mirasol.media.content import PAGE, detect_content_kind
+from mirasol.media.content import OTHER_FORMATS, PAGE, detect_content_kind
 from mirasol.media.decoder_process import report_progress
 from mirasol.media.limits import Limits
 
@@ -25,7 +25,11 @@ from mirasol.media.limits import Limits
 # opened too.
 FORMATS = (
     "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,asf,flv,mpegts,mpeg,mpegvideo,"
-    "ogg,wav,w64,aiff,flac,mp3,aac,ac3,gif,ivf,mxf"
+    "ogg,wav,w64,aiff,flac,mp3,aac,ac3,gif,ivf,mxf,amr,caf,au,wv,eac3,dts"
+)
+READ_FORMATS = (
+    "read are mp4, mov, 3gp, mkv, webm, avi, wmv, flv, ts, mpg, vob, ogg, mxf, ivf, gif, wav, w64, aiff, caf, au, "
+    "flac, mp3, aac, ac3, eac3, dts, amr and wv files"
 )
 # Formats whose headers state the duration; for the others FFmpeg estimates it from the bit rate, so packets are read.
 STATED_DURATION = ("mov", "matroska", "avi", "asf", "flv", "wav", "w64", "aiff", "flac")
@@ -110,9 +114,11 @@ def open_media(path: str | os.PathLike, limits: Limits) -> Iterator[InputContain
         )
     except (av.error.FFmpegError, OSError, ValueError) as error:
         with file.open("rb") as stream:
-            page = detect_content_kind(stream.read(512)) == "html"
-        reason = PAGE if page else f"not a media file that can be read, or cut short ({_words(error)})"
-        raise BadClip(path, reason) from error
+            kind = detect_content_kind(stream.read(512))
+        reason = f"not a media file that can be read, or cut short ({_words(error)})"
+        if kind in OTHER_FORMATS:
+            reason = f"is a {OTHER_FORMATS[kind]}, which is not read: {READ_FORMATS}"
+        raise BadClip(path, PAGE if kind == "html" else reason) from error
     with container:
         if container.format.name == "avi":
             # AVI has no presentation times. PyAV asks FFmpeg to make them up, and under B-frames they run backwards.

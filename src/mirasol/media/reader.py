@@ -64,7 +64,7 @@ class Reading:
 
     def add_audio(self, sample_rate: int) -> None:
         last_edge = self.span.zero + self.timeline.edges[-1]
-        self.audio = WaveformBuilder(self.chosen.audio, self.start, last_edge, sample_rate)
+        self.audio = WaveformBuilder(self.chosen.audio, self.start, last_edge, sample_rate, self.span.joints)
 
     @property
     def parts(self) -> list[FrameSampler | WaveformBuilder]:
@@ -92,6 +92,8 @@ class Reading:
         """Goes to where decoding has to begin; False if no such place is found and the file has to be reopened."""
         if self.span.shifts:
             return True  # which time stamps are meant depends on all packets before them: read from the beginning
+        if self.container.format.name == "avi" and not all(map(is_index_complete, self.chosen.streams)):
+            return True  # FFmpeg 8 miscounts frames after a seek in AVI files with empty ones
         stream = self.chosen.streams[0]
         first = self.start if self.video is None else min(self.start, self.video.wanted[0])
         if first - SEEK_RETREATS[0] <= self.span.zero:
@@ -221,8 +223,6 @@ class Reading:
             notes.append(f"{counts.frames_interlaced} interlaced frames: both fields are shown in one picture")
         if counts.frames_transparent:
             notes.append(f"{counts.frames_transparent} frames with transparent parts: shown on black")
-        if video.stream.metadata.get("alpha_mode") == "1":
-            notes.append("the transparency of this video is stored apart and not read: shown opaque")
         if counts.frames_untimed:
             notes.append("the video has no presentation times: frames are timed by the order of decoding")
         return notes + _counted(

@@ -22,7 +22,8 @@ from mirasol.errors import BadClip, UserError
 from mirasol.media.audio import WaveformBuilder
 from mirasol.media.container import ChosenStreams, Span, choose_streams, find_span, open_media, read_packets
 from mirasol.media.limits import DEFAULT_LIMITS, Limits
-from mirasol.media.video import FALLBACK_FRAME_SECONDS, TIME_TOLERANCE, read_orientation
+from mirasol.media.tone_mapping import get_transfer
+from mirasol.media.video import FALLBACK_FRAME_SECONDS, TIME_TOLERANCE, composite_on_black, read_orientation
 
 TICK = Fraction(1, 90_000)
 ENCODER = "libx264"
@@ -82,18 +83,20 @@ def reencode_media(path: str | os.PathLike, target: Path, settings: Reencoding, 
         span = find_span(source, chosen, path, limits)
         if span.seconds > limits.max_seconds:
             return f"longer than {limits.max_seconds:g} s"
+        if span.joints:
+            return "time stamps start over"
         # Where a stream begins is told in this unit; the usual millisecond would move it by up to half of one.
         unit = {"movie_timescale": str(TICK.denominator)}
         with av.open(str(target), "w", format="mp4", container_options=unit) as out:
             try:
                 _Writing(path, source, out, chosen, span, settings, limits).run()
-            except _Damaged as error:
+            except _KeptAsItIs as error:
                 return str(error)
     return ""
 
 
-class _Damaged(Exception):
-    """A file that is not whole."""
+class _KeptAsItIs(Exception):
+    """A file that re-encoding would not leave as it is, with the reason."""
 
 
 class _Writing:
@@ -142,11 +145,13 @@ class _Writing:
                 self._decode(packet)
             elif self.builder is not None:
                 self.builder.feed(packet)
-            elif packet.pts is not None and packet.dts is not None:
+            elif packet.pts is None or packet.dts is None:
+                raise _KeptAsItIs("its sound has packets without times")
+            else:
                 copies.append(packet)
         self._decode(None)
         if errors:
-            raise _Damaged(f"damaged: cannot be read to its end ({errors[0]})")
+            raise _KeptAsItIs(f"damaged: cannot be read to its end ({errors[0]})")
         if self.video is None:
             raise BadClip(self.path, "no frame of its video can be decoded")
         self._finish_video()
@@ -156,11 +161,24 @@ class _Writing:
         try:
             frames = self.chosen.video.codec_context.decode(packet)
         except av.error.FFmpegError as error:
-            raise _Damaged(f"damaged: not all of its video can be decoded ({error.strerror})") from error
+            raise _KeptAsItIs(f"damaged: not all of its video can be decoded ({error.strerror})") from error
         for frame in frames:
             if frame.is_corrupt:
-                raise _Damaged("damaged: frames decode with errors")
+                raise _KeptAsItIs("damaged: frames decode with errors")
+            self._raise_if_noted(frame)
             self._take(frame)
+
+    def _raise_if_noted(self, frame: VideoFrame) -> None:
+        """Refuses frames that every reading notes: encoded again, they would be as wrong and no longer noted."""
+        transfer = get_transfer(frame)
+        if transfer:
+            raise _KeptAsItIs(f"high dynamic range ({transfer})")
+        if frame.interlaced_frame:
+            raise _KeptAsItIs("interlaced")
+        if frame.pts is None:
+            raise _KeptAsItIs("its video has no presentation times")
+        if composite_on_black(frame) is not frame:
+            raise _KeptAsItIs("transparent")
 
     def _take(self, frame: VideoFrame) -> None:
         tick = float(self.chosen.video.time_base)
@@ -168,7 +186,7 @@ class _Writing:
         if not math.isfinite(time):
             time = 0.0
         if time <= self.last:
-            return  # as the reader does: such a frame is never on show
+            raise _KeptAsItIs("the times of its frames do not rise")
         self.last = time
         self.end = max(self.end, time + (frame.duration * tick if frame.duration else self.usual))
         if self.settings.fps is not None:
@@ -250,7 +268,9 @@ class _Writing:
 
     def _aac(self, builder: WaveformBuilder) -> list[Packet]:
         if builder.counts.packets_failed:
-            raise _Damaged("damaged: not all of its sound can be decoded")
+            raise _KeptAsItIs("damaged: not all of its sound can be decoded")
+        if builder.counts.overlaps:
+            raise _KeptAsItIs("its sound overlaps")
         runs = list(builder.runs())
         if not runs:
             return []

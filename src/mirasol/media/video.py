@@ -11,6 +11,7 @@ import numpy as np
 from av.packet import Packet
 from av.sidedata.sidedata import SideDataContainer
 from av.sidedata.sidedata import Type as SideDataType
+from av.video.codeccontext import VideoCodecContext
 from av.video.frame import VideoFrame
 from av.video.reformatter import Interpolation, VideoReformatter
 from av.video.stream import VideoStream
@@ -30,6 +31,7 @@ MANY_STAMPS = 256
 HELD_BYTES = 64 * 2**20  # of packets that may turn out not to be needed; beyond that they are decoded
 # Decoders that leave out frames which no other frame needs, and can tell which those are beyond doubt.
 SKIPS_UNREFERENCED = ("h264",)
+ALPHA_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
 
 
 @dataclass(frozen=True)
@@ -88,6 +90,19 @@ def compute_fitted_size(width: float, height: float, size: int, fit: str) -> tup
     return max(1, round(width * scale)), max(1, round(height * scale))
 
 
+def make_alpha_decoder(stream: VideoStream, limits: Limits) -> VideoCodecContext | None:
+    """A decoder for VP8 or VP9 whose transparency is stored apart; FFmpeg's own decoders leave it out."""
+    name = ALPHA_DECODERS.get(stream.codec_context.name)
+    tags = {key.lower(): value for key, value in stream.metadata.items()}
+    if name is None or tags.get("alpha_mode") != "1" or name not in av.codecs_available:
+        return None
+    codec = av.CodecContext.create(name, "r")
+    codec.extradata = stream.codec_context.extradata
+    codec.thread_count = stream.codec_context.thread_count
+    codec.options = {"max_pixels": str(limits.max_pixels)}
+    return codec
+
+
 @dataclass
 class FrameSampler:
     """Fills `frames` with the frame on show at each of the ascending `wanted` times (container seconds).
@@ -130,7 +145,8 @@ class FrameSampler:
         self._held_bytes = 0
         self._stamps: list[float] = []  # presentation times of packets seen, ascending
         self._decoding_time = math.inf
-        self._may_skip = self.stream.codec_context.name in SKIPS_UNREFERENCED
+        self._codec = make_alpha_decoder(self.stream, self.limits) or self.stream.codec_context
+        self._may_skip = self._codec.name in SKIPS_UNREFERENCED
         self._skipping = False
         self._next = 0  # index of the first wanted time without a frame
         self._shown: VideoFrame | None = None
@@ -198,7 +214,7 @@ class FrameSampler:
             self._held_bytes = 0
             self._stamps.clear()
         if self.counts.packets_skipped:
-            self.stream.codec_context.flush_buffers()
+            self._codec.flush_buffers()
 
     def _decode_held(self, now: float) -> None:
         """Decodes what is held; `now`: every packet to come is shown at that time or later."""
@@ -227,14 +243,14 @@ class FrameSampler:
     def _skip_unreferenced(self, skip: bool) -> None:
         """Tells the decoder whether to leave out the next frame in case no other frame is predicted from it."""
         if skip != self._skipping:
-            self.stream.codec_context.skip_frame = "NONREF" if skip else "DEFAULT"
+            self._codec.skip_frame = "NONREF" if skip else "DEFAULT"
             self._skipping = skip
 
     def _decode(self, packet: Packet | None) -> None:
         try:
-            frames = self.stream.codec_context.decode(packet)
+            frames = self._codec.decode(packet)
         except av.error.FFmpegError:
-            codec = self.stream.codec_context
+            codec = self._codec
             self.limits.check_pixels(self.file, codec.width, codec.height)  # perhaps it was refused for its size
             # What fails before the window is a decoder warming up after a seek.
             end = math.inf if packet is None else get_packet_times(packet, self._tick)[1]
