@@ -97,7 +97,8 @@ def _add(container, track):
         stream.layout = track.layout
         stream.time_base = Fraction(1, track.rate)
         return stream
-    stream = container.add_stream(track.codec, rate=track.rate, options=track.options)
+    fast = {"deadline": "realtime", "cpu-used": "8"} if track.codec.startswith("libvpx") else {}
+    stream = container.add_stream(track.codec, rate=track.rate, options=fast | track.options)
     stream.height, stream.width = track.pictures[0].shape[:2]
     stream.pix_fmt = "yuvj420p" if track.codec == "mjpeg" else "yuv420p"
     stream.time_base = stream.codec_context.time_base = _tick(track)
