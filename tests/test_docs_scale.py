@@ -10,7 +10,7 @@ from mirasol import MirasolConfig, MirasolForConditionalGeneration
 from mirasol.config.recipe_io import recipe_from_dict
 from mirasol.cost.memory import compute_device_memory, count_optimizer_bytes
 from mirasol.cost.step import StepCost
-from mirasol.model.execution import layers
+from mirasol.model.kernels import find_layers
 
 PAGE = (Path(__file__).resolve().parents[1] / "docs" / "scale.md").read_text(encoding="utf-8")
 GB = 1e9
@@ -25,7 +25,7 @@ def model() -> MirasolForConditionalGeneration:
 
 
 def test_the_weights_in_and_out_of_layers(model):
-    inside = [sum(parameter.numel() for parameter in layer.parameters()) for layer in layers(model)]
+    inside = [sum(parameter.numel() for parameter in layer.parameters()) for layer in find_layers(model)]
     total = sum(parameter.numel() for parameter in model.parameters())
     said = re.search(r"has ([\d.]+) billion weights .* ([\d.]+) billion .* (\d+) layers have up to ([\d.]+)", PAGE)
     assert [float(number) for number in said.groups()] == [

@@ -1,4 +1,8 @@
-"""Registers Mirasol with transformers' Auto classes; importing any public name of `mirasol` does this."""
+"""Registers Mirasol with transformers' Auto classes; importing any public name of `mirasol` does this.
+
+It also gives the model `from_parts`: users look for it next to `from_pretrained`, but the code that reads the files of
+other models imports the model, so that the model cannot import it.
+"""
 
 from transformers import (
     AutoConfig,
@@ -13,6 +17,9 @@ from mirasol.config.model import MirasolConfig
 from mirasol.media.feature_extractor import MirasolFeatureExtractor
 from mirasol.media.processor import MirasolProcessor
 from mirasol.model.mirasol import MirasolForConditionalGeneration
+from mirasol.pretrained.assemble import assemble
+
+MirasolForConditionalGeneration.from_parts = staticmethod(assemble)
 
 AutoConfig.register(MirasolConfig.model_type, MirasolConfig)
 for auto in (AutoModel, AutoModelForSeq2SeqLM, AutoModelForMultimodalLM):

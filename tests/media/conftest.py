@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def faults(request) -> Path:
     """The folder faults/ of the real data."""
     folder = request.getfixturevalue("real_data") / "faults"

@@ -6,10 +6,13 @@ from torch.nn.attention.flex_attention import BlockMask
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mirasol import MirasolConfig, MirasolForConditionalGeneration, UserError
-from mirasol.model import transformer
+from mirasol.model import kernels, transformer
+from mirasol.model.kernels import ATTENTION, Kernels
 from mirasol.model.masks import TILE, BlockCausal, ResamplerMask
 
 CPU = torch.device("cpu")
+EAGER, SDPA = Kernels(attend_dense=kernels.attend_eager), Kernels()
+FLEX = Kernels(sparse_masks=True)
 MASKS = [
     BlockCausal(2, 2, 2),
     BlockCausal(5, 60, 60),  # tiles that are hidden, partly visible and wholly visible
@@ -77,11 +80,9 @@ def test_tiles_say_what_the_dense_mask_says(mask):
 def test_every_implementation_computes_the_same(mask):
     queries, keys = mask.lengths
     q, k, v = torch.randn(2, 3, queries, 16), torch.randn(2, 3, keys, 16), torch.randn(2, 3, keys, 16)
-    fast, none = transformer.attend(q, k, v, mask.dense(CPU), 0.0)
-    eager, _ = transformer.attend(q, k, v, mask.dense(CPU), 0.0, "eager")
-    flex, _ = transformer.attend(q, k, v, mask.sparse(CPU), 0.0, "flex_attention")
-    _, weights = transformer.attend(q, k, v, mask.dense(CPU), 0.0, "sdpa", with_weights=True)
-    assert none is None and (weights[:, :, ~mask.dense(CPU)] == 0).all()
+    fast, eager, flex = (each.attend(q, k, v, each.prepare_mask(mask, CPU)) for each in (SDPA, EAGER, FLEX))
+    _, weights = kernels.attend_eagerly(q, k, v, mask.dense(CPU))
+    assert (weights[:, :, ~mask.dense(CPU)] == 0).all()
     torch.testing.assert_close(fast, eager)
     torch.testing.assert_close(fast, flex)
 
@@ -92,10 +93,8 @@ def test_a_row_that_may_look_nowhere_gets_nothing_from_every_implementation(dtyp
     q, k, v = torch.randn(3, 2, 2, 5, 4, dtype=dtype, requires_grad=True)
     mask = torch.ones(2, 1, 1, 5, dtype=torch.bool)
     mask[1] = False
-    for implementation in ("eager", "sdpa"):
-        assert torch.equal(
-            transformer.attend(q, k, v, mask, 0.0, implementation)[0][1], torch.zeros(2, 5, 4, dtype=dtype)
-        )
+    for each in (EAGER, SDPA, Kernels(attend_dense=kernels.attend_on_processor)):
+        assert torch.equal(each.attend(q, k, v, mask)[1], torch.zeros(2, 5, 4, dtype=dtype))
 
 
 def test_a_sparse_mask_is_made_once_and_of_tiles_only():
@@ -111,7 +110,7 @@ def test_a_sparse_mask_is_made_once_and_of_tiles_only():
 def test_flex_attention_refuses_to_leave_dropout_out():
     q = torch.randn(1, 1, 4, 16)
     with pytest.raises(UserError, match="attention_dropout=0.1"):
-        transformer.attend(q, q, q, BlockCausal(2, 2, 2).sparse(CPU), 0.1, "flex_attention")
+        FLEX.attend(q, q, q, BlockCausal(2, 2, 2).sparse(CPU), 0.1)
 
 
 def loaded(folder, implementation):
@@ -135,7 +134,7 @@ def test_the_model_gives_the_same_whatever_computes_attention(kind, implementati
 def test_the_implementation_reaches_every_attention(model, batch, monkeypatch):
     """Counted at the kernels: under eager none is SDPA; under flex the masked stacks are flex."""
     calls = {"sdpa": 0, "flex": 0}
-    sdpa, flex = transformer.F.scaled_dot_product_attention, transformer.flex_attention
+    sdpa, flex = kernels.F.scaled_dot_product_attention, kernels.flex_attention
 
     def counted(name, function):
         def call(*args, **settings):
@@ -144,8 +143,8 @@ def test_the_implementation_reaches_every_attention(model, batch, monkeypatch):
 
         return call
 
-    monkeypatch.setattr(transformer.F, "scaled_dot_product_attention", counted("sdpa", sdpa))
-    monkeypatch.setattr(transformer, "flex_attention", counted("flex", flex))
+    monkeypatch.setattr(kernels.F, "scaled_dot_product_attention", counted("sdpa", sdpa))
+    monkeypatch.setattr(kernels, "flex_attention", counted("flex", flex))
     attentions = sum(isinstance(module, transformer.Attention) for module in model.modules())
     depths = model.config.combiner.stack.depth + model.config.latent.stack.depth
     vit = model.config.vit.depth  # reads video and audio, one after the other
@@ -170,7 +169,7 @@ def test_an_implementation_that_cannot_be_is_refused(wrong, model, tmp_path):
 
 def test_attention_weights_can_be_had_under_every_implementation(model, batch):
     outputs = {}
-    for implementation in transformer.ATTENTION:
+    for implementation in ATTENTION:
         model.set_attn_implementation(implementation)
         with torch.no_grad():
             outputs[implementation] = model(**batch, output_attentions=True).cross_attentions
@@ -188,6 +187,6 @@ def test_flex_attention_has_no_backward_on_a_cpu(model, batch):
 
 def test_a_mask_takes_the_form_its_implementation_reads():
     mask = BlockCausal(2, 2, 2)
-    assert isinstance(transformer.form_of_mask(mask, "flex_attention", CPU), BlockMask)
-    assert torch.equal(transformer.form_of_mask(mask, "sdpa", CPU), mask.dense(CPU))
-    assert transformer.form_of_mask(None, "sdpa", CPU) is None
+    assert isinstance(FLEX.prepare_mask(mask, CPU), BlockMask)
+    assert torch.equal(SDPA.prepare_mask(mask, CPU), mask.dense(CPU))
+    assert SDPA.prepare_mask(None, CPU) is None

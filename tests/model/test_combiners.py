@@ -138,7 +138,7 @@ def test_memory_keeps_its_size_and_holds_the_past():
     assert (memory == 0).all()
     with torch.no_grad():
         for t in range(20):
-            x, memory = combiner.turn(features[:, t], memory)
+            x, memory = combiner.process_chunk(features[:, t], memory)
             seen.append(x)
             assert memory.shape == (2, TTM["memory_tokens"], 96)
             assert memory.abs().max() <= 2 * features.abs().max()

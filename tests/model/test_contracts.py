@@ -24,9 +24,9 @@ The forward pass
 - determinism, batching_equivalence, left_padding_compatibility: `test_mirasol.py`; right padding:
   test_padding_on_either_side_changes_nothing
 - training, bf16: test_trains_a_step_in, test_bf16_is_near_fp32
-- training_gradient_checkpointing (three): `test_execution.py`
+- training_gradient_checkpointing (three): `test_recomputation.py`
 - eager_matches_sdpa, flex, dispatch, attn_implementation: `test_attention.py`
-- torch_compile: `test_execution.py`; torch_export: test_the_whole_model_exports
+- torch_compile: `test_recomputation.py`; torch_export: test_the_whole_model_exports
 - the class's flags: test_what_the_class_promises
 
 Generation
@@ -52,7 +52,7 @@ import torch
 from transformers import DynamicCache, EncoderDecoderCache
 
 from mirasol import MirasolConfig, MirasolForConditionalGeneration, UserError
-from mirasol.model.execution import layers
+from mirasol.model.kernels import find_layers
 
 MEDIA = ("video", "audio", "chunk_mask", "video_mask", "audio_mask")
 TOLERANCE = {"atol": 1e-5, "rtol": 1e-4}
@@ -207,7 +207,7 @@ def test_loads_in_the_precision_asked_for(model, tmp_path):
 
 def test_layers_are_kept_whole(model):
     """What a device map must not split: all layers of all stacks, by the names of their classes."""
-    assert {type(layer).__name__ for layer in layers(model)} <= set(model._no_split_modules)
+    assert {type(layer).__name__ for layer in find_layers(model)} <= set(model._no_split_modules)
 
 
 def test_config_and_model_can_be_copied_and_pickled(model, batch):

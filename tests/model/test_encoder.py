@@ -50,7 +50,7 @@ def test_images_do_not_see_each_other():
 def test_a_config_without_2d_patches_and_images_of_another_size_are_refused():
     with pytest.raises(UserError, match=r"video.tubes=\(4, 16, 16\): images need a tube whose kernel is 1 frame long"):
         make_encoder(tubes=[{"kernel": (4, 16, 16), "stride": (4, 8, 8)}]).image(torch.zeros(1, 3, 32, 32))
-    with pytest.raises(UserError, match=r"images of 48 x 32 pixels: video.image_size=32"):
+    with pytest.raises(UserError, match=r"images of 48 x 32 pixels: this model takes video.image_size=32"):
         make_encoder().image(torch.zeros(1, 3, 48, 32))
 
 
@@ -80,15 +80,15 @@ def test_separate_audio_never_meets_the_vit(config, batch):
     encoder = MirasolForConditionalGeneration(config).eval().chunk_encoder
     media = [batch[name] for name in ("video", "audio", "video_mask", "audio_mask")]
     with torch.no_grad():
-        seen, heard = encoder(*media)
+        video, audio = encoder(*media)
         for parameter in encoder.vit.parameters():
             parameter.add_(0.1)
-        seen_after, heard_after = encoder(*media)
-    assert torch.equal(heard, heard_after) and not torch.allclose(seen, seen_after)
+        video_after, audio_after = encoder(*media)
+    assert torch.equal(audio, audio_after) and not torch.allclose(video, video_after)
 
 
 def test_text_beyond_the_learned_positions_is_refused(batch):
     text = {"vocab_size": 40, "learned_positions": True, "max_length": 6}
     model = MirasolForConditionalGeneration(MirasolConfig.preset("tiny", text=text)).eval()
-    with pytest.raises(UserError, match="text of 7 tokens: text.max_length=6 learned positions are all"):
+    with pytest.raises(UserError, match="text of 7 tokens: the model has text.max_length=6 positions"):
         model(**batch)

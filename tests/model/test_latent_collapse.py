@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mirasol import MirasolConfig, MirasolForConditionalGeneration
-from mirasol.model.losses import centred, latent_loss
+from mirasol.model.losses import centre_targets, latent_loss
 
 CLIPS, CHUNKS, TOKENS, WIDTH = 5, 4, 2, 16
 
@@ -62,10 +62,10 @@ def test_padding_and_clips_without_sound_do_not_count_into_the_mean_of_the_other
     lacks a modality they have."""
     mask, audio = everywhere(x), everywhere(x)
     mask[3, 2:], audio[4] = False, False
-    before, _ = centred(x, mask, everywhere(x), audio)
+    before, _ = centre_targets(x, mask, everywhere(x), audio)
     other = x.clone()
     other[3, 2:], other[4] = float("nan"), 100.0
-    after, with_meaning = centred(other, mask, everywhere(x), audio)
+    after, with_meaning = centre_targets(other, mask, everywhere(x), audio)
     assert torch.equal(before[:3], after[:3]) and after.isfinite().all()
     assert torch.equal(with_meaning, mask)
     torch.testing.assert_close(before[:4, 0].mean(dim=0), torch.zeros(TOKENS, WIDTH), atol=1e-6, rtol=0)
@@ -74,7 +74,7 @@ def test_padding_and_clips_without_sound_do_not_count_into_the_mean_of_the_other
 
 def test_a_clip_alone_is_centred_over_its_own_chunks(x):
     alone, there = x[:1], everywhere(x[:1])
-    target, with_meaning = centred(alone, there, there, there)
+    target, with_meaning = centre_targets(alone, there, there, there)
     torch.testing.assert_close(target, alone - alone.mean(dim=1, keepdim=True))
     assert with_meaning.all()
     assert loss(x[:1].roll(-1, dims=1), x[:1], "centred").isfinite()
@@ -88,7 +88,7 @@ def test_a_target_that_lost_its_companions_keeps_those_of_its_own_clip(x):
     """The longest clip goes on when all others have ended."""
     mask = everywhere(x)
     mask[1:, 2:] = False
-    target, with_meaning = centred(x, mask, everywhere(x), everywhere(x))
+    target, with_meaning = centre_targets(x, mask, everywhere(x), everywhere(x))
     torch.testing.assert_close(target[0, 2:], x[0, 2:] - x[0].mean(dim=0))
     torch.testing.assert_close(target[:, :2], x[:, :2] - x[:, :2].mean(dim=0))
     assert torch.equal(with_meaning, mask)

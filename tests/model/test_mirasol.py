@@ -7,6 +7,7 @@ import torch
 from transformers import AutoConfig, AutoModelForSeq2SeqLM, DynamicCache, EncoderDecoderCache
 
 from mirasol import MirasolConfig, MirasolForConditionalGeneration, UserError
+from mirasol.model.hf import check_media_type
 
 MEDIA = ("video", "audio", "chunk_mask", "video_mask", "audio_mask")
 TOLERANCE = {"atol": 1e-5, "rtol": 1e-4}
@@ -367,6 +368,6 @@ def test_half_precision_takes_what_the_processor_gives(model, batch):
     assert torch.equal(half(**cast).logits, output.logits)
 
 
-def test_media_that_nobody_normalised_is_refused(model, batch):
+def test_pixels_that_are_not_normalised_are_refused(batch):
     with pytest.raises(UserError, match="video of torch.uint8: give the normalised"):
-        model.chunk_encoder.numbers("video", batch["video"].to(torch.uint8))
+        check_media_type("video", batch["video"].to(torch.uint8))

@@ -236,9 +236,9 @@ def test_cosine_is_taken_patch_by_patch():
         ({"video": {"tubes": [{"kernel": (1, 8, 8)}]}}, r"video.tubes\[0\].stride is missing"),
         (
             {"video": {"tubes": [{"kernel": (1, 8, 8), "stride": (1, 0, 8)}]}},
-            r"video.tubes\[0\].stride=\(1, 0, 8\) must hold no number below 1",
+            r"video.tubes\[0\].stride=\(1, 0, 8\) must not contain a number below 1",
         ),
-        ({"audio": {"patch": (0, 8)}}, r"audio.patch=\(0, 8\) must hold no number below 1"),
+        ({"audio": {"patch": (0, 8)}}, r"audio.patch=\(0, 8\) must not contain a number below 1"),
         (
             {"video": {"tubes": [{"kernal": (1, 8, 8)}]}},
             r"video.tubes\[0\]: unknown key 'kernal' in TubeConfig: did you mean 'kernel'",

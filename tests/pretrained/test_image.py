@@ -24,21 +24,21 @@ def our_features(model: MirasolForConditionalGeneration, images: torch.Tensor) -
 @pytest.mark.parametrize("kind", CLASSES)
 def test_features_equal_the_source(kind, patch, tmp_path):
     source = image_model(kind, patch, 4 * patch)
-    model, report = from_parts(config(), image=saved(source, tmp_path), resolution=4 * patch)
+    model, report = from_parts(config(), image=saved(source, tmp_path), image_size=4 * patch)
     images = torch.randn(2, 3, 4 * patch, 4 * patch)
     torch.testing.assert_close(our_features(model, images), patch_features(source, images), atol=1e-4, rtol=1e-4)
     assert not any("interpolated" in entry["note"] for entry in report.loaded)
 
 
 @pytest.mark.parametrize("kind", ["CLIPVisionModel", "SiglipVisionModel", "ViTModel"])
-@pytest.mark.parametrize("resolution", [48, 96])
-def test_positions_are_interpolated_to_another_resolution(kind, resolution, tmp_path):
+@pytest.mark.parametrize("image_size", [48, 96])
+def test_positions_are_interpolated_to_another_image_size(kind, image_size, tmp_path):
     source = image_model(kind, 16, 64)
-    model, report = from_parts(config(), image=saved(source, tmp_path), resolution=resolution)
-    images = torch.randn(2, 3, resolution, resolution)
+    model, report = from_parts(config(), image=saved(source, tmp_path), image_size=image_size)
+    images = torch.randn(2, 3, image_size, image_size)
     torch.testing.assert_close(our_features(model, images), patch_features(source, images), atol=1e-4, rtol=1e-4)
     [entry] = [entry for entry in report.loaded if entry["target"].endswith("learned_position")]
-    assert entry["note"] == f"interpolated from 4 x 4 to {resolution // 16} x {resolution // 16}"
+    assert entry["note"] == f"interpolated from 4 x 4 to {image_size // 16} x {image_size // 16}"
 
 
 @pytest.mark.parametrize("activation", ["gelu", "quick_gelu", "gelu_pytorch_tanh"])
@@ -63,7 +63,7 @@ def test_shards_and_pickles_hold_the_same_weights(tmp_path):
     first, *others = [model.state_dict() for model, _ in models]
     for other in others:
         assert all(torch.equal(first[name], other[name]) for name in first)
-    with pytest.raises(UserError, match="pytorch_model.bin: is a pickle, which can run code.*--allow-pickle"):
+    with pytest.raises(UserError, match="pytorch_model.bin: a pickle can run code.*--allow-pickle"):
         from_parts(config(), image=pickled)
 
 
@@ -128,8 +128,8 @@ def test_normalisation_is_the_source_s_per_channel(tmp_path):
             {"intermediate_size": 96},
             r"mlp.fc1.weight has shape \[96, 48\], but chunk_encoder.vit.blocks.0.feed_forward.hidden.weight takes",
         ),
-        ({"num_hidden_layers": 1}, r"nothing there for chunk_encoder.vit.blocks.1.attention_norm.weight \[48\]"),
-        ({"num_hidden_layers": 3}, r"no place for encoder.layers.2.layer_norm1.weight \[48\]"),
+        ({"num_hidden_layers": 1}, r"it has nothing for chunk_encoder.vit.blocks.1.attention_norm.weight \[48\]"),
+        ({"num_hidden_layers": 3}, r"there is no place for encoder.layers.2.layer_norm1.weight \[48\]"),
         ({"hidden_act": "relu"}, "activation 'relu' is not one of gelu"),
     ],
 )
@@ -150,17 +150,17 @@ def test_what_is_no_whole_checkpoint_is_refused(tmp_path):
         from_parts(config(), image=tmp_path / "none")
     refused("not a checkpoint: it has no config.json")
     (tmp_path / "config.json").write_text("{")
-    refused("config.json: is not JSON")
+    refused("config.json: not JSON")
     (tmp_path / "config.json").write_text('{"model_type": "bert"}')
-    refused("model_type 'bert' is not read as an image model: clip, ")
+    refused("model_type 'bert' is not supported, choose one of clip, ")
     saved(image_model("ViTModel", 16, 64), tmp_path)
     weights = (tmp_path / "model.safetensors").read_bytes()
     (tmp_path / "model.safetensors").write_bytes(weights[: len(weights) // 2])
-    refused("model.safetensors: damaged or no safetensors file")
+    refused("model.safetensors: damaged, or not a safetensors file")
     (tmp_path / "model.safetensors").unlink()
-    refused("holds no weights: expected model.safetensors")
+    refused("no weights found: expected model.safetensors")
     (tmp_path / "pytorch_model.bin").write_bytes(b"not a pickle")
-    refused("pytorch_model.bin: damaged, or holds more than weights", allow_pickle=True)
+    refused("pytorch_model.bin: damaged, or contains more than weights", allow_pickle=True)
 
 
 def test_half_a_checkpoint_is_refused_by_the_tensor_it_lacks(tmp_path):
@@ -178,19 +178,19 @@ def test_half_a_checkpoint_is_refused_by_the_tensor_it_lacks(tmp_path):
         from_parts(config(), image=sharded)
 
 
-def test_a_config_without_2d_patches_and_too_low_a_resolution_are_refused(tmp_path):
+def test_a_config_without_2d_patches_and_too_small_an_image_size_are_refused(tmp_path):
     folder = saved(image_model("ViTModel", 16, 64), tmp_path)
     video = {"image_size": 64, "tubes": [{"kernel": (4, 16, 16), "stride": (4, 8, 8)}]}
     with pytest.raises(UserError, match="video.tubes has 0 tubes whose kernel is 1 frame long"):
         from_parts(config(video=video), image=folder)
     with pytest.raises(UserError, match="frames of 8 pixels are smaller than the source's patches of 16 pixels"):
-        from_parts(config(), image=folder, resolution=8)
+        from_parts(config(), image=folder, image_size=8)
 
 
-def test_moving_a_model_later_is_the_same_as_starting_at_that_resolution(tmp_path):
+def test_moving_a_model_later_is_the_same_as_starting_at_that_image_size(tmp_path):
     folder = saved(image_model("CLIPVisionModel", 16, 64), tmp_path)
     moved, _ = from_parts(config(), image=folder)
     moved.set_image_size(96)
-    direct, _ = from_parts(config(), image=folder, resolution=96)
+    direct, _ = from_parts(config(), image=folder, image_size=96)
     images = torch.randn(2, 3, 96, 96)
     torch.testing.assert_close(our_features(moved, images), our_features(direct, images))

@@ -69,7 +69,7 @@ def test_whoever_asks_an_untrained_checkpoint_is_told(image, preset, shapes, tmp
     run(capsys, preset, tmp_path / "start", "--image", image, "--tokenizer", "tiny")
     clip = sorted((shapes / "clips" / "test").iterdir())[0]
     main(["ask", str(tmp_path / "start"), str(clip), "what?", "--max-new-tokens", "1"])
-    assert "comes from `mirasol init` and was not trained" in capsys.readouterr().err
+    assert "made by `mirasol init` and not trained yet" in capsys.readouterr().err
 
 
 def test_without_a_tokenizer_it_says_what_can_use_the_folder(image, preset, tmp_path, capsys):
@@ -98,8 +98,8 @@ def test_nothing_is_overwritten_and_nothing_half_is_left(image, preset, tmp_path
     (tmp_path / "empty").mkdir()
     run(capsys, preset, tmp_path / "empty", "--image", image)
     assert (tmp_path / "empty" / "config.json").is_file()
-    refused(capsys, "tiny", tmp_path / "misfit", "--image", image)
-    assert not (tmp_path / "misfit").exists()
+    refused(capsys, "tiny", tmp_path / "shape_error", "--image", image)
+    assert not (tmp_path / "shape_error").exists()
 
 
 def test_bad_options_are_one_line_with_the_fix(image, preset, tmp_path, capsys):
@@ -107,10 +107,12 @@ def test_bad_options_are_one_line_with_the_fix(image, preset, tmp_path, capsys):
     assert "nothing to start from: give an image model (--image)" in refused(capsys, preset, out)
     assert "unknown preset '2b'" in refused(capsys, "2b", out, "--image", image)
     assert "has shape [48, 3, 16, 16], but vit.width takes [96" in refused(capsys, "tiny", out, "--image", image)
-    assert "--resolution 0: must be at least 1" in refused(capsys, preset, out, "--image", image, "--resolution", 0)
-    leftover = refused(capsys, preset, out, "--image", image, "--resolution", 49)
-    assert "patches of 16 pixels leave 1 of 49 pixels over: choose --resolution 48 or 64" in leftover
+    assert "--image-size 0: must be at least 1" in refused(capsys, preset, out, "--image", image, "--image-size", 0)
+    renamed = refused(capsys, preset, out, "--image", image, "--resolution", 48)
+    assert "--resolution 48: this option is now called --image-size" in renamed
+    leftover = refused(capsys, preset, out, "--image", image, "--image-size", 49)
+    assert "patches of 16 pixels leave 1 of 49 pixels over: choose --image-size 48 or 64" in leftover
     assert "no such folder" in refused(capsys, preset, out, "--image", image, "--tokenizer", tmp_path / "none")
-    assert "holds no tokenizer" in refused(capsys, preset, out, "--image", image, "--tokenizer", tmp_path / "own")
+    assert "cannot load a tokenizer" in refused(capsys, preset, out, "--image", image, "--tokenizer", tmp_path / "own")
     assert "no config of Mirasol" in refused(capsys, image / "model.safetensors", out, "--image", image)
     assert not out.exists()

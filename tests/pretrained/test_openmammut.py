@@ -156,7 +156,7 @@ def test_every_tensor_is_in_the_report(file):
 def test_latents_of_another_width_leave_the_map_unused_and_say_so(file):
     _, report = from_parts(config(), openmammut=file, allow_pickle=True)
     [entry] = [e for e in report.unused if e["source"] == "map_viz2txt_kv"]
-    assert entry["reason"].startswith("takes features of the source's image side")
+    assert entry["reason"].startswith("projects the source's image features")
 
 
 def test_the_image_side_of_another_model_goes_with_its_text_decoder(file, tmp_path):
@@ -167,7 +167,7 @@ def test_the_image_side_of_another_model_goes_with_its_text_decoder(file, tmp_pa
     with torch.no_grad():
         torch.testing.assert_close(model.chunk_encoder.image(images), alone.chunk_encoder.image(images))
     assert torch.equal(model.text.position, state_dict()["text.positional_embedding"])
-    assert "the image side comes from elsewhere" in {e["reason"] for e in report.unused}
+    assert "the image side comes from another source" in {e["reason"] for e in report.unused}
 
 
 def test_wrapped_and_safetensors_state_dicts_are_read_alike(file, tmp_path):
@@ -218,12 +218,12 @@ def test_bad_state_dicts_are_refused(file, tmp_path):
             from_parts(decoder_config(), openmammut=tmp_path / "bad.pt", allow_pickle=True)
 
     whole = state_dict()
-    with pytest.raises(UserError, match="is a pickle, which can run code"):
+    with pytest.raises(UserError, match="a pickle can run code"):
         from_parts(decoder_config(), openmammut=file)
     with pytest.raises(UserError, match="no such file"):
         from_parts(decoder_config(), openmammut=tmp_path / "none.pt")
-    refused("is no openMaMMUT state dict: it has no text.token_embedding.weight", {"a": torch.zeros(1)})
-    refused("holds no state dict of tensors", {"a": 3})
+    refused("not an openMaMMUT state dict: it has no text.token_embedding.weight", {"a": torch.zeros(1)})
+    refused("not a state dict of tensors", {"a": 3})
     refused("lacks the tensor text.resblocks.3.mlp.c_fc.bias", without(whole, "text.resblocks.3.mlp.c_fc.bias"))
     refused(
         r"visual.transformer.resblocks.1.mlp.c_fc.weight has shape \[64, 48\], but "

@@ -6,7 +6,7 @@ import transformers
 
 from mirasol import MirasolConfig
 from mirasol.pretrained import image, openmammut
-from mirasol.pretrained.assemble import adapted, planned
+from mirasol.pretrained.assemble import adapt_config, plan_tensors
 
 CLIP_L = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16}
 SIGLIP_L = CLIP_L | {"patch_size": 16, "image_size": 256}
@@ -21,7 +21,7 @@ def on_meta(kind: str, **settings) -> torch.nn.Module:
 def open_clip_shapes() -> dict[str, torch.Tensor]:
     """The names and shapes of openMaMMUT ViT-L/14's state dict (docs/starting-weights.md)."""
 
-    def block(name: str, width: int, cross: bool = False) -> dict[str, tuple[int, ...]]:
+    def copy_block(name: str, width: int, cross: bool = False) -> dict[str, tuple[int, ...]]:
         norms = ["ln_1", "ln_2", *["ln_1_kv"] * cross]
         shapes = {f"{norm}.{kind}": (width,) for norm in norms for kind in ("weight", "bias")}
         linears = {"attn.out_proj": (width, width), "mlp.c_fc": (4 * width, width), "mlp.c_proj": (width, 4 * width)}
@@ -39,11 +39,11 @@ def open_clip_shapes() -> dict[str, torch.Tensor]:
     for name, width in (("visual.ln_pre", 1024), ("visual.ln_post", 1024), ("text.ln_final", 768)):
         shapes |= {f"{name}.weight": (width,), f"{name}.bias": (width,)}
     for index in range(24):
-        shapes |= block(f"visual.transformer.resblocks.{index}", 1024)
+        shapes |= copy_block(f"visual.transformer.resblocks.{index}", 1024)
     for index in range(12):
-        shapes |= block(f"text.resblocks.{index}", 768)
+        shapes |= copy_block(f"text.resblocks.{index}", 768)
     for index in range(6):
-        shapes |= block(f"text.cross_attn.{index}", 768, cross=True)
+        shapes |= copy_block(f"text.cross_attn.{index}", 768, cross=True)
     return {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
 
 
@@ -57,8 +57,8 @@ def test_1b_begins_with_a_large_image_model(kind, settings, patches, tmp_path, m
     monkeypatch.setattr(image, "read_folder", lambda folder, allow_pickle: dict(source.state_dict()))
     config = MirasolConfig.preset("1b")
     read = image.read_image_source(tmp_path, config, None, True, False)
-    fitted = adapted(config, [read.parts], {})
-    values, _, report = planned(config, fitted, [read])
+    fitted = adapt_config(config, [read.parts], {})
+    values, _, report = plan_tensors(config, fitted, [read])
     assert values["chunk_encoder.tubes.learned_position"].shape == (patches, 1024)
     left = {entry["target"] for entry in report.random if entry["target"].startswith(("chunk_encoder.vit", "tubes"))}
     assert not left
@@ -71,8 +71,8 @@ def test_1b_holds_openmammut(tmp_path, monkeypatch):
     monkeypatch.setattr(openmammut, "read_file", lambda file, allow_pickle: open_clip_shapes())
     config = MirasolConfig.preset("1b")
     read = openmammut.read_openmammut_source(tmp_path, config, None, False, True, False)
-    fitted = adapted(config, [read.parts], {})
-    _, fills, report = planned(config, fitted, [read])
+    fitted = adapt_config(config, [read.parts], {})
+    _, fills, report = plan_tensors(config, fitted, [read])
     assert {name for name in fills if "bias" in name} == {
         "chunk_encoder.tubes.projections.2.bias", "text.latent_input.bias",
     }  # fmt: skip

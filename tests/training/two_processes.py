@@ -20,7 +20,7 @@ from mirasol.config.recipe import OptimizerRecipe, ParallelRecipe, Recipe
 from mirasol.config.recipe_io import recipe_from_dict
 from mirasol.errors import UserError
 from mirasol.training.optim import Optimizer
-from mirasol.training.parallel import MASKS, ParallelModel, Share, global_batches, joined_ranks, share_of
+from mirasol.training.parallel import MASKS, ParallelModel, Share, joined_ranks, make_batch_totals, share_of
 from mirasol.training.trainer import train
 
 KINDS = ("ddp", "fsdp")
@@ -86,7 +86,7 @@ def compare(recipe: Recipe, ranks, kind: str, objective: str) -> float:
     device = torch.device("cpu")
     stage = dataclasses.replace(
         next(iter(recipe.stages.values())), objective=objective, questions_per_clip=1, clips_per_step=4,
-        window="clip", drop_audio=0.0, drop_video=0.0,
+        span="clip", drop_audio=0.0, drop_video=0.0,
     )  # fmt: skip
     alone = model()
     tensors = clips(alone.config) if objective == "clips" else images(alone.config)
@@ -102,8 +102,8 @@ def compare(recipe: Recipe, ranks, kind: str, objective: str) -> float:
     own = of_rank(tensors, ranks.rank)
     batch = type("Batch", (), {"replaced": ()})()
     shares: list[Share] = ranks.gathered(share_of(batch, own))
-    (whole,) = global_batches(shares, 4, 1, alone.config, ranks)
-    output = shared.backward(own, whole, is_last=True)
+    (totals,) = make_batch_totals(shares, 4, 1, alone.config, ranks)
+    output = shared.backward(own, totals, is_last=True)
     differences = []
     for name, value in expected.items():
         if name.endswith("loss"):

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mirasol.cli.common import check_no_results, check_positive_options
+from mirasol.cli.common import check_no_results, check_positive_options, make_folder
 from mirasol.config.presets import PRESETS, check_preset
 from mirasol.errors import UserError
 
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from mirasol.cli.common import MakeParser
     from mirasol.config.model import MirasolConfig
     from mirasol.model.mirasol import MirasolForConditionalGeneration
-    from mirasol.pretrained.report import StartingReport
+    from mirasol.pretrained.report import PretrainedReport
 
 HELP = "start from a CLIP, SigLIP, ViT or openMaMMUT model"
 DESCRIPTION = """Writes a checkpoint of a preset whose image encoder, and with openMaMMUT also text decoder and
@@ -40,7 +41,8 @@ def add_arguments(parser: ArgumentParser, make: MakeParser) -> None:
     parser.add_argument(
         "--inflate-tubes", action="store_true", help="initialise the other tubes from the 2D patches' kernel"
     )
-    parser.add_argument("--resolution", type=int, metavar="PIXELS", help="side of a frame; by default the preset's")
+    parser.add_argument("--image-size", type=int, metavar="PIXELS", help="side of a frame; by default the preset's")
+    parser.add_argument("--resolution", help=argparse.SUPPRESS)  # its name in version 0.1.0
     parser.add_argument(
         "--allow-pickle", action="store_true", help="also read .bin and .pt files, which are pickles and can run code"
     )
@@ -50,22 +52,24 @@ def add_arguments(parser: ArgumentParser, make: MakeParser) -> None:
 def run(options: Namespace) -> None:
     """Reads, builds, writes, and prints the source of each component's weights."""
     output = check_no_results(options.output)
-    check_positive_options(options, "resolution")
+    if options.resolution is not None:
+        raise UserError(f"--resolution {options.resolution}: this option is now called --image-size")
+    check_positive_options(options, "image_size")
     if not Path(options.preset).is_file():
         check_preset(options.preset)
     if options.image is None and options.openmammut is None:
         raise UserError("nothing to start from: give an image model (--image) or an openMaMMUT one (--openmammut)")
 
-    from mirasol.model.mirasol import MirasolForConditionalGeneration
+    from mirasol.pretrained.assemble import assemble
 
     tokenizer = read_tokenizer(options.tokenizer) if options.tokenizer else None
-    model, report = MirasolForConditionalGeneration.from_parts(
+    model, report = assemble(
         read_preset(options.preset),
         image=options.image,
         openmammut=options.openmammut,
         tokenizer=tokenizer,
         inflate_tubes=options.inflate_tubes,
-        resolution=options.resolution,
+        image_size=options.image_size,
         allow_pickle=options.allow_pickle,
         seed=options.seed,
     )
@@ -113,21 +117,28 @@ def write_checkpoint(
     output: Path,
     model: MirasolForConditionalGeneration,
     tokenizer: PreTrainedTokenizerBase | None,
-    report: StartingReport,
+    report: PretrainedReport,
 ) -> None:
     """Writes the checkpoint's folder, which gets its name only once it is complete."""
-    from mirasol.files import write_folder_atomically
+    import shutil
+
+    from mirasol.files import open_as_folder
     from mirasol.media.feature_extractor import MirasolFeatureExtractor
     from mirasol.media.processor import MirasolProcessor
 
-    def fill(folder: Path) -> None:
-        # One file: `load_checkpoint` reads no sharded weights.
-        model.save_pretrained(folder, max_shard_size="1TB")
-        extractor = MirasolFeatureExtractor.for_config(model.config)
-        if tokenizer is None:
-            extractor.save_pretrained(folder)
-        else:
-            MirasolProcessor(extractor, tokenizer, model.config.text.max_length).save_pretrained(folder)
-        (folder / REPORT).write_text(json.dumps(report.to_dict(), indent=1), encoding="utf-8")
-
-    write_folder_atomically(output, fill)
+    unfinished = output.with_name(f".{output.name}.unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    make_folder(unfinished)
+    # One file: `load_checkpoint` reads no sharded weights.
+    model.save_pretrained(unfinished, max_shard_size="1TB")
+    extractor = MirasolFeatureExtractor.for_config(model.config)
+    if tokenizer is None:
+        extractor.save_pretrained(unfinished)
+    else:
+        MirasolProcessor(extractor, tokenizer, model.config.text.max_length).save_pretrained(unfinished)
+    for path in unfinished.iterdir():
+        open_as_folder(path)
+    (unfinished / REPORT).write_text(json.dumps(report.to_dict(), indent=1), encoding="utf-8")
+    if output.exists():
+        output.rmdir()
+    unfinished.rename(output)

@@ -16,6 +16,7 @@ from mirasol.config.parts import (
     LatentConfig,
     LossWeights,
     ReconstructionConfig,
+    StackConfig,
     TextConfig,
     VideoConfig,
     ViTConfig,
@@ -105,12 +106,17 @@ class MirasolConfig(PreTrainedConfig):
                     f"{name}={value!r} must be a whole number from 0 to below text.vocab_size={self.text.vocab_size}"
                 )
 
-    def _check_widths(self) -> None:
-        stacks = {
+    @property
+    def stacks(self) -> dict[str, StackConfig]:
+        """Every Transformer stack by its path in the config."""
+        return {
             "vit": self.vit, "audio.adapter": self.audio.adapter, "combiner.stack": self.combiner.stack,
             "latent.stack": self.latent.stack, "reconstruction.stack": self.reconstruction.stack,
             "text.stack": self.text.stack,
         }  # fmt: skip
+
+    def _check_widths(self) -> None:
+        stacks = self.stacks
         width = self.combiner.stack.width
         matching = ["latent.stack", "reconstruction.stack", *["audio.adapter"] * self.audio.shared_projection]
         for path in matching:

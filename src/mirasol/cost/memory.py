@@ -8,7 +8,7 @@ from mirasol.config.model import MirasolConfig
 from mirasol.config.recipe import OptimizerRecipe, Recipe
 from mirasol.cost.step import StepCost
 from mirasol.media.augment import compute_decode_size
-from mirasol.model.execution import layers
+from mirasol.model.kernels import find_layers
 from mirasol.training.optim import decay_groups
 
 FLOAT = 4  # bytes: weights, gradients and moments are float32
@@ -49,7 +49,7 @@ def compute_device_memory(recipe: Recipe, model: nn.Module, cost: StepCost, opti
         peak = weights + average + optimizer + max(during, gradients)
         return Memory(weights + average, gradients, optimizer, 0, cost.saved_bytes, peak)
     size = 2 if recipe.precision == "bf16" else FLOAT
-    inside = [sum(parameter.numel() for parameter in layer.parameters()) for layer in layers(model)]
+    inside = [sum(parameter.numel() for parameter in layer.parameters()) for layer in find_layers(model)]
     outside, largest = weights // FLOAT - sum(inside), max(inside, default=0)
     # Weights, and their gradients until they have left.
     gathered = size * (2 * outside + (3 * largest if recipe.parallel.reshard else sum(inside) + largest))

@@ -30,7 +30,6 @@ from mirasol.data.splits import read_data
 from mirasol.errors import UserError
 from mirasol.media.timeline import ChunkGrid, cut_into_chunks
 from mirasol.model.mirasol import MirasolForConditionalGeneration
-from mirasol.model.regularisation import regularise, stack_configs
 from mirasol.training.build import with_media_size
 from mirasol.training.regularisers import Regularisers
 from mirasol.training.stages import StageWeights
@@ -264,9 +263,9 @@ def _count_stage_cost(
         Regularisers(model).enter(stage)
         if not runs_on_processor(recipe) and not torch.cuda.is_available():
             # A GPU's kernels drop attention weights without storing them; a processor's, used here, store them all.
-            for stack in stack_configs(model.config).values():
+            for stack in model.config.stacks.values():
                 stack.attention_dropout = 0.0
-            regularise(model)
+            model.apply_dropout_rates()
         device = "cuda" if torch.cuda.is_available() and recipe.device != "cpu" else "cpu"
         counted[key] = count_step_cost(
             model, shape, precision, recipe.recompute, keep_gradients=not sharded, device=device

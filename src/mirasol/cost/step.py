@@ -19,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 
 from mirasol.config.model import MirasolConfig
 from mirasol.cost.counting import count_products
-from mirasol.model.execution import recompute
+from mirasol.model.kernels import recompute_activations
 
 aten = torch.ops.aten
 
@@ -139,7 +139,7 @@ class _FakeStep:
 
             return checkpoint(call, *inputs, use_reentrant=False)
 
-        recompute(self.model, recomputed, checkpoint_and_count)
+        recompute_activations(self.model, recomputed, checkpoint_and_count)
         with count_products() as counter, self.targets:
             loss = self.compute_loss()
             forward = counter.get_total_flops()

@@ -35,15 +35,8 @@ START_SECONDS = 300.0  # what a decoder may take to start on a busy machine
 END_SECONDS = 5.0  # what the kernel may take to end a process
 # Memory that a decoder may keep from its last file, as a share of the limit: with more it is replaced.
 KEPT_SHARE = 0.25
-# No threads of libraries that the decoder has no use for. And glibc keeps the memory of one file's decoder for the next
-# one's: faulting it in again took a twentieth of reading a small clip.
-ENVIRONMENT = {
-    "OPENBLAS_NUM_THREADS": "1",
-    "OMP_NUM_THREADS": "1",
-    "MKL_NUM_THREADS": "1",
-    "MALLOC_TRIM_THRESHOLD_": str(2**26),
-    "MALLOC_MMAP_THRESHOLD_": str(2**25),
-}
+# Libraries that start threads when they are imported, which the decoder has no use for.
+ENVIRONMENT = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 
 Parameters = ParamSpec("Parameters")
 Value = TypeVar("Value")
@@ -53,7 +46,6 @@ def run_isolated(
     limits: Limits,
     file: object,
     function: Callable[Parameters, Value],
-    /,
     *args: Parameters.args,
     **kwargs: Parameters.kwargs,
 ) -> Value:
@@ -98,8 +90,7 @@ class Decoder:
 
     def __init__(self):
         self._connection, theirs = socket.socketpair()
-        lifeline, pipe = os.pipe()
-        self._lifeline: int | None = pipe
+        lifeline, self._lifeline = os.pipe()
         progress = make_memory(PAGE)
         self._progress = memoryview(mmap.mmap(progress, PAGE)).cast("q")
         given = (theirs.fileno(), lifeline, progress)
@@ -118,9 +109,6 @@ class Decoder:
             theirs.close()
             os.close(lifeline)
             os.close(progress)
-        self._memory: int | None = None
-        with suppress(OSError):
-            self._memory = os.open(f"/proc/{self.pid}/statm", os.O_RDONLY)
         self._poller = select.poll()
         self._poller.register(self._connection, select.POLLIN)
         self._regions: dict[int, mmap.mmap] = {}
@@ -168,30 +156,25 @@ class Decoder:
         self._process.kill()
         with suppress(subprocess.TimeoutExpired):  # one that waits for a disk that is gone
             self._process.wait(END_SECONDS)
-        self._close()
+        self._connection.close()
+        if self._lifeline is not None:
+            os.close(self._lifeline)
+            self._lifeline = None
 
     def leave_to_parent(self) -> None:
         """In a forked process: the decoder belongs to the one that was forked."""
         self.alive = False
         self._process.returncode = 0
-        self._close()
-
-    def _close(self) -> None:
         self._connection.close()
-        for descriptor in (self._lifeline, self._memory):
-            if descriptor is not None:
-                os.close(descriptor)
-        self._lifeline = self._memory = None
+        os.close(self._lifeline)
+        self._lifeline = None
 
     def private_bytes(self) -> int:
         """The process's memory, without what is shared; 0 where the system does not say."""
-        if self._memory is None:
-            return 0
-        try:
-            _, resident, shared, *_ = os.pread(self._memory, 256, 0).split()
-        except (OSError, ValueError):  # the process has ended
-            return 0
-        return (int(resident) - int(shared)) * PAGE
+        with suppress(OSError, IndexError, ValueError):
+            _, resident, shared, *_ = Path(f"/proc/{self.pid}/statm").read_text(encoding="ascii").split()
+            return (int(resident) - int(shared)) * PAGE
+        return 0
 
     def _array(self, number: int, offset: int, length: int) -> np.ndarray:
         """Bytes of a region, which is returned once no array uses it."""

@@ -1,4 +1,4 @@
-"""What a stream keeps between chunks: tokens that never move, in room that doubles when it runs out or goes round."""
+"""The state of a stream between chunks: token buffers that double when full, or are rings if there is a window."""
 
 from dataclasses import dataclass, field
 
@@ -9,10 +9,10 @@ _LEAST_CHUNKS = 4
 
 
 class ChunkBuffer:
-    """The tokens of all chunks so far, or of the last `window` chunks; every chunk has as many.
+    """The tokens of all chunks so far, or of the last `window` chunks; every chunk has the same number of tokens.
 
-    One more chunk copies that chunk alone: room doubles when it runs out, and with a window, whose room it never
-    exceeds, the newest chunk takes the place of the oldest.
+    Appending a chunk copies that chunk alone. The buffer doubles when it is full, but has at most room for `window`
+    chunks; then the newest chunk overwrites the oldest.
     """
 
     def __init__(self, window: int | None = None):
@@ -21,18 +21,19 @@ class ChunkBuffer:
 
     @property
     def kept(self) -> int:
-        """Chunks held now."""
+        """Number of chunks in the buffer."""
         return self.chunks if self.window is None else min(self.chunks, self.window)
 
     @property
     def nbytes(self) -> int:
-        """Bytes taken, room for chunks to come included."""
+        """Size of the buffer, unused room included."""
         return 0 if self.data is None else self.data.nbytes
 
     def append(
         self, tokens: Float[Tensor, "*shape token width"], passing: Float[Tensor, "*shape passing width"] | None = None
     ) -> Float[Tensor, "*shape kept width"]:
-        """Takes in one chunk; a view of all tokens held, in any order, then of those `passing`, for this once."""
+        """Appends one chunk. Returns a view of all tokens in the buffer, in any order, then the tokens `passing`, which
+        are not kept."""
         self.count, extra = tokens.shape[-2], 0 if passing is None else passing.shape[-2]
         place = self.chunks if self.window is None else self.chunks % self.window
         self.chunks += 1
@@ -54,9 +55,9 @@ class ChunkBuffer:
         self.data = data
 
     def in_order(self) -> Float[Tensor, "*shape kept width"]:
-        """All tokens held, the oldest first; chunks that come later do not change what was given."""
+        """All tokens in the buffer, the oldest first; later chunks do not change the result."""
         held = self.data[..., : self.kept * self.count, :]
-        # Without a window places are written once, so that a view is safe.
+        # Without a window nothing is overwritten, so that a view is safe.
         return held if self.window is None else held.roll(-(self.chunks % self.kept) * self.count, dims=-2)
 
 
@@ -73,16 +74,16 @@ class KeyValueCache:
     def append(
         self, keys_values: tuple[Tensor, Tensor], passing: tuple[Tensor, Tensor] | tuple[None, None] = (None, None)
     ) -> tuple[Tensor, Tensor]:
-        """Takes in the keys and values of one chunk; all that its queries look at, those `passing` included."""
+        """Appends one chunk's keys and values. Returns all that its queries attend to, those `passing` included."""
         (keys, values), (passing_keys, passing_values) = keys_values, passing
         return self.keys.append(keys, passing_keys), self.values.append(values, passing_values)
 
 
 @dataclass
 class StreamState:
-    """What one part of a model keeps of the chunks it was given.
+    """The state of one part of a model between chunks.
 
-    chunks: how many there were. caches: one per layer, where layers look at earlier chunks. memory: the Token Turing
+    chunks: number of chunks so far. caches: one for each layer that attends to earlier chunks. memory: the Token Turing
     Machine's, [batch, memory, width].
     """
 
@@ -95,6 +96,6 @@ class StreamState:
         return sum(cache.nbytes for cache in self.caches) + (0 if self.memory is None else self.memory.nbytes)
 
 
-def narrower(*windows: int | None) -> int | None:
-    """The smallest window; None is one without an end."""
+def narrowest(*windows: int | None) -> int | None:
+    """The smallest window; None is unlimited."""
     return min((window for window in windows if window is not None), default=None)

@@ -1,16 +1,23 @@
-"""The Combiners: features of all chunks up to t become m features of chunk t, in one pass or chunk by chunk."""
+"""The Combiners: from the features of all chunks up to t to m features of chunk t, in one pass or chunk by chunk.
+
+The paper explores four (supplement, section 3 and Figure 1). Its text says that a Combiner takes "all the previous
+features", its figure shows the current chunk alone: `combiner.scope` has both readings, "past" being the default. All
+chunks then go through one block-causal pass, in which a token attends to its own and to earlier chunks.
+"""
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask
 
 from mirasol.config.model import MirasolConfig
-from mirasol.config.parts import StackConfig
-from mirasol.model.cache import KeyValueCache, StreamState, narrower
+from mirasol.config.parts import StackConfig, VideoConfig
+from mirasol.model.cache import KeyValueCache, StreamState, narrowest
+from mirasol.model.kernels import PLAIN, Kernels, choose_kernels
 from mirasol.model.masks import BlockCausal, ResamplerMask
 from mirasol.model.token_turing import TokenTuringCombiner
-from mirasol.model.transformer import Attention, FeedForward, LayerDrop, Stack, added, form_of_mask, sinusoid
+from mirasol.model.transformer import Attention, FeedForward, LayerDrop, Stack, add_branch, sinusoid
+from mirasol.model.tubes import replace_parameter, resize_token_table
 
 
 def order_tokens(
@@ -19,7 +26,11 @@ def order_tokens(
     order: str,
     m: int,
 ) -> Float[Tensor, "batch chunk token width"]:
-    """One sequence per chunk. The order decides what the last m tokens are: `both_last` puts m/2 of each there."""
+    """The features of each chunk as one sequence, whose last m outputs become x.
+
+    The paper keeps "the last m features" (supplement, Figure 1) and does not say which those are: `both_last` puts m/2
+    of each modality there. With the other orders a small model learnt the last modality first and ignored the other.
+    """
     if order == "audio_last":
         return torch.cat([video, audio], dim=2)
     if order == "video_last":
@@ -33,7 +44,7 @@ def order_tokens(
 
 
 class AttentionCombiner(nn.Module):
-    """What the Combiners made of attention share: their sizes, the codes of their tokens, and their past."""
+    """What the attention-based Combiners share: sizes, position codes and the state of a stream."""
 
     def __init__(self, config: MirasolConfig):
         super().__init__()
@@ -41,6 +52,25 @@ class AttentionCombiner(nn.Module):
         self.m, self.scope, self.window, self.depth = combiner.m, combiner.scope, combiner.window, combiner.stack.depth
         tokens = config.video.tokens + config.audio.tokens
         self.token_position = nn.Parameter(torch.empty(tokens, combiner.stack.width))
+
+    def join(self, video: Tensor, audio: Tensor) -> Tensor:
+        """One sequence per chunk, [batch, chunk, token, width]."""
+        return torch.cat([video, audio], dim=2)
+
+    def resize(self, config: MirasolConfig, old: VideoConfig, new: VideoConfig) -> None:
+        """Adapts to frames of another size: the learned positions of the video tokens are interpolated."""
+        before, after = (self._token_numbers(video.tokens, config.audio.tokens) for video in (old, new))
+        # The rows of the table are in the order of `join`; sort them into video and audio first.
+        by_modality = torch.empty_like(self.token_position)
+        by_modality[before] = self.token_position.detach()
+        video, audio = by_modality.split([old.tokens, config.audio.tokens])
+        replace_parameter(self, "token_position", torch.cat([resize_token_table(video, old, new), audio])[after])
+
+    def _token_numbers(self, video_tokens: int, audio_tokens: int) -> Int[Tensor, " token"]:
+        """For each place of a chunk's sequence its token, numbered through video and then audio."""
+        count = video_tokens + audio_tokens
+        numbers = torch.arange(count, dtype=torch.float32, device=self.token_position.device)[None, None, :, None]
+        return self.join(*numbers.split([video_tokens, audio_tokens], dim=2)).flatten().long()
 
     def chunk_code(self, chunks: int, first: int = 0) -> Float[Tensor, "chunk 1 width"]:
         """A fixed code of each chunk; `first` is the number of the first."""
@@ -52,9 +82,9 @@ class AttentionCombiner(nn.Module):
         return self.token_position + self.chunk_code(chunks, first)
 
     def begin(self, batch: int, window: int | None = None) -> StreamState:
-        """The state before the first chunk of a stream; with the scope `chunk` there is nothing to keep."""
+        """The state before the first chunk of a stream; the scope `chunk` needs none."""
         layers = self.depth if self.scope == "past" else 0
-        return StreamState(caches=[KeyValueCache(narrower(self.window, window)) for _ in range(layers)])
+        return StreamState(caches=[KeyValueCache(narrowest(self.window, window)) for _ in range(layers)])
 
 
 class StackCombiner(AttentionCombiner):
@@ -66,7 +96,7 @@ class StackCombiner(AttentionCombiner):
         audio: Float[Tensor, "batch chunk audio_token width"],
         first: int = 0,
     ) -> Float[Tensor, "batch chunk token width"]:
-        """What the Transformer reads of each chunk; `first` is the number of the first chunk."""
+        """The Transformer's input for each chunk; `first` is the number of the first chunk."""
         raise NotImplementedError
 
     def forward(
@@ -96,12 +126,15 @@ class StackCombiner(AttentionCombiner):
 
 
 class TransformerCombiner(StackCombiner):
-    """The paper's main Combiner: the Transformer reads the features alone (SUPP, section 3)."""
+    """The paper's main Combiner, Figure 1a of the supplement: the Transformer's input is the features alone."""
 
     def __init__(self, config: MirasolConfig):
         super().__init__(config)
         self.order = config.combiner.token_order
         self.stack = Stack(config.combiner.stack)
+
+    def join(self, video: Tensor, audio: Tensor) -> Tensor:
+        return order_tokens(video, audio, self.order, self.m)
 
     def tokens(
         self,
@@ -110,11 +143,12 @@ class TransformerCombiner(StackCombiner):
         first: int = 0,
     ) -> Float[Tensor, "batch chunk token width"]:
         """The features, in the order that decides which of them become x."""
-        return order_tokens(video, audio, self.order, self.m) + self.positions(video.shape[1], first)
+        return self.join(video, audio) + self.positions(video.shape[1], first)
 
 
 class ClsCombiner(StackCombiner):
-    """The same Transformer with m learned tokens after each chunk's features; x_t is the outputs of these."""
+    """The CLS Combiner, Figure 1c: the same Transformer with m learned tokens after each chunk's features; x_t is
+    their outputs."""
 
     def __init__(self, config: MirasolConfig):
         super().__init__(config)
@@ -129,15 +163,17 @@ class ClsCombiner(StackCombiner):
     ) -> Float[Tensor, "batch chunk token width"]:
         """The features, then the learned tokens."""
         batch, chunks = video.shape[:2]
-        features = torch.cat([video, audio], dim=2) + self.positions(chunks, first)
+        features = self.join(video, audio) + self.positions(chunks, first)
         cls = (self.cls + self.chunk_code(chunks, first)).to(features).expand(batch, -1, -1, -1)
         return torch.cat([features, cls], dim=2)
 
 
 class PerceiverBlock(nn.Module):
-    """Latents look at features and at themselves, each normed for itself; then a feed-forward."""
+    """Latents attend to the features and to each other, under separate norms; then a feed-forward (Flamingo's form of
+    Perceiver resampling, arXiv 2204.14198)."""
 
     branches = 2
+    recomputed_as = "block"
 
     def __init__(self, stack: StackConfig):
         super().__init__()
@@ -153,32 +189,36 @@ class PerceiverBlock(nn.Module):
         latents: Float[Tensor, "batch latent width"],
         features: Float[Tensor, "batch feature width"],
         mask: Bool[Tensor, "latent key"] | BlockMask | None,
-        kept: Float[Tensor, "branch batch 1 1"] | None = None,
+        factors: Float[Tensor, "branch batch 1 1"] | None = None,
+        kernels: Kernels = PLAIN,
     ) -> Float[Tensor, "batch latent width"]:
         normed = self.latent_norm(latents)
         context = torch.cat([self.feature_norm(features), normed], dim=1)
-        mixed, _ = self.attention(normed, self.attention.keys_values(context), mask)
-        latents = added(latents, self.dropout(mixed), kept, 0)
-        return added(latents, self.dropout(self.feed_forward(self.feed_forward_norm(latents))), kept, 1)
+        mixed, _ = self.attention(normed, self.attention.keys_values(context), mask, kernels=kernels)
+        latents = add_branch(latents, self.dropout(mixed), factors, 0)
+        branch = self.feed_forward(latents, self.feed_forward_norm, kernels)
+        return add_branch(latents, self.dropout(branch), factors, 1)
 
     def step(
         self,
         latents: Float[Tensor, "batch latent width"],
         features: Float[Tensor, "batch feature width"],
         cache: KeyValueCache,
+        kernels: Kernels = PLAIN,
     ) -> Float[Tensor, "batch latent width"]:
-        """The same of one more chunk, which sees the features in the cache; its latents are seen by nothing later."""
+        """The same for one more chunk, which attends to the features in the cache; nothing later attends to its
+        latents."""
         normed = self.latent_norm(latents)
         own = self.attention.keys_values(normed)
         keys_values = cache.append(self.attention.keys_values(self.feature_norm(features)), passing=own)
-        mixed, _ = self.attention(normed, keys_values)
+        mixed, _ = self.attention(normed, keys_values, kernels=kernels)
         latents = latents + mixed
-        return latents + self.feed_forward(self.feed_forward_norm(latents))
+        return latents + self.feed_forward(latents, self.feed_forward_norm)
 
 
 class PerceiverCombiner(AttentionCombiner):
-    """Perceiver resampling: m learned latents of chunk t look at the features of the chunks up to t and at each other;
-    the features stay what they are, layer after layer."""
+    """The Perceiver Combiner, Figure 1d: m learned latents of chunk t attend to the features of the chunks up to t and
+    to each other; the features themselves are the same at every layer."""
 
     def __init__(self, config: MirasolConfig):
         super().__init__(config)
@@ -196,7 +236,7 @@ class PerceiverCombiner(AttentionCombiner):
     ) -> tuple[Float[Tensor, "batch chunk token width"], Float[Tensor, "batch chunk m width"]]:
         """Features and latents of each chunk; `first` is the number of the first chunk."""
         batch, chunks = video.shape[:2]
-        features = torch.cat([video, audio], dim=2) + self.positions(chunks, first)
+        features = self.join(video, audio) + self.positions(chunks, first)
         return features, (self.latents + self.chunk_code(chunks, first)).to(features).expand(batch, -1, -1, -1)
 
     def forward(
@@ -209,10 +249,11 @@ class PerceiverCombiner(AttentionCombiner):
         alone = self.scope == "chunk"
         mask, axes = (None, (0, 1)) if alone else (ResamplerMask(chunks, self.m, tokens, self.window), (1, 2))
         features, x = features.flatten(*axes), latents.flatten(*axes)
-        visible = form_of_mask(mask, self.blocks[0].attention.implementation, x.device)
-        kept = self.layer_drop(x, len(self.blocks), PerceiverBlock.branches)
-        for block, kept_of_block in zip(self.blocks, kept, strict=True):
-            x = block(x, features, visible, kept_of_block)
+        kernels = choose_kernels(x, self.blocks)
+        visible = kernels.prepare_mask(mask, x.device)
+        factors = self.layer_drop(x, len(self.blocks), PerceiverBlock.branches)
+        for block, block_factors in zip(self.blocks, factors, strict=True):
+            x = block(x, features, visible, block_factors, kernels)
         return self.norm(x).view(latents.shape)
 
     def step(
@@ -225,13 +266,18 @@ class PerceiverCombiner(AttentionCombiner):
         features, latents = self.inputs(video, audio, first=state.chunks)
         state.chunks += 1
         x, features = latents[:, 0], features[:, 0]
+        kernels = choose_kernels(x, self.blocks)
         for number, block in enumerate(self.blocks):
-            x = block(x, features, None) if self.scope == "chunk" else block.step(x, features, state.caches[number])
+            if self.scope == "chunk":
+                x = block(x, features, None, kernels=kernels)
+            else:
+                x = block.step(x, features, state.caches[number], kernels)
         return self.norm(x)[:, None]
 
 
 class ConcatCombiner(nn.Module):
-    """No Combiner at all (the baseline of the paper's Table 5a): every feature of chunk t is kept as it is."""
+    """No Combiner: the features of chunk t, concatenated. The baseline of the paper's Table 5a: "partitioning [...]
+    and concatenation of the features" (supplement, section 4, "Ablation experiments details")."""
 
     def __init__(self, config: MirasolConfig):
         super().__init__()
@@ -242,6 +288,9 @@ class ConcatCombiner(nn.Module):
         audio: Float[Tensor, "batch chunk audio_token width"],
     ) -> Float[Tensor, "batch chunk m width"]:
         return torch.cat([video, audio], dim=2)
+
+    def resize(self, config: MirasolConfig, old: VideoConfig, new: VideoConfig) -> None:
+        """Nothing here depends on the size of frames."""
 
     def begin(self, batch: int, window: int | None = None) -> StreamState:
         """The state before the first chunk of a stream: there is nothing to keep."""

@@ -1,4 +1,8 @@
-"""The contrastive pass of MaMMUT (arXiv 2303.16839): images and texts as points of one space."""
+"""The contrastive pass of MaMMUT (arXiv 2303.16839): images and texts as points of one space.
+
+The paper initialises its image and text backbones from a MaMMUT model, "trained jointly with contrastive and text
+generative objectives" (supplement, section 4, "Model Pretraining").
+"""
 
 import math
 
@@ -27,7 +31,7 @@ class ContrastiveSpace(nn.Module):
         self.bias = None if settings.bias is None else nn.Parameter(torch.empty(1))
 
     def reset(self) -> None:
-        """The initial temperature and bias of the config; the projections are linears like all others."""
+        """Sets the initial temperature and bias; the projections are initialised like all linears."""
         nn.init.constant_(self.log_temperature, math.log(self.settings.temperature))
         if self.bias is not None:
             nn.init.constant_(self.bias, self.settings.bias)
@@ -37,13 +41,13 @@ class ContrastiveSpace(nn.Module):
         return self.log_temperature.float().exp()[0]
 
     def image(self, features: Float[Tensor, "image patch vit_width"]) -> Float[Tensor, "image width"]:
-        """Images by the mean of their patches' features."""
+        """Normalised projections of the mean of each image's patch features."""
         return F.normalize(self.image_projection(features.mean(dim=1)), dim=-1)
 
     def text(
         self, hidden: Float[Tensor, "row token text_width"], is_real: Bool[Tensor, "row token"]
     ) -> Float[Tensor, "row width"]:
-        """Texts by the mean of their real tokens' hidden states."""
+        """Normalised projections of the mean of each text's hidden states over its real tokens."""
         total = hidden.masked_fill(~is_real[..., None], 0.0).sum(dim=1)
         return F.normalize(self.text_projection(total / is_real.sum(dim=1, keepdim=True).clamp(min=1)), dim=-1)
 

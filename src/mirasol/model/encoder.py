@@ -1,4 +1,9 @@
-"""The chunk encoder: one ViT shared by video and audio turns each chunk into features."""
+"""The chunk encoder: one ViT, shared by video and audio, maps each chunk to features.
+
+The supplement (section 4) has a "video chunk processor" after ViT-Huge, and "the audio backbone is also reusing the
+same pre-trained image backbone", with about 100M weights of audio's own. Two readings: the modalities first meet in the
+Combiner, not in the ViT, and audio's own weights are an adapter after the shared ViT (`audio.backbone`).
+"""
 
 import torch
 from jaxtyping import Bool, Float
@@ -6,13 +11,12 @@ from torch import Tensor, nn
 
 from mirasol.config.model import MirasolConfig
 from mirasol.config.parts import ViTConfig
-from mirasol.errors import UserError
 from mirasol.model.transformer import Stack
 from mirasol.model.tubes import AudioPatches, VideoTubes
 
 
 class ViT(Stack):
-    """The shared ViT: a stack with, if asked for, a class token (dropped from the features) and a norm of its input."""
+    """The shared ViT: a stack with, as options, a class token (dropped from the features) and a norm of its input."""
 
     def __init__(self, vit: ViTConfig):
         super().__init__(vit)
@@ -24,16 +28,16 @@ class ViT(Stack):
     def forward(self, tokens: Float[Tensor, "batch token width"]) -> Float[Tensor, "batch token width"]:
         if self.class_token is None:
             return super().forward(self.input_norm(tokens))
-        first = self.class_token.to(tokens).expand(tokens.shape[0], 1, -1)
-        return super().forward(self.input_norm(torch.cat([first, tokens], dim=1)))[:, 1:]
+        class_token = self.class_token.to(tokens).expand(tokens.shape[0], 1, -1)
+        return super().forward(self.input_norm(torch.cat([class_token, tokens], dim=1)))[:, 1:]
 
 
 class ChunkEncoder(nn.Module):
     """Tubes and patches → shared ViT (per chunk and modality) → audio adapter → features at the Combiner's width.
 
-    With audio's own backbone (`audio.backbone`) the adapter reads the audio patches in place of the ViT.
+    With `audio.backbone: separate` the adapter encodes the audio patches on its own and the ViT sees no audio.
 
-    A chunk that lacks a modality gets learned "missing" features in its place, whatever the tensor holds there.
+    A chunk that lacks a modality gets learned "missing" features in its place, whatever its tensor contains.
     """
 
     def __init__(self, config: MirasolConfig):
@@ -53,12 +57,6 @@ class ChunkEncoder(nn.Module):
         self.missing_video = nn.Parameter(torch.empty(combined))
         self.missing_audio = nn.Parameter(torch.empty(combined))
 
-    def numbers(self, name: str, media: Tensor) -> Tensor:
-        """Media in the precision of the weights; UserError for whole numbers, which nobody has normalised."""
-        if not media.is_floating_point():
-            raise UserError(f"{name} of {media.dtype}: give the normalised numbers that MirasolProcessor gives")
-        return media.to(self.missing_video.dtype)
-
     def forward(
         self,
         video: Float[Tensor, "batch chunk frame 3 height width_px"],
@@ -70,21 +68,21 @@ class ChunkEncoder(nn.Module):
         Float[Tensor, "batch chunk audio_token width"],
     ]:
         """Video and audio features of every chunk."""
-        # In the weights' precision; what a missing modality's tensor holds must not matter, not even when it is NaN.
-        video, audio = self.numbers("video", video), self.numbers("audio", audio)
+        # In the precision of the weights. What the tensor of a missing modality contains must not matter, NaN included.
+        video, audio = video.to(self.missing_video.dtype), audio.to(self.missing_video.dtype)
         video = video.masked_fill(~video_mask[:, :, None, None, None, None], 0.0).flatten(0, 1)
         audio = audio.masked_fill(~audio_mask[:, :, None, None], 0.0).flatten(0, 1)
-        seen = self.shared_output(self.vit(self.tubes(video)))
-        heard = self.patches(audio)
+        video_features = self.shared_output(self.vit(self.tubes(video)))
+        audio_features = self.patches(audio)
         if not self.separate:
-            heard = self.shared_output(self.vit(heard))
-        seen = self.video_output(seen)
-        heard = self.audio_output(self.audio_adapter(self.adapter_input(heard)))
-        seen = seen.unflatten(0, video_mask.shape)
-        heard = heard.unflatten(0, audio_mask.shape)
+            audio_features = self.shared_output(self.vit(audio_features))
+        video_features = self.video_output(video_features)
+        audio_features = self.audio_output(self.audio_adapter(self.adapter_input(audio_features)))
+        video_features = video_features.unflatten(0, video_mask.shape)
+        audio_features = audio_features.unflatten(0, audio_mask.shape)
         return (
-            torch.where(video_mask[:, :, None, None], seen, self.missing_video.to(seen)),
-            torch.where(audio_mask[:, :, None, None], heard, self.missing_audio.to(heard)),
+            torch.where(video_mask[:, :, None, None], video_features, self.missing_video.to(video_features)),
+            torch.where(audio_mask[:, :, None, None], audio_features, self.missing_audio.to(audio_features)),
         )
 
     def image(
@@ -92,14 +90,14 @@ class ChunkEncoder(nn.Module):
     ) -> Float[Tensor, "image patch width"]:
         """Features of single images, each a clip of one frame: its 2D patches → shared ViT (MaMMUT's image side).
 
-        They are what the ViT gives, at its width; `project` takes them on to the Combiner's width as video is taken.
+        They have the ViT's width, or with `project` the Combiner's, as the features of video.
 
         Raises:
             UserError: the config has no 2D patches, or images of another size than `video.image_size`.
         """
-        seen = self.vit(self.tubes.image(self.numbers("images", images)))
-        return self.project_image(seen) if project else seen
+        features = self.vit(self.tubes.image(images.to(self.missing_video.dtype)))
+        return self.project_image(features) if project else features
 
-    def project_image(self, seen: Float[Tensor, "image patch vit_width"]) -> Float[Tensor, "image patch width"]:
-        """Features that `image` gave, at the Combiner's width."""
-        return self.video_output(self.shared_output(seen))
+    def project_image(self, features: Float[Tensor, "image patch vit_width"]) -> Float[Tensor, "image patch width"]:
+        """Image features at the Combiner's width."""
+        return self.video_output(self.shared_output(features))

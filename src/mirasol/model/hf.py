@@ -1,22 +1,29 @@
-"""What every Mirasol model shares: initialisation, and how it is computed (attention, recomputation, compilation)."""
+"""What transformers asks of a model: loading, initialisation, arguments, caches, attention, gradient checkpointing."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
-from typing import ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
-from torch import nn
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from transformers import PreTrainedModel
+from transformers import DynamicCache, EncoderDecoderCache, GenerationMixin, PreTrainedModel
+from transformers.utils import ModelOutput
 
 from mirasol.config.model import MirasolConfig
 from mirasol.errors import UserError
 from mirasol.model.contrastive import ContrastiveSpace
-from mirasol.model.execution import LAYERS, compile_layers, recompute
-from mirasol.model.transformer import ATTENTION, Attention
+from mirasol.model.kernels import ATTENTION, compile_layers, recompute_activations
+from mirasol.model.outputs import MirasolEncoderOutput
+from mirasol.model.transformer import Attention
+
+# The arguments of `encode`, by the names that `MirasolProcessor` gives them.
+MEDIA = ("video", "audio", "chunk_mask", "video_mask", "audio_mask")
 
 
-def _check_attention(implementation: str | None) -> None:
+def check_attention(implementation: str | None) -> None:
+    """Raises UserError for an `attn_implementation` that masks here cannot be computed with."""
     if implementation not in (None, *ATTENTION):
         raise UserError(
             f"attn_implementation={implementation!r}: choose one of {', '.join(ATTENTION)} "
@@ -24,8 +31,98 @@ def _check_attention(implementation: str | None) -> None:
         )
 
 
+def check_media_type(name: str, media: Tensor) -> None:
+    """Raises UserError for integers: pixels that are not normalised."""
+    if not media.is_floating_point():
+        raise UserError(f"{name} of {media.dtype}: give the normalised numbers that MirasolProcessor gives")
+
+
+def check_media(
+    video: Float[Tensor, "clip chunk frame 3 height width_px"],
+    audio: Float[Tensor, "clip chunk mel_frame mel"],
+    chunk_mask: Bool[Tensor, "clip chunk"],
+    config: MirasolConfig,
+) -> None:
+    """Checks the media of a batch of clips.
+
+    Raises:
+        UserError: integers, chunks of another shape than the config's, or padding before a real chunk, which no causal
+            mask would hide from later chunks.
+    """
+    shapes = {"video": config.video.chunk_shape, "audio": config.audio.chunk_shape}
+    for (name, shape), chunks in zip(shapes.items(), (video, audio), strict=True):
+        if tuple(chunks.shape[2:]) != shape:
+            expected = ", ".join(map(str, shape))
+            raise UserError(f"{name} of shape {tuple(chunks.shape)}: this model takes [clip, chunk, {expected}]")
+        check_media_type(name, chunks)
+    if chunk_mask.is_meta or torch.compiler.is_compiling():
+        return  # there are no values to check
+    gap = chunk_mask[:, 1:] & ~chunk_mask[:, :-1]
+    if gap.any():
+        clip, chunk = gap.nonzero()[0].tolist()
+        raise UserError(
+            f"chunk_mask of clip {clip} has padding before chunk {chunk + 1}: padding chunks come last; for a chunk "
+            "without video or audio use video_mask and audio_mask"
+        )
+
+
+def find_missing(media: Mapping[str, Tensor | None]) -> str:
+    """The names of the media that are None, separated by commas."""
+    return ", ".join(name for name, value in media.items() if value is None)
+
+
+def check_arguments(
+    media: Mapping[str, Tensor | None],
+    encoder_outputs: MirasolEncoderOutput | None,
+    ids: Int[Tensor, "row token"] | None,
+    embedded: Float[Tensor, "row token width"] | None,
+    labels: Int[Tensor, "row token"] | None,
+    row_weights: Float[Tensor, " given"] | None,
+) -> None:
+    """Checks the arguments of `forward` against each other. Raises UserError as `forward` does."""
+    missing = find_missing(media)
+    if labels is not None and missing:
+        raise UserError(
+            f"labels were given without {missing}: the losses need all that MirasolProcessor gives, "
+            "not encoder_outputs alone"
+        )
+    if encoder_outputs is None and missing:
+        raise UserError(f"{missing} missing: give all that MirasolProcessor gives, or encoder_outputs")
+    if row_weights is not None and labels is None:
+        raise UserError("row_weights were given without labels: they weight the rows of the text loss")
+    if row_weights is not None and len(row_weights) != len(labels):
+        raise UserError(f"{len(row_weights)} row_weights for {len(labels)} text rows: give one for each row")
+    if (ids is None) == (embedded is None):
+        raise UserError("give exactly one of decoder_input_ids and decoder_inputs_embeds")
+    rows = len(ids if embedded is None else embedded)
+    clips = len(media["video"] if encoder_outputs is None else encoder_outputs.last_hidden_state)
+    check_rows(rows, clips, "text rows")
+
+
+def check_rows(rows: int, clips: int, name: str) -> None:
+    """Raises UserError unless every clip has the same number of text rows, which messages call `name`."""
+    if rows % clips:
+        raise UserError(f"{rows} {name} for {clips} clips: give every clip as many prompts")
+
+
+def to_boolean_mask(attention_mask: Tensor | None) -> Tensor | None:
+    """A text's attention mask as the text decoder takes it: transformers also makes additive 4D masks (static caches),
+    with zeros where a token attends to a key."""
+    if attention_mask is None or attention_mask.ndim != 4 or attention_mask.dtype == torch.bool:
+        return attention_mask
+    return attention_mask == 0
+
+
+class Requested(NamedTuple):
+    """What a caller of `forward` wants returned, beside the logits."""
+
+    attentions: bool
+    hidden_states: bool
+    as_dict: bool
+
+
 class MirasolPreTrainedModel(PreTrainedModel):
-    """Loading, saving and initialisation shared by Mirasol models."""
+    """What transformers asks of every model; the mathematics is in `MirasolForConditionalGeneration`."""
 
     config_class = MirasolConfig
     base_model_prefix = ""
@@ -33,52 +130,20 @@ class MirasolPreTrainedModel(PreTrainedModel):
     input_modalities = ("video", "audio", "text")
     _supports_sdpa = True
     _supports_flex_attn = True
-    _no_split_modules: ClassVar = [layer.__name__ for layer in LAYERS]
+    _no_split_modules: ClassVar = ["Block", "PerceiverBlock", "TextBlock"]
     supports_gradient_checkpointing = True
     # The Trainer would otherwise divide the loss by a number of tokens this model does not take.
     accepts_loss_kwargs = False
 
     def __init__(self, config: MirasolConfig):
-        _check_attention(config._attn_implementation)
+        check_attention(config._attn_implementation)
         super().__init__(config)
 
     def post_init(self) -> None:
         super().post_init()
         self.set_attn_implementation(self.config._attn_implementation)
 
-    def set_attn_implementation(
-        self, attn_implementation: str | dict[str, str], allow_all_kernels: bool = False
-    ) -> None:
-        """Has every attention of the model computed by `eager`, `sdpa` or `flex_attention`.
-
-        Raises:
-            UserError: another implementation.
-        """
-        given = attn_implementation.get("") if isinstance(attn_implementation, dict) else attn_implementation
-        _check_attention(given)
-        super().set_attn_implementation(attn_implementation, allow_all_kernels)
-        for module in self.modules():
-            if isinstance(module, Attention):
-                module.implementation = self.config._attn_implementation
-
-    def recompute_activations(self, what: str = "block") -> None:
-        """What the backward pass computes again instead of having it kept: `block` (whole layers), `hidden` (the
-        feed-forwards' hidden layers alone: half the memory for a tenth more work) or `none`. The result is the same,
-        dropout included. transformers' own `gradient_checkpointing_enable` is `block`.
-
-        Raises:
-            UserError: another value.
-        """
-        recompute(self, what, partial(checkpoint, use_reentrant=False))
-
-    def _set_gradient_checkpointing(
-        self, enable: bool = True, gradient_checkpointing_func: Callable = checkpoint, every_n_layers: int = 1
-    ) -> None:
-        recompute(self, "block" if enable else "none", gradient_checkpointing_func, every_n_layers)
-
-    def compile_blocks(self, backend: str = "inductor") -> None:
-        """Compiles every Transformer layer in place with `torch.compile`; parameters keep their names."""
-        compile_layers(self, backend)
+    # Initialisation
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -101,3 +166,105 @@ class MirasolPreTrainedModel(PreTrainedModel):
             init.zeros_(module.position_gate)
         if isinstance(module, ContrastiveSpace):
             module.reset()
+
+    # Embeddings
+
+    def get_input_embeddings(self) -> nn.Embedding:
+        return self.text.embedding
+
+    def set_input_embeddings(self, embedding: nn.Embedding) -> None:
+        self.text.embedding = embedding
+
+    def get_output_embeddings(self) -> nn.Linear | None:
+        """The output embedding where it is not the input embedding (`text.tied: false`)."""
+        return self.text.output
+
+    def set_output_embeddings(self, embedding: nn.Linear) -> None:
+        self.text.output = embedding
+
+    def get_encoder(self, modality: str | None = None) -> nn.Module:
+        return self.chunk_encoder
+
+    # How layers are computed
+
+    def set_attn_implementation(
+        self, attn_implementation: str | dict[str, str], allow_all_kernels: bool = False
+    ) -> None:
+        """Computes every attention of the model with `eager`, `sdpa` or `flex_attention`.
+
+        Raises:
+            UserError: another implementation.
+        """
+        given = attn_implementation.get("") if isinstance(attn_implementation, dict) else attn_implementation
+        check_attention(given)
+        super().set_attn_implementation(attn_implementation, allow_all_kernels)
+        for module in self.modules():
+            if isinstance(module, Attention):
+                module.implementation = self.config._attn_implementation
+
+    def recompute_activations(self, what: str = "block") -> None:
+        """Chooses what the backward pass computes again instead of keeping it: `block` (whole layers), `hidden` (the
+        feed-forwards' hidden layers: half the memory for a tenth more work) or `none`. Results do not change, dropout
+        included. transformers' own `gradient_checkpointing_enable` is `block`.
+
+        Raises:
+            UserError: another value.
+        """
+        recompute_activations(self, what, partial(checkpoint, use_reentrant=False))
+
+    def _set_gradient_checkpointing(
+        self, enable: bool = True, gradient_checkpointing_func: Callable = checkpoint, every_n_layers: int = 1
+    ) -> None:
+        recompute_activations(self, "block" if enable else "none", gradient_checkpointing_func, every_n_layers)
+
+    def compile_blocks(self, backend: str = "inductor") -> None:
+        """Compiles every Transformer layer in place with `torch.compile`; parameters keep their names."""
+        compile_layers(self, backend)
+
+    # Arguments of forward
+
+    def read_requests(self, attentions: bool | None, hidden_states: bool | None, return_dict: bool | None) -> Requested:
+        """The caller's choices, with the config's in place of None."""
+        config = self.config
+        return Requested(
+            config.output_attentions if attentions is None else attentions,
+            config.output_hidden_states if hidden_states is None else hidden_states,
+            config.return_dict if return_dict is None else return_dict,
+        )
+
+    def make_cache(self, cache: EncoderDecoderCache | None, use_cache: bool | None) -> EncoderDecoderCache | None:
+        """The caller's cache, or a new one where the caller wants one. (An empty cache is falsy.)"""
+        if use_cache and cache is None:
+            return EncoderDecoderCache(DynamicCache(), DynamicCache())
+        return cache
+
+
+class MirasolGenerationMixin(GenerationMixin):
+    """`generate` for media in place of encoder inputs."""
+
+    @torch.no_grad()
+    def generate(self, inputs: Tensor | None = None, **kwargs: Any) -> Tensor | ModelOutput:
+        """Answers as token ids, prompt included. Takes what `MirasolProcessor` gives, or `encoder_outputs` of `encode`
+        in place of the media. Several prompts per clip share its latents.
+
+        Raises:
+            UserError: media or prompts are missing, text rows that are not a multiple of the clips, or a method of
+                decoding that reads several tokens at a time.
+        """
+        media = {name: kwargs.pop(name, None) for name in MEDIA}
+        media["video"] = inputs if inputs is not None else media["video"]
+        for helper in ("assistant_model", "prompt_lookup_num_tokens"):
+            if kwargs.get(helper) is not None:
+                raise UserError(f"{helper} is not supported: leave it out, decoding takes one token at a time")
+        encoded = kwargs.pop("encoder_outputs", None)
+        if encoded is None:
+            if missing := find_missing(media):
+                raise UserError(f"{missing} missing: give all that MirasolProcessor gives, or encoder_outputs")
+            encoded = self.encode(**media)
+        if kwargs.get("decoder_input_ids") is None:
+            raise UserError("generate needs decoder_input_ids: prompts as MirasolProcessor gives them")
+        rows, clips = len(kwargs["decoder_input_ids"]), len(encoded.last_hidden_state)
+        check_rows(rows, clips, "prompts")
+        if rows != clips:
+            encoded = MirasolEncoderOutput(**{k: v.repeat_interleave(rows // clips, 0) for k, v in encoded.items()})
+        return super().generate(encoder_outputs=encoded, **kwargs)

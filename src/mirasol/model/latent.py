@@ -1,17 +1,21 @@
-"""The causal latent model: an autoregressive Transformer over the chunks' combined features."""
+"""The causal latent model: an autoregressive Transformer over the chunks' combined features.
+
+The paper's "causal latent model" (supplement, section 4, "Model Details") has the Combiner's size. That it attends to
+its own and earlier chunks (block-causal), and hides a share of x in training, are readings: `latent` in docs/model.md.
+"""
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from mirasol.config.model import MirasolConfig
-from mirasol.model.cache import KeyValueCache, StreamState, narrower
+from mirasol.model.cache import KeyValueCache, StreamState, narrowest
 from mirasol.model.masks import BlockCausal
 from mirasol.model.transformer import Stack, sinusoid
 
 
 class CausalLatentModel(nn.Module):
-    """x → h under a block-causal mask; h_t predicts x_{t+1}. While training a share of x is hidden."""
+    """x → h under a block-causal mask; h_t predicts x_{t+1}. In training a learned vector replaces a share of x."""
 
     def __init__(self, config: MirasolConfig):
         super().__init__()
@@ -28,24 +32,26 @@ class CausalLatentModel(nn.Module):
             hidden = torch.rand(x.shape[:3], device=x.device) < self.mask_ratio
             x = torch.where(hidden[..., None], self.hidden_latent.to(x), x)
         mask = BlockCausal(chunks, m, m, self.window)
-        return self.stack(self.placed(x), mask).unflatten(1, (chunks, m))
+        return self.stack(self.add_positions(x), mask).unflatten(1, (chunks, m))
 
-    def placed(self, x: Float[Tensor, "batch chunk m width"], first: int = 0) -> Float[Tensor, "batch token width"]:
-        """x with the codes of its places, in one row; `first` is the number of its first chunk."""
+    def add_positions(
+        self, x: Float[Tensor, "batch chunk m width"], first: int = 0
+    ) -> Float[Tensor, "batch token width"]:
+        """x plus its position codes, as one sequence; `first` is the number of its first chunk."""
         chunk = sinusoid(torch.arange(first, first + x.shape[1], device=x.device), x.shape[-1])
         return (x + self.token_position + chunk[:, None].to(x)).flatten(1, 2)
 
     def begin(self, window: int | None = None) -> StreamState:
         """The state before the first chunk of a stream."""
-        window = narrower(self.window, window)
+        window = narrowest(self.window, window)
         return StreamState(caches=[KeyValueCache(window) for _ in self.stack.blocks])
 
     def step(self, x: Float[Tensor, "batch 1 m width"], state: StreamState) -> Float[Tensor, "batch 1 m width"]:
         """h of one more chunk of a stream; nothing is hidden."""
-        h = self.stack.step(self.placed(x, first=state.chunks), state.caches, last=x.shape[2])
+        h = self.stack.step(self.add_positions(x, first=state.chunks), state.caches, last=x.shape[2])
         state.chunks += 1
         return h[:, None]
 
     def predict_next(self, h: Float[Tensor, "batch chunk m width"]) -> Float[Tensor, "batch chunk m width"]:
-        """What h_t says x_{t+1} will be."""
+        """The prediction of x_{t+1} from h_t."""
         return self.next_latent(h)

@@ -1,4 +1,4 @@
-"""The named results of the model: of the time-aligned side, of a pass, of images and texts, of candidates."""
+"""The model's named outputs: of the time-aligned side, of a pass, of images and texts, of candidates."""
 
 from dataclasses import dataclass
 
@@ -10,10 +10,10 @@ from transformers.utils import ModelOutput
 
 @dataclass
 class MirasolEncoderOutput(ModelOutput):
-    """The time-aligned side of a batch of clips. Only batched tensors live here: generation expands them all.
+    """The time-aligned side of a batch of clips. All fields are batched tensors, because generation repeats them all.
 
-    last_hidden_state: latents h of all chunks in one row, [clip, chunk · m, width]
-    latent_mask: which of them belong to real chunks, [clip, chunk · m]
+    last_hidden_state: latents h of all chunks as one sequence, [clip, chunk · m, width]
+    latent_mask: True for latents of real chunks, [clip, chunk · m]
     combined: the Combiner's x, [clip, chunk, m, width]
     """
 
@@ -31,10 +31,10 @@ class MirasolEncoderOutput(ModelOutput):
 class MirasolCandidateScores(ModelOutput):
     """How likely a model finds each candidate, natural logarithms; absent candidates have -inf and 0 tokens.
 
-    per_token: mean over the candidate's tokens, <eos> included: fair to candidates of unequal length,
+    per_token: mean over the candidate's tokens, <eos> included, which compares candidates of unequal length,
         [row, candidate]
     total: their sum, the log-probability of the whole candidate, [row, candidate]
-    tokens: how many they are, [row, candidate]
+    tokens: number of tokens, [row, candidate]
     """
 
     per_token: Tensor | None = None
@@ -43,16 +43,29 @@ class MirasolCandidateScores(ModelOutput):
 
 
 @dataclass
-class MirasolOutput(ModelOutput):
-    """What `forward` gives. The several losses are unweighted; `loss` is their weighted sum.
+class MirasolLosses(ModelOutput):
+    """The losses of a pass and the predictions that they needed, as in `MirasolOutput`."""
 
-    logits: [row, token, vocabulary]; none while training with labels, when only target positions are computed
-    reconstruction: [clip, chunk, frame, 3, side, side]; entry t is the prediction of chunk t + 1 (of chunk t with
-        `reconstruction.step: same`), in the video's normalised units (`MirasolFeatureExtractor.pixels` gives pixels)
-    audio_reconstruction: [clip, chunk, mel frame, mel], the same of the log-mel spectrogram where the config asks
-    decoder_attentions, cross_attentions: weights of the text decoder's self-attention, one [row, head, token, key] per
-        layer, and of its cross-attention, one [row, head, token, chunk · m] per layer that has it, when asked for
-    decoder_hidden_states: its embedded tokens and each layer's output, the last one normed, when asked for
+    loss: Tensor | None = None
+    text_loss: Tensor | None = None
+    latent_loss: Tensor | None = None
+    video_loss: Tensor | None = None
+    audio_loss: Tensor | None = None
+    reconstruction: Tensor | None = None
+    audio_reconstruction: Tensor | None = None
+
+
+@dataclass
+class MirasolOutput(ModelOutput):
+    """The output of `forward`. `loss` is the weighted sum of the others, which are unweighted.
+
+    logits: [row, token, vocabulary]; None in training with labels, where only those of target tokens are computed
+    reconstruction: [clip, chunk, frame, 3, image_size, image_size]; entry t is the prediction of chunk t + 1 (of chunk
+        t with `reconstruction.step: same`), in normalised units (`MirasolFeatureExtractor.pixels` gives pixels)
+    audio_reconstruction: [clip, chunk, mel frame, mel], the same of the log-mel spectrogram
+    decoder_attentions, cross_attentions: on request the weights of the text decoder's self-attention, one [row, head,
+        token, key] per layer, and of its cross-attention, one [row, head, token, chunk · m] per layer that has it
+    decoder_hidden_states: on request its embedded tokens and each layer's output, the last one after the final norm
     """
 
     loss: Tensor | None = None
@@ -74,11 +87,11 @@ class MirasolOutput(ModelOutput):
 
 @dataclass
 class MirasolImageTextOutput(ModelOutput):
-    """What `image_text` gives. Both losses are unweighted; `loss` is their weighted sum.
+    """The output of `image_text`. `loss` is the weighted sum of the two others, which are unweighted.
 
     image_features, text_features: normalised, [image, width]
     temperature: what their cosines are divided by
-    logits: [image, token, vocabulary]; none while training with labels
+    logits: [image, token, vocabulary]; None in training with labels
     """
 
     loss: Tensor | None = None

@@ -1,4 +1,9 @@
-"""Reconstruction of a chunk's video, and as an option of its sound, from the latents of the chunks so far."""
+"""Reconstruction of a chunk's video, and as an option of its spectrogram, from the latents up to a chunk.
+
+The paper's "video reconstruction model" (supplement, section 4, "Model Details") is a Transformer of the Combiner's
+size. Of the target the supplement says nothing: its size and frames, the distance, and whether h_t gives chunk t + 1 or
+t are fields of `reconstruction`.
+"""
 
 import torch
 from jaxtyping import Float
@@ -10,11 +15,11 @@ from mirasol.model.transformer import Stack
 
 
 class Reconstruction(nn.Module):
-    """h_t and one learned query per patch go through a Transformer; the queries' outputs are the patches of chunk t+1,
-    or of chunk t with `step: same`.
+    """A Transformer over h_t and one learned query per patch; the queries' outputs are the patches of chunk t + 1, or
+    of chunk t with `step: same`.
 
-    The paper reconstructs video alone; with `reconstruction.audio` the log-mel spectrogram's patches have queries of
-    their own beside the video's in the same Transformer.
+    The paper reconstructs video alone. With `reconstruction.audio` the same Transformer has queries for the patches of
+    the log-mel spectrogram too.
     """
 
     def __init__(self, config: MirasolConfig):
@@ -35,32 +40,32 @@ class Reconstruction(nn.Module):
     def forward(
         self, h: Float[Tensor, "batch chunk m width"]
     ) -> tuple[Float[Tensor, "batch chunk patch value"], Float[Tensor, "batch chunk mel_patch mel_value"] | None]:
-        """Patches of the video and, where the config asks for them, of the spectrogram."""
-        seen = len(self.queries)
+        """Patches of the video and, with `reconstruction.audio`, of the spectrogram."""
+        count = len(self.queries)
         queries = self.queries if self.audio_queries is None else torch.cat([self.queries, self.audio_queries])
         tokens = torch.cat([h.flatten(0, 1), queries.to(h).expand(len(h) * h.shape[1], -1, -1)], dim=1)
         outputs = self.stack(tokens, last=len(queries)).unflatten(0, h.shape[:2])
         if self.mels is None:
             return self.pixels(outputs), None
-        return self.pixels(outputs[:, :, :seen]), self.mels(outputs[:, :, seen:])
+        return self.pixels(outputs[:, :, :count]), self.mels(outputs[:, :, count:])
 
     def video(
         self, patches: Float[Tensor, "batch chunk patch value"]
     ) -> Float[Tensor, "batch chunk frame 3 height width_px"]:
-        """The frames that video patches make up."""
+        """Frames assembled from video patches."""
         (t, y, x), (pt, py, px) = self.grid, self.patch
         pixels = patches.unflatten(-1, (pt, 3, py, px)).unflatten(2, (t, y, x)).permute(0, 1, 2, 5, 6, 3, 7, 4, 8)
         return pixels.reshape(*patches.shape[:2], t * pt, 3, y * py, x * px)
 
     def audio(self, patches: Float[Tensor, "batch chunk patch value"]) -> Float[Tensor, "batch chunk mel_frame mel"]:
-        """The log-mel spectrogram that audio patches make up."""
+        """The log-mel spectrogram assembled from audio patches."""
         mel = patches.unflatten(-1, self.mel_patch).unflatten(2, self.mel_grid).transpose(3, 4)
         return mel.flatten(4, 5).flatten(2, 3)
 
     def video_target(
         self, video: Float[Tensor, "batch chunk frame 3 height width_px"]
     ) -> Float[Tensor, "batch chunk patch value"]:
-        """Patches of the video at the reconstruction's frames and size, both averaged."""
+        """Patches of the video, averaged to the frames and the image size of the reconstruction."""
         (t, y, x), (pt, py, px) = self.grid, self.patch
         if video.shape[2] != t * pt:
             video = video.unflatten(2, (t * pt, -1)).mean(dim=3)

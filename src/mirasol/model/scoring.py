@@ -1,4 +1,4 @@
-"""How likely each of several candidate answers is: no answer is generated, all are scored on the same latents."""
+"""Log-likelihoods of candidate answers on the same latents, without generating."""
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -24,10 +24,11 @@ def score_candidates(
     candidate_mask: Tensor,
     eos: int,
 ) -> MirasolCandidateScores:
-    """See `MirasolForConditionalGeneration.score`. A prompt is run once: its keys and values serve all candidates,
-    which follow it in one sequence without seeing each other. Cross-attention's are computed once per clip."""
+    """See `MirasolForConditionalGeneration.score`. Each prompt is run once: its keys and values serve all candidates,
+    which follow it in one sequence and do not attend to each other. Those of cross-attention are computed once per
+    clip."""
     prompt_mask = torch.ones_like(prompt_ids) if prompt_mask is None else prompt_mask
-    _check(encoder_outputs, prompt_ids, prompt_mask, candidate_ids, candidate_mask, eos)
+    _check_arguments(encoder_outputs, prompt_ids, prompt_mask, candidate_ids, candidate_mask, eos)
     latents, latent_mask = encoder_outputs.last_hidden_state, encoder_outputs.latent_mask
     cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
     length, width = prompt_ids.shape[1], candidate_ids.shape[2]
@@ -42,7 +43,7 @@ def score_candidates(
         likelihood = torch.zeros(ids.shape, dtype=torch.float32, device=ids.device)
         likelihood[..., 0] = token_log_likelihood(text, after_prompt, ids[..., 0])
         if width > 1:
-            visible = side_by_side(prompt_mask.bool(), real)
+            visible = make_candidate_mask(prompt_mask.bool(), real)
             hidden, _ = text(ids.flatten(1), visible, latents, latent_mask, cache, longest=length + width)
             cache.self_attention_cache.crop(-visible.shape[2])  # the next candidates follow the prompt, not these
             target = real[..., 1:]
@@ -55,10 +56,10 @@ def score_candidates(
     return MirasolCandidateScores(total / tokens.clamp(min=1), total, tokens)
 
 
-def side_by_side(
+def make_candidate_mask(
     prompt: Bool[Tensor, "row prompt"], candidates: Bool[Tensor, "row candidate target"]
 ) -> Bool[Tensor, "row 1 query key"]:
-    """Which keys (prompt, then all candidates) the candidates' tokens may look at: the prompt, and what came before in
+    """Which keys (prompt, then all candidates) the candidates' tokens attend to: the prompt, and earlier tokens of
     their own candidate."""
     _, count, width = candidates.shape
     candidate = torch.arange(count * width, device=prompt.device) // width
@@ -70,7 +71,7 @@ def side_by_side(
 def token_log_likelihood(
     text: TextDecoder, hidden: Float[Tensor, "place width"], ids: Int[Tensor, "place choice"]
 ) -> Float[Tensor, "place choice"]:
-    """Log-probability of each of several tokens to come next, a few places at a time over the vocabulary."""
+    """Log-probability of each of several next tokens, a few places at a time: each has logits over the vocabulary."""
     at_once = max(1, _LOGITS_AT_ONCE // len(text.output_weight))
     found = [
         text.logits(some).float().log_softmax(-1).gather(-1, chosen)
@@ -79,7 +80,7 @@ def token_log_likelihood(
     return torch.cat(found)
 
 
-def _check(
+def _check_arguments(
     encoder_outputs: MirasolEncoderOutput,
     prompt_ids: Tensor,
     prompt_mask: Tensor,

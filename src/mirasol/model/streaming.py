@@ -1,22 +1,23 @@
-"""A clip that comes in chunk by chunk: each chunk is encoded once, and questions can be asked at any moment."""
+"""Streaming: a clip arrives chunk by chunk, each chunk is encoded once, and questions can be asked at any time."""
 
 import torch
 from torch import Tensor, nn
 
 from mirasol.errors import UserError
 from mirasol.model.cache import ChunkBuffer
+from mirasol.model.hf import check_media_type
 from mirasol.model.outputs import MirasolEncoderOutput
 
 
 class MirasolStream:
-    """`batch` clips of a model in evaluation mode, one chunk each at a time. No gradients.
+    """Encodes `batch` clips one chunk at a time, with a model in evaluation mode and without gradients.
 
-    After every chunk `encoder_outputs` is what `encode` gives for the chunks so far. With a `window` it is the last
-    `window` chunks of what `encode` gives when `combiner.window` and `latent.window` of the config are at most
-    `window`: each layer sees that many chunks, so that a network of n layers still knows of n times as many.
+    After every chunk `encoder_outputs` equals the output of `encode` for the chunks so far. With a `window` it equals
+    the last `window` chunks of `encode`'s output for a config whose `combiner.window` and `latent.window` are at most
+    `window`: each layer attends to that many chunks, so that n layers still reach n times as far back.
 
-    What is kept grows with every chunk unless there is a window; that of the Token Turing Machine never grows, but
-    the latent model's does. `state_bytes` tells.
+    The state grows with every chunk unless there is a window (`state_bytes`). The Token Turing Machine's never grows,
+    but the latent model's does.
 
     Raises:
         UserError: the model is in training mode, or `batch` or `window` is below 1.
@@ -34,13 +35,13 @@ class MirasolStream:
 
     @property
     def chunks(self) -> int:
-        """How many chunks came in, those outside the window included."""
+        """Number of chunks appended so far, those outside the window included."""
         return self._h.chunks
 
     @property
     def state_bytes(self) -> dict[str, int]:
-        """Bytes kept by part: the Combiner's past, the latent model's, and the latents that questions are asked of.
-        Rooms that grow are up to twice as large as what they hold."""
+        """Bytes of state by part: the Combiner's cache, the latent model's, and the latents that questions attend to.
+        Buffers that grow are up to twice as large as their contents."""
         return {
             "combiner": self.combiner_state.nbytes,
             "latent": self.latent_state.nbytes,
@@ -55,8 +56,7 @@ class MirasolStream:
         video_mask: Tensor | None = None,
         audio_mask: Tensor | None = None,
     ) -> None:
-        """Takes in one chunk of every clip, in the units that `MirasolProcessor` gives. A chunk with neither modality
-        is a chunk too.
+        """Encodes one more chunk of every clip, in the units of `MirasolProcessor`. A chunk may have neither modality.
 
         video: [batch, frame, 3, height, width]; audio: [batch, spectrogram frame, mel]; None when no clip has it
         video_mask, audio_mask: bool [batch], False where a clip lacks it
@@ -65,11 +65,11 @@ class MirasolStream:
             UserError: the model is in training mode, or shapes that are not those of a chunk.
         """
         self._check_mode()
-        settings = self.model.config
-        video, video_mask = self._chunk("video", video, video_mask, settings.video.chunk_shape)
-        audio, audio_mask = self._chunk("audio", audio, audio_mask, settings.audio.chunk_shape)
-        seen, heard = self.model.chunk_encoder(video, audio, video_mask, audio_mask)
-        x = self.model.combiner.step(seen, heard, self.combiner_state)
+        config = self.model.config
+        video, video_mask = self._prepare("video", video, video_mask, config.video.chunk_shape)
+        audio, audio_mask = self._prepare("audio", audio, audio_mask, config.audio.chunk_shape)
+        video_features, audio_features = self.model.chunk_encoder(video, audio, video_mask, audio_mask)
+        x = self.model.combiner.step(video_features, audio_features, self.combiner_state)
         self._h.append(self.model.latent.step(x, self.latent_state)[:, 0])
         self._x.append(x[:, 0])
 
@@ -81,23 +81,24 @@ class MirasolStream:
             UserError: before the first chunk.
         """
         if not self.chunks:
-            raise UserError("nothing was streamed yet: append a chunk before asking")
+            raise UserError("the stream is empty: append a chunk before asking")
         h, x = self._h.in_order(), self._x.in_order()
-        there = torch.ones(h.shape[:2], dtype=torch.bool, device=h.device)
-        return MirasolEncoderOutput(h, there, x.unflatten(1, (self._x.kept, -1)))
+        latent_mask = torch.ones(h.shape[:2], dtype=torch.bool, device=h.device)
+        return MirasolEncoderOutput(h, latent_mask, x.unflatten(1, (self._x.kept, -1)))
 
     def _check_mode(self) -> None:
         if self.model.training:
-            raise UserError("a model in training mode cannot stream, for dropout and masking differ: call model.eval()")
+            raise UserError("a model in training mode cannot stream, because of dropout and masking: call model.eval()")
 
-    def _chunk(
+    def _prepare(
         self, name: str, chunk: Tensor | None, mask: Tensor | None, shape: tuple[int, ...]
     ) -> tuple[Tensor, Tensor]:
-        """One modality with an axis of one chunk, and its mask."""
+        """One modality with a chunk axis of length 1, and its mask."""
         expected = (self.batch, *shape)
         if chunk is None:
             chunk = torch.zeros(expected, dtype=self.model.dtype, device=self.model.device)
             mask = torch.zeros(self.batch, dtype=torch.bool)
+        check_media_type(name, chunk)
         if chunk.shape != expected:
             raise UserError(f"{name} of shape {tuple(chunk.shape)}: one chunk of this stream is {expected}")
         mask = torch.ones(self.batch, dtype=torch.bool) if mask is None else mask

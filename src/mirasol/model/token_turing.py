@@ -1,4 +1,10 @@
-"""The Token Turing Machine: a Combiner that sees one chunk and a memory, and whose state never grows."""
+"""The Token Turing Machine: a Combiner whose input is one chunk and a memory of constant size.
+
+The paper's TTM Combiner (supplement, section 3, Figure 1b) "takes only the current timestep features as input and uses
+a memory mechanism with read and write operations". Section 4 gives its numbers: 512 for Read, 256 for Write, K = 32
+outputs, and a Process of 2 layers, hidden dimension 128 and 12 heads. They are read as counts of tokens here. 12 heads
+do not divide the width 1024, so that the heads are 12 of 64 features.
+"""
 
 import torch
 from jaxtyping import Float
@@ -6,14 +12,18 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mirasol.config.model import MirasolConfig
-from mirasol.config.parts import StackConfig
+from mirasol.config.parts import StackConfig, VideoConfig
 from mirasol.model.cache import StreamState
 from mirasol.model.transformer import Stack
+from mirasol.model.tubes import replace_parameter, resize_token_table
 
 
 class TokenLearner(nn.Module):
-    """Picks `picked` weighted sums of `tokens` tokens (TokenLearner v1.1). A learned code of each place has a say in
-    the weights but not in the sums, so that it does not pile up in a memory that is picked from again and again."""
+    """`picked` weighted sums of `tokens` tokens (TokenLearner v1.1, the supplement's reference 11).
+
+    The learned position code enters the weights but not the sums, so that it does not accumulate in a memory that is
+    read and written again and again.
+    """
 
     def __init__(self, tokens: int, picked: int, width: int, hidden: int):
         super().__init__()
@@ -29,7 +39,8 @@ class TokenLearner(nn.Module):
 
 class TokenTuringCombiner(nn.Module):
     """Reads tokens from memory and chunk, processes them, writes the next memory, and mixes the processed tokens into
-    the m of x_t (SUPP, section 3). The memory starts at zero; the weights are the same at every chunk."""
+    the m of x_t. The memory starts at zero and the weights are shared by all chunks, as in Token Turing Machines
+    (arXiv 2211.09119)."""
 
     def __init__(self, config: MirasolConfig):
         super().__init__()
@@ -37,26 +48,38 @@ class TokenTuringCombiner(nn.Module):
         features = config.video.tokens + config.audio.tokens
         self.memory_shape = (ttm.memory_tokens, stack.width)
         self.token_position = nn.Parameter(torch.empty(features, stack.width))
-        seen = ttm.memory_tokens + features
-        self.read = TokenLearner(seen, ttm.read_tokens, stack.width, ttm.learner_hidden)
+        inputs = ttm.memory_tokens + features
+        self.read = TokenLearner(inputs, ttm.read_tokens, stack.width, ttm.learner_hidden)
         self.process = Stack(process_stack(config))
-        self.write = TokenLearner(seen + ttm.read_tokens, ttm.memory_tokens, stack.width, ttm.learner_hidden)
-        # An MLP over the token axis: places mix, features do not.
+        self.write = TokenLearner(inputs + ttm.read_tokens, ttm.memory_tokens, stack.width, ttm.learner_hidden)
+        # "It then uses a MLP to produce the m combined output features" (section 3): over the token axis, so that
+        # tokens mix and features do not.
         self.output_hidden = nn.Linear(ttm.read_tokens, ttm.hidden)
         self.output = nn.Linear(ttm.hidden, config.combiner.m)
         self.norm = nn.LayerNorm(stack.width)
+
+    def resize(self, config: MirasolConfig, old: VideoConfig, new: VideoConfig) -> None:
+        """Adapts to frames of another size: the learned positions of the video tokens are interpolated."""
+        position = self.token_position
+        video, audio = position[: old.tokens], position[old.tokens :]
+        replace_parameter(self, "token_position", torch.cat([resize_token_table(video, old, new), audio]))
+        memory = self.memory_shape[0]
+        for learner in (self.read, self.write):
+            head, video, tail = learner.position.tensor_split([memory, memory + old.tokens])
+            table = torch.cat([head, resize_token_table(video, old, new), tail])
+            replace_parameter(learner, "position", table)
 
     def empty_memory(self, batch: int) -> Float[Tensor, "batch memory width"]:
         """The memory before the first chunk."""
         return self.token_position.new_zeros(batch, *self.memory_shape)
 
-    def turn(
+    def process_chunk(
         self, features: Float[Tensor, "batch token width"], memory: Float[Tensor, "batch memory width"]
     ) -> tuple[Float[Tensor, "batch m width"], Float[Tensor, "batch memory width"]]:
         """x of one chunk, and the memory after it."""
-        seen = torch.cat([memory.to(features), features + self.token_position], dim=1)
-        processed = self.process(self.read(seen))
-        memory = self.write(torch.cat([seen, processed], dim=1))
+        inputs = torch.cat([memory.to(features), features + self.token_position], dim=1)
+        processed = self.process(self.read(inputs))
+        memory = self.write(torch.cat([inputs, processed], dim=1))
         x = self.output(F.gelu(self.output_hidden(processed.mT))).mT
         return self.norm(x), memory
 
@@ -67,12 +90,12 @@ class TokenTuringCombiner(nn.Module):
     ) -> Float[Tensor, "batch chunk m width"]:
         memory, outputs = self.empty_memory(len(video)), []
         for features in torch.cat([video, audio], dim=2).unbind(dim=1):
-            x, memory = self.turn(features, memory)
+            x, memory = self.process_chunk(features, memory)
             outputs.append(x)
         return torch.stack(outputs, dim=1)
 
     def begin(self, batch: int, window: int | None = None) -> StreamState:
-        """The state before the first chunk of a stream; it never grows, so that a window has nothing to cut off."""
+        """The state before the first chunk of a stream; it never grows, so that a window changes nothing."""
         return StreamState(memory=self.empty_memory(batch))
 
     def step(
@@ -82,7 +105,7 @@ class TokenTuringCombiner(nn.Module):
         state: StreamState,
     ) -> Float[Tensor, "batch 1 m width"]:
         """x of one more chunk of a stream."""
-        x, state.memory = self.turn(torch.cat([video, audio], dim=2)[:, 0], state.memory)
+        x, state.memory = self.process_chunk(torch.cat([video, audio], dim=2)[:, 0], state.memory)
         state.chunks += 1
         return x[:, None]
 

@@ -1,30 +1,23 @@
-"""The one Transformer everything is made of: attention, feed-forward, block and stack."""
+"""The one Transformer everything is made of: attention, feed-forward, block and stack.
 
-import functools
-import math
-from collections.abc import Callable, Sequence
+The paper's supplement (section 4, "Model Details") gives the sizes of the stacks and no more. Pre-LN and GELU are
+those of ViT, which the chunk encoder follows. Gated feed-forwards are read out of the parameter counts: 8 layers of
+width 1024 and hidden width 4096 have the supplement's 128M weights (128 x 2^20) with a gate and without biases.
+"""
+
+from collections.abc import Sequence
 from functools import partial
 
 import torch
 from jaxtyping import Bool, Float, Real
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.attention.flex_attention import BlockMask, flex_attention
+from torch.nn.attention.flex_attention import BlockMask
 
 from mirasol.config.parts import StackConfig
-from mirasol.errors import UserError
 from mirasol.model.cache import KeyValueCache
+from mirasol.model.kernels import PLAIN, Kernels, attend_eagerly, choose_kernels
 from mirasol.model.masks import BlockCausal
-from mirasol.model.recompute import (
-    activated_linear,
-    keeps_less,
-    normed_linears,
-    small_attention,
-    suits_small_attention,
-)
-
-# What `attn_implementation` may be.
-ATTENTION = ("eager", "sdpa", "flex_attention")
 
 
 def sinusoid(positions: Real[Tensor, "*shape"], width: int, tau: float = 10_000.0) -> Float[Tensor, "*shape width"]:
@@ -34,62 +27,11 @@ def sinusoid(positions: Real[Tensor, "*shape"], width: int, tau: float = 10_000.
     return torch.cat([angles.sin(), angles.cos()], dim=-1)
 
 
-@functools.cache
-def _fused_flex_attention() -> Callable:
-    return torch.compile(flex_attention)
-
-
-def _flex(q: Tensor, k: Tensor, v: Tensor, mask: BlockMask) -> Tensor:
-    # On its own flex attention makes the whole score matrix, unless it is compiled; in a compiled block it is already.
-    if q.is_cuda and not torch.compiler.is_compiling():
-        return _fused_flex_attention()(q, k, v, block_mask=mask)
-    return flex_attention(q, k, v, block_mask=mask)
-
-
-def attend(
-    q: Float[Tensor, "batch head query width"],
-    k: Float[Tensor, "batch head key width"],
-    v: Float[Tensor, "batch head key width"],
-    mask: Bool[Tensor, "..."] | BlockMask | None,
-    dropout: float,
-    implementation: str = "sdpa",
-    with_weights: bool = False,
-) -> tuple[
-    Float[Tensor, "batch head query width"],
-    Float[Tensor, "batch head query key"] | None,
-]:
-    """Scaled dot-product attention by one of `ATTENTION`. The weights are only there when they are asked for, and
-    then they are computed eagerly whatever the implementation.
-
-    Raises:
-        UserError: dropout of the weights under flex attention, which has none.
-    """
-    if isinstance(mask, BlockMask) and not with_weights:
-        if dropout:
-            raise UserError(
-                f"attention_dropout={dropout}: flex_attention cannot drop attention weights; "
-                "set the stack's attention_dropout to 0.0 or attn_implementation to 'sdpa'"
-            )
-        return _flex(q, k, v, mask), None
-    # Without a mask, or with one that differs from row to row as the text's, flex attention has nothing to skip.
-    if implementation != "eager" and not with_weights:
-        if implementation == "sdpa" and suits_small_attention(q, k, dropout):
-            return small_attention(q, k, v, mask), None
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout), None
-    scores = q @ k.mT / math.sqrt(q.shape[-1])
-    if mask is not None:
-        scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
-    weights = scores.softmax(dim=-1)
-    if mask is not None:
-        # A row that may look nowhere weighs nothing, as in the other implementations.
-        weights = weights.masked_fill(~mask, 0.0)
-    return F.dropout(weights, dropout) @ v, weights if with_weights else None
-
-
 class Attention(nn.Module):
     """Multi-head attention of queries made of `x` over keys and values made of a context of the same width.
 
-    implementation: one of `ATTENTION`; the whole model sets it in all its parts (`set_attn_implementation`)
+    implementation: one of `mirasol.model.kernels.ATTENTION`; `set_attn_implementation` sets it in the whole model, and
+        each pass of a stack chooses its kernels by it
     """
 
     implementation = "sdpa"
@@ -111,35 +53,37 @@ class Attention(nn.Module):
         keys, values = self.key_value(context).chunk(2, dim=-1)
         return self.split(keys), self.split(values)
 
-    def projections(
+    def project(
         self,
         x: Float[Tensor, "batch query width"],
         norm: nn.LayerNorm,
         context: Float[Tensor, "batch key width"] | None = None,
+        kernels: Kernels = PLAIN,
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """Queries of `norm(x)`, and keys and values of the normed context, which is x unless it is given: for `mix`."""
-        if not keeps_less(x, self.query, self.key_value):
-            normed = norm(x)
-            keys_values = self.keys_values(normed if context is None else norm(context))
-            return self.split(self.query(normed)), keys_values
+        """Queries of `norm(x)`, and keys and values of the normed context (x by default), for `attend`."""
         if context is None:
-            queries, key_value = normed_linears(x, norm, self.query, self.key_value)
+            queries, key_value = kernels.norm_and_project(x, norm, self.query, self.key_value)
         else:
-            (queries,) = normed_linears(x, norm, self.query)
-            (key_value,) = normed_linears(context, norm, self.key_value)
+            (key_value,) = kernels.norm_and_project(context, norm, self.key_value)
+            (queries,) = kernels.norm_and_project(x, norm, self.query)
         keys, values = key_value.chunk(2, dim=-1)
         return self.split(queries), (self.split(keys), self.split(values))
 
-    def mix(
+    def attend(
         self,
         queries: Float[Tensor, "batch head query head_width"],
         keys_values: tuple[Tensor, Tensor],
         mask: Bool[Tensor, "..."] | BlockMask | None = None,
         with_weights: bool = False,
+        kernels: Kernels = PLAIN,
     ) -> tuple[Float[Tensor, "batch query width"], Float[Tensor, "batch head query key"] | None]:
-        """The output for queries that are projected and split already."""
+        """The output for projected queries, keys and values, and on request the weights, which are then computed
+        eagerly whatever the implementation."""
         dropout = self.dropout if self.training else 0.0
-        mixed, weights = attend(queries, *keys_values, mask, dropout, self.implementation, with_weights)
+        if with_weights:
+            mixed, weights = attend_eagerly(queries, *keys_values, mask, dropout)
+        else:
+            mixed, weights = kernels.attend(queries, *keys_values, mask, dropout), None
         return self.output(mixed.transpose(1, 2).flatten(2)), weights
 
     def forward(
@@ -148,8 +92,9 @@ class Attention(nn.Module):
         keys_values: tuple[Tensor, Tensor],
         mask: Bool[Tensor, "..."] | BlockMask | None = None,
         with_weights: bool = False,
+        kernels: Kernels = PLAIN,
     ) -> tuple[Float[Tensor, "batch query width"], Float[Tensor, "batch head query key"] | None]:
-        return self.mix(self.split(self.query(x)), keys_values, mask, with_weights)
+        return self.attend(self.split(self.query(x)), keys_values, mask, with_weights, kernels)
 
 
 def quick_gelu(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
@@ -161,8 +106,9 @@ ACTIVATIONS = {"gelu": F.gelu, "gelu_tanh": partial(F.gelu, approximate="tanh"),
 
 
 class FeedForward(nn.Module):
-    """Two linears, a GELU (or the stack's own activation) between them; `gated` multiplies the hidden layer by a linear
-    gate (GEGLU)."""
+    """Two linears and an activation between them; `gated` multiplies the hidden layer by a linear gate (GEGLU)."""
+
+    recomputed_as = "hidden"
 
     def __init__(self, stack: StackConfig):
         super().__init__()
@@ -177,22 +123,20 @@ class FeedForward(nn.Module):
         return self.activation(hidden) * gate
 
     def forward(
-        self, x: Float[Tensor, "*batch width"], norm: nn.LayerNorm | None = None
+        self, x: Float[Tensor, "*batch width"], norm: nn.LayerNorm, kernels: Kernels = PLAIN
     ) -> Float[Tensor, "*batch width"]:
-        """The feed-forward of x, or of `norm(x)`: given the norm, a step in bfloat16 need not keep its output."""
-        if norm is not None and keeps_less(x, self.hidden, self.output):
-            (hidden,) = normed_linears(x, norm, self.hidden)
-            return activated_linear(hidden, self.activate, self.output)
-        return self.output(self.activate(self.hidden(x if norm is None else norm(x))))
+        """The feed-forward of `norm(x)`."""
+        (hidden,) = kernels.norm_and_project(x, norm, self.hidden)
+        return kernels.activate_and_project(hidden, self.activate, self.output)
 
 
 class LayerDrop(nn.Module):
-    """Stochastic depth (Huang et al., 2016): in training, which sequences pass over which residual branches.
+    """Stochastic depth (Huang et al., 2016): in training, which sequences skip which residual branches.
 
-    The rate grows linearly with depth, from rate/n at the first of n blocks to `rate` at the last, for early features
-    are what all later blocks build on. What is kept is scaled by 1/(1 - rate of its block): the expectation stays, and
-    outside training nothing has to be scaled. The branches are computed all the same, so that every weight always has
-    a gradient and no process of a run takes another path than the rest.
+    The rate grows linearly with depth, from rate/n at the first of n blocks to `rate` at the last, because all later
+    blocks build on early features. Branches that are kept are scaled by 1/(1 - rate of its block), so that their
+    expectation does not change and nothing is scaled outside training. Skipped branches are computed all the same:
+    every weight always has a gradient, and every process of a run takes the same path.
     """
 
     def __init__(self, rate: float):
@@ -205,7 +149,7 @@ class LayerDrop(nn.Module):
     def forward(
         self, x: Float[Tensor, "batch token width"], blocks: int, branches: int
     ) -> Sequence[Float[Tensor, "branch batch 1 1"] | None]:
-        """For each block what its branches are multiplied by; None where nothing is ever passed over."""
+        """The factors of each block's branches; None where nothing is skipped."""
         if not self.training or not self.rate:
             return [None] * blocks
         rates = self.rate * torch.arange(1, blocks + 1, device=x.device) / blocks
@@ -214,20 +158,21 @@ class LayerDrop(nn.Module):
         return (kept / (1 - rates)).to(x.dtype).unbind()
 
 
-def added(
+def add_branch(
     x: Float[Tensor, "batch token width"],
     branch: Float[Tensor, "batch token width"],
-    kept: Float[Tensor, "branch batch 1 1"] | None,
+    factors: Float[Tensor, "branch batch 1 1"] | None,
     index: int,
 ) -> Float[Tensor, "batch token width"]:
-    """The residual stream with a branch added, as often as `LayerDrop` keeps this branch."""
-    return x + branch if kept is None else x + branch * kept[index]
+    """The residual stream plus one branch, times its factor if `LayerDrop` gave any."""
+    return x + branch if factors is None else x + branch * factors[index]
 
 
 class Block(nn.Module):
     """Pre-LN self-attention and feed-forward, each added to the residual stream."""
 
     branches = 2
+    recomputed_as = "block"
 
     def __init__(self, stack: StackConfig):
         super().__init__()
@@ -242,24 +187,24 @@ class Block(nn.Module):
         x: Float[Tensor, "batch query width"],
         mask: Bool[Tensor, "..."] | BlockMask | None = None,
         context: Float[Tensor, "batch key width"] | None = None,
-        kept: Float[Tensor, "branch batch 1 1"] | None = None,
+        factors: Float[Tensor, "branch batch 1 1"] | None = None,
+        kernels: Kernels = PLAIN,
     ) -> Float[Tensor, "batch query width"]:
-        """The tokens whose outputs are wanted look at the context: at themselves unless it is given. `kept` is what
-        `LayerDrop` gives for this block."""
-        queries, keys_values = self.attention.projections(x, self.attention_norm, context)
-        mixed, _ = self.attention.mix(queries, keys_values, mask)
-        x = added(x, self.dropout(mixed), kept, 0)
-        return added(x, self.dropout(self.feed_forward(x, self.feed_forward_norm)), kept, 1)
+        """The outputs of x, which attends to `context` (by default to itself). `factors`: see `LayerDrop`."""
+        queries, keys_values = self.attention.project(x, self.attention_norm, context, kernels)
+        mixed, _ = self.attention.attend(queries, keys_values, mask, kernels=kernels)
+        x = add_branch(x, self.dropout(mixed), factors, 0)
+        return add_branch(x, self.dropout(self.feed_forward(x, self.feed_forward_norm, kernels)), factors, 1)
 
     def step(
-        self, x: Float[Tensor, "batch token width"], cache: KeyValueCache, last: int
+        self, x: Float[Tensor, "batch token width"], cache: KeyValueCache, last: int, kernels: Kernels = PLAIN
     ) -> Float[Tensor, "batch query width"]:
-        """The same of one more chunk, which sees those in the cache: the outputs of its `last` tokens."""
+        """The same for one more chunk, which attends to those in the cache: the outputs of its `last` tokens."""
         normed = self.attention_norm(x)
         keys_values = cache.append(self.attention.keys_values(normed))
-        mixed, _ = self.attention(normed[:, -last:], keys_values)
+        mixed, _ = self.attention(normed[:, -last:], keys_values, kernels=kernels)
         x = x[:, -last:] + mixed
-        return x + self.feed_forward(self.feed_forward_norm(x))
+        return x + self.feed_forward(x, self.feed_forward_norm)
 
 
 class Stack(nn.Module):
@@ -277,32 +222,36 @@ class Stack(nn.Module):
         mask: BlockCausal | None = None,
         last: int | None = None,
     ) -> Float[Tensor, "batch query width"]:
-        """Every token's output, or those of the `last` tokens of each chunk (without a mask the sequence is one
-        chunk). The last block then computes no others, since nothing reads them."""
+        """The outputs of all tokens, or of the `last` tokens of each chunk (without a mask the sequence is one chunk);
+        the last block then computes no others, since nothing reads them."""
         *first, final = self.blocks
-        *kept_first, kept = self.layer_drop(x, len(self.blocks), Block.branches)
-        visible = form_of_mask(mask, final.attention.implementation, x.device)
-        for block, kept_of_block in zip(first, kept_first, strict=True):
-            x = block(x, visible, kept=kept_of_block)
+        *first_factors, factors = self.layer_drop(x, len(self.blocks), Block.branches)
+        kernels = choose_kernels(x, self.blocks)
+        visible = kernels.prepare_mask(mask, x.device)
+        for block, block_factors in zip(first, first_factors, strict=True):
+            x = block(x, visible, factors=block_factors, kernels=kernels)
         if last is None:
-            return self.norm(final(x, visible, kept=kept))
+            return self.norm(final(x, visible, factors=factors, kernels=kernels))
         wanted = x.unflatten(1, (1 if mask is None else mask.chunks, -1))[:, :, -last:].flatten(1, 2)
-        visible = form_of_mask(mask and mask.for_last(last), final.attention.implementation, x.device)
-        return self.norm(final(wanted, visible, x, kept))
+        visible = kernels.prepare_mask(mask and mask.for_last(last), x.device)
+        return self.norm(final(wanted, visible, x, factors, kernels))
 
     def step(
         self, x: Float[Tensor, "batch token width"], caches: list[KeyValueCache], last: int
     ) -> Float[Tensor, "batch query width"]:
-        """One more chunk of a stream, not in training: the outputs of its `last` tokens."""
+        """One more chunk of a stream, in evaluation mode: the outputs of its `last` tokens."""
+        kernels = choose_kernels(x, self.blocks)
         for block, cache in zip(self.blocks[:-1], caches[:-1], strict=True):
-            x = block.step(x, cache, x.shape[1])
-        return self.norm(self.blocks[-1].step(x, caches[-1], last))
+            x = block.step(x, cache, x.shape[1], kernels)
+        return self.norm(self.blocks[-1].step(x, caches[-1], last, kernels))
 
 
-def form_of_mask(
-    mask: BlockCausal | None, implementation: str, device: torch.device
-) -> Bool[Tensor, "query key"] | BlockMask | None:
-    """The mask as the implementation of attention takes it."""
-    if mask is None:
-        return None
-    return mask.sparse(device) if implementation == "flex_attention" else mask.dense(device)
+def set_dropout_rates(part: nn.Module, stack: StackConfig) -> None:
+    """Sets the rates of every dropout and layer drop in `part` to those of `stack`."""
+    for module in part.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = stack.dropout
+        elif isinstance(module, Attention):
+            module.dropout = stack.attention_rate
+        elif isinstance(module, LayerDrop):
+            module.rate = stack.layer_drop

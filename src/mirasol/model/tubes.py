@@ -1,4 +1,11 @@
-"""Video tubes and audio patches: what turns pixels and spectrograms into tokens, and the tokens' positions."""
+"""Video tubes and audio patches: from pixels and spectrograms to tokens, and the tokens' positions.
+
+The paper's video input is "convolutional tubes" of 1.5M parameters (supplement, section 4, "Model Details"), after
+TubeViT (arXiv 2212.03229). TubeViT's own set of tubes does not fit chunks of 8 frames; the presets' set is the reading
+that has the 1.5M parameters.
+"""
+
+import math
 
 import torch
 from jaxtyping import Float
@@ -11,7 +18,7 @@ from mirasol.model.transformer import sinusoid
 
 
 def tube_centres(tube: TubeConfig, video: VideoConfig, device: torch.device | None = None) -> Float[Tensor, "token 3"]:
-    """Centre (t, y, x) of every tube of one kind, in frames and pixels, in the order its convolution gives."""
+    """Centre (t, y, x) of every tube of one kind, in frames and pixels, in the order of its convolution's outputs."""
     axes = [
         offset + stride * torch.arange(count, dtype=torch.float32, device=device) + (kernel - 1) / 2
         for count, kernel, stride, offset in zip(
@@ -26,15 +33,46 @@ def tube_centres(tube: TubeConfig, video: VideoConfig, device: torch.device | No
 
 
 def centre_code(centres: Float[Tensor, "token 3"], width: int) -> Float[Tensor, "token width"]:
-    """TubeViT's fixed code: width // 6 frequencies for sin and cos of each of t, y, x; the remainder is zero."""
+    """TubeViT's fixed position code: width // 6 frequencies for sin and cos of each of t, y, x, then zeros."""
     code = sinusoid(centres, 2 * (width // 6)).flatten(-2)
     return F.pad(code, (0, width - code.shape[-1]))
 
 
-class VideoTubes(nn.Module):
-    """Sparse video tubes (TubeViT): every kind of tube is a 3D convolution; tokens carry their centre's code.
+def resize_grid(
+    table: Float[Tensor, "patch width"], old: tuple[int, int], new: tuple[int, int]
+) -> Float[Tensor, "new_patch width"]:
+    """Learned positions on a grid of (rows, columns), interpolated (bicubic) onto another; unchanged on the same."""
+    if old == new:
+        return table
+    grid = table.T.unflatten(1, old)[None]
+    return F.interpolate(grid, new, mode="bicubic", align_corners=False)[0].flatten(1).T
 
-    With learned positions the 2D patches carry those, and the fixed code through a gate (MaMMUT).
+
+def resize_token_table(
+    table: Float[Tensor, "token width"], old: VideoConfig, new: VideoConfig
+) -> Float[Tensor, "new_token width"]:
+    """A table over all video tokens of a chunk, every kind of tube interpolated on its own, frame by frame."""
+    tables, start = [], 0
+    for before, after in zip(old.tubes, new.tubes, strict=True):
+        old_grid = before.grid(old.frames_per_chunk, old.image_size)
+        new_grid = after.grid(new.frames_per_chunk, new.image_size)
+        for _ in range(old_grid[0]):
+            end = start + math.prod(old_grid[1:])
+            tables.append(resize_grid(table[start:end], old_grid[1:], new_grid[1:]))
+            start = end
+    return torch.cat(tables)
+
+
+def replace_parameter(module: nn.Module, name: str, value: Tensor) -> None:
+    """Gives a module a new parameter in place of one of the same name, frozen if that was."""
+    trained = getattr(module, name).requires_grad
+    setattr(module, name, nn.Parameter(value.detach().contiguous(), requires_grad=trained))
+
+
+class VideoTubes(nn.Module):
+    """Sparse video tubes (TubeViT): every kind of tube is a 3D convolution; a token's position is its centre's code.
+
+    With `learned_positions` the 2D patches have those, and the fixed code is added through a learned gate (MaMMUT).
     """
 
     def __init__(self, video: VideoConfig, width: int):
@@ -53,7 +91,7 @@ class VideoTubes(nn.Module):
         return torch.cat([self.tube_positions(tube) for tube in self.video.tubes])
 
     def tube_positions(self, tube: TubeConfig) -> Float[Tensor, "token width"]:
-        """Positions of one kind of tube: the fixed code, or learned ones, the same for every frame, and gate · code."""
+        """Positions of one kind of tube: the fixed code, or learned ones (the same for every frame) + gate · code."""
         code = centre_code(tube_centres(tube, self.video), self.width)
         if self.learned_position is None:
             return code
@@ -61,6 +99,17 @@ class VideoTubes(nn.Module):
         if not tube.flat:
             return code
         return self.learned_position.repeat(len(code) // len(self.learned_position), 1) + self.position_gate * code
+
+    def resize(self, video: VideoConfig) -> None:
+        """Adapts to frames of another `image_size`: the learned positions are interpolated onto the new grid."""
+        if self.learned_position is not None:
+            tubes = [next(tube for tube in config.tubes if tube.flat) for config in (self.video, video)]
+            old, new = (
+                tube.grid(config.frames_per_chunk, config.image_size)[1:]
+                for tube, config in zip(tubes, (self.video, video), strict=True)
+            )
+            replace_parameter(self, "learned_position", resize_grid(self.learned_position, old, new))
+        self.video = video
 
     def forward(self, video: Float[Tensor, "batch frame 3 height width_px"]) -> Float[Tensor, "batch token width"]:
         volume = video.transpose(1, 2)
@@ -72,9 +121,9 @@ class VideoTubes(nn.Module):
         return tokens + self.positions().to(tokens)
 
     def image(self, images: Float[Tensor, "image 3 height width_px"]) -> Float[Tensor, "image patch width"]:
-        """Tokens of single frames, which only the 2D patches (tubes of one frame) can read.
+        """Tokens of single frames, from the 2D patches alone (tubes of one frame).
 
-        A patch has the position code that the first such patch has in a video, so an image is a clip of one frame.
+        They have the positions of a video's first frame, so that an image is a clip of one frame.
 
         Raises:
             UserError: no tube of one frame, or images of another size than `image_size`.
@@ -83,9 +132,10 @@ class VideoTubes(nn.Module):
         if not flat:
             kernels = ", ".join(str(tube.kernel) for tube in self.video.tubes)
             raise UserError(f"video.tubes={kernels}: images need a tube whose kernel is 1 frame long, add one")
-        side = self.video.image_size
-        if images.shape[2:] != (side, side):
-            raise UserError(f"images of {images.shape[2]} x {images.shape[3]} pixels: video.image_size={side} is read")
+        image_size = self.video.image_size
+        if images.shape[2:] != (image_size, image_size):
+            found = f"{images.shape[2]} x {images.shape[3]}"
+            raise UserError(f"images of {found} pixels: this model takes video.image_size={image_size}")
         tokens = []
         for tube, projection in flat:
             _, y, x = tube.offset
@@ -95,7 +145,8 @@ class VideoTubes(nn.Module):
 
 
 class AudioPatches(nn.Module):
-    """Patches of a chunk's log-mel spectrogram, with learned positions."""
+    """Patches of a chunk's log-mel spectrogram, with learned positions (patches of 16 x 16 in the paper's sizes, after
+    Audiovisual Masked Autoencoders, the supplement's reference 5)."""
 
     def __init__(self, audio: AudioConfig, width: int):
         super().__init__()

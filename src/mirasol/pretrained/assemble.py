@@ -1,4 +1,4 @@
-"""From a preset and sources of weights to a model that holds them."""
+"""Builds a model from a preset and pretrained weights of other models."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -10,13 +10,14 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from mirasol.config.checks import merge_mappings
 from mirasol.config.model import PARTS, MirasolConfig
 from mirasol.errors import UserError
 from mirasol.model.mirasol import MirasolForConditionalGeneration
 from mirasol.pretrained.image import read_image_source
-from mirasol.pretrained.openmammut import read_openmammut_source, specials
-from mirasol.pretrained.report import StartingReport
-from mirasol.pretrained.weight_source import Copy, Fill, Source, misfit
+from mirasol.pretrained.openmammut import find_special_ids, read_openmammut_source
+from mirasol.pretrained.report import PretrainedReport
+from mirasol.pretrained.weights import Copy, Fill, PretrainedWeights, shape_error
 
 SPECIALS = ("pad_token", "bos_token", "eos_token", "sep_token")
 
@@ -28,17 +29,19 @@ def assemble(
     openmammut: str | PathLike | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
     inflate_tubes: bool = False,
-    resolution: int | None = None,
+    image_size: int | None = None,
     allow_pickle: bool = False,
     seed: int = 0,
-) -> tuple[MirasolForConditionalGeneration, StartingReport]:
-    """A model that begins with other people's weights, and the report of every tensor.
+) -> tuple[MirasolForConditionalGeneration, PretrainedReport]:
+    """Builds a model initialised from pretrained weights, and a report on every tensor.
 
-    preset: a preset's name or a config; its fields are adapted to what the sources are, which the report lists.
-    image: folder of a CLIP, SigLIP or ViT checkpoint. openmammut: state dict of an openMaMMUT model, whose image side
-    is taken too unless `image` is given. tokenizer: whose ids the text decoder shall read; special tokens it lacks are
-    added to it. inflate_tubes: the other tubes are made from the 2D patches' kernel. resolution: side of a frame,
-    pixels. seed: of the weights left at random.
+    `mirasol.MirasolForConditionalGeneration.from_parts` is this function.
+
+    preset: a preset's name or a config; fields that the sources need are adapted, and listed in the report. image:
+    folder of a CLIP, SigLIP or ViT checkpoint. openmammut: state dict of an openMaMMUT model, whose image side is used
+    too unless `image` is given. tokenizer: of the text decoder; special tokens it lacks are added to it.
+    inflate_tubes: make the other tubes from the 2D patches' kernel. image_size: side of the square frames, pixels.
+    seed: of the weights that no source has.
 
     Raises:
         UserError: nothing to load, a source that cannot be read, a tensor that does not fit (named, with both shapes),
@@ -46,31 +49,31 @@ def assemble(
     """
     if image is None and openmammut is None:
         raise UserError("nothing to start from: give an image model (--image) or an openMaMMUT one (--openmammut)")
-    if resolution is not None and resolution < 1:
-        raise UserError(f"resolution={resolution} must be at least 1 pixel")
+    if image_size is not None and image_size < 1:
+        raise UserError(f"image_size={image_size} must be at least 1 pixel")
     config = MirasolConfig.preset(preset) if isinstance(preset, str) else preset
     sources, ids = [], {}
     if image is not None:
-        sources.append(read_image_source(Path(image), config, resolution, inflate_tubes, allow_pickle))
+        sources.append(read_image_source(Path(image), config, image_size, inflate_tubes, allow_pickle))
     if openmammut is not None:
         source = read_openmammut_source(
-            Path(openmammut), config, resolution, inflate_tubes, image is None, allow_pickle
+            Path(openmammut), config, image_size, inflate_tubes, image is None, allow_pickle
         )
         sources.append(source)
-        ids = specials(source)
+        ids = find_special_ids(source)
         source.parts["text"]["vocab_size"] += 1
     if tokenizer is not None:
         text, ids = _fit_tokenizer(tokenizer, sources[-1] if openmammut is not None else None)
         (sources[-1] if openmammut is not None else sources[0]).parts.setdefault("text", {}).update(text)
-    fitted = adapted(config, [source.parts for source in sources], ids)
-    values, fills, report = planned(config, fitted, sources)
-    return _filled(fitted, values, fills, seed), report
+    fitted = adapt_config(config, [source.parts for source in sources], ids)
+    values, fills, report = plan_tensors(config, fitted, sources)
+    return _build_model(fitted, values, fills, seed), report
 
 
-def _filled(
+def _build_model(
     config: MirasolConfig, values: Mapping[str, Tensor], fills: Mapping[str, float], seed: int
 ) -> MirasolForConditionalGeneration:
-    """A model that begins with these values and numbers, and at random elsewhere."""
+    """A model with these tensors and numbers, initialised at random elsewhere."""
     torch.manual_seed(seed)
     model = MirasolForConditionalGeneration(config).eval()
     with torch.no_grad():
@@ -82,8 +85,10 @@ def _filled(
     return model
 
 
-def _fit_tokenizer(tokenizer: PreTrainedTokenizerBase, decoder: Source | None) -> tuple[dict[str, Any], dict[str, int]]:
-    """The text fields and special ids of a tokenizer; special tokens it lacks are added behind its vocabulary."""
+def _fit_tokenizer(
+    tokenizer: PreTrainedTokenizerBase, decoder: PretrainedWeights | None
+) -> tuple[dict[str, Any], dict[str, int]]:
+    """The text fields and special ids of a tokenizer; special tokens it lacks are appended to its vocabulary."""
     if decoder is not None:
         rows = decoder.shape("text.token_embedding.weight")[0]
         if len(tokenizer) != rows:
@@ -96,42 +101,39 @@ def _fit_tokenizer(tokenizer: PreTrainedTokenizerBase, decoder: Source | None) -
     return {"vocab_size": len(tokenizer)}, {f"{name}_id": getattr(tokenizer, f"{name}_id") for name in SPECIALS}
 
 
-def adapted(config: MirasolConfig, changes: list[Mapping[str, Any]], ids: Mapping[str, int]) -> MirasolConfig:
-    """The config with nested changes laid over it, checked as a whole."""
+def adapt_config(config: MirasolConfig, changes: list[Mapping[str, Any]], ids: Mapping[str, int]) -> MirasolConfig:
+    """The config with nested `changes` to its parts and other ids of special tokens, checked again."""
     values = {name: dataclasses.asdict(getattr(config, name)) for name in PARTS if getattr(config, name) is not None}
     for parts in changes:
-        for name, part in parts.items():
-            values[name] = values[name] | {
-                key: values[name][key] | value if isinstance(value, Mapping) else value for key, value in part.items()
-            }
+        values = merge_mappings(values, parts)
     for name in SPECIALS:
         values[f"{name}_id"] = getattr(config, f"{name}_id")
     return MirasolConfig(**(values | dict(ids)))
 
 
-def planned(
-    preset: MirasolConfig, config: MirasolConfig, sources: list[Source]
-) -> tuple[dict[str, Tensor], dict[str, float], StartingReport]:
-    """What every tensor of a model of `config` begins with: values, numbers to fill with, and the report.
+def plan_tensors(
+    preset: MirasolConfig, config: MirasolConfig, sources: list[PretrainedWeights]
+) -> tuple[dict[str, Tensor], dict[str, float], PretrainedReport]:
+    """The initial value of every tensor of a model of `config`: tensors, numbers to fill with, and the report.
 
     Raises:
-        UserError: a tensor that is missing or does not fit; all are checked before a model is built, which takes long.
+        UserError: a tensor that is missing or does not fit. All are checked before a model is built, which is slow.
     """
     with torch.device("meta"):
         state = MirasolForConditionalGeneration(config).state_dict()
     shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
-    report = StartingReport(config_changes=_differences(preset, config))
+    report = PretrainedReport(config_changes=_find_differences(preset, config))
     values, fills = {}, {}
     for source in sources:
         steps = list(source.plan(config))
         for step in steps:
             if isinstance(step, Copy):
-                values[step.target] = _checked(source, step, shapes[step.target])
-                report.loaded.append(_entry(step, shapes, source=list(step.sources), file=source.name))
+                values[step.target] = _make_checked(source, step, shapes[step.target])
+                report.loaded.append(_describe_step(step, shapes, source=list(step.sources), file=source.name))
             else:
                 fills[step.target] = step.value
-                report.filled.append(_entry(step, shapes, value=step.value))
-        for name, why in source.unused(steps).items():
+                report.filled.append(_describe_step(step, shapes, value=step.value))
+        for name, why in source.find_unused(steps).items():
             report.unused.append({"source": name, "file": source.name, "reason": why})
         report.remarks += source.remarks
     report.random = [
@@ -142,27 +144,27 @@ def planned(
     return values, fills, report
 
 
-def _checked(source: Source, copy: Copy, wanted: tuple[int, ...]) -> Tensor:
-    """The value of a tensor, refused with both shapes where it does not fit."""
-    value = source.made(copy)
+def _make_checked(source: PretrainedWeights, copy: Copy, wanted: tuple[int, ...]) -> Tensor:
+    """The value of a tensor. Raises UserError with both shapes where it does not fit."""
+    value = source.make_tensor(copy)
     rows_fit = len(value) <= wanted[0] if copy.partial else len(value) == wanted[0]
     if tuple(value.shape[1:]) != wanted[1:] or not rows_fit:
-        raise misfit(source.name, " + ".join(copy.sources), value.shape, copy.target, wanted)
+        raise shape_error(source.name, " + ".join(copy.sources), value.shape, copy.target, wanted)
     return value
 
 
-def _entry(step: Copy | Fill, shapes: Mapping[str, tuple[int, ...]], **more: Any) -> dict[str, Any]:
+def _describe_step(step: Copy | Fill, shapes: Mapping[str, tuple[int, ...]], **more: Any) -> dict[str, Any]:
     return {"target": step.target, "shape": list(shapes[step.target]), **more, "note": step.note}
 
 
-def _differences(old: MirasolConfig, new: MirasolConfig) -> dict[str, list[Any]]:
-    """Fields that differ, by dotted path."""
-    before, after = _flat(old.to_dict()), _flat(new.to_dict())
+def _find_differences(old: MirasolConfig, new: MirasolConfig) -> dict[str, list[Any]]:
+    """Fields that differ, as [old, new] by dotted path."""
+    before, after = _flatten(old.to_dict()), _flatten(new.to_dict())
     return {name: [before.get(name), value] for name, value in after.items() if before.get(name) != value}
 
 
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     flat = {}
     for name, value in values.items():
-        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
+        flat |= _flatten(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
     return flat

@@ -9,8 +9,8 @@ from typing import Any
 from mirasol.config.model import MirasolConfig
 from mirasol.errors import UserError
 from mirasol.pretrained.files import read_folder, read_json
-from mirasol.pretrained.patches import check_depth, patch_steps, position_steps, video_parts
-from mirasol.pretrained.weight_source import BlockNames, Copy, Fill, Source, block, plain
+from mirasol.pretrained.patches import check_depth, make_video_fields, plan_patches, plan_positions
+from mirasol.pretrained.weights import BlockNames, Copy, Fill, PretrainedWeights, copy_block, copy_weight_and_bias
 
 VIT = "chunk_encoder.vit"
 ACTIVATIONS = {
@@ -33,10 +33,10 @@ _VIT_BLOCK = BlockNames(
 
 @dataclass(frozen=True)
 class Family:
-    """How a kind of image model names its tensors, and what its features pass through.
+    """How a kind of image model names its tensors, and which norms its features go through.
 
-    prefixes: what may stand before all names. final_norm: the norm that its `last_hidden_state` has passed, if any.
-    reasons: why the rest is not used, by the beginnings of names behind the prefix.
+    prefixes: possible prefixes of all names. final_norm: the norm of its `last_hidden_state`, if any. reasons: why
+    other tensors are not used, by the start of their names after the prefix.
     """
 
     prefixes: tuple[str, ...]
@@ -72,7 +72,7 @@ _VIT = Family(
 FAMILIES = {
     "clip": _CLIP, "clip_vision_model": _CLIP, "siglip": _SIGLIP, "siglip_vision_model": _SIGLIP, "vit": _VIT,
 }  # fmt: skip
-_BESIDE = {
+_OTHER_REASONS = {
     "text_": "of the source's text side",
     "text_model": "of the source's text side",
     "visual_projection": "projects the pooled class token",
@@ -82,11 +82,11 @@ _BESIDE = {
 
 
 def read_image_source(
-    folder: Path, config: MirasolConfig, resolution: int | None, inflate: bool, allow_pickle: bool
-) -> Source:
-    """Reads a checkpoint's folder and plans how its image side becomes that of a model of `config`.
+    folder: Path, config: MirasolConfig, image_size: int | None, inflate: bool, allow_pickle: bool
+) -> PretrainedWeights:
+    """Reads a checkpoint's folder and plans the image side of a model of `config`.
 
-    The features are then the patch tokens of the source's `last_hidden_state`.
+    Its features will be the patch tokens of the source's `last_hidden_state`.
 
     Raises:
         UserError: no checkpoint, of an unknown class, incomplete, of another depth, or with an activation that is not
@@ -99,26 +99,26 @@ def read_image_source(
     values = read_json(folder / "config.json")
     kind = values.get("model_type")
     if kind not in FAMILIES:
-        raise UserError(f"{folder}: model_type {kind!r} is not read as an image model: {', '.join(FAMILIES)} are")
-    family, settings = FAMILIES[kind], _settings(kind, values, folder)
-    source = Source(str(folder), read_folder(folder, allow_pickle))
+        raise UserError(f"{folder}: model_type {kind!r} is not supported, choose one of {', '.join(FAMILIES)}")
+    family, settings = FAMILIES[kind], _read_settings(kind, values, folder)
+    source = PretrainedWeights(str(folder), read_folder(folder, allow_pickle))
     prefix = next((p for p in family.prefixes if f"{p}{family.position}" in source.tensors), family.prefixes[0])
     source.check_width(f"{prefix}{family.patch}.weight", config.vit.width, "vit.width")
-    source.parts = _parts(family, settings, source, config, resolution)
-    mean, std = _normalisation(folder, family, source)
+    source.parts = _make_fields(family, settings, source, config, image_size)
+    mean, std = _read_normalisation(folder, family, source)
     source.parts["chunking"] = {"image_mean": mean, "image_std": std}
     check_depth(
         source, config, settings.num_hidden_layers,
         f"{prefix}{family.layer}.{family.names.attention_norm}.weight", settings.hidden_size,
     )  # fmt: skip
-    source.reasons = {f"{prefix}{name}": why for name, why in family.reasons.items()} | _BESIDE
+    source.reasons = {f"{prefix}{name}": why for name, why in family.reasons.items()} | _OTHER_REASONS
     names = replace(family.names, qkv_bias=getattr(settings, "qkv_bias", True))
-    source.plan = partial(_steps, source, replace(family, names=names), prefix, inflate)
+    source.plan = partial(_plan_tensors, source, replace(family, names=names), prefix, inflate)
     return source
 
 
-def _settings(kind: str, values: dict[str, Any], folder: Path) -> Any:
-    """The image side's own config, with the library's defaults where the file is silent."""
+def _read_settings(kind: str, values: dict[str, Any], folder: Path) -> Any:
+    """The config of the image side, with transformers' defaults for what the file leaves out."""
     import transformers
 
     makers = {"clip": "CLIPVisionConfig", "siglip": "SiglipVisionConfig", "vit": "ViTConfig"}
@@ -130,14 +130,14 @@ def _settings(kind: str, values: dict[str, Any], folder: Path) -> Any:
         raise UserError(f"{folder / 'config.json'}: {' '.join(str(error).split())[:200]}") from error
 
 
-def _parts(
-    family: Family, settings: Any, source: Source, config: MirasolConfig, resolution: int | None
+def _make_fields(
+    family: Family, settings: Any, source: PretrainedWeights, config: MirasolConfig, image_size: int | None
 ) -> dict[str, Any]:
     if settings.hidden_act not in ACTIVATIONS:
         raise UserError(f"{source.name}: activation {settings.hidden_act!r} is not one of {', '.join(ACTIVATIONS)}")
     width, heads = settings.hidden_size, settings.num_attention_heads
     if not isinstance(settings.patch_size, int):
-        raise UserError(f"{source.name}: patch_size={settings.patch_size}: only square patches are read")
+        raise UserError(f"{source.name}: patch_size={settings.patch_size}: only square patches are supported")
     return {
         "vit": {
             "heads": heads,
@@ -150,38 +150,40 @@ def _parts(
             "input_norm": family.input_norm is not None,
             "final_norm": family.final_norm is not None,
         },
-        "video": video_parts(config, settings.patch_size, resolution, settings.image_size),
+        "video": make_video_fields(config, settings.patch_size, image_size, settings.image_size),
     }
 
 
-def _normalisation(folder: Path, family: Family, source: Source) -> tuple[Any, Any]:
-    """Mean and deviation that the source's pictures were normalised with."""
+def _read_normalisation(folder: Path, family: Family, source: PretrainedWeights) -> tuple[Any, Any]:
+    """Mean and standard deviation of the source's image normalisation."""
     file = folder / "preprocessor_config.json"
     if not file.is_file():
-        source.remarks.append(f"{folder} has no preprocessor_config.json: its kind's usual normalisation is taken")
+        source.remarks.append(f"{folder} has no preprocessor_config.json: assuming the usual normalisation of its kind")
         return family.mean, family.std
     values = read_json(file)
     if values.get("do_normalize") is False:
         return 0.0, 1.0
     return tuple(
-        _one_if_equal(values.get(name, default))
+        _collapse_if_equal(values.get(name, default))
         for name, default in (("image_mean", family.mean), ("image_std", family.std))
     )
 
 
-def _one_if_equal(values: Any) -> Any:
-    """One number for three that are the same."""
+def _collapse_if_equal(values: Any) -> Any:
+    """One number in place of three equal ones."""
     return values[0] if isinstance(values, list | tuple) and len(set(values)) == 1 else values
 
 
-def _steps(source: Source, family: Family, prefix: str, inflate: bool, config: MirasolConfig) -> Iterable[Copy | Fill]:
+def _plan_tensors(
+    source: PretrainedWeights, family: Family, prefix: str, inflate: bool, config: MirasolConfig
+) -> Iterable[Copy | Fill]:
     patch = f"{prefix}{family.patch}"
-    yield from patch_steps(source, config, f"{patch}.weight", f"{patch}.bias" if family.patch_bias else None, inflate)
+    yield from plan_patches(source, config, f"{patch}.weight", f"{patch}.bias" if family.patch_bias else None, inflate)
     token = f"{prefix}{family.class_token}" if family.class_token else None
-    yield from position_steps(source, config, f"{prefix}{family.position}", token)
+    yield from plan_positions(source, config, f"{prefix}{family.position}", token)
     for target, name in (("input_norm", family.input_norm), ("norm", family.final_norm)):
         if name is not None:
-            yield from plain(f"{VIT}.{target}", f"{prefix}{name}")
+            yield from copy_weight_and_bias(f"{VIT}.{target}", f"{prefix}{name}")
     for index in range(config.vit.depth):
         layer = f"{prefix}{family.layer.format(index)}"
-        yield from block(f"{VIT}.blocks.{index}", layer, family.names)
+        yield from copy_block(f"{VIT}.blocks.{index}", layer, family.names)

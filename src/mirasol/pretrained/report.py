@@ -1,17 +1,17 @@
-"""What became of every tensor: loaded, set, left at random, or unused in its source."""
+"""The report on every tensor: loaded, filled, left at random, or unused in its source."""
 
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 
 @dataclass
-class StartingReport:
+class PretrainedReport:
     """Where the weights of a model come from.
 
-    loaded: our name, the source's names and file, shape, and what was done on the way. filled: tensors set to a number
-    because the source has nothing there. random: tensors left as they were initialised. unused: tensors of the sources
-    that went nowhere, with the reason. config_changes: fields that differ from the preset because a source needs it,
-    as [old, new]. remarks: what was assumed.
+    loaded: our name, the source's names and file, the shape, and how the tensor was transformed. filled: tensors set to
+    a number because the source has none. random: tensors initialised at random. unused: tensors of the sources that are
+    not used, with the reason. config_changes: fields that differ from the preset because a source needs it, as [old,
+    new]. remarks: assumptions about what a source does not state.
     """
 
     loaded: list[dict[str, Any]] = field(default_factory=list)
@@ -26,11 +26,11 @@ class StartingReport:
         return asdict(self)
 
     def lines(self) -> list[str]:
-        """The report in short, for a screen: counts, changed fields, reasons for what is unused, remarks."""
+        """A summary for the screen: changed fields, counts, reasons for unused tensors, remarks."""
         lines = [f"config: {name} = {new} (was {old})" for name, (old, new) in self.config_changes.items()]
         lines.append(
-            f"loaded {len(self.loaded)} tensors ({_weights(self.loaded)} weights), set {len(self.filled)}, "
-            f"left at random {len(self.random)} ({_weights(self.random)} weights), "
+            f"loaded {len(self.loaded)} tensors ({_count_weights(self.loaded)} weights), set {len(self.filled)}, "
+            f"left at random {len(self.random)} ({_count_weights(self.random)} weights), "
             f"unused in the source {len(self.unused)}"
         )
         reasons: dict[str, list[str]] = {}
@@ -43,7 +43,7 @@ class StartingReport:
         return lines + [f"note: {remark}" for remark in self.remarks]
 
 
-def _weights(entries: list[dict[str, Any]]) -> str:
+def _count_weights(entries: list[dict[str, Any]]) -> str:
     total = 0
     for entry in entries:
         size = 1

@@ -25,8 +25,8 @@ from mirasol.config.recipe import Recipe, Stage
 from mirasol.data.clip_cache import BadWindow
 from mirasol.data.sampler import Batch
 from mirasol.errors import Stopped, UserError
-from mirasol.model.execution import layers
-from mirasol.model.global_batch import GlobalBatch, chunk_totals, text_total
+from mirasol.model.kernels import compile_layers, find_layers
+from mirasol.model.losses import BatchTotals, count_loss_chunks, sum_text_weights
 from mirasol.model.mirasol import MirasolForConditionalGeneration
 from mirasol.training.ranks import ProcessLost, Ranks
 from mirasol.training.stages import stage_losses
@@ -107,13 +107,13 @@ class Share:
 def share_of(batch: Batch, tensors: Mapping[str, Tensor], asked_to_stop: Signals | None = None) -> Share:
     """The share that a process's tensors of a step are."""
     masks = torch.stack([tensors[name] for name in MASKS]).cpu() if MASKS[0] in tensors else None
-    return Share(text_total(tensors["labels"], tensors.get("row_weights")), masks, asked_to_stop, batch.replaced)
+    return Share(sum_text_weights(tensors["labels"], tensors.get("row_weights")), masks, asked_to_stop, batch.replaced)
 
 
-def global_batches(
+def make_batch_totals(
     shares: Sequence[Share], clips: int, accumulation: int, config: MirasolConfig, ranks: Ranks
-) -> list[GlobalBatch | None]:
-    """For each microbatch, what its losses must know of the step's batch of `clips` clips; None where it is all."""
+) -> list[BatchTotals | None]:
+    """For each microbatch the totals of the step's batch of `clips` clips; None for one that is the entire batch."""
     if accumulation == ranks.world_size == 1:
         return [None]
     totals = {"text": sum(share.text for share in shares), "images": float(clips)}
@@ -122,11 +122,9 @@ def global_batches(
         longest = max(share.masks.shape[2] for share in shares)
         padded = [F.pad(share.masks, (0, longest - share.masks.shape[2])).chunk(accumulation, 1) for share in shares]
         for parts in zip(*padded, strict=True):
-            for name, total in chunk_totals(config, *torch.cat(parts, dim=1)).items():
+            for name, total in count_loss_chunks(config, *torch.cat(parts, dim=1)).items():
                 totals[name] = totals.get(name, 0.0) + total
-    rows = clips // (accumulation * ranks.world_size)
-    gather = (lambda tensor: _GatheredRows.apply(tensor, ranks)) if ranks.world_size > 1 else (lambda tensor: tensor)
-    return [GlobalBatch(totals, longest, ranks.summed, gather, ranks.rank * rows)] * accumulation
+    return [BatchTotals(**totals, chunks=longest)] * accumulation
 
 
 def microbatches(tensors: Mapping[str, Tensor], accumulation: int) -> list[dict[str, Tensor]]:
@@ -161,6 +159,23 @@ class _GatheredRows(Function):
         return ctx.ranks.summed(gradient)[ctx.first : ctx.first + ctx.rows], None
 
 
+@dataclass(frozen=True)
+class RankPeers:
+    """The run's processes as a model's losses know them, see `mirasol.model.losses.Peers`."""
+
+    ranks: Ranks
+
+    @property
+    def rank(self) -> int:
+        return self.ranks.rank
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        return self.ranks.summed(tensor)
+
+    def gather(self, rows: Tensor) -> Tensor:
+        return _GatheredRows.apply(rows, self.ranks) if self.ranks.world_size > 1 else rows
+
+
 class _StagePass(nn.Module):
     """One stage's pass as a module, for DDP to wrap: whatever leaves it beside the loss has no gradient."""
 
@@ -168,8 +183,8 @@ class _StagePass(nn.Module):
         super().__init__()
         self.model, self.stage = model, stage
 
-    def forward(self, tensors: Mapping[str, Tensor], whole: GlobalBatch | None) -> tuple[Tensor, Any]:
-        output = stage_losses(self.model, self.stage, tensors, whole)
+    def forward(self, tensors: Mapping[str, Tensor], batch_totals: BatchTotals | None) -> tuple[Tensor, Any]:
+        output = stage_losses(self.model, self.stage, tensors, batch_totals)
         loss = output.loss
         for name, value in output.items():
             if isinstance(value, Tensor):
@@ -185,6 +200,7 @@ class ParallelModel:
 
     def __init__(self, model: MirasolForConditionalGeneration, recipe: Recipe, ranks: Ranks, device: torch.device):
         self.model, self.recipe, self.ranks, self.device = model, recipe, ranks, device
+        model.peers = RankPeers(ranks)
         self.kind = recipe.parallel.kind if ranks.host is not None else "none"
         if recipe.recompute != "none":
             model.recompute_activations(recipe.recompute)
@@ -193,7 +209,7 @@ class ParallelModel:
         else:
             model.to(device)
         if recipe.compile:
-            compile_layers(model, self.kind)
+            compile_layers(model, forward_only=self.kind == "fsdp")
         self._pass: nn.Module | None = None
         self._stage: Stage | None = None
 
@@ -205,7 +221,7 @@ class ParallelModel:
         policy = MixedPrecisionPolicy(cast_forward_inputs=False)
         if self.recipe.precision == "bf16":
             policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
-        for layer in layers(self.model):
+        for layer in find_layers(self.model):
             fully_shard(layer, mesh=mesh, mp_policy=policy, reshard_after_forward=self.recipe.parallel.reshard)
         fully_shard(self.model, mesh=mesh, mp_policy=policy)
         # A process whose answers are all written goes on until every one's are: the others need its shards.
@@ -233,18 +249,18 @@ class ParallelModel:
                 gradient_as_bucket_view=True,
             )  # fmt: skip
 
-    def backward(self, tensors: Mapping[str, Tensor], whole: GlobalBatch | None, is_last: bool) -> Any:
+    def backward(self, tensors: Mapping[str, Tensor], batch_totals: BatchTotals | None, is_last: bool) -> Any:
         """One microbatch forward and backward. Gradients add up; after the last they are those of the whole batch, on
         every process. Returns the pass's output, its losses without gradient."""
         assert self._stage is not None
         if self._pass is None:
             with self.precision():
-                output = stage_losses(self.model, self._stage, tensors, whole)
+                output = stage_losses(self.model, self._stage, tensors, batch_totals)
             (output.loss * self.ranks.world_size).backward()
             return output
         with contextlib.nullcontext() if is_last else self._pass.no_sync():
             with self.precision():
-                loss, (output,) = self._pass(tensors, whole)
+                loss, (output,) = self._pass(tensors, batch_totals)
             # DDP, as FSDP, takes the mean over the processes of what is to be added up.
             (loss * self.ranks.world_size).backward()
         return output
@@ -261,12 +277,3 @@ class ParallelModel:
         if self.kind != "fsdp":
             return self.model.state_dict() if self.ranks.is_first else {}
         return get_model_state_dict(self.model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
-
-
-def compile_layers(model: MirasolForConditionalGeneration, kind: str) -> None:
-    """Compiles every layer; under FSDP its forward alone, for the hooks that gather its weights cannot be compiled."""
-    if kind != "fsdp":
-        model.compile_blocks()
-        return
-    for layer in layers(model):
-        layer.forward = torch.compile(layer.forward)

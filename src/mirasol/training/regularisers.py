@@ -4,7 +4,6 @@ from torch import nn
 
 from mirasol.config.model import MirasolConfig
 from mirasol.config.recipe import Recipe, Stage
-from mirasol.model.regularisation import regularise, stack_configs
 
 
 class Regularisers:
@@ -15,7 +14,7 @@ class Regularisers:
 
     def __init__(self, model: nn.Module):
         self.model, self.stage = model, None
-        self.own = {path: (stack.dropout, stack.layer_drop) for path, stack in stack_configs(model.config).items()}
+        self.own = {path: (stack.dropout, stack.layer_drop) for path, stack in model.config.stacks.items()}
         self.own_smoothing = model.config.text.label_smoothing
 
     def enter(self, stage: Stage) -> None:
@@ -23,13 +22,13 @@ class Regularisers:
         if stage is self.stage:
             return
         self.stage = stage
-        for path, stack in stack_configs(self.model.config).items():
+        for path, stack in self.model.config.stacks.items():
             dropout, layer_drop = self.own[path]
             stack.dropout = dropout if stage.dropout is None else stage.dropout
             stack.layer_drop = layer_drop if stage.layer_drop is None else stage.layer_drop
         smoothing = self.own_smoothing if stage.label_smoothing is None else stage.label_smoothing
         self.model.config.text.label_smoothing = smoothing
-        regularise(self.model)
+        self.model.apply_dropout_rates()
 
 
 def check_augmentation(recipe: Recipe, config: MirasolConfig) -> None:

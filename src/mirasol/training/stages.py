@@ -11,7 +11,7 @@ from mirasol.config.model import MirasolConfig
 from mirasol.config.recipe import Recipe, Stage
 from mirasol.console import format_table
 from mirasol.errors import UserError
-from mirasol.model.global_batch import GlobalBatch
+from mirasol.model.losses import BatchTotals
 from mirasol.model.mirasol import MirasolForConditionalGeneration
 from mirasol.model.outputs import MirasolImageTextOutput, MirasolOutput
 from mirasol.model.sizes import COMPONENTS, component_of
@@ -29,10 +29,10 @@ def stage_losses(
     model: MirasolForConditionalGeneration,
     stage: Stage,
     tensors: Mapping[str, Tensor],
-    whole: GlobalBatch | None = None,
+    batch_totals: BatchTotals | None = None,
 ) -> MirasolOutput | MirasolImageTextOutput:
-    """The stage's pass over a batch, with its losses; `whole` is the batch that this one is a part of, if it is."""
-    given = dict(tensors) if whole is None else {**tensors, "whole": whole}
+    """The stage's pass over a batch, with its losses. batch_totals: of the batch that this one is a part of."""
+    given = dict(tensors) if batch_totals is None else {**tensors, "batch_totals": batch_totals}
     return model.image_text(**given) if stage.objective == "image_text" else model(**given)
 
 

@@ -30,8 +30,8 @@ from mirasol.data.sampler import KINDS, Batch, BatchPlan, joined
 from mirasol.data.splits import read_data
 from mirasol.data.workers import WorkerStatus
 from mirasol.errors import Stopped, UserError
-from mirasol.files import hash_file, remove_folder, write_folder_atomically
-from mirasol.model.global_batch import GlobalBatch
+from mirasol.files import file_hash
+from mirasol.model.losses import BatchTotals
 from mirasol.training.average import WeightAverage
 from mirasol.training.best import BestStep, check_metric
 from mirasol.training.build import (
@@ -44,7 +44,7 @@ from mirasol.training.build import (
     make_processor,
     pick_device,
 )
-from mirasol.training.checkpoint import Checkpoints, save_model
+from mirasol.training.checkpoint import Checkpoints, remove_folder, save_model, write_folder
 from mirasol.training.clock import Clock
 from mirasol.training.logging import RunLog, read_metrics
 from mirasol.training.measures import NonFiniteLoss, check_finite, spread
@@ -52,8 +52,8 @@ from mirasol.training.optim import Optimizer, learning_rate
 from mirasol.training.parallel import (
     ParallelModel,
     Share,
-    global_batches,
     joined_ranks,
+    make_batch_totals,
     microbatches,
     seed_noise,
     share_of,
@@ -141,7 +141,7 @@ class Trainer:
         # In files that the loading processes share.
         self.plan = self.plan.stored(folder.path / "examples")
         if not (folder.path / "processor").exists():
-            write_folder_atomically(folder.path / "processor", self.processor.save_pretrained, replace=True)
+            write_folder(folder.path / "processor", self.processor.save_pretrained)
 
     def _make_model(self, examples: list[Example], validation_examples: list[Example]) -> None:
         """The processor, the model, what is made from its config, and the checks that need them."""
@@ -238,11 +238,11 @@ class Trainer:
         try:
             training = Progress(self.console, "Training", self.recipe.total_steps, "steps", start=first)
             with self.ranks.losses_told(), training as progress:
-                for step, batch, tensors, wholes in self._batches(first):
+                for step, batch, tensors, batch_totals in self._batches(first):
                     if step == first or self.recipe.stage_at(step)[1] == 0:
                         self.weights.enter(batch.stage)
                         self.parallel.enter(self.recipe.stages[batch.stage])
-                    values = self._step(step, batch, tensors, wholes)
+                    values = self._step(step, batch, tensors, batch_totals)
                     self._after_step(step + 1, values, log, progress)
                     self._stop_if_asked(step + 1)
             self.checkpoints.wait()
@@ -271,7 +271,7 @@ class Trainer:
     def _warn(self, message: str) -> None:
         _warn(self.console, message)
 
-    def _batches(self, first: int) -> Iterator[tuple[int, Batch, dict[str, Tensor], list[GlobalBatch | None]]]:
+    def _batches(self, first: int) -> Iterator[tuple[int, Batch, dict[str, Tensor], list[BatchTotals | None]]]:
         """(step, this process's rows of the batch, their tensors on the device, what the losses of each microbatch must
         know of the whole) for every step left; keeps count of the time spent waiting."""
         data, extractor, ranks = self.recipe.data, self.processor.feature_extractor, self.ranks
@@ -291,9 +291,9 @@ class Trainer:
             with self.clock.waiting():
                 batch, tensors, shares = self._next(loaded, step)
                 clips = self.recipe.stages[batch.stage].clips_per_step
-                wholes = global_batches(shares, clips, self.recipe.accumulation, self.model.config, ranks)
+                batch_totals = make_batch_totals(shares, clips, self.recipe.accumulation, self.model.config, ranks)
                 tensors = {name: value.to(self.device, non_blocking=on_gpu) for name, value in tensors.items()}
-            yield step, batch, tensors, wholes
+            yield step, batch, tensors, batch_totals
 
     def _next(
         self, loaded: Iterator[tuple[Batch, dict[str, Tensor]]], step: int
@@ -322,7 +322,7 @@ class Trainer:
         return *taken[0], shares
 
     def _step(
-        self, step: int, batch: Batch, tensors: Mapping[str, Tensor], wholes: Sequence[GlobalBatch | None]
+        self, step: int, batch: Batch, tensors: Mapping[str, Tensor], batch_totals: Sequence[BatchTotals | None]
     ) -> dict[str, Any]:
         """One optimizer step. Returns its values; raises NonFiniteLoss before anything reaches the weights."""
         stage = self.recipe.stages[batch.stage]
@@ -333,9 +333,9 @@ class Trainer:
         self.model.config.loss_weights = stage.loss_weights
         self.regularisers.enter(stage)
         self.optimizer.zero_grad()
-        parts = microbatches(tensors, len(wholes))
+        parts = microbatches(tensors, len(batch_totals))
         values: dict[str, Any] = {"stage": batch.stage}
-        values |= self._pass(step, parts, wholes)
+        values |= self._pass(step, parts, batch_totals)
         # Each process knows its own rows; the values are the same on all.
         check_finite(lambda: joined(self.ranks.gathered(batch)), values)
         values["gradient_norm"] = self.optimizer.clip_gradients()
@@ -357,13 +357,13 @@ class Trainer:
         return values
 
     def _pass(
-        self, step: int, parts: Sequence[Mapping[str, Tensor]], wholes: Sequence[GlobalBatch | None]
+        self, step: int, parts: Sequence[Mapping[str, Tensor]], batch_totals: Sequence[BatchTotals | None]
     ) -> dict[str, float]:
         """Gradients of the step's batch, microbatch by microbatch. Returns its losses, the same on every process."""
         losses = []
-        for place, (part, whole) in enumerate(zip(parts, wholes, strict=True)):
+        for place, (part, totals) in enumerate(zip(parts, batch_totals, strict=True)):
             seed_noise(self.plan.noise_seed(step, place, self.ranks.rank), self.device)
-            self.output = self.parallel.backward(part, whole, is_last=place == len(parts) - 1)
+            self.output = self.parallel.backward(part, totals, is_last=place == len(parts) - 1)
             names = [name for name in self.output if name == "loss" or name.endswith("_loss")]
             losses.append(torch.stack([self.output[name].detach().float() for name in names]))
         total = self.ranks.summed(torch.stack(losses).sum(0) if len(losses) > 1 else losses[0])
@@ -437,7 +437,7 @@ class Trainer:
     def _write_result(self, weights: Mapping[str, Tensor]) -> None:
         def fill(target: Path) -> None:
             save_model(target, self.model, self.processor, weights)
-            digest = hash_file(target / "model.safetensors")
+            digest = file_hash(target / "model.safetensors")
             facts = {
                 "steps": self.recipe.total_steps,
                 "training_seconds": round(self.clock.seconds(), 1),
@@ -447,5 +447,5 @@ class Trainer:
             }
             (target / "training.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
 
-        write_folder_atomically(self.folder.checkpoint, fill, replace=True)
+        write_folder(self.folder.checkpoint, fill)
         remove_folder(self.folder.path / "examples")

@@ -7,7 +7,6 @@ from torch.nn import functional as F
 from mirasol import MirasolConfig, MirasolForConditionalGeneration, UserError
 from mirasol.config.parts import StackConfig, TextConfig
 from mirasol.model.losses import text_loss
-from mirasol.model.regularisation import regularise, stack_configs
 from mirasol.model.transformer import Attention, LayerDrop, Stack
 
 STACK = {"depth": 4, "width": 8, "hidden": 8, "heads": 1, "head_width": 8}
@@ -24,10 +23,10 @@ def build(kind: str = "transformer", **text) -> MirasolForConditionalGeneration:
 
 
 def turn_on(model: MirasolForConditionalGeneration, **rates: float) -> None:
-    for stack in stack_configs(model.config).values():
+    for stack in model.config.stacks.values():
         for name, rate in rates.items():
             setattr(stack, name, rate)
-    regularise(model)
+    model.apply_dropout_rates()
 
 
 def loss_of(model, batch, seed: int = 7) -> torch.Tensor:
@@ -71,8 +70,8 @@ def test_a_sequence_passes_over_branches_of_its_own():
         y = x[row : row + 1]
         for block, scale in zip(stack.blocks, kept, strict=True):
             if scale[0, row] > 0:
-                queries, keys_values = block.attention.projections(y, block.attention_norm)
-                y = y + scale[0, row] * block.attention.mix(queries, keys_values)[0]
+                queries, keys_values = block.attention.project(y, block.attention_norm)
+                y = y + scale[0, row] * block.attention.attend(queries, keys_values)[0]
             if scale[1, row] > 0:
                 y = y + scale[1, row] * block.feed_forward(y, block.feed_forward_norm)
         torch.testing.assert_close(out[row : row + 1], stack.norm(y))
@@ -107,15 +106,15 @@ def test_every_stack_drops_for_itself(kind, batch):
     model = build(kind).train()
     model.latent.mask_ratio = 0.0  # else what was drawn before it would change the loss
     before = loss_of(model, batch)
-    paths = stack_configs(model.config) if kind == "transformer" else ["combiner.stack"]
+    paths = model.config.stacks if kind == "transformer" else ["combiner.stack"]
     for path in paths:
-        stack = stack_configs(model.config)[path]
+        stack = model.config.stacks[path]
         for name, rate in REGULARISED.items():
             setattr(stack, name, rate)
-            regularise(model)
+            model.apply_dropout_rates()
             assert loss_of(model, batch) != before, (path, name)
             setattr(stack, name, 0.0)
-    regularise(model)
+    model.apply_dropout_rates()
     assert loss_of(model, batch) == before
 
 

@@ -10,10 +10,13 @@ import torch
 
 from mirasol import MirasolConfig, MirasolForConditionalGeneration, UserError
 from mirasol.config.parts import StackConfig
-from mirasol.model.execution import LAYERS, compile_layers, layers
+from mirasol.model.combiner import PerceiverBlock
+from mirasol.model.kernels import compile_layers, find_layers
 from mirasol.model.masks import BlockCausal
-from mirasol.model.transformer import FeedForward, Stack
+from mirasol.model.text import TextBlock
+from mirasol.model.transformer import Block, FeedForward, Stack
 
+LAYERS = {Block, PerceiverBlock, TextBlock}
 MEDIA = ("video", "audio", "chunk_mask", "video_mask", "audio_mask")
 DROPOUT = {"vit": {"dropout": 0.1}, "combiner": {"stack": {"dropout": 0.1}}, "text": {"stack": {"dropout": 0.2}}}
 
@@ -72,19 +75,19 @@ def test_transformers_own_switch_works(batch, reentrant):
     model = build(parts=DROPOUT)
     loss, gradients, _ = step(model, batch)
     enable(model, gradient_checkpointing_kwargs={"use_reentrant": reentrant})
-    assert all(layer.gradient_checkpointing for layer in layers(model))
+    assert all(layer.gradient_checkpointing for layer in find_layers(model))
     again, others, _ = step(model, batch)
     torch.testing.assert_close(again, loss)
     torch.testing.assert_close(others, gradients, atol=1e-6, rtol=1e-5)
 
 
 def test_every_layer_is_recomputed_and_no_feed_forward_twice(model):
-    kinds = {type(module) for module in layers(model)}
-    assert kinds < set(LAYERS)
+    kinds = {type(module) for module in find_layers(model)}
+    assert kinds < LAYERS
     model.recompute_activations("block")
     assert not any(hasattr(m, "gradient_checkpointing") for m in model.modules() if isinstance(m, FeedForward))
     model.recompute_activations("hidden")
-    assert not any(hasattr(layer, "gradient_checkpointing") for layer in layers(model))
+    assert not any(hasattr(layer, "gradient_checkpointing") for layer in find_layers(model))
 
 
 def test_a_cache_is_not_written_twice(model, batch):
@@ -110,7 +113,7 @@ def test_a_model_that_recomputes_can_be_copied_pickled_and_saved(model, batch, t
     with torch.no_grad():
         expected = model(**batch).loss
         twin = copy.deepcopy(model)
-        assert next(layers(twin)).forward.module is next(layers(twin))
+        assert next(find_layers(twin)).forward.module is next(find_layers(twin))
         for other in (twin, pickle.loads(pickle.dumps(model))):
             assert torch.equal(other(**batch).loss, expected)
     model.save_pretrained(tmp_path)
