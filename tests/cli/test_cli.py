@@ -214,6 +214,13 @@ def test_evaluate_as_json_and_without_controls(capsys, untrained, shapes):
     assert {"metrics", "baselines", "headline"} <= result["protocols"]["open generation"].keys()
 
 
+def test_figures_have_two_formats_and_need_a_folder(refused, untrained, shapes, tmp_path):
+    assert "--figures svg: choose pdf or png" in refused("evaluate", untrained, shapes, "--figures", "svg")
+    assert "no effect without --output" in refused("evaluate", untrained, shapes, "--figures", "pdf")
+    assert "--figures svg" in refused("demo", "--output", tmp_path / "demo", "--figures", "svg")
+    assert not (tmp_path / "demo").exists()
+
+
 def test_evaluate_of_a_data_set_asks_for_its_folder(refused, untrained):
     assert "msrvtt_qa needs ROOT" in refused("evaluate", untrained, "msrvtt_qa")
 

@@ -3,6 +3,8 @@
 import base64
 import io
 import re
+import subprocess
+import sys
 import xml.etree.ElementTree as ElementTree
 
 import numpy as np
@@ -139,3 +141,11 @@ def test_figures_are_written_as_files(tmp_path):
     assert Image.open(png).width > 1_500
     with pytest.raises(UserError, match="--figures svg: choose pdf or png"):
         check_figure_format("svg")
+
+
+def test_matplotlib_is_imported_where_something_is_drawn_and_not_before():
+    code = (
+        "import sys\nimport mirasol.evaluation.report, mirasol.evaluation.one_clip, mirasol.training.validation\n"
+        "assert 'matplotlib' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
