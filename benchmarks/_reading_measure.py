@@ -1,5 +1,6 @@
 """How fast the loader delivers clips, and bare PyAV on the same files; `reading.py` says what is measured."""
 
+import contextlib
 import multiprocessing
 import os
 import pickle
@@ -55,6 +56,19 @@ def measure_processor_seconds(pids: list[int]) -> float:
     return time.process_time() + ticks / os.sysconf("SC_CLK_TCK")
 
 
+def find_descendants(pids: list[int]) -> list[int]:
+    """These processes and all that they started: loading workers have decoder processes."""
+    parents = {}
+    for file in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            parents[int(file.parent.name)] = int(file.read_text().rpartition(")")[2].split()[1])
+    found, new = [], list(pids)
+    while new:
+        found += new
+        new = [pid for pid, parent in parents.items() if parent in new]
+    return found
+
+
 def time_loader(batches: StepBatches, steps: int) -> float:
     """Processor seconds a batch, over `steps` batches, after the workers have started and filled their queues.
 
@@ -64,7 +78,7 @@ def time_loader(batches: StepBatches, steps: int) -> float:
     ahead = 2 * WORKERS + 1
     items = DataLoader.__iter__(make_loader(batches, range(ahead + steps), WORKERS, prefetch=2))
     give_back(*next(items)[1:])
-    pids = [child.pid for child in multiprocessing.active_children()]
+    pids = find_descendants([child.pid for child in multiprocessing.active_children()])
     before, now = 0.0, measure_processor_seconds(pids)
     while now - before > 0.03:
         time.sleep(1.5)
@@ -184,10 +198,10 @@ def render_small_clips(root: Path) -> list[str]:
     return names
 
 
-def measure_throughputs(
-    root: Path, small: list[str], real: Path | None, repeats: int, quick: bool = False
-) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The name and the throughput of each kind of clips: the small ones, large ones rendered into `root`, real ones.
+def list_kinds(
+    root: Path, small: list[str], real: Path | None, quick: bool = False
+) -> dict[str, tuple[Path, list[str], dict[str, Any], int]]:
+    """Folder, media, settings and rounds of each kind of clips: large ones rendered into `root`, small ones, real ones.
 
     quick: only the small ones
     """
@@ -202,5 +216,12 @@ def measure_throughputs(
         settings = {**LARGE_MODEL, "image_size": 224}
         media = find_usable_clips(real, settings)
         kinds[f"{len(media)} real clips; 128 frames of 224"] = (real, media, settings, 2)
-    for name, (folder, media, settings, rounds) in kinds.items():
+    return kinds
+
+
+def measure_throughputs(
+    root: Path, small: list[str], real: Path | None, repeats: int, quick: bool = False
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The name and the throughput of each of `list_kinds`."""
+    for name, (folder, media, settings, rounds) in list_kinds(root, small, real, quick).items():
         yield name, measure_throughput(folder, media, settings, rounds, repeats)

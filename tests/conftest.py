@@ -33,12 +33,13 @@ SMALL_MODEL = {
 }
 
 
-@pytest.fixture(scope="session")
-def real_data() -> Path:
+@pytest.fixture
+def real_data(request) -> Path:
     """The folder of real data (clips/ with manifest.json); tests that need it skip where it is absent."""
     folder = Path(os.environ.get("MIRASOL_REAL_DATA", REPOSITORY.parent / "shared" / "data"))
     if not (folder / "clips" / "manifest.json").is_file():
-        pytest.skip(f"no real clips in {folder}: set MIRASOL_REAL_DATA to the folder that holds clips/manifest.json")
+        unshown = request.node.originalname.removeprefix("test_").replace("_", " ")
+        pytest.skip(f"MIRASOL_REAL_DATA names no folder with clips/manifest.json; not shown: {unshown}")
     return folder
 
 

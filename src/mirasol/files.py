@@ -1,18 +1,18 @@
-"""Files that are there whole or not at all, their hashes and locks."""
+"""Files and folders that are written completely or not at all, their hashes and locks."""
 
 import errno
 import fcntl
 import hashlib
-import json
 import os
+import shutil
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from mirasol.errors import UserError
 
 
-def write_whole(file: Path, text: str) -> None:
-    """Writes a file such that an interruption, or a power cut, leaves what was there before, or all of the new text."""
+def write_file_atomically(file: Path, text: str) -> None:
+    """Writes a text file such that an interruption, or a power cut, leaves either the old content or all of the new."""
     unfinished = file.with_name(f".{file.name}.unfinished")
     with unfinished.open("w", encoding="utf-8") as stream:
         stream.write(text)
@@ -21,30 +21,101 @@ def write_whole(file: Path, text: str) -> None:
     os.replace(unfinished, file)
 
 
-def parse_json(text: str, where: object, fix: str) -> Any:
-    """What a JSON text says. Raises UserError for one that is damaged, on one line: `where` it is, and the `fix`."""
+def write_folder_atomically(
+    target: Path, fill: Callable[[Path], None], *, replace: bool = False, sync: bool = True
+) -> None:
+    """Makes the folder `target` with what `fill(folder)` writes.
+
+    The folder gets its name once it is complete, and after an error nothing of it remains. A killed process leaves a
+    hidden folder that the next call uses and empties.
+
+    replace: an older folder of that name is replaced, also one that is not empty
+    sync: wait until everything is on the disk, so that a power cut cannot damage a folder that has its name
+
+    Raises:
+        UserError: the folder cannot be made, has content that may not be replaced, or another process is writing it.
+    """
+    target = target.absolute()
+    unfinished = target.with_name(f".{target.name}.unfinished")
     try:
-        return json.loads(text)
-    except ValueError as error:
-        raise UserError(f"{where}: is damaged ({error}): {fix}") from error
+        unfinished.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(unfinished, os.O_RDONLY)
+    except OSError as error:
+        raise UserError(f"{target}: cannot be created ({error.strerror}): give another folder") from error
+    try:
+        lock_file(descriptor)
+    except BlockingIOError as error:
+        os.close(descriptor)
+        raise UserError(f"{target}: another process is writing this folder: wait for it or stop it") from error
+    try:
+        _empty_folder(unfinished)
+        fill(unfinished)
+        for path in [*sorted(unfinished.rglob("*")), unfinished]:
+            copy_folder_permissions(path)
+            if sync:
+                sync_to_disk(path)
+        if replace:
+            remove_folder(target)
+        elif target.is_dir():
+            _remove_empty_folder(target)
+        unfinished.rename(target)
+        sync_to_disk(target.parent)
+    except BaseException:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        raise
+    finally:
+        os.close(descriptor)
 
 
-def open_as_folder(path: Path) -> None:
-    """Whoever may read or write in a file's folder may do so with the file: safetensors writes for its owner alone."""
+def _empty_folder(folder: Path) -> None:
+    for path in folder.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
+def _remove_empty_folder(target: Path) -> None:
+    try:
+        target.rmdir()
+    except OSError as error:
+        raise UserError(f"{target}: already exists and is not empty: give another folder") from error
+
+
+def remove_folder(target: Path) -> None:
+    """Removes a folder if it exists: renamed first, so that a half-removed one is never taken for a complete one."""
+    removed = target.with_name(".removed")
+    shutil.rmtree(removed, ignore_errors=True)
+    if target.exists():
+        target.rename(removed)
+        shutil.rmtree(removed)
+
+
+def sync_to_disk(path: Path) -> None:
+    """Waits until a file's content, or a folder's list of names, is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def copy_folder_permissions(path: Path) -> None:
+    """Lets everyone who may read or write in a file's folder do so with the file: safetensors allows its owner only."""
     if path.is_file():
         path.chmod(path.parent.stat().st_mode & 0o666)
 
 
-def file_hash(file: Path) -> str:
+def hash_file(file: Path) -> str:
     """SHA-256 of a file of any size, in hexadecimal."""
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def lock(descriptor: int, wait: bool = False) -> bool:
-    """Locks an open file until it is closed, or the process ends; False where its disk has no locks.
+def lock_file(descriptor: int, wait: bool = False) -> bool:
+    """Locks an open file or folder until it is closed or the process ends; False where the disk has no locks.
 
-    Raises BlockingIOError where another process has it, unless that one is waited for.
+    Raises BlockingIOError where another process holds the lock, unless `wait` is set.
     """
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))

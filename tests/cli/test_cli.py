@@ -350,7 +350,7 @@ def test_a_bug_keeps_its_traceback(monkeypatch):
 
 def test_the_module_is_a_program():
     result = subprocess.run(
-        [sys.executable, "-m", "mirasol.cli", "ask", "nowhere", "x.mp4", "what?"],
+        [sys.executable, "-m", "mirasol.cli", "compare", "nowhere", "elsewhere"],
         capture_output=True,
         text=True,
         timeout=600,

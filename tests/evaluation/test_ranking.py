@@ -6,11 +6,11 @@ import pytest
 from mirasol.evaluation.ranking import (
     Thresholds,
     area_under_curve,
+    average_over_classes,
     average_precision,
     d_prime,
-    in_top,
+    is_right_in_top,
     mean_intervals,
-    mean_over_classes,
 )
 
 RIGHT = np.array([True, False, True, False])
@@ -52,15 +52,15 @@ def test_equal_scores_are_worth_the_share_of_right_examples():
 def test_top_k_takes_the_first_of_equal_classes_and_nothing_where_nothing_was_predicted():
     labels = np.eye(3, dtype=bool)
     scores = np.array([[1.0, 1.0, 0.0], [1.0, 1.0, 0.0], [-np.inf] * 3])
-    assert in_top(scores, labels, 1).tolist() == [True, False, False]
-    assert in_top(scores, labels, 2).tolist() == [True, True, False]
+    assert is_right_in_top(scores, labels, 1).tolist() == [True, False, False]
+    assert is_right_in_top(scores, labels, 2).tolist() == [True, True, False]
 
 
-def test_the_mean_over_classes_leaves_out_classes_without_examples():
+def test_the_average_over_classes_leaves_out_classes_without_examples():
     scores = np.array([[0.9, 0.1, 0.5], [0.2, 0.8, 0.5]])
     labels = np.array([[True, False, False], [False, True, False]])
-    assert mean_over_classes(average_precision, scores, labels) == 1
-    assert math.isnan(mean_over_classes(average_precision, scores[:, 2:], labels[:, 2:]))
+    assert average_over_classes(average_precision, scores, labels) == 1
+    assert math.isnan(average_over_classes(average_precision, scores[:, 2:], labels[:, 2:]))
 
 
 def test_d_prime_is_nothing_at_chance_and_symmetric():
@@ -74,7 +74,7 @@ def test_weights_count_as_copies_of_examples():
     generator = np.random.default_rng(2)
     scores, right = generator.integers(0, 9, 40).astype(float), generator.random(40) < 0.3
     weights = generator.integers(0, 4, (40, 3)).astype(np.uint16)
-    precision, area = Thresholds(scores, right).weighted(weights, weights.sum(axis=0).astype(float))
+    precision, area = Thresholds(scores, right).compute_weighted(weights, weights.sum(axis=0).astype(float))
     for place in range(3):
         copies = np.repeat(np.arange(40), weights[:, place])
         assert precision[place] == pytest.approx(average_precision(scores[copies], right[copies]))
@@ -88,7 +88,7 @@ def test_intervals_of_map_and_area_hold_the_values_and_draw_videos():
     videos = [f"v{n}" for n in range(160)]
     found = mean_intervals(scores, labels, videos)
     for one, metric in zip(found, (average_precision, area_under_curve), strict=True):
-        assert one.low < mean_over_classes(metric, scores, labels) < one.high
+        assert one.low < average_over_classes(metric, scores, labels) < one.high
     assert found == mean_intervals(scores[::-1], labels[::-1], videos[::-1]), "the order changes nothing"
     repeated = mean_intervals(scores.repeat(5, axis=0), labels.repeat(5, axis=0), np.repeat(videos, 5).tolist())
     assert [(one.low, one.high) for one in repeated] == [pytest.approx((one.low, one.high)) for one in found]

@@ -167,7 +167,7 @@ def test_a_matrix_is_the_same_as_its_rows(tmp_path):
         ('[{"question_id": "1", "answer": "a"}, {"question_id": "1", "answer": "b"}]', "'1' is predicted twice"),
         ('[{"answer": "a"}]', "entry 1: expected an object with `id` or `question_id`"),
         ('[{"id": "1", "answer": 3}]', "expected a text"),
-        ('[{"id": "1", "prediction": "3"}]', "place of an option"),
+        ('[{"id": "1", "prediction": "3"}]', "index of an option"),
         ('[{"id": "1", "scores": [1, NaN]}]', "finite"),
         ('[{"id": "1", "scores": [1, 1' + "0" * 400 + "]}]", "finite"),
         ('[{"id": 1' + "0" * 5_000 + "}]", "is not JSON"),
@@ -179,7 +179,7 @@ def test_a_matrix_is_the_same_as_its_rows(tmp_path):
         ('{"results": {"P01_1": {"verb": {"0": 1}}}}', "annotation P01_1: expected `interaction`"),
         ('[{"id": "1", "answer": "a"', "line 1"),
         ("7", "list or an object"),
-        ('{"7_0": {"prediction": 1}, "7_0": {"prediction": 2}}', "'7_0' stands in one object twice"),
+        ('{"7_0": {"prediction": 1}, "7_0": {"prediction": 2}}', "'7_0' appears twice in one object"),
     ],
 )
 def test_malformed_predictions_are_refused_in_one_line(tmp_path, content, message):

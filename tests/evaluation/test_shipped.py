@@ -19,7 +19,7 @@ SIZE_LIMIT = 8_000_000  # bytes
 
 
 def evaluate_on_fresh_clips(folder, count, controls=()):
-    synthesize(folder, seed=SEED_NEVER_USED, train=0, validation=0, test=count, workers=2)
+    synthesize(folder, seed=SEED_NEVER_USED, train=0, validation=0, test=count)
     settings = AnswerSettings(folder, controls, score_candidates=False, threads=2)
     return evaluate_dataset(load_checkpoint("tiny"), read_dataset("folder", folder, "test"), settings)
 
@@ -36,7 +36,7 @@ def test_they_are_small_and_their_making_is_on_record():
 
 
 def test_they_answer_fresh_clips(tmp_path):
-    score = evaluate_on_fresh_clips(tmp_path / "data", 120).protocols[OPEN].by_type
+    score = evaluate_on_fresh_clips(tmp_path / "data", 40).protocols[OPEN].by_type
     assert score.accuracy >= 0.95
     assert min(score.by_type.values()) >= 0.90, score.by_type
 

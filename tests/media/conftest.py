@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture
 def faults(request) -> Path:
     """The folder faults/ of the real data."""
     folder = request.getfixturevalue("real_data") / "faults"

@@ -1,10 +1,14 @@
-"""The reader against real clips of many makers, whose facts a manifest states (MIRASOL_REAL_DATA)."""
+"""The reader against clips whose facts a manifest states: real ones of many makers (MIRASOL_REAL_DATA), and for
+everyone clips with the same irregularities that are encoded here."""
 
 import json
 
+import av
 import numpy as np
 import pytest
 import torch
+from made_once import make_once
+from media_making import Audio, Video, grey, ramp, steady, write_media
 
 from mirasol import MirasolFeatureExtractor, read_clip
 from mirasol.media.reader import probe_media
@@ -54,18 +58,123 @@ NOTES = {
         "1 audio packets overlap the one before: the later one counts",
         "5 times the audio's time stamps jumped and came back: taken as continuous",
     ),
+    "two_of_each.mkv": (
+        "2 video streams: stream 2 is read, not 0",
+        "2 audio streams: stream 1 is read, not 3",
+        f"the last chunk reaches 0.090 s {HELD}",
+        "video ends 10 ms early: 1 frames show its last frame",
+        "audio ends 21 ms early",
+    ),
+    "upside_down_with_a_gap.mp4": (
+        f"the last 0.170 s {LEFT_OUT}",
+        f"2 of 20 {NEWER}",
+        "rotation applied: 180 degrees",
+        "audio ends 20 ms early",
+        "1 gaps in the audio, 176 ms, are silence",
+    ),
+    "no_duration.mkv": (
+        "no reliable duration in the header: 4.907 s by reading packets",
+        f"the last chunk reaches 0.093 s {HELD}",
+    ),
+    "muted.mp4": ("no audio track",),
+    "late_vorbis.mkv": ("audio begins 62 ms late", "audio ends 37 ms early"),
     "sample_with_vorbis_audio.mkv": (f"the last 0.072 s {LEFT_OUT}", "audio begins 62 ms late"),
 }
 
 
-@pytest.fixture(params=NAMES)
-def real(request, real_data):
+# Clips that are encoded here: their tracks, the video and audio stream that FFmpeg prefers, options of the container.
+SLOW = [0.0, *np.cumsum([0.08, 0.1, 0.1, 0.1, 0.35, *[0.1] * 19]).round(3).tolist()]
+
+
+def hiss(seconds: float, channels: int = 1, rate: int = 48_000) -> np.ndarray:
+    """Noise, which is like itself at no other time."""
+    noise = np.random.default_rng(0).standard_normal(round(seconds * rate)).astype(np.float32) / 8
+    return np.tile(noise, (channels, 1))
+
+
+def prefer(stream) -> None:
+    stream.disposition = av.stream.Disposition.default
+
+
+MADE = {
+    "two_of_each.mkv": (
+        [
+            Video(ramp(60), steady(60, 25)),
+            Audio([(0, hiss(112 * 1024 / 48_000))]),
+            Video([grey(10 + k, 160, 120) for k in range(60)], steady(60, 25), prepare=prefer),
+            Audio([(0, hiss(112 * 1024 / 48_000, channels=2))], layout="stereo"),
+        ],
+        (2, 1),
+        {},
+    ),
+    "upside_down_with_a_gap.mp4": (
+        [Video(ramp(25), SLOW, rotation=180), Audio([(0, hiss(1.024)), (1.2, hiss(1.28))])],
+        (0, 1),
+        {},
+    ),
+    "no_duration.mkv": (
+        [Video(ramp(74), steady(74, 15), codec="libvpx"), Audio([(0.0, hiss(4.9))], codec="libopus")],
+        (0, 1),
+        {"live": "1"},
+    ),
+    "muted.mp4": ([Video(ramp(50), steady(50, 25), b_frames=2)], (0, None), {}),
+    "late_vorbis.mkv": (
+        [
+            Video(ramp(50), steady(50, 25)),
+            Audio([(0.0625, hiss(1.9, channels=2, rate=44_100))], 44_100, "vorbis", "stereo"),
+        ],
+        (0, 1),
+        {},
+    ),
+}
+CODECS = {"libx264": "h264", "libvpx": "vp8", "libopus": "opus"}
+
+
+def facts_of(index: int, track: Video | Audio) -> dict:
+    """A row of the manifest."""
+    if isinstance(track, Audio):
+        start, samples = track.pieces[-1]
+        return {
+            "index": index, "codec": CODECS.get(track.codec, track.codec), "sample_rate": track.rate,
+            "channels": len(samples), "first_time_s": track.pieces[0][0],
+            "end_time_s": start + samples.shape[1] / track.rate,
+        }  # fmt: skip
+    height, width = track.pictures[0].shape[:2]
+    return {
+        "index": index, "codec": CODECS[track.codec], "width": width, "height": height,
+        "rotation_deg": track.rotation or 0, "decoded_frames": len(track.pictures), "first_time_s": track.times[0],
+        "last_time_s": track.times[-1], "frame_gap_s": {"median": float(np.median(np.diff(track.times)))},
+    }  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """The folder of the clips that are encoded here."""
+
+    def make(folder):
+        folder.mkdir()
+        for name, (tracks, _, options) in MADE.items():
+            write_media(folder / name, *tracks, options=options)
+
+    return make_once(tmp_path_factory, "clips-with-facts", make)
+
+
+@pytest.fixture(params=[*MADE, *NAMES])
+def real(request, made):
     """Path, manifest entry, its video and its audio facts (none where absent)."""
-    manifest = json.loads((real_data / "clips" / "manifest.json").read_text())
-    entry = next(clip for clip in manifest["clips"] if clip["file"] == request.param)
+    if request.param in MADE:
+        tracks, best, options = MADE[request.param]
+        streams = [facts_of(*numbered) for numbered in enumerate(tracks)]
+        ends = [stream["end_time_s"] for stream in streams if "end_time_s" in stream]
+        entry = {"streams": streams, "duration_s": None if options else max([*ends, streams[best[0]]["last_time_s"]])}
+        folder = made
+    else:
+        folder = request.getfixturevalue("real_data") / "clips"
+        clips = json.loads((folder / "manifest.json").read_text())["clips"]
+        entry = next(clip for clip in clips if clip["file"] == request.param)
+        best = entry["ffmpeg_best_video_stream"], entry["ffmpeg_best_audio_stream"]
     streams = {stream["index"]: stream for stream in entry["streams"]}
-    video, audio = (streams.get(entry[f"ffmpeg_best_{kind}_stream"]) for kind in ("video", "audio"))
-    return real_data / "clips" / request.param, entry, video, audio
+    return folder / request.param, entry, *(streams.get(index) for index in best)
 
 
 def test_probe_agrees_with_the_manifest(real):

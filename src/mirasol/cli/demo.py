@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from mirasol.cli.common import add_data_arguments
 from mirasol.errors import UserError
-from mirasol.files import write_whole
+from mirasol.files import write_file_atomically
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser, Namespace
@@ -120,7 +120,7 @@ class DemoFolder:
         return {**parts, "total": round(sum(parts.values()), 1)}
 
     def _save(self) -> None:
-        write_whole(self.marker, json.dumps(self.state, indent=1) + "\n")
+        write_file_atomically(self.marker, json.dumps(self.state, indent=1) + "\n")
 
 
 def demo_recipe() -> Path:
@@ -270,7 +270,7 @@ class Demo:
         from mirasol.training.logging import read_metrics
 
         metrics = describe_metrics(evaluation, shipped, self.folder.seconds)
-        write_whole(self.folder.metrics, json.dumps(metrics, indent=1) + "\n")
+        write_file_atomically(self.folder.metrics, json.dumps(metrics, indent=1) + "\n")
         clips, asked = self.settings, metrics["test"]["n"]
         extras = ReportExtras(
             title="Shapes and sounds",

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mirasol.cli.common import check_no_results, check_positive_options, make_folder
+from mirasol.cli.common import check_no_results, check_positive_options
 from mirasol.config.presets import PRESETS, check_preset
 from mirasol.errors import UserError
 
@@ -120,25 +120,18 @@ def write_checkpoint(
     report: PretrainedReport,
 ) -> None:
     """Writes the checkpoint's folder, which gets its name only once it is complete."""
-    import shutil
-
-    from mirasol.files import open_as_folder
+    from mirasol.files import write_folder_atomically
     from mirasol.media.feature_extractor import MirasolFeatureExtractor
     from mirasol.media.processor import MirasolProcessor
 
-    unfinished = output.with_name(f".{output.name}.unfinished")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    make_folder(unfinished)
-    # One file: `load_checkpoint` reads no sharded weights.
-    model.save_pretrained(unfinished, max_shard_size="1TB")
-    extractor = MirasolFeatureExtractor.for_config(model.config)
-    if tokenizer is None:
-        extractor.save_pretrained(unfinished)
-    else:
-        MirasolProcessor(extractor, tokenizer, model.config.text.max_length).save_pretrained(unfinished)
-    for path in unfinished.iterdir():
-        open_as_folder(path)
-    (unfinished / REPORT).write_text(json.dumps(report.to_dict(), indent=1), encoding="utf-8")
-    if output.exists():
-        output.rmdir()
-    unfinished.rename(output)
+    def fill(folder: Path) -> None:
+        # One file: `load_checkpoint` reads no sharded weights.
+        model.save_pretrained(folder, max_shard_size="1TB")
+        extractor = MirasolFeatureExtractor.for_config(model.config)
+        if tokenizer is None:
+            extractor.save_pretrained(folder)
+        else:
+            MirasolProcessor(extractor, tokenizer, model.config.text.max_length).save_pretrained(folder)
+        (folder / REPORT).write_text(json.dumps(report.to_dict(), indent=1), encoding="utf-8")
+
+    write_folder_atomically(output, fill)

@@ -16,7 +16,7 @@ from mirasol.data.example import Example
 from mirasol.data.media_files import is_image, named_otherwise, open_media_file
 from mirasol.data.shards.verify import shard_problems
 from mirasol.errors import BadClip, UserError
-from mirasol.files import file_hash
+from mirasol.files import hash_file
 from mirasol.media.content import PAGE, detect_content_kind
 from mirasol.media.integrity import describe_early_end, find_truncated_end
 from mirasol.media.reader import END_TOLERANCE, probe_media
@@ -259,7 +259,7 @@ def identical_files(root: Path, facts: Iterable[MediaFacts]) -> list[list[str]]:
     groups: dict[str, list[str]] = defaultdict(list)
     for media in (name for names in by_size.values() if len(names) > 1 for name in names):
         with open_media_file(root, media) as path:
-            groups[file_hash(path)].append(media)
+            groups[hash_file(path)].append(media)
     return [group for group in groups.values() if len(group) > 1]
 
 

@@ -23,7 +23,7 @@ from mirasol.config.media import MediaConfig
 from mirasol.data.media_files import is_image, open_media_file, stored_file
 from mirasol.data.workers import WorkerFailed, WorkerStatus
 from mirasol.errors import BadClip, UserError
-from mirasol.files import lock, open_as_folder
+from mirasol.files import copy_folder_permissions, lock_file
 from mirasol.media.feature_extractor import MirasolFeatureExtractor
 from mirasol.media.timeline import cut_into_chunks
 from mirasol.processes import process_context
@@ -161,7 +161,7 @@ class ClipCache:
         self.folder.mkdir(parents=True, exist_ok=True)
         size = sum(tensor.nbytes for tensor in tensors.values())
         with (self.folder / "size").open("a+", encoding="utf-8") as file:
-            if not lock(file.fileno(), wait=True):
+            if not lock_file(file.fileno(), wait=True):
                 # The same words every time, so that they are told once.
                 warnings.warn(
                     f"{self.folder}: this disk has no locks: processes that write here may count its size wrongly, and "
@@ -296,7 +296,7 @@ def _write(target: Path, tensors: Mapping[str, Tensor], media: str, notes: Seque
     # Several runs may fill one cache: each writes under its own name, the last rename wins with equal content.
     unfinished = target.with_suffix(f".{os.getpid()}.unfinished")
     save_file(dict(tensors), unfinished, metadata={"media": media, "notes": json.dumps(notes)})
-    open_as_folder(unfinished)
+    copy_folder_permissions(unfinished)
     os.replace(unfinished, target)
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from mirasol.data.example import Example
 from mirasol.data.media_files import open_media_file, stored_file
-from mirasol.files import file_hash
+from mirasol.files import hash_file
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ def examples_digest(
         digest.update(f"{name} {size or 0}\n".encode("utf-8", "surrogatepass"))
         if contents and size is not None:
             with open_media_file(root, name) as path:
-                digest.update(file_hash(path).encode())
+                digest.update(hash_file(path).encode())
     return ExamplesDigest(digest.hexdigest(), tuple(missing))
 
 

@@ -14,14 +14,14 @@ from mirasol.errors import UserError
 from mirasol.evaluation.intervals import mean_intervals, sign_test
 from mirasol.evaluation.metrics import OPEN, PREDICTION_FILES
 from mirasol.evaluation.predictions import parse_line
-from mirasol.json_values import json_value
+from mirasol.json_values import parse_json
 
 
 @dataclass(frozen=True)
 class Difference:
     """Accuracy of `first` and `second` on `n` questions, and second minus first with its paired 95 % interval.
 
-    low, high: bootstrap over videos, both sets drawn together; p_mcnemar: exact, takes questions for independent
+    low, high: bootstrap over videos, both sets drawn together; p_mcnemar: exact, assumes independent questions
     """
 
     first: float
@@ -118,14 +118,14 @@ def _compute_difference(pairs: Sequence[tuple[dict[str, Any], dict[str, Any]]], 
 
 
 def read_judged_lines(path: Path) -> dict[str, dict[str, Any]]:
-    """The lines of a predictions.jsonl by question id. Raises UserError for another shape, and for an id used twice."""
+    """The lines of a predictions.jsonl by question id. Raises UserError for another format or a repeated id."""
     file = _find_file(path)
     if not file.is_file():
         raise UserError(f"{file}: no such file: give a result's folder or its predictions.jsonl")
     rows: dict[str, dict[str, Any]] = {}
     text = read_text(file)
     check_utf8(text, str(file))
-    # By line feeds alone: texts of the web hold other characters that `splitlines` takes for ends of lines.
+    # By line feeds alone: texts from the web contain other characters that `splitlines` takes for ends of lines.
     for number, line in enumerate(text.removesuffix("\n").split("\n"), start=1):
         place = f"{file}, line {number}"
         row = parse_line(line, place)
@@ -159,7 +159,7 @@ def read_protocol(path: Path) -> str | None:
     it; None where that does not state them."""
     file = _find_file(path)
     try:
-        protocols = json_value((file.parent / "results.json").read_bytes())["protocols"]
+        protocols = parse_json((file.parent / "results.json").read_bytes())["protocols"]
         [name] = [name for name in protocols if len(protocols) == 1 or PREDICTION_FILES.get(name) == file.name]
         form = protocols[name].get("normalisation")
     except (OSError, ValueError, KeyError, TypeError, AttributeError):

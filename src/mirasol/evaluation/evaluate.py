@@ -39,7 +39,7 @@ from mirasol.evaluation.metrics import (
 from mirasol.evaluation.predictions import Prediction, find_unmatched, official_format, read_predictions
 from mirasol.evaluation.tables import normalisation_of
 from mirasol.evaluation.wups import Wups
-from mirasol.files import file_hash, write_whole
+from mirasol.files import hash_file, write_file_atomically
 from mirasol.media.processor import MirasolProcessor
 
 RESULTS = "results.json"
@@ -311,8 +311,8 @@ def write_evaluation(folder: Path, evaluation: Evaluation) -> list[str]:
     official = official_format(evaluation.dataset.name, evaluation.examples, evaluation.predictions)
     if official is not None:
         written.append(official[0])
-        write_whole(folder / official[0], json.dumps(official[1], ensure_ascii=False) + "\n")
-    write_whole(folder / RESULTS, json.dumps(evaluation.record, indent=1) + "\n")
+        write_file_atomically(folder / official[0], json.dumps(official[1], ensure_ascii=False) + "\n")
+    write_file_atomically(folder / RESULTS, json.dumps(evaluation.record, indent=1) + "\n")
     return [*written, RESULTS]
 
 
@@ -335,7 +335,7 @@ def _prediction_line(
 
 
 def _write_lines(file: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    write_whole(file, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    write_file_atomically(file, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
 def score_file(
@@ -383,7 +383,7 @@ def score_file(
     }
     facts = {
         **scores.facts,
-        "predictions": {"file": Path(predictions).name, "sha256": file_hash(Path(predictions))},
+        "predictions": {"file": Path(predictions).name, "sha256": hash_file(Path(predictions))},
         "counts": counts,
         "problems": [problem.to_dict() for problem in problems],
     }
@@ -456,4 +456,4 @@ def write_scores(folder: Path, dataset: DatasetSplit, scores: ProtocolScores, tr
     }
     rows = [item.to_dict() | ({"value": item.value} if scores.protocol == WUPS else {}) for item in scores.judged]
     _write_lines(folder / PREDICTION_FILES[OPEN], rows)
-    write_whole(folder / RESULTS, json.dumps(record, indent=1) + "\n")
+    write_file_atomically(folder / RESULTS, json.dumps(record, indent=1) + "\n")

@@ -122,6 +122,7 @@ def draw_scores(bars: Sequence[ScoreBar]) -> "Figure":
             axes.text(1.012, place, f"{100 * bar.value:.1f} %", va="center", color=COLOURS["ink"], fontweight="bold")
             _draw_references(axes, bar, place)
         axes.set_yticks(places, [bar.name for bar in bars], color=COLOURS["ink"], fontweight="bold")
+        axes.tick_params(axis="y", pad=8)
         axes.set_xticks(np.linspace(0, 1, 5), [f"{share:.0%}" for share in np.linspace(0, 1, 5)])
         axes.set(xlim=(0, 1.075), ylim=(-0.6, len(bars) - 0.4))
         _draw_legend(figure, bars)
@@ -359,7 +360,7 @@ def _draw_strip(axes: "Axes", frames: Sequence[np.ndarray] | np.ndarray, first: 
 
 
 def figure_to_svg(figure: "Figure", title: str) -> str:
-    """The figure as SVG to stand in a page: its colours are the page's variables, and it refers to no other file."""
+    """The figure as inline SVG of a page: its colours are the page's variables, and it refers to no other file."""
     buffer = io.StringIO()
     with _style():
         figure.savefig(
@@ -368,12 +369,9 @@ def figure_to_svg(figure: "Figure", title: str) -> str:
     text = buffer.getvalue()
     text = text[text.index("<svg") :]
     text = re.sub(r"<style.*?</style>|<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
-    text = re.sub(
-        r'<svg [^>]*viewBox="([^"]*)"[^>]*>',
-        rf'<svg viewBox="\1" class="chart" role="img"><title>{escape(title)}</title>',
-        text,
-        count=1,
-    )
+    width, height = figure.get_size_inches() * 72  # the viewBox is in points
+    head = f'<svg viewBox="0 0 {width:g} {height:g}" class="chart" role="img" style="max-width:{1.4 * width:.0f}px">'
+    text = f"{head}<title>{escape(title)}</title>{text[text.index('>') + 1 :]}"
     text = text.replace("xlink:href", "href")
     text = re.sub(r' id="[A-Za-z.0-9]+_\d+"', "", text)  # names of groups, which would repeat from figure to figure
     text = re.sub(r"font-family: [^;\"]*", "font-family: inherit", text)

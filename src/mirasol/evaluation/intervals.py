@@ -1,5 +1,5 @@
-"""95 % confidence intervals by the bootstrap. Videos are drawn, not questions: those of one video stand and fall
-together, and an interval over questions would be too narrow."""
+"""95 % confidence intervals by the bootstrap. Videos are drawn, not questions: questions about one video are not
+independent, and an interval over questions would be too narrow."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -8,12 +8,12 @@ import numpy as np
 from jaxtyping import Bool, Float, Int, UInt16
 
 REPLICATES = 2_000
-_AT_ONCE = 2**23  # drawn numbers of videos held at a time
+_AT_ONCE = 2**23  # drawn videos in memory at a time
 
 
 @dataclass(frozen=True)
 class Interval:
-    """The 2.5th and 97.5th percentile of a metric over the replicates; None where none of them defines it."""
+    """The 2.5th and 97.5th percentile of a metric over the replicates; None where it is defined for none of them."""
 
     low: float | None
     high: float | None
@@ -27,9 +27,9 @@ def mean_intervals(
     replicates: int = REPLICATES,
 ) -> list[Interval]:
     """The interval of the mean value of each group of questions."""
-    parts = list(_means(values, videos, groups, seed, replicates))
+    parts = list(_replicate_means(values, videos, groups, seed, replicates))
     means = np.concatenate(parts, axis=1) if parts else np.empty((groups.shape[1], 0))
-    return [interval_of(row) for row in means]
+    return [compute_interval(row) for row in means]
 
 
 def class_mean_interval(
@@ -39,13 +39,13 @@ def class_mean_interval(
     seed: int = 0,
     replicates: int = REPLICATES,
 ) -> Interval:
-    """The interval of the mean over groups (classes) of their mean values, of those that a replicate holds."""
-    parts = [np.nanmean(means, axis=0) for means in _means(values, videos, groups, seed, replicates)]
-    return interval_of(np.concatenate(parts)) if parts else Interval(None, None)
+    """The interval of the mean of the groups' (classes') mean values; a replicate counts the groups it contains."""
+    parts = [np.nanmean(means, axis=0) for means in _replicate_means(values, videos, groups, seed, replicates)]
+    return compute_interval(np.concatenate(parts)) if parts else Interval(None, None)
 
 
-def numbered(videos: Sequence[str]) -> tuple[int, Int[np.ndarray, " question"]]:
-    """How many videos there are, and the number of each question's.
+def number_videos(videos: Sequence[str]) -> tuple[int, Int[np.ndarray, " question"]]:
+    """The count of videos, and the number of each question's video.
 
     Videos are numbered by name, so the order of questions changes nothing.
     """
@@ -53,8 +53,10 @@ def numbered(videos: Sequence[str]) -> tuple[int, Int[np.ndarray, " question"]]:
     return len(names), number
 
 
-def draws(count: int, seed: int, replicates: int = REPLICATES) -> Iterator[UInt16[np.ndarray, "video replicate"]]:
-    """How often each replicate drew each of `count` videos, some replicates at a time; the same for the same seed."""
+def draw_replicates(
+    count: int, seed: int, replicates: int = REPLICATES
+) -> Iterator[UInt16[np.ndarray, "video replicate"]]:
+    """How often each replicate draws each of `count` videos, in batches of replicates; the same for the same seed."""
     generator = np.random.default_rng(seed)
     at_once = max(1, _AT_ONCE // max(count, 1))
     for first in range(0, replicates if count else 0, at_once):
@@ -65,9 +67,9 @@ def draws(count: int, seed: int, replicates: int = REPLICATES) -> Iterator[UInt1
         yield np.ascontiguousarray(times.T.astype(np.uint16))
 
 
-def _means(values, videos, groups, seed: int, replicates: int) -> Iterator[np.ndarray]:
-    """Group means of the replicates, [group, replicate], NaN where a replicate has nothing of a group."""
-    videos_count, video = numbered(videos)
+def _replicate_means(values, videos, groups, seed: int, replicates: int) -> Iterator[np.ndarray]:
+    """Group means of the replicates, [group, replicate], NaN where a replicate has no question of a group."""
+    videos_count, video = number_videos(videos)
     values = np.asarray(values, dtype=float)
     parts = []
     for chosen in groups.T:
@@ -75,7 +77,7 @@ def _means(values, videos, groups, seed: int, replicates: int) -> Iterator[np.nd
         there = np.flatnonzero(counts)
         sums = np.bincount(video[chosen], values[chosen], minlength=videos_count)
         parts.append((there, np.stack([sums[there], counts[there]]).astype(float)))
-    for times in draws(videos_count, seed, replicates):
+    for times in draw_replicates(videos_count, seed, replicates):
         sums = np.empty((len(parts), 2, times.shape[1]))
         for place, (there, weights) in enumerate(parts):
             sums[place] = weights @ times[there].astype(float)
@@ -83,9 +85,9 @@ def _means(values, videos, groups, seed: int, replicates: int) -> Iterator[np.nd
             yield np.where(sums[:, 1] > 0, sums[:, 0] / sums[:, 1], np.nan)
 
 
-def interval_of(replicated: Float[np.ndarray, " replicate"], around: float | None = None) -> Interval:
-    """The interval of a metric, of the replicates that define it; shifted, where `around` is given, so that it is the
-    replicates' mean."""
+def compute_interval(replicated: Float[np.ndarray, " replicate"], around: float | None = None) -> Interval:
+    """The interval of a metric, over the replicates for which it is defined. With `around`, the replicates are shifted
+    so that their mean equals it."""
     defined = replicated[~np.isnan(replicated)]
     if not len(defined):
         return Interval(None, None)
@@ -96,8 +98,8 @@ def interval_of(replicated: Float[np.ndarray, " replicate"], around: float | Non
 
 
 def sign_test(first_only: int, second_only: int) -> float:
-    """Two-sided exact McNemar test: how likely a split of the questions that only one of two models got right is at
-    least as uneven, were both equally good. 1 where there are none. It takes questions for independent."""
+    """Two-sided exact McNemar test: the probability that the questions that only one of two models got right split at
+    least as unevenly if both models are equally good. 1 without such questions. Assumes independent questions."""
     total = first_only + second_only
     tail = term = 1  # ways to choose 0 of them
     for k in range(min(first_only, second_only)):

@@ -347,21 +347,21 @@ def with_answers(examples: Sequence[Example]) -> list[Example]:
 
 
 def right_texts(example: Example) -> tuple[str, ...]:
-    """All texts that are right. Those of a clip with several labels are right only together, as the target has them."""
+    """All texts that are right. Those of a clip with several labels are right only together, as in the target."""
     return example.references if example.target in example.references else (example.target,)
 
 
 def right_places(example: Example, classes: Sequence[str]) -> tuple[int, ...]:
-    """The places of the right ones among the candidates (or else the classes)."""
+    """Indices of the right answers among the candidates, or else the classes."""
     if example.answer_index is not None:
         return (example.answer_index,)
-    where = _where(tuple(example.candidates or classes))
+    where = _index_candidates(tuple(example.candidates or classes))
     return tuple(sorted(place for text in set(example.references) or {example.target} for place in where.get(text, ())))
 
 
 @lru_cache(maxsize=4)
-def _where(candidates: tuple[str, ...]) -> dict[str, list[int]]:
-    """The places of each candidate's text."""
+def _index_candidates(candidates: tuple[str, ...]) -> dict[str, list[int]]:
+    """Indices of each candidate's text."""
     found: dict[str, list[int]] = {}
     for place, text in enumerate(candidates):
         found.setdefault(text, []).append(place)
@@ -420,7 +420,7 @@ def compute_class_metrics(
     videos, n = [example.video_name for example in examples], len(examples)
     metrics = {}
     if single:
-        best, among = ranking.in_top(scores, labels, 1), ranking.in_top(scores, labels, 5)
+        best, among = ranking.is_right_in_top(scores, labels, 1), ranking.is_right_in_top(scores, labels, 5)
         for name, right in (("top-1", best), ("top-5", among)):
             interval = mean_intervals(right, videos, np.ones((n, 1), dtype=bool), seed)[0]
             metrics[name] = Estimate(float(right.mean()), interval.low, interval.high, n)
@@ -428,8 +428,8 @@ def compute_class_metrics(
         by_class = [best[column].mean() for column in present.T]
         interval = class_mean_interval(best, videos, present, seed)
         metrics["mean class accuracy"] = Estimate(float(np.mean(by_class)), interval.low, interval.high, n)
-    area = ranking.mean_over_classes(ranking.area_under_curve, scores, labels)
-    precision = ranking.mean_over_classes(ranking.average_precision, scores, labels)
+    area = ranking.average_over_classes(ranking.area_under_curve, scores, labels)
+    precision = ranking.average_over_classes(ranking.average_precision, scores, labels)
     of_precision, of_area = ranking.mean_intervals(scores, labels, videos, seed)
     # d-prime rises with the area, so its percentiles are those of the area.
     bounds = (ranking.d_prime(math.nan if bound is None else bound) for bound in (of_area.low, of_area.high))
@@ -438,11 +438,11 @@ def compute_class_metrics(
         ("AUC", area, of_area.low, of_area.high),
         ("d-prime", ranking.d_prime(area), *bounds),
     ):
-        metrics[name] = Estimate(_finite(value), _finite(low), _finite(high), n)
+        metrics[name] = Estimate(_finite_or_none(value), _finite_or_none(low), _finite_or_none(high), n)
     return metrics
 
 
-def _finite(value: float | None) -> float | None:
+def _finite_or_none(value: float | None) -> float | None:
     return value if value is not None and math.isfinite(value) else None
 
 

@@ -1,4 +1,4 @@
-"""Predictions as files: the official formats of the data sets, and one line per question for all of them."""
+"""Predictions in files: the official formats of the data sets, and one line per question for all of them."""
 
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 
 from mirasol.data.datasets import Problem
-from mirasol.data.datasets.tables import check_utf8, is_utf8, parse_json, read_text
+from mirasol.data.datasets.tables import check_utf8, is_utf8, parse_annotation_json, read_text
 from mirasol.data.example import Example
 from mirasol.errors import UserError
-from mirasol.json_values import NotJson, json_value
+from mirasol.json_values import InvalidJson, parse_json
 
-# Head of a submission to EPIC-SOUNDS' challenge. The levels of supervision (pre-training, labels, data) are for the
-# submitter to say; t_mod 2: trained on sound and sight.
+# Head of a submission to EPIC-SOUNDS' challenge. The submitter states the levels of supervision (pre-training, labels,
+# data); t_mod 2: trained on sound and sight.
 CHALLENGE = {"version": "0.1", "challenge": "audio_based_interaction_recognition", "sls_pt": None, "sls_tl": None,
              "sls_td": None, "t_mod": 2}  # fmt: skip
 
@@ -24,7 +24,7 @@ _LARGEST = sys.float_info.max
 
 @dataclass(frozen=True)
 class Prediction:
-    """What was predicted for one question: a text, the place of a candidate, or a score for every candidate."""
+    """The prediction for one question: a text, the index of a candidate, or a score for every candidate."""
 
     answer: str | None = None
     choice: int | None = None
@@ -32,7 +32,7 @@ class Prediction:
 
 
 def read_predictions(path: Path, dataset: str, examples: Sequence[Example]) -> dict[str, Prediction]:
-    """The predictions of a file by question id.
+    """Reads the predictions of a file, by question id.
 
     json: the data set's official format (ActivityNet-QA: a list of {question_id, answer}; NExT-QA: an object by
     `{video}_{qid}` of {prediction}, or by video and qid of texts; EPIC-SOUNDS: the challenge's `results` by
@@ -41,49 +41,49 @@ def read_predictions(path: Path, dataset: str, examples: Sequence[Example]) -> d
     the annotation.
 
     Raises:
-        UserError: a file that cannot be read, another shape than these, a question predicted twice.
+        UserError: an unreadable file, another format, a question predicted twice.
     """
     path = Path(path)
     if not path.is_file():
         raise UserError(f"{path}: no such file of predictions")
     if path.suffix == ".npy":
-        return _from_matrix(path, examples)
+        return _read_matrix(path, examples)
     text = read_text(path)
     check_utf8(text, str(path))
     if path.suffix == ".jsonl":
-        # By line feeds alone: texts of the web hold other characters that `splitlines` takes for ends of lines.
+        # By line feeds alone: texts from the web contain other characters that `splitlines` takes for ends of lines.
         lines = enumerate(text.split("\n"), start=1)
         items: Any = [parse_line(line, f"{path}, line {number}") for number, line in lines if line.strip()]
     else:
-        items = parse_json(text, str(path), lambda pairs: _object(pairs, path))
+        items = parse_annotation_json(text, str(path), lambda pairs: _build_object(pairs, path))
     found: dict[str, Prediction] = {}
-    for id, value, place in _entries(items, path):
+    for id, value, place in _iterate_entries(items, path):
         if id in found:
             raise UserError(f"{path}, {place}: question {id!r} is predicted twice: keep one of the two")
-        found[id] = _prediction(value, f"{path}, {place}")
+        found[id] = _parse_prediction(value, f"{path}, {place}")
     return found
 
 
-def _object(pairs: list[tuple[str, Any]], path: Path) -> dict[str, Any]:
-    """A JSON object, of which a key that stands there twice would otherwise silently lose one."""
+def _build_object(pairs: list[tuple[str, Any]], path: Path) -> dict[str, Any]:
+    """A JSON object. A key that appears twice, which would silently lose one value, raises UserError."""
     found = dict(pairs)
     if len(found) < len(pairs):
         keys = [key for key, _ in pairs]
         twice = next(key for key in keys if keys.count(key) > 1)
-        raise UserError(f"{path}: {twice!r} stands in one object twice: keep one of the two")
+        raise UserError(f"{path}: {twice!r} appears twice in one object: keep one of the two")
     return found
 
 
 def parse_line(text: str, place: str) -> Any:
     """One line of jsonl. Raises UserError, which names the place, where it is not JSON."""
     try:
-        return json_value(text)
-    except NotJson as error:
+        return parse_json(text)
+    except InvalidJson as error:
         column = f", column {error.column}" if error.column is not None else ""
         raise UserError(f"{place}{column}: is not JSON ({error.reason})") from error
 
 
-def _entries(items: Any, path: Path) -> Iterable[tuple[str, Any, str]]:
+def _iterate_entries(items: Any, path: Path) -> Iterable[tuple[str, Any, str]]:
     """(id, value, place in the file) of each prediction."""
     if isinstance(items, list):
         for place, item in enumerate(items, start=1):
@@ -93,7 +93,7 @@ def _entries(items: Any, path: Path) -> Iterable[tuple[str, Any, str]]:
             yield str(id), item, f"entry {place}"
     elif isinstance(items, dict) and isinstance(items.get("results"), dict):
         for key, value in items["results"].items():
-            yield key, {"scores": _interaction(value, f"{path}, annotation {key}")}, f"annotation {key}"
+            yield key, {"scores": _parse_interaction(value, f"{path}, annotation {key}")}, f"annotation {key}"
     elif isinstance(items, dict):
         for key, value in items.items():
             if isinstance(value, dict) and "prediction" not in value:
@@ -105,15 +105,15 @@ def _entries(items: Any, path: Path) -> Iterable[tuple[str, Any, str]]:
         raise UserError(f"{path}: expected a list or an object of predictions, found {type(items).__name__}")
 
 
-def _interaction(value: Any, place: str) -> list[Any]:
-    """The scores in an entry of EPIC-SOUNDS' challenge: {"interaction": {"0": 1.2, "1": …}}."""
+def _parse_interaction(value: Any, place: str) -> list[Any]:
+    """The scores of an entry of EPIC-SOUNDS' challenge: {"interaction": {"0": 1.2, "1": …}}."""
     by_class = value.get("interaction") if isinstance(value, dict) else None
     if not isinstance(by_class, dict) or by_class.keys() != {str(index) for index in range(len(by_class))}:
         raise UserError(f"{place}: expected `interaction` with a score for every class_id, 0 and following")
     return [by_class[str(index)] for index in range(len(by_class))]
 
 
-def _prediction(value: Any, place: str) -> Prediction:
+def _parse_prediction(value: Any, place: str) -> Prediction:
     if not isinstance(value, dict):
         value = {"answer": value}
     answer, choice, scores = value.get("answer"), value.get("prediction"), value.get("scores")
@@ -123,7 +123,7 @@ def _prediction(value: Any, place: str) -> Prediction:
         return Prediction(answer if isinstance(answer, str) else None, choice, tuple(map(float, scores)))
     if choice is not None:
         if not isinstance(choice, int) or isinstance(choice, bool):
-            raise UserError(f"{place}: `prediction` must be the place of an option, found {choice!r:.80}")
+            raise UserError(f"{place}: `prediction` must be the index of an option, found {choice!r:.80}")
         return Prediction(choice=choice)
     if not isinstance(answer, str) or not is_utf8(answer):
         raise UserError(f"{place}: expected a text as `answer`, found {answer!r:.80}")
@@ -131,15 +131,15 @@ def _prediction(value: Any, place: str) -> Prediction:
 
 
 def _is_number(value: Any) -> bool:
-    # An integer of hundreds of digits is no float.
+    # An integer of hundreds of digits is too large for a float.
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= _LARGEST
 
 
-def _from_matrix(path: Path, examples: Sequence[Example]) -> dict[str, Prediction]:
-    wrong = f"{path}: not an array of numbers, as numpy.save writes it"
+def _read_matrix(path: Path, examples: Sequence[Example]) -> dict[str, Prediction]:
+    wrong = f"{path}: not an array of numbers as written by numpy.save"
     try:
         scores = np.load(path, allow_pickle=False)
-    except (ValueError, OSError, EOFError, MemoryError) as error:  # the last: the header names a size of its own
+    except (ValueError, OSError, EOFError, MemoryError) as error:  # MemoryError: a corrupt header may claim any size
         raise UserError(wrong) from error
     if not isinstance(scores, np.ndarray):  # an archive of several
         raise UserError(wrong)
@@ -154,8 +154,8 @@ def _from_matrix(path: Path, examples: Sequence[Example]) -> dict[str, Predictio
 
 
 def find_unmatched(predictions: Mapping[str, Prediction], examples: Iterable[Example], path: str) -> list[Problem]:
-    """Problems of predictions that do not fit the questions one to one: those missing count as wrong answers (official
-    denominators are all annotated questions), those of unknown questions count nowhere."""
+    """Problems of predictions that do not match the questions one to one: missing ones count as wrong (official
+    denominators are all annotated questions), those of unknown questions are ignored."""
     ids = [example.id for example in examples]
     unknown, missing = sorted(predictions.keys() - set(ids)), [id for id in ids if id not in predictions]
     problems = []
@@ -163,7 +163,7 @@ def find_unmatched(predictions: Mapping[str, Prediction], examples: Iterable[Exa
         message = f"{len(missing)} questions have no prediction and count as wrong, the first: {missing[0]!r}"
         problems.append(Problem("missing prediction", message, path, examples=len(missing)))
     if unknown:
-        message = f"{len(unknown)} predictions are of unknown questions and count nowhere, the first: {unknown[0]!r}"
+        message = f"{len(unknown)} predictions of unknown questions are ignored, the first: {unknown[0]!r}"
         problems.append(Problem("unknown question", message, path, examples=len(unknown)))
     return problems
 
@@ -171,21 +171,21 @@ def find_unmatched(predictions: Mapping[str, Prediction], examples: Iterable[Exa
 def official_format(
     dataset: str, examples: Sequence[Example], predictions: Mapping[str, Prediction]
 ) -> tuple[str, Any] | None:
-    """Name and content of the file that the data set's own script reads; None where it has none."""
-    there = [(example, predictions[example.id]) for example in examples if example.id in predictions]
+    """Name and content of the file that the data set's official script reads; None where it has none."""
+    pairs = [(example, predictions[example.id]) for example in examples if example.id in predictions]
     if dataset == "activitynet_qa":
-        return "predictions.official.json", [{"question_id": e.id, "answer": p.answer or ""} for e, p in there]
+        return "predictions.official.json", [{"question_id": e.id, "answer": p.answer or ""} for e, p in pairs]
     if dataset == "nextqa_mc":
         return "predictions.official.json", {
-            e.id: {"prediction": p.choice, "answer": e.answer_index} for e, p in there if p.choice is not None
+            e.id: {"prediction": p.choice, "answer": e.answer_index} for e, p in pairs if p.choice is not None
         }
     if dataset == "nextqa_oe":
         by_video: dict[str, dict[str, str]] = {}
-        for example, prediction in there:
+        for example, prediction in pairs:
             qid = example.id.removeprefix(f"{example.video}_")
             by_video.setdefault(example.video, {})[qid] = prediction.answer or ""
         return "predictions.official.json", by_video
-    scored = {e.id: p.scores for e, p in there if p.scores is not None}
+    scored = {e.id: p.scores for e, p in pairs if p.scores is not None}
     if dataset == "epic_sounds" and scored:
         results = {
             id: {"interaction": {str(index): score for index, score in enumerate(scores)}}

@@ -35,7 +35,7 @@ from mirasol.evaluation.metrics import (
     format_number,
 )
 from mirasol.evaluation.one_clip import OneClip, describe_one_clip
-from mirasol.files import write_whole
+from mirasol.files import write_file_atomically
 from mirasol.media.timeline import ChunkGrid
 
 if TYPE_CHECKING:
@@ -104,7 +104,7 @@ def write_report(
         files = write_figures(folder / "figures", figures, figure_format)
         written = [f"figures/{file.name}" for file in files]
     # Names of files on disk need not be UTF-8.
-    write_whole(folder / REPORT, page.encode("utf-8", "replace").decode("utf-8"))
+    write_file_atomically(folder / REPORT, page.encode("utf-8", "replace").decode("utf-8"))
     return [*written, REPORT]
 
 
@@ -132,7 +132,7 @@ def _render_page(loaded: Loaded, evaluation: Evaluation, extras: ReportExtras, f
     learning = draw_learning(extras.log, colours)
     return environment.get_template("report.html.jinja").render(
         title=extras.title or f"{name_dataset(evaluation)}, {record['split']}",
-        lead=extras.lead or f"Checkpoint {record['checkpoint']['name']}.",
+        lead=extras.lead or f"Checkpoint {name_checkpoint(loaded.folder)}.",
         record=record,
         protocols=[
             _describe_protocol(loaded, evaluation, name, extras.others, colours, draw) for name in evaluation.protocols
@@ -161,14 +161,20 @@ def name_dataset(evaluation: Evaluation) -> str:
     return Path(evaluation.dataset.root).resolve().name if name == "folder" else name
 
 
+def name_checkpoint(folder: Path) -> str:
+    """The checkpoint's name, for that of a run the run's name too."""
+    folder = folder.resolve()
+    return f"{folder.parent.name}/{folder.name}" if folder.name == "checkpoint" else folder.name
+
+
 def _collect_facts(record: Mapping[str, Any]) -> dict[str, str]:
     """The settings and versions that the end of the page lists."""
     settings = {
-        name.replace("_", " "): ", ".join(value).replace("_", " ") if isinstance(value, list) else str(value)
+        name.replace("_", " "): str(value)
         for name, value in record["settings"].items()
-        if value is not None and value != []
+        if value is not None and name != "controls"  # they head the table's columns
     }
-    hashes = {"checkpoint": record["checkpoint"]["sha256"][:12], "data": record["data"]["sha256"][:12]}
+    hashes = {"checkpoint": record["checkpoint"]["sha256"][:10], "data": record["data"]["sha256"][:10]}
     return {**{f"{name} hash": value for name, value in hashes.items()}, **settings, **record["versions"]}
 
 

@@ -136,8 +136,12 @@ class SharedRegions:
 
 def send_message(connection: socket.socket, content: bytes, descriptors: Sequence[int] = ()) -> None:
     """Sends bytes, and descriptors along with them."""
-    socket.send_fds(connection, [HEADER.pack(len(content), len(descriptors))], list(descriptors))
-    connection.sendall(content)
+    header = HEADER.pack(len(content), len(descriptors))
+    if descriptors:
+        socket.send_fds(connection, [header], list(descriptors))
+        connection.sendall(content)
+    else:
+        connection.sendall(header + content)
 
 
 def receive_message(connection: socket.socket) -> tuple[bytes, list[int]] | None:
@@ -187,10 +191,13 @@ def serve(connection: int, lifeline: int, progress: int) -> None:
         import mirasol.media.reader  # noqa: F401 - ready before the first job arrives
 
         report_progress()
+        limited = -1
         while (message := receive_message(stream)) is not None:
             job, memory, returned = pickle.loads(message[0])
             _regions.take_back(returned)
-            _limit_memory(memory)
+            if memory != limited:
+                _limit_memory(memory)
+                limited = memory
             report_progress()
             content, descriptors = _run(job)
             send_message(stream, content, descriptors)

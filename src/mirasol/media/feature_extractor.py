@@ -69,14 +69,19 @@ class MirasolFeatureExtractor(FeatureExtractionMixin):
         limits: Limits = DEFAULT_LIMITS,
         threads: int = 1,
     ) -> Clip:
-        """Reads [start, end) seconds of a media file (all of it by default).
+        """Reads [start, end) seconds of a media file (all of it by default), decoded in a process of its own.
 
         Raises:
-            BadClip: the file cannot be used or is over one of the `limits`, see `read_clip`.
+            BadClip: the file cannot be used or is over one of the `limits`, see `read_clip`; or it makes the decoder
+                crash, stall or take too much memory.
         """
-        from mirasol.media.reader import read_clip
+        from mirasol.media.isolation import run_isolated
+        from mirasol.media.reader import read_window
 
-        return read_clip(
+        decoded = run_isolated(
+            limits,
+            path,
+            read_window,
             path,
             self.grid,
             image_size=self.image_size,
@@ -87,14 +92,17 @@ class MirasolFeatureExtractor(FeatureExtractionMixin):
             limits=limits,
             threads=threads,
         )
+        return Clip.from_decoded(decoded)
 
     def read_image(
         self, path: str | os.PathLike, *, limits: Limits = DEFAULT_LIMITS
     ) -> UInt8[Tensor, "3 height width"]:
         """Reads an image file in the shape of one video frame. Raises BadClip as `mirasol.media.image.read_image`."""
         from mirasol.media.image import read_image
+        from mirasol.media.isolation import run_isolated
 
-        return torch.from_numpy(read_image(path, image_size=self.image_size, fit=self.fit, limits=limits))
+        settings = {"image_size": self.image_size, "fit": self.fit, "limits": limits}
+        return torch.from_numpy(run_isolated(limits, path, read_image, path, **settings))
 
     def tensors(self, clip: Clip) -> dict[str, Tensor]:
         """One clip in its compact form, without a batch axis; what caches store.

@@ -4,15 +4,13 @@ import concurrent.futures
 import hashlib
 import importlib.metadata
 import json
-import os
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 
 from mirasol.errors import UserError
-from mirasol.files import file_hash
+from mirasol.files import hash_file, write_folder_atomically
 from mirasol.processes import process_context
 from mirasol.synthetic.questions import (
     Question,
@@ -78,18 +76,8 @@ def synthesize(
         raise UserError(f"kind={kind!r}: choose {', '.join(KINDS)}")
     counts = {"train": train, "validation": validation, "test": test}
     _check(root, seed, counts, workers)
-    # Rendered beside its place and moved there when complete: a folder called `root` is never half a data set.
-    partial = root.absolute().with_name(f".{root.absolute().name}.{os.getpid()}.partial")
-    try:
-        partial.mkdir(parents=True)
-    except OSError as error:
-        raise UserError(f"{root}: cannot be created ({error.strerror}); give another folder") from error
-    try:
-        _render_all(partial, seed, kind, counts, workers, progress)
-        partial.rename(root)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
+    # Not synced file by file: the manifest has every file's hash.
+    write_folder_atomically(root, lambda folder: _render_all(folder, seed, kind, counts, workers, progress), sync=False)
 
 
 def _render_all(
@@ -162,7 +150,7 @@ def _render_job(job: tuple[Path, int, str, str, int]) -> tuple[str, str, list[st
         silent = kind == "captions" and stable_hash("silent", scene.seed) % 100 < 100 * SILENT_SHARE
         write_clip(scene, root / name, sound=not silent)
         asked = [*(captions(scene) if kind == "captions" else []), *([] if silent else sound_classes(scene))]
-    digest = file_hash(root / name)
+    digest = hash_file(root / name)
     return name, digest, [_row(name, clip_id(split, index), number, item) for number, item in enumerate(asked)]
 
 

@@ -19,7 +19,7 @@ from transformers import PreTrainedModel, ProcessorMixin
 from transformers.utils import logging as transformers_logging
 
 from mirasol.errors import UserError
-from mirasol.files import open_as_folder
+from mirasol.files import remove_folder, sync_to_disk
 from mirasol.training.checkpoint_io import DamagedFile, RepeatedPlanner, ShardReader, ShardWriter, layout_of
 from mirasol.training.ranks import Ranks
 
@@ -32,32 +32,6 @@ Tensors = Mapping[str, Mapping[str, Tensor]]
 _NAME = re.compile(r"step-(\d{8})")
 # Before, a stager forgets how to copy after its first use, and fails at the second.
 _STAGERS_LAST = torch.__version__ >= "2.13"
-
-
-def write_folder(target: Path, fill: Callable[[Path], None]) -> None:
-    """Makes `target` with what `fill` writes into it: on the disk and under its name only once it is complete.
-
-    An older folder of that name is replaced.
-    """
-    unfinished = target.with_name(f".{target.name}.unfinished")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    unfinished.mkdir(parents=True)
-    fill(unfinished)
-    for path in [*sorted(unfinished.rglob("*")), unfinished]:
-        open_as_folder(path)
-        _sync(path)
-    remove_folder(target)
-    unfinished.rename(target)
-    _sync(target.parent)
-
-
-def remove_folder(target: Path) -> None:
-    """Removes a folder, if it is there: it loses its name first, so that half of it is never taken for the whole."""
-    removed = target.with_name(".removed")
-    shutil.rmtree(removed, ignore_errors=True)
-    if target.exists():
-        target.rename(removed)
-        shutil.rmtree(removed)
 
 
 def save_model(
@@ -73,14 +47,6 @@ def save_model(
     finally:
         if shown:
             transformers_logging.enable_progress_bar()
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 class Checkpoints:
@@ -219,10 +185,10 @@ class Checkpoints:
             return
         (unfinished / "state.json").write_text(json.dumps(state, indent=1), encoding="utf-8")
         for path in (unfinished / "state.json", unfinished):
-            _sync(path)
+            sync_to_disk(path)
         remove_folder(self.path(step))
         unfinished.rename(self.path(step))
-        _sync(self.folder)
+        sync_to_disk(self.folder)
         # Later ones are damaged: the run went back behind them, or it would be further on.
         kept = [found for found in self.steps() if found <= step][-self.keep_last :]
         for other in self.steps():

@@ -11,9 +11,10 @@ from mirasol.checkpoint import find_checkpoint, load_checkpoint, read_config
 from mirasol.config.recipe import Recipe
 from mirasol.config.recipe_io import read_run_recipe, recipe_from_dict
 from mirasol.errors import UserError
-from mirasol.files import file_hash, parse_json
+from mirasol.files import hash_file, write_folder_atomically
+from mirasol.json_values import parse_own_json
 from mirasol.training.best import BestStep
-from mirasol.training.checkpoint import Checkpoints, save_model, write_folder
+from mirasol.training.checkpoint import Checkpoints, save_model
 from mirasol.training.checkpoint_io import DamagedFile
 from mirasol.training.logging import read_metrics
 from mirasol.training.regularisers import Regularisers
@@ -57,12 +58,12 @@ def export_run(
 
     def fill(folder: Path) -> None:
         save_model(folder, model, processor)
-        digest = file_hash(folder / "model.safetensors")
+        digest = hash_file(folder / "model.safetensors")
         training = {**facts, "steps": step, "averaged": averaged, "weights_sha256": digest, "recipe": recipe.to_dict()}
         (folder / "training.json").write_text(json.dumps(training, indent=1) + "\n", encoding="utf-8")
         (folder / "README.md").write_text(model_card(recipe, training, _validation(run, step), model), encoding="utf-8")
 
-    write_folder(out, fill)
+    write_folder_atomically(out, fill, replace=True)
     return out
 
 
@@ -73,7 +74,7 @@ def _read_run(run: Path) -> tuple[Recipe, dict[str, Any]]:
             raise UserError(f"{run}: not the folder of a run: it has no {name}")
     facts = run / "run.json"
     recipe = recipe_from_dict(read_run_recipe(run / "recipe.yaml")[0], str(run))
-    return recipe, parse_json(facts.read_text(encoding="utf-8"), facts, "put its copy back")
+    return recipe, parse_own_json(facts.read_text(encoding="utf-8"), facts, "put its copy back")
 
 
 def _best_step(run: Path, steps: list[int], metric: str | None) -> int:

@@ -29,7 +29,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mirasol.files import parse_json, write_whole
+from mirasol.files import write_file_atomically
+from mirasol.json_values import parse_own_json
 from mirasol.training.trackers import Tracker
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ class RunLog:
 
         self.file, self.tracker = folder / "metrics.jsonl", tracker
         kept = [line for line in read_metrics(self.file) if line["step"] <= step]
-        write_whole(self.file, "".join(json.dumps(line) + "\n" for line in kept))
+        write_file_atomically(self.file, "".join(json.dumps(line) + "\n" for line in kept))
         self.stream = self.file.open("a", encoding="utf-8")
         self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1 if step else None)
 
@@ -100,4 +101,4 @@ def read_metrics(file: Path) -> list[dict[str, Any]]:
     if not file.is_file():
         return []
     lines = file.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]
-    return [parse_json(line, f"{file}, line {number}", "remove the line") for number, line in enumerate(lines, 1)]
+    return [parse_own_json(line, f"{file}, line {number}", "remove the line") for number, line in enumerate(lines, 1)]

@@ -25,7 +25,8 @@ from mirasol.config.recipe_io import read_run_recipe
 from mirasol.data.clip_cache import BadWindow, write_bad_clips
 from mirasol.data.digest import ExamplesDigest
 from mirasol.errors import UserError
-from mirasol.files import file_hash, lock, parse_json, write_whole
+from mirasol.files import hash_file, lock_file, write_file_atomically
+from mirasol.json_values import parse_own_json
 
 # Whatever a run alone leaves. Not bad_clips.jsonl: a start that stopped at a bad clip leaves it, and is no run yet.
 RUN_FILES = (
@@ -83,7 +84,7 @@ class RunFolder:
         """Keeps other processes out until this one ends, however it ends."""
         self._lock = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
         try:
-            if not lock(self._lock):
+            if not lock_file(self._lock):
                 self._warn(f"{self.path}: this disk has no locks: nothing keeps a second run from writing here")
         except BlockingIOError as error:
             os.close(self._lock)
@@ -160,14 +161,14 @@ class RunFolder:
         surroundings["components"] = dict(components or {})
         surroundings["model_config"] = dict(model_config or {})
         surroundings["examples"] = {name: found.sha256 for name, found in (examples or {}).items()}
-        write_whole(self.path / "run.json", json.dumps(surroundings, indent=1) + "\n")
+        write_file_atomically(self.path / "run.json", json.dumps(surroundings, indent=1) + "\n")
         # Written last: a folder with a recipe can be resumed.
-        write_whole(self.path / "recipe.yaml", yaml.safe_dump(self.recipe.to_dict(), sort_keys=False))
+        write_file_atomically(self.path / "recipe.yaml", yaml.safe_dump(self.recipe.to_dict(), sort_keys=False))
 
     def recorded(self) -> dict[str, Any]:
         """What run.json holds."""
         file = self.path / "run.json"
-        return parse_json(file.read_text(encoding="utf-8"), file, "put its copy back, or begin another run")
+        return parse_own_json(file.read_text(encoding="utf-8"), file, "put its copy back, or begin another run")
 
     def _check_same_bad_clips(self, bad: list[BadWindow]) -> None:
         lines = (self.path / "bad_clips.jsonl").read_text(encoding="utf-8").splitlines()
@@ -190,7 +191,7 @@ class RunFolder:
         listed = {(row["media"], row["start"], row["end"]) for row in map(json.loads, lines)}
         new = [entry for entry in dict.fromkeys(bad) if (entry.media, entry.start, entry.end) not in listed]
         lines += [json.dumps({**asdict(entry), "step": step}) for entry in new]
-        write_whole(file, "".join(line + "\n" for line in lines))
+        write_file_atomically(file, "".join(line + "\n" for line in lines))
 
     def record_error(self, message: str, bad_step: Mapping[str, Any] | None = None) -> None:
         """Keeps the line that a run stopped with, and the facts of a step whose numbers were none."""
@@ -198,9 +199,9 @@ class RunFolder:
             return
         # On a full disk, which may be what stopped it, the line on the console has to do.
         with contextlib.suppress(OSError):
-            write_whole(self.path / "error.txt", message + "\n")
+            write_file_atomically(self.path / "error.txt", message + "\n")
             if bad_step is not None:
-                write_whole(self.path / "bad_step.json", json.dumps(bad_step, indent=1) + "\n")
+                write_file_atomically(self.path / "bad_step.json", json.dumps(bad_step, indent=1) + "\n")
 
     def clear_error(self) -> None:
         """The run goes on: what stopped it before is past."""
@@ -220,7 +221,7 @@ def data_hashes(recipe: Recipe) -> dict[str, str]:
             file = Path(data.root) / name
             if file.is_file():
                 key = f"{data_set}/{name}" if data_set else name
-                hashes[key] = file_hash(file)
+                hashes[key] = hash_file(file)
     return hashes
 
 

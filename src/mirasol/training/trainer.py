@@ -30,7 +30,7 @@ from mirasol.data.sampler import KINDS, Batch, BatchPlan, joined
 from mirasol.data.splits import read_data
 from mirasol.data.workers import WorkerStatus
 from mirasol.errors import Stopped, UserError
-from mirasol.files import file_hash
+from mirasol.files import hash_file, remove_folder, write_folder_atomically
 from mirasol.model.losses import BatchTotals
 from mirasol.training.average import WeightAverage
 from mirasol.training.best import BestStep, check_metric
@@ -44,7 +44,7 @@ from mirasol.training.build import (
     make_processor,
     pick_device,
 )
-from mirasol.training.checkpoint import Checkpoints, remove_folder, save_model, write_folder
+from mirasol.training.checkpoint import Checkpoints, save_model
 from mirasol.training.clock import Clock
 from mirasol.training.logging import RunLog, read_metrics
 from mirasol.training.measures import NonFiniteLoss, check_finite, spread
@@ -141,7 +141,7 @@ class Trainer:
         # In files that the loading processes share.
         self.plan = self.plan.stored(folder.path / "examples")
         if not (folder.path / "processor").exists():
-            write_folder(folder.path / "processor", self.processor.save_pretrained)
+            write_folder_atomically(folder.path / "processor", self.processor.save_pretrained, replace=True)
 
     def _make_model(self, examples: list[Example], validation_examples: list[Example]) -> None:
         """The processor, the model, what is made from its config, and the checks that need them."""
@@ -437,7 +437,7 @@ class Trainer:
     def _write_result(self, weights: Mapping[str, Tensor]) -> None:
         def fill(target: Path) -> None:
             save_model(target, self.model, self.processor, weights)
-            digest = file_hash(target / "model.safetensors")
+            digest = hash_file(target / "model.safetensors")
             facts = {
                 "steps": self.recipe.total_steps,
                 "training_seconds": round(self.clock.seconds(), 1),
@@ -447,5 +447,5 @@ class Trainer:
             }
             (target / "training.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
 
-        write_folder(self.folder.checkpoint, fill)
+        write_folder_atomically(self.folder.checkpoint, fill, replace=True)
         remove_folder(self.folder.path / "examples")

@@ -208,7 +208,7 @@ def test_reading_a_member_reads_little_else_and_leaves_nothing_open(packed):
 
 # Interrupted, continued, in parallel
 
-# `mirasol`, killed amid its fourth shard: each of a single clip has two members.
+# `mirasol`, killed amid its third shard: each of a single clip has two members.
 KILLED = """
 import os, signal, sys
 from mirasol.cli import main as cli
@@ -217,7 +217,7 @@ from mirasol.data.shards import write_shard as shard_writing
 add, added = shard_writing._add, []
 
 def killed(tar, name, content):
-    if len(added) == 7:
+    if len(added) == 5:
         os.kill(os.getpid(), signal.SIGKILL)
     added.append(name)
     return add(tar, name, content)
@@ -228,10 +228,10 @@ cli.main(sys.argv[1:])
 
 
 def big(root: Path, clips) -> list[str]:
-    """A folder of twelve clips, each a shard; the options that say so."""
-    rows = [{"file": f"{k}.mp4", "prompt": "what?", "target": "red"} for k in range(12)]
+    """A folder of six clips, each a shard; the options that say so."""
+    rows = [{"file": f"{k}.mp4", "prompt": "what?", "target": "red"} for k in range(6)]
     put(root, "train.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
-    for k in range(12):
+    for k in range(6):
         put(root, f"{k}.mp4", clips[k % len(clips)])
     return ["--clips-per-shard", "1", "--reencode", "48@8"]
 
@@ -244,7 +244,7 @@ def test_killed_and_gone_on_with_by_two_processes_is_as_if_nothing_had_been(tmp_
     ended = subprocess.run([sys.executable, "-c", KILLED, *command], env=environment, capture_output=True, text=True)
     assert ended.returncode == -signal.SIGKILL, ended.stderr
     tars = [path for path in out.glob("*/*.tar") if index_file(path).is_file()]
-    assert len(tars) == 3 and len(list(out.glob("*/.*.unfinished"))) == 1
+    assert len(tars) == 2 and len(list(out.glob("*/.*.unfinished"))) == 1
     finished = {path: path.stat().st_mtime_ns for tar in tars for path in (tar, index_file(tar))}
     with pytest.raises(UserError, match="unfinished: run the `mirasol data shard` that made it again"):
         read_dataset("shards", out, "train")
@@ -252,15 +252,15 @@ def test_killed_and_gone_on_with_by_two_processes_is_as_if_nothing_had_been(tmp_
     seen = []
     settings = Sharding(clips_per_shard=1, reencode=Reencoding(48, 8))
     result = shard_dataset("folder", root, out, sharding=settings, processes=2, progress=lambda *at: seen.append(at))
-    assert result.shards == 12 and result.finished_before == len(tars)
+    assert result.shards == 6 and result.finished_before == len(tars)
     assert {path: path.stat().st_mtime_ns for path in finished} == finished
-    assert seen[-1][1] == 12
+    assert seen[-1][1] == 6
     whole = tmp_path / "whole"
     shard_dataset("folder", root, whole, sharding=settings)
     assert tree(out) == tree(whole)
     # Once more: everything is there.
     times = {path: path.stat().st_mtime_ns for path in out.rglob("*.*")}
-    assert shard_dataset("folder", root, out, sharding=settings).finished_before == 12
+    assert shard_dataset("folder", root, out, sharding=settings).finished_before == 6
     assert {path: path.stat().st_mtime_ns for path in out.rglob("*.*")} == times
 
 

@@ -21,7 +21,7 @@ from typing import Any
 
 from mirasol.data.example import Example
 from mirasol.errors import UserError
-from mirasol.json_values import NotJson, json_value
+from mirasol.json_values import InvalidJson, parse_json
 
 REQUIRED = ("file", "prompt", "target")
 OPTIONAL = ("id", "start", "end", "question_type", "candidates")
@@ -100,10 +100,10 @@ def _json_rows(path: Path) -> Iterator[tuple[int, dict[str, Any] | BadRow]]:
         if not line.strip():
             continue
         try:
-            row = json_value(line)
+            row = parse_json(line)
         except UnicodeDecodeError:
             row = BadRow("is not UTF-8 text", number)
-        except NotJson as error:
+        except InvalidJson as error:
             row = BadRow(f"is not JSON ({error.reason})", number, error.column)
         if not isinstance(row, dict | BadRow):
             row = BadRow(f'must be an object like {{"id": …, "file": …}}, not {_kind(row)}', number)

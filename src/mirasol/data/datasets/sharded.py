@@ -15,7 +15,7 @@ from mirasol.data.example import Example
 from mirasol.data.media_files import index_file, tar_index
 from mirasol.data.shards.format import EXAMPLES, FORMAT, MANIFEST, PLAN, row_example
 from mirasol.errors import BadClip, UserError
-from mirasol.json_values import json_value
+from mirasol.json_values import parse_json
 
 _MEDIA = re.compile(r"([^/]+/\d+\.tar)/([^/]+)")
 
@@ -31,7 +31,7 @@ def read_manifest(root: Path) -> dict[str, Any] | None:
             raise UserError(f"{root}: its shards are unfinished: run the `mirasol data shard` that made it again")
         return None
     try:
-        manifest = json_value(file.read_bytes())
+        manifest = parse_json(file.read_bytes())
     except ValueError as error:
         raise malformed(f"is not JSON ({error})", MANIFEST) from error
     if not isinstance(manifest, dict) or not isinstance(manifest.get("splits"), dict):

@@ -10,7 +10,7 @@ from mirasol.data.datasets.files import Files
 from mirasol.data.example import Example
 from mirasol.data.media_files import read_member, tar_index
 from mirasol.errors import BadClip, UserError
-from mirasol.json_values import json_value
+from mirasol.json_values import parse_json
 from mirasol.media.content import detect_content_kind
 
 SPLITS = {"train": "train", "val": "validation", "validation": "validation", "test": "test"}
@@ -143,7 +143,7 @@ def _caption(shard: Shard, members: dict[str, str], place: str, rows: Rows) -> s
     facts = {}
     if ".json" in members:
         try:
-            facts = json_value(shard.read(members[".json"], -1))
+            facts = parse_json(shard.read(members[".json"], -1))
         except ValueError as error:
             rows.skip("malformed", f"{members['.json']} is not JSON ({error})", place)
             return None
@@ -170,7 +170,7 @@ def _stated(files: Files, path: str, rows: Rows) -> dict:
     if not file.is_file():
         return {}
     try:
-        stated = json_value(file.read_bytes())
+        stated = parse_json(file.read_bytes())
     except ValueError as error:
         rows.warn("other counts", f"{file.name} is not JSON ({error})", path)
         return {}

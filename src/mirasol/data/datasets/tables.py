@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mirasol.data.datasets.contract import AnnotationError, Problem, Rows
-from mirasol.json_values import NotJson, json_value
+from mirasol.json_values import InvalidJson, parse_json
 
 _DIGITS = 18  # of the longest number in a field
 # Bytes that are not UTF-8 are kept as such halves of characters, so that one bad caption costs one row and not the
@@ -44,7 +44,7 @@ class JsonItems:
 
     def __init__(self, path: Path, file: str):
         self.file, self.text = file, read_text(path)
-        self.items = parse_json(self.text, file)
+        self.items = parse_annotation_json(self.text, file)
         if not isinstance(self.items, list):
             raise malformed(f"must hold an array of objects, not {kind_of(self.items)}", file, 1, 1)
 
@@ -73,18 +73,18 @@ class JsonItems:
                 rows.skip(*wrong, self.file, *self.place(index))
 
 
-def parse_json(text: str, file: str, pairs: Callable[[list[tuple[str, Any]]], Any] | None = None) -> Any:
+def parse_annotation_json(text: str, file: str, pairs: Callable[[list[tuple[str, Any]]], Any] | None = None) -> Any:
     """The value of a json text; `pairs` makes its objects. Raises AnnotationError with line and column."""
     try:
-        return json_value(text, pairs)
-    except NotJson as error:
+        return parse_json(text, pairs)
+    except InvalidJson as error:
         raise malformed(f"is not JSON ({error.reason})", file, error.line, error.column) from error
 
 
 def read_json_object(path: Path, file: str) -> dict[str, Any]:
     """The object of a json file. Raises AnnotationError where it holds none."""
     text = read_text(path)
-    value = parse_json(text, file)
+    value = parse_annotation_json(text, file)
     if not isinstance(value, dict):
         raise malformed(f"must hold one object, not {kind_of(value)}", file, 1, 1)
     check_utf8(text, file)
@@ -110,8 +110,8 @@ def json_lines(
         if not line.strip():
             continue
         try:
-            item = json_value(line)
-        except NotJson as error:
+            item = parse_json(line)
+        except InvalidJson as error:
             rows.skip("malformed", f"is not JSON ({error.reason})", file, number, error.column)
             continue
         wrong = wrong_fields(item, fields)

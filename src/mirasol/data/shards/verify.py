@@ -11,7 +11,7 @@ from mirasol.data.datasets.contract import DatasetSplit, Problem
 from mirasol.data.datasets.sharded import read_manifest
 from mirasol.data.media_files import index_file, open_member, scan_tar
 from mirasol.errors import BadClip
-from mirasol.files import file_hash
+from mirasol.files import hash_file
 
 _BLOCK = 2**20  # read at a time: members may be videos of many gigabytes
 
@@ -49,7 +49,7 @@ def _index_problems(path: Path, name: str, facts: dict[str, Any]) -> list[tuple[
     index = index_file(path)
     if not index.is_file():
         return []  # told by the dataset: the tar is read without it
-    if file_hash(index) != facts["index_sha256"]:
+    if hash_file(index) != facts["index_sha256"]:
         return [("wrong index", f"{index.name} is not what was written: shard the data set again, or delete it", "")]
     return []
 

@@ -18,7 +18,7 @@ from mirasol.data.shards.format import EXAMPLES, FORMAT, MANIFEST, PLAN, ShardJo
 from mirasol.data.shards.plan import Sharding, ShardPlan, plan_shards
 from mirasol.data.shards.write_shard import UNFINISHED, write_shard
 from mirasol.errors import UserError
-from mirasol.files import file_hash, write_whole
+from mirasol.files import hash_file, write_file_atomically
 from mirasol.processes import process_context
 
 Progress = Callable[[int, int], None]
@@ -101,7 +101,7 @@ def write_shards(
         if before is None:
             entries = {s.split: _finish_split(s, plan.out, plan.jobs[s.split], indices) for s in plan.datasets}
             manifest = {"format": FORMAT, "source": plan.datasets[0].name, "plan": settings, "splits": entries}
-            write_whole(plan.out / MANIFEST, json.dumps(manifest, indent=1) + "\n")
+            write_file_atomically(plan.out / MANIFEST, json.dumps(manifest, indent=1) + "\n")
         (plan.out / PLAN).unlink(missing_ok=True)
     return result
 
@@ -148,7 +148,7 @@ def _taken(out: Path, plan: dict[str, Any]) -> Iterator[dict[str, Any] | None]:
         before = _read_plan(out, done)
         _check_same_plan(out, before, plan, held)
         if not done:
-            write_whole(out / PLAN, json.dumps(plan, indent=1) + "\n")
+            write_file_atomically(out / PLAN, json.dumps(plan, indent=1) + "\n")
         for left in out.glob(f"*/.*{UNFINISHED}"):
             left.unlink(missing_ok=True)  # of a run that was killed
         yield before if done else None
@@ -288,7 +288,7 @@ def _finish_split(
             "clips": len(members),
             "bytes": index["bytes"],
             "sha256": index["sha256"],
-            "index_sha256": file_hash(index_file(job.path)),
+            "index_sha256": hash_file(index_file(job.path)),
         }
     asked = _write_examples(dataset, out, places, lost)
     problems, reasons = [dataclasses.asdict(problem) for problem in dataset.problems], dict(dataset.reasons)
@@ -299,7 +299,7 @@ def _finish_split(
     return {
         "examples": len(dataset.annotated),
         "clips": sum(entry["clips"] for entry in shards.values()),
-        "sha256": file_hash(out / dataset.split / EXAMPLES),
+        "sha256": hash_file(out / dataset.split / EXAMPLES),
         "protocol": dataset.protocol,
         "classes": list(dataset.classes),
         "facts": {**dataset.facts, **reencoded},
@@ -325,7 +325,7 @@ def _write_examples(
         elif example.media:
             row["media"] = places[example.media]
         lines.append(json.dumps(row) + "\n")
-    write_whole(out / dataset.split / EXAMPLES, "".join(lines))
+    write_file_atomically(out / dataset.split / EXAMPLES, "".join(lines))
     return asked
 
 

@@ -15,7 +15,7 @@ from mirasol.data.check import MediaFacts, media_facts
 from mirasol.data.media_files import index_file, is_image, open_media_file
 from mirasol.data.shards.format import Sample, ShardJob, finished_index
 from mirasol.errors import BadClip, UserError
-from mirasol.files import file_hash, write_whole
+from mirasol.files import hash_file, write_file_atomically
 from mirasol.media.transcode import Reencoding, reencode_media
 
 UNFINISHED = ".unfinished"
@@ -47,10 +47,10 @@ def write_shard(job: ShardJob, on_sample: Callable[[], None] | None = None) -> d
             stream.flush()
             os.fsync(stream.fileno())
         unfinished.chmod(0o644)  # a temporary file is its owner's alone
-        size, digest = unfinished.stat().st_size, file_hash(unfinished)
+        size, digest = unfinished.stat().st_size, hash_file(unfinished)
         index = {"tar": job.path.name, "bytes": size, "sha256": digest, **held}
         os.replace(unfinished, job.path)
-        write_whole(index_file(job.path), json.dumps(index) + "\n")
+        write_file_atomically(index_file(job.path), json.dumps(index) + "\n")
     except OSError as error:
         raise UserError(
             f"{job.path}: cannot be written ({error.strerror or error}): mend that and run the same command again, "
