@@ -50,7 +50,7 @@ def data_root(shapes) -> Path:
 
 @pytest.fixture(scope="session")
 def examples(data_root) -> list["Example"]:
-    from mirasol.data.datasets.folder_reader import read_examples
+    from mirasol.data.datasets.folder import read_examples
 
     return read_examples(data_root, "train")
 

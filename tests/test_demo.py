@@ -11,7 +11,7 @@ from mirasol import UserError
 from mirasol.checkpoint import load_checkpoint
 from mirasol.cli.demo import Demo, DemoSettings, demo_recipe, run_demo
 from mirasol.cli.main import main
-from mirasol.data.datasets.folder_reader import read_examples
+from mirasol.data.datasets.folder import read_examples
 from mirasol.evaluation.answer import answer_clips
 
 RECIPE = """

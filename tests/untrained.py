@@ -45,7 +45,7 @@ def only_stream(kind: str, source: Path, target: Path) -> Path:
 def untrained(tmp_path_factory, shapes) -> Path:
     """A checkpoint's folder with random weights and a tokenizer of the data's text."""
     from mirasol import MirasolConfig, MirasolFeatureExtractor, MirasolForConditionalGeneration, MirasolProcessor
-    from mirasol.data.datasets.folder_reader import read_examples
+    from mirasol.data.datasets.folder import read_examples
     from mirasol.media.tokenizer import train_tokenizer
 
     def make(folder: Path) -> None:

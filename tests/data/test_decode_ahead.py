@@ -12,7 +12,7 @@ from media_making import Video, ramp, steady, write_media
 from mirasol.config.model import MirasolConfig
 from mirasol.config.recipe_io import recipe_from_dict
 from mirasol.data.clip_cache import ClipCache, UnreadableWindow
-from mirasol.data.datasets.folder_reader import read_examples
+from mirasol.data.datasets.folder import read_examples
 from mirasol.data.example import Example
 from mirasol.data.loader import StepBatches, make_loader
 from mirasol.data.sampler import BatchPlan

@@ -11,7 +11,7 @@ from mirasol import MirasolConfig
 from mirasol.config.recipe import DataSetRecipe
 from mirasol.config.recipe_io import recipe_from_dict
 from mirasol.data.clip_cache import ClipCache
-from mirasol.data.datasets.folder_reader import read_examples
+from mirasol.data.datasets.folder import read_examples
 from mirasol.data.example import Example
 from mirasol.data.sampler import pick_target
 from mirasol.data.splits import read_split, tokenizer_texts

@@ -3,7 +3,7 @@
 import shutil
 from dataclasses import replace
 
-from mirasol.data.datasets.folder_reader import read_examples
+from mirasol.data.datasets.folder import read_examples
 from mirasol.data.digest import examples_digest
 
 

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from mirasol.data.datasets.folder_reader import read_examples
+from mirasol.data.datasets.folder import read_examples
 from mirasol.data.example import Example
 from mirasol.errors import UserError
 
@@ -52,7 +52,7 @@ def test_text_beyond_ascii_and_line_separators_inside_text_survive(tmp_path):
         (GOOD | {"start": True}, "field 'start' must be seconds or null, not true or false"),
         (GOOD | {"end": -1}, "field 'end' must be seconds from 0 on, not -1"),
         ('{"id": "a", "file": "a", "prompt": "p", "target": "t", "end": NaN}', "not nan"),
-        (GOOD | {"start": 2, "end": 2}, "start 2 must lie before end 2"),
+        (GOOD | {"start": 2, "end": 2}, "start 2 must be before end 2"),
         (GOOD | {"candidates": "bell"}, "field 'candidates' must be a list, not text"),
         (GOOD | {"candidates": ["a bell", 2]}, "field 'candidates' must be text, not a number"),
         (GOOD | {"candidates": ["a drum"]}, "target 'a bell' is not among its candidates"),
@@ -63,13 +63,20 @@ def test_text_beyond_ascii_and_line_separators_inside_text_survive(tmp_path):
 )
 def test_a_bad_line_is_named_with_its_number(tmp_path, line, part):
     message = error_of(tmp_path, GOOD | {"id": "first"}, line)
-    assert f"{tmp_path / 'train.jsonl'}, line 2: " in message
+    assert f"{tmp_path / 'train.jsonl'}, line 2" in message
     assert part in message
 
 
 def test_bytes_that_are_not_utf8_are_named(tmp_path):
-    (tmp_path / "train.jsonl").write_bytes(b'{"id": "\xff"}\n')
-    with pytest.raises(UserError, match="line 1: is not UTF-8 text"):
+    row = json.dumps(GOOD | {"prompt": "caf?"}).encode().replace(b"caf?", b"caf\xe9")
+    (tmp_path / "train.jsonl").write_bytes(row + b"\n")
+    with pytest.raises(UserError, match="line 1: field 'prompt' is not UTF-8 text"):
+        read_examples(tmp_path, "train")
+
+
+def test_a_csv_row_of_another_width_is_named_with_its_column(tmp_path):
+    (tmp_path / "train.csv").write_text("file,prompt,target\na.mp4,what?,a bell\na.mp4,what?\n")
+    with pytest.raises(UserError, match="train.csv, line 3, column 12: 2 fields, 3 expected"):
         read_examples(tmp_path, "train")
 
 
@@ -106,7 +113,7 @@ def test_an_unknown_split_names_those_that_exist(tmp_path):
         read_examples(tmp_path, "validation")
     with pytest.raises(UserError, match="no split '../data/train'"):
         read_examples(tmp_path, "../data/train")
-    with pytest.raises(UserError, match="holds no examples"):
+    with pytest.raises(UserError, match="contains no examples"):
         read_examples(tmp_path, "test")
     with pytest.raises(UserError, match="no such data folder"):
         read_examples(tmp_path / "nowhere", "train")

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from mirasol.config.recipe_io import recipe_from_dict
-from mirasol.data.datasets.folder_reader import read_examples
+from mirasol.data.datasets.folder import read_examples
 from mirasol.data.example import Example
 from mirasol.data.example_table import ExampleTable
 from mirasol.data.mixture import BLOCK, Mixture

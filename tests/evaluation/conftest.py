@@ -3,7 +3,7 @@
 import pytest
 
 from mirasol.checkpoint import Loaded, load_checkpoint
-from mirasol.data.datasets.folder_reader import read_examples
+from mirasol.data.datasets.folder import read_examples
 from mirasol.data.example import ClipExamples, group_by_clip
 
 

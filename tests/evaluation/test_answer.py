@@ -6,7 +6,7 @@ import torch
 from untrained import only_stream
 
 from mirasol import MirasolProcessor
-from mirasol.data.datasets.folder_reader import read_examples
+from mirasol.data.datasets.folder import read_examples
 from mirasol.data.example import group_by_clip
 from mirasol.evaluation.answer import (
     AnswerSettings,

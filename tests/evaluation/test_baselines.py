@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from mirasol.data.datasets import DatasetOptions, read_dataset
+from mirasol.config.recipe import DatasetOptions
+from mirasol.data.datasets.registry import read_dataset
 from mirasol.data.example import Example
 from mirasol.evaluation.baselines import AnswerPrior, read_training_examples
 from mirasol.evaluation.metrics import normalise_lightly, score_answers, score_choices

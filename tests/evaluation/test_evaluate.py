@@ -12,8 +12,8 @@ import pytest
 
 from mirasol import UserError
 from mirasol.cli.main import main
-from mirasol.data.datasets import read_dataset
-from mirasol.data.datasets.folder_reader import read_examples
+from mirasol.data.datasets.folder import read_examples
+from mirasol.data.datasets.registry import read_dataset
 from mirasol.evaluation.answer import AnswerSettings
 from mirasol.evaluation.compare import compare_results
 from mirasol.evaluation.evaluate import checkpoint_hash, evaluate_dataset, score_file, write_evaluation

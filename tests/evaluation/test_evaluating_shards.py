@@ -2,7 +2,8 @@
 
 import dataclasses
 
-from mirasol.data.datasets import DatasetOptions, read_dataset
+from mirasol.config.recipe import DatasetOptions
+from mirasol.data.datasets.registry import read_dataset
 from mirasol.data.shards.write import Sharding, shard_dataset
 from mirasol.evaluation.answer import AnswerSettings
 from mirasol.evaluation.baselines import read_training_examples

@@ -6,7 +6,8 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from mirasol.data.datasets import DatasetOptions, read_dataset
+from mirasol.config.recipe import DatasetOptions
+from mirasol.data.datasets.registry import read_dataset
 from mirasol.evaluation.answer import AnswerSettings
 from mirasol.evaluation.baselines import read_training_examples
 from mirasol.evaluation.controls import CONTROLS

@@ -9,7 +9,7 @@ import pytest
 
 from mirasol import UserError
 from mirasol.cli.main import main
-from mirasol.data.datasets import read_dataset
+from mirasol.data.datasets.registry import read_dataset
 from mirasol.data.example import Example
 from mirasol.evaluation.compare import compare_results
 from mirasol.evaluation.evaluate import describe_data, score_file, write_scores

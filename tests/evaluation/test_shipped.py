@@ -6,7 +6,7 @@ import json
 import pytest
 
 from mirasol.checkpoint import find_shipped_checkpoint, load_checkpoint
-from mirasol.data.datasets import read_dataset
+from mirasol.data.datasets.registry import read_dataset
 from mirasol.evaluation.answer import AnswerSettings
 from mirasol.evaluation.controls import CONTROLS
 from mirasol.evaluation.evaluate import evaluate_dataset

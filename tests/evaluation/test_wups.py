@@ -8,7 +8,7 @@ from wordnet_making import make_nltk_data
 
 from mirasol import UserError
 from mirasol.cli.main import main
-from mirasol.data.datasets import read_dataset
+from mirasol.data.datasets.registry import read_dataset
 from mirasol.data.example import Example
 from mirasol.evaluation.answer import AnswerSettings
 from mirasol.evaluation.compare import compare_results

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from mirasol.data.datasets.folder_reader import read_examples
+from mirasol.data.datasets.folder import read_examples
 from mirasol.data.example import group_by_clip
 from mirasol.errors import UserError
 from mirasol.synthetic.questions import QUESTION_TYPES

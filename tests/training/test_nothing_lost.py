@@ -138,7 +138,7 @@ def test_a_second_signal_does_not_wait(trainings, values):
 def first_clip_of(values, step: int) -> tuple[Path, str]:
     """The cache's file and the medium of the first clip that step `step` (from 0) trains on."""
     from mirasol import MirasolConfig
-    from mirasol.data.datasets.folder_reader import read_examples
+    from mirasol.data.datasets.folder import read_examples
 
     recipe = recipe_from_dict(values)
     examples = read_examples(Path(recipe.data.root), "train")

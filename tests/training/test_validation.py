@@ -6,7 +6,7 @@ import torch
 from mirasol.checkpoint import load_checkpoint
 from mirasol.config.recipe_io import recipe_from_dict
 from mirasol.data.clip_cache import ClipCache
-from mirasol.data.datasets.folder_reader import read_examples
+from mirasol.data.datasets.folder import read_examples
 from mirasol.errors import UserError
 from mirasol.training import validation
 from mirasol.training.stages import stage_losses

@@ -216,8 +216,9 @@ class Demo:
         Candidates are not scored: what the demo reports is open generation.
         """
         from mirasol.checkpoint import load_checkpoint
+        from mirasol.config.recipe import DatasetOptions
         from mirasol.console import count_cores, show_progress
-        from mirasol.data.datasets import DatasetOptions, read_dataset
+        from mirasol.data.datasets.registry import read_dataset
         from mirasol.evaluation.answer import AnswerSettings
         from mirasol.evaluation.baselines import read_training_examples
         from mirasol.evaluation.controls import CONTROLS

@@ -64,7 +64,7 @@ def run(options: Namespace) -> None:
     find_checkpoint(options.checkpoint)
 
     from mirasol.console import count_cores, make_console, show_progress
-    from mirasol.data.datasets import read_dataset
+    from mirasol.data.datasets.registry import read_dataset
     from mirasol.evaluation.answer import AnswerSettings
     from mirasol.evaluation.baselines import read_training_examples
     from mirasol.evaluation.controls import CONTROLS
@@ -114,7 +114,7 @@ def _check_figures(figures: str | None, output: str | None) -> None:
 
 def _find_dataset(options: Namespace) -> tuple[str, Path]:
     """The data set's name and its folder; the name is `folder` where only a folder is given."""
-    from mirasol.data.datasets import DATASETS
+    from mirasol.data.datasets.registry import DATASETS
     from mirasol.errors import UserError
 
     if options.root is not None:

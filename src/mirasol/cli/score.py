@@ -41,7 +41,7 @@ def run(options: Namespace) -> None:
     """Scores, prints, and writes results where asked to."""
     from mirasol.cli.common import check_no_results, format_problems, make_folder, read_dataset_options
     from mirasol.console import make_console
-    from mirasol.data.datasets import read_dataset
+    from mirasol.data.datasets.registry import read_dataset
     from mirasol.evaluation.baselines import read_training_examples
     from mirasol.evaluation.evaluate import score_file, write_scores
     from mirasol.evaluation.metrics import OPEN, format_scores

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mirasol.data.datasets import AnnotationError, DatasetOptions, DatasetSplit, Problem
+from mirasol.config.recipe import DatasetOptions
+from mirasol.data.datasets.contract import AnnotationError, DatasetSplit, Problem
 from mirasol.data.datasets.files import Files
-from mirasol.data.datasets.registry import adapter_of, read_split, splits_of
+from mirasol.data.datasets.registry import find_adapter, list_listed_splits, read_listed_split
 from mirasol.data.example import Example
 from mirasol.data.media_files import is_image, named_otherwise, open_media_file
 from mirasol.data.shards.verify import shard_problems
@@ -87,16 +88,16 @@ def check_dataset(
     Raises UserError for an unknown data set, folder, split or option; what is wrong within the
     data set is in the report.
     """
-    adapter = adapter_of(name, options)
+    adapter = find_adapter(name, options)
     if hashes and name != "shards":
         raise UserError(f"--hashes: only shards have hashes to compare, {name} has none: leave it out")
     files = Files(root, options.annotations)
-    known = splits_of(name, files)
+    known = list_listed_splits(name, files)
     chosen = [split] if split is not None else [s for s in known if s not in adapter.overlapping] or known
     datasets, problems, entries = [], [], {}
     for one in chosen:
         try:
-            dataset = read_split(name, files, one, options)
+            dataset = read_listed_split(name, files, one, options)
         except AnnotationError as error:
             problems.append(error.problem)
             entries[one] = _entry(None)

@@ -4,10 +4,10 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
-from mirasol.config.recipe import DataRecipe, DataSetRecipe
+from mirasol.config.recipe import DataRecipe, DatasetOptions, DataSetRecipe
 from mirasol.data.clip_cache import BadWindow
-from mirasol.data.datasets import DatasetOptions, read_dataset, select_usable_examples
-from mirasol.data.datasets.folder_reader import read_examples
+from mirasol.data.datasets.folder import read_examples
+from mirasol.data.datasets.registry import read_dataset, select_usable_examples
 from mirasol.data.example import Example
 from mirasol.errors import UserError
 

@@ -5,7 +5,9 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from mirasol.data.datasets import DatasetOptions, DatasetSplit, list_splits, read_dataset
+from mirasol.config.recipe import DatasetOptions
+from mirasol.data.datasets.contract import DatasetSplit
+from mirasol.data.datasets.registry import list_splits, read_dataset
 from mirasol.data.example import Example
 from mirasol.errors import UserError
 

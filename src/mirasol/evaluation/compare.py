@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from mirasol.console import format_table
-from mirasol.data.datasets.tables import check_utf8, read_text
+from mirasol.data.datasets.tables import raise_if_not_utf8, read_text
 from mirasol.errors import UserError
 from mirasol.evaluation.intervals import mean_intervals, sign_test
 from mirasol.evaluation.metrics import OPEN, PREDICTION_FILES
@@ -124,7 +124,7 @@ def read_judged_lines(path: Path) -> dict[str, dict[str, Any]]:
         raise UserError(f"{file}: no such file: give a result's folder or its predictions.jsonl")
     rows: dict[str, dict[str, Any]] = {}
     text = read_text(file)
-    check_utf8(text, str(file))
+    raise_if_not_utf8(text, str(file))
     # By line feeds alone: texts from the web contain other characters that `splitlines` takes for ends of lines.
     for number, line in enumerate(text.removesuffix("\n").split("\n"), start=1):
         place = f"{file}, line {number}"

@@ -15,7 +15,7 @@ from typing import Any
 
 import mirasol
 from mirasol.checkpoint import Loaded
-from mirasol.data.datasets import DatasetSplit
+from mirasol.data.datasets.contract import DatasetSplit
 from mirasol.data.digest import examples_digest
 from mirasol.data.example import ClipExamples, Example, group_by_clip
 from mirasol.data.media_files import is_image

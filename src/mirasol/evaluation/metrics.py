@@ -15,8 +15,8 @@ import numpy as np
 from jaxtyping import Bool
 
 from mirasol.console import format_table
-from mirasol.data.datasets import Problem
 from mirasol.data.datasets.activitynet_qa import FREE
+from mirasol.data.datasets.contract import Problem
 from mirasol.data.example import Example
 from mirasol.errors import UserError
 from mirasol.evaluation import ranking

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from mirasol.data.datasets import Problem
-from mirasol.data.datasets.tables import check_utf8, is_utf8, parse_annotation_json, read_text
+from mirasol.data.datasets.contract import Problem
+from mirasol.data.datasets.tables import is_utf8, parse_annotation_json, raise_if_not_utf8, read_text
 from mirasol.data.example import Example
 from mirasol.errors import UserError
 from mirasol.json_values import InvalidJson, parse_json
@@ -49,7 +49,7 @@ def read_predictions(path: Path, dataset: str, examples: Sequence[Example]) -> d
     if path.suffix == ".npy":
         return _read_matrix(path, examples)
     text = read_text(path)
-    check_utf8(text, str(path))
+    raise_if_not_utf8(text, str(path))
     if path.suffix == ".jsonl":
         # By line feeds alone: texts from the web contain other characters that `splitlines` takes for ends of lines.
         lines = enumerate(text.split("\n"), start=1)

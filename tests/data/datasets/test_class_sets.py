@@ -2,8 +2,10 @@
 
 import pytest
 
-from mirasol.data.datasets import AnnotationError, DatasetOptions, list_splits, read_dataset
+from mirasol.config.recipe import DatasetOptions
+from mirasol.data.datasets.contract import AnnotationError
 from mirasol.data.datasets.kinetics_sound import CLASSES
+from mirasol.data.datasets.registry import list_splits, read_dataset
 from mirasol.errors import UserError
 
 ID = "-1X2N5XJ_kw"

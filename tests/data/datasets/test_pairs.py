@@ -6,7 +6,8 @@ import tarfile
 
 import pytest
 
-from mirasol.data.datasets import DatasetOptions, list_splits, read_dataset
+from mirasol.config.recipe import DatasetOptions
+from mirasol.data.datasets.registry import list_splits, read_dataset
 from mirasol.errors import UserError
 
 MP4 = b"\0\0\0\x18ftypisom" + bytes(40)

@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from mirasol.data.datasets import AnnotationError, list_splits, read_dataset
+from mirasol.data.datasets.contract import AnnotationError
+from mirasol.data.datasets.registry import list_splits, read_dataset
 
 MSRVTT = [
     {"answer": "couch", "category_id": 14, "id": 158607, "question": "what is it they sit on?", "video_id": 6513},

@@ -2,7 +2,8 @@
 
 import pytest
 
-from mirasol.data.datasets import DatasetOptions, list_splits, read_dataset
+from mirasol.config.recipe import DatasetOptions
+from mirasol.data.datasets.registry import list_splits, read_dataset
 
 # Rows of each excerpt by split; what the adapters leave out is counted apart.
 ROWS = {

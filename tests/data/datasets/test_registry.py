@@ -5,14 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from mirasol.data.datasets import (
-    DATASETS,
-    AnnotationError,
-    DatasetOptions,
-    list_splits,
-    read_dataset,
-    select_usable_examples,
-)
+from mirasol.config.recipe import DatasetOptions
+from mirasol.data.datasets.contract import AnnotationError
+from mirasol.data.datasets.registry import DATASETS, list_splits, read_dataset, select_usable_examples
 from mirasol.errors import UserError
 
 ROWS = [
@@ -114,9 +109,11 @@ def test_your_own_folder_lists_all_that_is_wrong(data):
     assert dataset.reasons == {"malformed": 2, "empty text": 1, "missing media": 1}
     assert [p.line for p in dataset.problems][:3] == [4, 5, 6]
     data.put("train.csv", "file,prompt,answer\n")
-    assert "wrong header: expected file,prompt,target" in read_dataset("folder", data.root, "train").problems[0].message
+    with pytest.raises(AnnotationError, match="train.csv, line 1, column 1: wrong header: expected file,prompt,target"):
+        read_dataset("folder", data.root, "train")
     data.put("train.csv", "file,prompt,target,prompt\n")
-    assert "'prompt' stands in it twice" in read_dataset("folder", data.root, "train").problems[0].message
+    with pytest.raises(AnnotationError, match="column 'prompt' appears twice"):
+        read_dataset("folder", data.root, "train")
 
 
 @pytest.mark.parametrize("field", ["file", "prompt", "target", "id", "question_type"])

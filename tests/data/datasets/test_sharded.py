@@ -8,7 +8,8 @@ import tarfile
 import pytest
 
 from mirasol.data.check import check_dataset
-from mirasol.data.datasets import AnnotationError, list_splits, read_dataset
+from mirasol.data.datasets.contract import AnnotationError
+from mirasol.data.datasets.registry import list_splits, read_dataset
 from mirasol.data.media_files import index_file, open_media_file, read_member, tar_index
 from mirasol.data.shards.write import Sharding, shard_dataset
 from mirasol.errors import BadClip, UserError

@@ -2,9 +2,16 @@
 
 import pytest
 
-from mirasol.data.datasets import read_dataset
 from mirasol.data.datasets.contract import AnnotationError, Rows
-from mirasol.data.datasets.tables import JsonItems, csv_rows, is_whole, json_lines, name_list, read_json_object
+from mirasol.data.datasets.registry import read_dataset
+from mirasol.data.datasets.tables import (
+    JsonArray,
+    is_whole_number,
+    read_csv_rows,
+    read_json_lines,
+    read_json_object,
+    read_names,
+)
 
 
 def fatal(call) -> tuple:
@@ -17,23 +24,23 @@ def fatal(call) -> tuple:
 
 def rows_of(path, columns=("a", "b"), **settings):
     rows = Rows()
-    return list(csv_rows(path, "x.csv", rows, columns, **settings)), rows
+    return list(read_csv_rows(path, "x.csv", rows, columns, **settings)), rows
 
 
 def test_malformed_json_is_told_with_line_and_column(data):
     path = data.put("x.json", '[{"a": 1},\n {"a": }]')
-    assert fatal(lambda: JsonItems(path, "x.json"))[:4] == ("malformed", "x.json", 2, 8)
-    assert "must hold an array" in fatal(lambda: JsonItems(data.put("y.json", '{"a": 1}'), "y.json"))[4]
+    assert fatal(lambda: JsonArray(path, "x.json"))[:4] == ("malformed", "x.json", 2, 8)
+    assert "must hold an array" in fatal(lambda: JsonArray(data.put("y.json", '{"a": 1}'), "y.json"))[4]
     assert "must hold one object" in fatal(lambda: read_json_object(data.put("y.json", "[]"), "y.json"))[4]
     deep = data.put("deep.json", "[" * 100_000)
-    assert fatal(lambda: JsonItems(deep, "deep.json"))[0] == "malformed"
+    assert fatal(lambda: JsonArray(deep, "deep.json"))[0] == "malformed"
 
 
 def test_items_of_an_array_know_their_place(data):
-    items = JsonItems(data.put("x.json", '[{"a": "]"},\n  {"a": "ü"} , {"b": 1}, 7]'), "x.json")
-    assert [items.place(index) for index in range(4)] == [(1, 2), (2, 3), (2, 16), (2, 26)]
+    items = JsonArray(data.put("x.json", '[{"a": "]"},\n  {"a": "ü"} , {"b": 1}, 7]'), "x.json")
+    assert [items.locate(index) for index in range(4)] == [(1, 2), (2, 3), (2, 16), (2, 26)]
     rows = Rows()
-    assert [index for index, _ in items.checked(rows, {"a": str})] == [0, 1]
+    assert [index for index, _ in items.iterate_valid(rows, {"a": str})] == [0, 1]
     assert [(p.line, p.column) for p in rows.problems] == [(2, 16), (2, 26)]
     assert "field 'a' is missing; found 'b'" in rows.problems[0].message
     assert "must be an object with a, not a number" in rows.problems[1].message
@@ -42,14 +49,14 @@ def test_items_of_an_array_know_their_place(data):
 
 def test_a_truth_value_is_no_number(data):
     rows = Rows()
-    assert not list(json_lines(data.put("x.jsonl", '{"a": true}'), "x", rows, {"a": int}))
+    assert not list(read_json_lines(data.put("x.jsonl", '{"a": true}'), "x", rows, {"a": int}))
     assert "must be a number, not true or false" in rows.problems[0].message
 
 
 def test_bad_lines_of_jsonl_cost_themselves_alone(data):
     path = data.put("x.jsonl", b'{"a": "1"}\n\n{"a": }\n{"a": "\xff"}\r\n{"a": "5"}')
     rows = Rows()
-    assert [line for line, _ in json_lines(path, "x", rows, {"a": str})] == [1, 5]
+    assert [line for line, _ in read_json_lines(path, "x", rows, {"a": str})] == [1, 5]
     assert [(p.kind, p.line, p.column) for p in rows.problems] == [("malformed", 3, 7), ("not UTF-8", 4, None)]
 
 
@@ -57,16 +64,16 @@ def test_bad_lines_of_jsonl_cost_themselves_alone(data):
 def test_what_python_cannot_read_is_told_as_malformed(data, line):
     rows = Rows()
     path = data.put("x.jsonl", line + '\n{"a": "1"}\n')
-    assert [number for number, _ in json_lines(path, "x", rows, {"a": str})] == [2]
+    assert [number for number, _ in read_json_lines(path, "x", rows, {"a": str})] == [2]
     assert [(p.kind, p.line) for p in rows.problems] == [("malformed", 1)]
-    assert fatal(lambda: JsonItems(data.put("x.json", f"[{line}]"), "x.json"))[0] == "malformed"
+    assert fatal(lambda: JsonArray(data.put("x.json", f"[{line}]"), "x.json"))[0] == "malformed"
     data.put("train.jsonl", line)
     assert read_dataset("folder", data.root, "train").reasons == {"malformed": 1}
 
 
 def test_whole_numbers_are_those_that_int_reads():
-    assert is_whole("0") and is_whole("000012")
-    assert not any(map(is_whole, ("²", "٣", "-1", "1.0", "", "9" * 5_000)))
+    assert is_whole_number("0") and is_whole_number("000012")
+    assert not any(map(is_whole_number, ("²", "٣", "-1", "1.0", "", "9" * 5_000)))
 
 
 def test_csv_fields_stay_text(data):
@@ -79,7 +86,7 @@ def test_a_wrong_header_tells_what_was_expected_and_found(data):
     kind, _, line, _, message = fatal(lambda: rows_of(data.put("x.csv", "a,c\n1,2\n")))
     assert (kind, line, message) == ("wrong header", 1, "wrong header: expected a,b; found a,c")
     assert "found nothing" in fatal(lambda: rows_of(data.put("x.csv", "")))[4]
-    assert "'b' stands in it twice; found a,b,b" in fatal(lambda: rows_of(data.put("x.csv", "a,b,b\n1,2,3\n")))[4]
+    assert "column 'b' appears twice; found a,b,b" in fatal(lambda: rows_of(data.put("x.csv", "a,b,b\n1,2,3\n")))[4]
     assert rows_of(data.put("x.csv", "a,b,c,c\n1,2,3,4\n"))[0] == [(2, {"a": "1", "b": "2"})], "no column of ours"
 
 
@@ -111,7 +118,7 @@ def test_comment_lines_count_as_lines(data):
 
 
 def test_lists_of_names(data):
-    assert name_list(data.put("x.txt", "b\n\na, c\n"), "x.txt") == ("b", "a, c")
-    assert fatal(lambda: name_list(data.put("x.txt", "b\na\nb\n"), "x.txt"))[2] == 3
-    assert "names nothing" in fatal(lambda: name_list(data.put("x.txt", " \n"), "x.txt"))[4]
-    assert fatal(lambda: name_list(data.put("x.txt", b"a\n\xff\n"), "x.txt"))[:3] == ("not UTF-8", "x.txt", 2)
+    assert read_names(data.put("x.txt", "b\n\na, c\n"), "x.txt") == ("b", "a, c")
+    assert fatal(lambda: read_names(data.put("x.txt", "b\na\nb\n"), "x.txt"))[2] == 3
+    assert "contains no names" in fatal(lambda: read_names(data.put("x.txt", " \n"), "x.txt"))[4]
+    assert fatal(lambda: read_names(data.put("x.txt", b"a\n\xff\n"), "x.txt"))[:3] == ("not UTF-8", "x.txt", 2)

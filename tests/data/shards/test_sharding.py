@@ -19,7 +19,8 @@ import numpy as np
 import pytest
 
 from mirasol.cli.main import main
-from mirasol.data.datasets import DatasetOptions, list_splits, read_dataset
+from mirasol.config.recipe import DatasetOptions
+from mirasol.data.datasets.registry import list_splits, read_dataset
 from mirasol.data.media_files import index_file, open_media_file, read_member, tar_index
 from mirasol.data.shards import write as sharding
 from mirasol.data.shards.format import ShardJob

@@ -1,8 +1,9 @@
 """ActivityNet-QA (Yu et al., AAAI 2019): questions and answers in two json files, joined on `question_id`."""
 
-from mirasol.data.datasets.contract import Adapter, DatasetOptions, Published, Rows
+from mirasol.config.recipe import DatasetOptions
+from mirasol.data.datasets.contract import Adapter, Published, Rows
 from mirasol.data.datasets.files import Files
-from mirasol.data.datasets.tables import JsonItems
+from mirasol.data.datasets.tables import JsonArray
 from mirasol.data.example import Example
 
 FILES = {"train": "train", "validation": "val", "test": "test"}
@@ -25,34 +26,34 @@ PUBLISHED = {
 }
 
 
-def splits(files: Files) -> list[str]:
+def list_splits(files: Files) -> list[str]:
     """The splits of which the questions are there."""
     return [split for split, name in FILES.items() if files.annotation(f"{name}_q.json")]
 
 
-def read(files: Files, split: str, options: DatasetOptions) -> Rows:
+def read_split(files: Files, split: str, options: DatasetOptions) -> Rows:
     """The questions of a split with their answers; a question without answer and an answer without question count."""
     rows = Rows()
     path = files.annotation(f"{FILES[split]}_q.json")
     assert path is not None
-    questions, shown = JsonItems(path, files.shown(path)), files.shown(path)
+    questions, shown = JsonArray(path, files.shown(path)), files.shown(path)
     rows.annotation_files.append(shown)
     answers = _answers(files, split, rows)
     asked = set()
     fields = {"video_name": str, "question": str, "question_id": str}
-    for index, item in questions.checked(rows, fields):
+    for index, item in questions.iterate_valid(rows, fields):
         id, video = item["question_id"], item["video_name"]
         asked.add(id)
         if answers is not None and id not in answers:
-            rows.skip("no answer", f"question {id!r} has no answer", shown, *questions.place(index))
+            rows.skip("no answer", f"question {id!r} has no answer", shown, *questions.locate(index))
             continue
         answer, kind = answers[id] if answers is not None else ("", "")
         if not item["question"].strip() or (answers is not None and not answer.strip()):
-            rows.skip("empty text", f"question {id!r} or its answer is empty", shown, *questions.place(index))
+            rows.skip("empty text", f"question {id!r} or its answer is empty", shown, *questions.locate(index))
             continue
         media = files.media((f"v_{video}", video)) or ""
         if rows.seen(id):
-            rows.skip("duplicate id", f"id {id!r} was already used: left out", shown, *questions.place(index))
+            rows.skip("duplicate id", f"id {id!r} was already used: left out", shown, *questions.locate(index))
             continue
         rows.add(Example(id, media, None, None, item["question"], answer, kind, video=video), shown)
     for id in answers or ():
@@ -69,17 +70,17 @@ def _answers(files: Files, split: str, rows: Rows) -> dict[str, tuple[str, str]]
         return None
     shown, answers = files.shown(path), {}
     rows.annotation_files.append(shown)
-    items = JsonItems(path, shown)
-    for index, item in items.checked(rows, {"answer": str, "type": int, "question_id": str}):
+    items = JsonArray(path, shown)
+    for index, item in items.iterate_valid(rows, {"answer": str, "type": int, "question_id": str}):
         if not 0 <= item["type"] < len(TYPES):
             message = f"type {item['type']} is out of range: 0 to {len(TYPES) - 1}"
-            rows.skip("malformed", message, shown, *items.place(index), rows=0)
+            rows.skip("malformed", message, shown, *items.locate(index), rows=0)
         elif item["question_id"] in answers:
             message = f"answer {item['question_id']!r} was already given: the first one counts"
-            rows.skip("duplicate id", message, shown, *items.place(index), rows=0)
+            rows.skip("duplicate id", message, shown, *items.locate(index), rows=0)
         else:
             answers[item["question_id"]] = (item["answer"], TYPES[item["type"]])
     return answers
 
 
-ADAPTER = Adapter("ActivityNet-QA", splits, read, PUBLISHED)
+ADAPTER = Adapter("ActivityNet-QA", list_splits, read_split, PUBLISHED)

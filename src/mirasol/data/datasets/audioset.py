@@ -7,10 +7,11 @@ order: `targets` chooses between all and one at random.
 import math
 from pathlib import Path
 
-from mirasol.data.datasets.classes import clip_media
-from mirasol.data.datasets.contract import Adapter, DatasetOptions, Published, Rows
+from mirasol.config.recipe import DatasetOptions
+from mirasol.data.datasets.classes import find_clip_media
+from mirasol.data.datasets.contract import Adapter, Published, Rows
 from mirasol.data.datasets.files import Files
-from mirasol.data.datasets.tables import csv_rows, strict_rows
+from mirasol.data.datasets.tables import read_csv_rows, read_strict_csv
 from mirasol.data.example import Example
 from mirasol.errors import UserError
 
@@ -33,12 +34,12 @@ PUBLISHED = {
 }
 
 
-def splits(files: Files) -> list[str]:
+def list_splits(files: Files) -> list[str]:
     """The splits all of whose segment files are there."""
     return [split for split, names in FILES.items() if all(files.annotation(name) for name in names)]
 
 
-def read(files: Files, split: str, options: DatasetOptions) -> Rows:
+def read_split(files: Files, split: str, options: DatasetOptions) -> Rows:
     """The segments of a split; ids are `{id}_{start in milliseconds}`."""
     rows = Rows()
     names = _label_names(files)
@@ -56,7 +57,7 @@ def _read_segments(
     path: Path, shown: str, files: Files, names: dict[str, str], options: DatasetOptions, rows: Rows
 ) -> None:
     columns = ("id", "start", "end", "labels")
-    table = csv_rows(path, shown, rows, columns, header=False, skip_initial_space=True, comment="#")
+    table = read_csv_rows(path, shown, rows, columns, header=False, skip_initial_space=True, comment="#")
     folder = path.stem.removesuffix("_segments")
     for line, row in table:
         id = row["id"]
@@ -74,7 +75,7 @@ def _read_segments(
         labels = tuple(names[mid] for mid in mids)
         example = Example(
             f"{id}_{int(window[0] * 1000)}",
-            clip_media(files, options, PATTERNS, id, window, (folder,)) or "",
+            find_clip_media(files, options, PATTERNS, id, window, (folder,)) or "",
             None,
             None,
             options.prompt or PROMPT,
@@ -100,14 +101,14 @@ def _label_names(files: Files) -> dict[str, str]:
     path = files.annotation(LABELS)
     if path is None:
         raise UserError(f"{files.annotation_root}: {LABELS}, which names AudioSet's labels, is not there: add it")
-    table = strict_rows(path, files.shown(path), ("index", "mid", "display_name"))
+    table = read_strict_csv(path, files.shown(path), ("index", "mid", "display_name"))
     return {row["mid"]: row["display_name"] for row in table}
 
 
 ADAPTER = Adapter(
     "AudioSet",
-    splits,
-    read,
+    list_splits,
+    read_split,
     PUBLISHED,
     overlapping=("train",),
     options=("annotations", "targets", "prompt", "pattern"),

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from mirasol.data.datasets.contract import DatasetOptions
+from mirasol.config.recipe import DatasetOptions
 from mirasol.data.datasets.files import Files
-from mirasol.data.datasets.tables import name_list
+from mirasol.data.datasets.tables import read_names
 from mirasol.errors import UserError
 
 
@@ -27,7 +27,7 @@ class ClassList:
         return self._known.get(label) or self._known.get(label.strip())
 
 
-def given_classes(files: Files, options: DatasetOptions, *names: str) -> tuple[str, ...] | None:
+def find_class_list(files: Files, options: DatasetOptions, *names: str) -> tuple[str, ...] | None:
     """The class list the user names, or one that lies among the annotations under one of `names`; None without one."""
     if options.class_list is not None:
         path = Path(options.class_list)
@@ -36,12 +36,12 @@ def given_classes(files: Files, options: DatasetOptions, *names: str) -> tuple[s
             raise UserError(
                 f"class_list={options.class_list}: no such file: give a text file with one class name per line"
             )
-        return name_list(path, str(options.class_list))
+        return read_names(path, str(options.class_list))
     found = files.annotation(*names) if names else None
-    return name_list(found, files.shown(found)) if found is not None else None
+    return read_names(found, files.shown(found)) if found is not None else None
 
 
-def clip_stems(patterns: Iterable[str], id: str, start: float, end: float) -> Iterator[str]:
+def _format_clip_stems(patterns: Iterable[str], id: str, start: float, end: float) -> Iterator[str]:
     """A clip's file names without extension. Raises UserError for a pattern with a field that clips do not have.
 
     `start` and `end` are the seconds as the annotation has them, `start_ms` and `end_ms` milliseconds.
@@ -55,7 +55,7 @@ def clip_stems(patterns: Iterable[str], id: str, start: float, end: float) -> It
             raise UserError(f"pattern={pattern!r}: its fields are {known}, e.g. '{{id}}_{{start:06d}}'") from error
 
 
-def clip_media(
+def find_clip_media(
     files: Files,
     options: DatasetOptions,
     patterns: Iterable[str],
@@ -65,6 +65,6 @@ def clip_media(
 ) -> str | None:
     """The file of a clip that was cut out already, by the user's pattern or else by the first known one that fits."""
     if options.pattern is not None:
-        return files.media(clip_stems([options.pattern], id, *window), folders)
+        return files.media(_format_clip_stems([options.pattern], id, *window), folders)
     # Most lists name many clips that are gone: nothing is spelled out for those.
-    return files.media(clip_stems(patterns, id, *window), folders) if id in files.youtube_ids else None
+    return files.media(_format_clip_stems(patterns, id, *window), folders) if id in files.youtube_ids else None

@@ -1,8 +1,9 @@
 """EPIC-SOUNDS (Huh et al., ICASSP 2023): windows of long kitchen videos, stamped in samples of 24 kHz audio."""
 
-from mirasol.data.datasets.contract import Adapter, AnnotationError, DatasetOptions, Problem, Published, Rows
+from mirasol.config.recipe import DatasetOptions
+from mirasol.data.datasets.contract import Adapter, AnnotationError, Problem, Published, Rows
 from mirasol.data.datasets.files import Files
-from mirasol.data.datasets.tables import csv_rows, is_whole, strict_rows
+from mirasol.data.datasets.tables import is_whole_number, read_csv_rows, read_strict_csv
 from mirasol.data.example import Example
 from mirasol.errors import UserError
 
@@ -34,7 +35,7 @@ COLUMNS = (
 )
 
 
-def splits(files: Files) -> list[str]:
+def list_splits(files: Files) -> list[str]:
     """The splits whose csv is there. Raises UserError where only the pickles are: opening one can run code."""
     found = [split for split, name in FILES.items() if files.annotation(name)]
     pickle = None if found else files.annotation(*(name.replace(".csv", ".pkl") for name in FILES.values()))
@@ -43,7 +44,7 @@ def splits(files: Files) -> list[str]:
     return found
 
 
-def read(files: Files, split: str, options: DatasetOptions) -> Rows:
+def read_split(files: Files, split: str, options: DatasetOptions) -> Rows:
     """The sounds of a split; windows are the sample stamps in seconds.
 
     Sounds without a category have their free description as target, those of `test` have none.
@@ -54,7 +55,7 @@ def read(files: Files, split: str, options: DatasetOptions) -> Rows:
     rows.annotation_files.append(shown)
     labelled = split in ("train", "validation")
     label = {"class", "class_id"} if labelled else {"description"} if split == "not_categorised" else set()
-    table = list(csv_rows(path, shown, rows, (*COLUMNS, *sorted(label))))
+    table = list(read_csv_rows(path, shown, rows, (*COLUMNS, *sorted(label))))
     rows.classes = classes = _classes(files, [row for _, row in table] if labelled else [], rows)
     if files.annotation("EPIC_audio.hdf5"):
         rows.facts["audio"] = "EPIC_audio.hdf5 is not read: extract it to {video_id}.wav, or give the videos"
@@ -68,7 +69,7 @@ def read(files: Files, split: str, options: DatasetOptions) -> Rows:
         if split != "test" and not target.strip():
             rows.skip("empty text", "the class or description is empty", shown, line)
             continue
-        if labelled and (not is_whole(row["class_id"]) or classes[int(row["class_id"]) :][:1] != (target,)):
+        if labelled and (not is_whole_number(row["class_id"]) or classes[int(row["class_id"]) :][:1] != (target,)):
             message = f"class {target!r} with class_id {row['class_id']} is not among the {len(classes)} classes"
             rows.skip("unknown label", message, shown, line)
             continue
@@ -113,11 +114,11 @@ def _classes(files: Files, labelled: list[dict[str, str]], rows: Rows) -> tuple[
     path = files.annotation("classes.csv")
     if path is not None:
         shown = files.shown(path)
-        table = strict_rows(path, shown, ("class_id", "class"))
+        table = read_strict_csv(path, shown, ("class_id", "class"))
         if [row["class_id"] for row in table] != [str(place) for place in range(len(table))]:
             raise AnnotationError(Problem("malformed", "class_id must count 0, 1, 2 … in its order", shown, 2))
         return tuple(row["class"] for row in table)
-    known = (row for row in labelled if is_whole(row["class_id"]) and int(row["class_id"]) < MOST_CLASSES)
+    known = (row for row in labelled if is_whole_number(row["class_id"]) and int(row["class_id"]) < MOST_CLASSES)
     found = sorted({(row["class_id"], row["class"]) for row in known})
     if not found:
         return ()
@@ -128,4 +129,6 @@ def _classes(files: Files, labelled: list[dict[str, str]], rows: Rows) -> tuple[
     return tuple(names.values())
 
 
-ADAPTER = Adapter("EPIC-SOUNDS", splits, read, PUBLISHED, options=("annotations", "prompt"), protocol="classes")
+ADAPTER = Adapter(
+    "EPIC-SOUNDS", list_splits, read_split, PUBLISHED, options=("annotations", "prompt"), protocol="classes"
+)

@@ -10,10 +10,11 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from urllib.parse import unquote
 
-from mirasol.data.datasets.contract import Adapter, DatasetOptions, Rows
+from mirasol.config.recipe import DatasetOptions
+from mirasol.data.datasets.contract import Adapter, Rows
 from mirasol.data.datasets.files import Files
-from mirasol.data.datasets.tables import check_header, csv_header, csv_rows
-from mirasol.data.datasets.webvid import split_of
+from mirasol.data.datasets.tables import raise_if_wrong_header, read_csv_header, read_csv_rows
+from mirasol.data.datasets.webvid import guess_split
 from mirasol.data.example import Example
 
 PROMPT = "describe the image"
@@ -26,7 +27,7 @@ def _format(path: Path) -> tuple[str, str, bool] | None:
     suffix = path.suffix.lower()
     if suffix not in (".csv", ".tsv"):
         return None
-    header = csv_header(path, _delimiter(path))
+    header = read_csv_header(path, _delimiter(path))
     caption = next((name for name in CAPTION_COLUMNS if name in header), None)
     image = next((name for name in (*FILE_COLUMNS, "url") if name in header), None)
     if caption is not None and image is not None:
@@ -40,19 +41,23 @@ def _delimiter(path: Path) -> str:
     return "\t" if path.suffix.lower() == ".tsv" else ","
 
 
-def splits(files: Files) -> list[str]:
+def list_splits(files: Files) -> list[str]:
     """The splits that the tables' names tell. Raises AnnotationError where no table there is one of captions."""
     tables = [path for path in files.annotation_paths if path.suffix.lower() in (".csv", ".tsv")]
-    found = sorted({split_of(path) for path in tables if _format(path)})
+    found = sorted({guess_split(path) for path in tables if _format(path)})
     if tables and not found:
-        check_header(csv_header(tables[0], _delimiter(tables[0])), ("caption", "filepath"), files.shown(tables[0]))
+        raise_if_wrong_header(
+            read_csv_header(tables[0], _delimiter(tables[0])), ("caption", "filepath"), files.shown(tables[0])
+        )
     return found
 
 
-def read(files: Files, split: str, options: DatasetOptions) -> Rows:
+def read_split(files: Files, split: str, options: DatasetOptions) -> Rows:
     """The captions of a split; ids are `{table}:{line}`."""
     rows = Rows()
-    tables = {files.shown(path): path for path in files.annotation_paths if split_of(path) == split and _format(path)}
+    tables = {
+        files.shown(path): path for path in files.annotation_paths if guess_split(path) == split and _format(path)
+    }
     rows.annotation_files += tables
     pairs = [(shown, *pair) for shown, path in tables.items() for pair in _pairs(path, shown, rows)]
     images = _Images(files, (image for *_, image in pairs))
@@ -75,7 +80,7 @@ def _pairs(path: Path, shown: str, rows: Rows) -> Iterator[tuple[int, str, str]]
     assert known is not None
     caption, image, header = known
     # CC3M's tsv, the one without a header, quotes nothing: a caption may begin with a quote that does not end.
-    table = csv_rows(path, shown, rows, (caption, image), header=header, delimiter=_delimiter(path), quoted=header)
+    table = read_csv_rows(path, shown, rows, (caption, image), header=header, delimiter=_delimiter(path), quoted=header)
     for line, row in table:
         yield line, row[caption].strip(), row[image].strip()
 
@@ -123,4 +128,4 @@ def _last_part(name: str) -> str:
     return (unquote(path) if "%" in path else path).rpartition("/")[2]
 
 
-ADAPTER = Adapter("image-text csv", splits, read, options=("annotations", "prompt"), protocol="captions")
+ADAPTER = Adapter("image-text csv", list_splits, read_split, options=("annotations", "prompt"), protocol="captions")

@@ -7,10 +7,11 @@ option and the number of classes belongs to every result.
 from collections import Counter
 from pathlib import Path
 
-from mirasol.data.datasets.classes import ClassList, clip_media, given_classes
-from mirasol.data.datasets.contract import Adapter, AnnotationError, DatasetOptions, Problem, Published, Rows
+from mirasol.config.recipe import DatasetOptions
+from mirasol.data.datasets.classes import ClassList, find_class_list, find_clip_media
+from mirasol.data.datasets.contract import Adapter, AnnotationError, Problem, Published, Rows
 from mirasol.data.datasets.files import Files
-from mirasol.data.datasets.tables import csv_header, csv_rows, is_whole
+from mirasol.data.datasets.tables import is_whole_number, read_csv_header, read_csv_rows
 from mirasol.data.example import Example
 
 PROMPT = "what is happening?"
@@ -44,19 +45,19 @@ VALIDATION = {
 PUBLISHED = {"ogm_ge_train": Published(14_799), "ogm_ge_test": Published(2_597)}
 
 
-def splits(files: Files) -> list[str]:
+def list_splits(files: Files) -> list[str]:
     """The splits of which Kinetics-400's csv, or OGM-GE's list, is there."""
     return [split for split, names in FILES.items() if files.annotation(*names)]
 
 
-def read(files: Files, split: str, options: DatasetOptions) -> Rows:
+def read_split(files: Files, split: str, options: DatasetOptions) -> Rows:
     """The clips of the class list's classes; clips of other classes are none of this data set's."""
     path = files.annotation(*FILES[split])
     assert path is not None
     rows, shown = Rows(), files.shown(path)
     rows.annotation_files.append(shown)
     default = CLASSES_OF_OGM_GE if split.startswith("ogm_ge") else CLASSES
-    given = given_classes(files, options)
+    given = find_class_list(files, options)
     rows.classes = given or default
     rows.facts["class_list"] = options.class_list or f"the default {len(default)}"
     replaced = {path.rpartition("/")[2][:11]: path for path in files.media_in(REPLACEMENTS)}
@@ -78,23 +79,23 @@ def read(files: Files, split: str, options: DatasetOptions) -> Rows:
 def _read_csv(
     path: Path, shown: str, files: Files, options: DatasetOptions, rows: Rows, replaced: dict[str, str]
 ) -> None:
-    if "label" not in csv_header(path) and "youtube_id" in csv_header(path):
-        message = f"wrong header: expected {','.join(COLUMNS)}; found {','.join(csv_header(path))}"
+    if "label" not in read_csv_header(path) and "youtube_id" in read_csv_header(path):
+        message = f"wrong header: expected {','.join(COLUMNS)}; found {','.join(read_csv_header(path))}"
         raise AnnotationError(Problem("wrong header", message + " (a test file with labels is CVDF's)", shown, 1, 1))
     classes = ClassList(rows.classes)
     others: Counter[str] = Counter()
-    for line, row in csv_rows(path, shown, rows, COLUMNS):
+    for line, row in read_csv_rows(path, shown, rows, COLUMNS):
         name, id = classes.find(row["label"]), row["youtube_id"]
         if name is None:
             others[row["label"]] += 1
             continue
-        if not (is_whole(row["time_start"]) and is_whole(row["time_end"])):
+        if not (is_whole_number(row["time_start"]) and is_whole_number(row["time_end"])):
             message = f"expected whole seconds, found {row['time_start']!r} and {row['time_end']!r}"
             rows.skip("malformed", message, shown, line)
             continue
         window = int(row["time_start"]), int(row["time_end"])
         folders = (name, name.replace(" ", "_"))
-        media = replaced.get(id) or clip_media(files, options, PATTERNS, id, window, folders) or ""
+        media = replaced.get(id) or find_clip_media(files, options, PATTERNS, id, window, folders) or ""
         rows.add(_example(f"{id}_{window[0]:06d}_{window[1]:06d}", id, media, name, options, rows), shown, line)
     if others:
         rows.facts["rows_of_other_classes"] = others.total()
@@ -106,8 +107,8 @@ def _read_csv(
 def _read_ogm_ge(path: Path, shown: str, files: Files, options: DatasetOptions, rows: Rows) -> None:
     """Lines are `{name of the file},10,{class index}`; the index counts the sorted class list."""
     names = sorted(rows.classes)
-    for line, row in csv_rows(path, shown, rows, ("file", "seconds", "class"), header=False):
-        if not is_whole(row["class"]) or int(row["class"]) >= len(names):
+    for line, row in read_csv_rows(path, shown, rows, ("file", "seconds", "class"), header=False):
+        if not is_whole_number(row["class"]) or int(row["class"]) >= len(names):
             message = f"class index {row['class']!r} is out of range: 0 to {len(names) - 1}"
             rows.skip("answer out of range", message, shown, line)
             continue
@@ -123,8 +124,8 @@ def _example(id: str, video: str, media: str, name: str, options: DatasetOptions
 
 ADAPTER = Adapter(
     "Kinetics-Sound",
-    splits,
-    read,
+    list_splits,
+    read_split,
     PUBLISHED,
     overlapping=("ogm_ge_train", "ogm_ge_test"),
     options=("annotations", "class_list", "prompt", "pattern"),

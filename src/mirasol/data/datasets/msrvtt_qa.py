@@ -3,9 +3,10 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from mirasol.data.datasets.contract import Adapter, AnnotationError, DatasetOptions, Problem, Published, Rows
+from mirasol.config.recipe import DatasetOptions
+from mirasol.data.datasets.contract import Adapter, AnnotationError, Problem, Published, Rows
 from mirasol.data.datasets.files import Files
-from mirasol.data.datasets.tables import JsonItems, csv_header, csv_rows, json_lines
+from mirasol.data.datasets.tables import JsonArray, read_csv_header, read_csv_rows, read_json_lines
 from mirasol.data.example import Example
 
 # The original goes first: only it has both the ids and the whole questions.
@@ -23,12 +24,12 @@ PUBLISHED = {
 }  # fmt: skip
 
 
-def splits(files: Files) -> list[str]:
+def list_splits(files: Files) -> list[str]:
     """The splits of which a file in one of the three formats is there."""
     return [split for split, names in FILES.items() if files.annotation(*names)]
 
 
-def read(files: Files, split: str, options: DatasetOptions) -> Rows:
+def read_split(files: Files, split: str, options: DatasetOptions) -> Rows:
     """The questions of a split; `question_type` is the first word, as the papers' tables have it."""
     path = files.annotation(*FILES[split])
     assert path is not None
@@ -52,20 +53,20 @@ Parsed = Iterator[tuple[int | None, int | None, str, str, str, str]]  # line, co
 
 
 def _original(path: Path, shown: str, rows: Rows) -> Parsed:
-    items = JsonItems(path, shown)
+    items = JsonArray(path, shown)
     fields = {"answer": str, "id": int, "question": str, "video_id": int}
-    for _, item in items.checked(rows, fields):
+    for _, item in items.iterate_valid(rows, fields):
         yield None, None, str(item["id"]), f"video{item['video_id']}", item["question"], item["answer"]
 
 
 def _lines(path: Path, shown: str, rows: Rows) -> Parsed:
     # This variant has no ids: the line's number stands for one.
-    for line, item in json_lines(path, shown, rows, {"answer": str, "question": str, "video_id": (str, int)}):
+    for line, item in read_json_lines(path, shown, rows, {"answer": str, "question": str, "video_id": (str, int)}):
         yield line, None, str(line), _video(str(item["video_id"])), item["question"], item["answer"]
 
 
 def _table(path: Path, shown: str, rows: Rows) -> Parsed:
-    header = csv_header(path)
+    header = read_csv_header(path)
     variants = {"qid": ("video", "qid"), "id": ("video_id", "id")}  # HQGA, just-ask
     known = [names for names in variants.values() if set(names) <= set(header)]
     if not known:
@@ -75,7 +76,7 @@ def _table(path: Path, shown: str, rows: Rows) -> Parsed:
         )
         raise AnnotationError(Problem("wrong header", message, shown, 1, 1))
     video, id = known[0]
-    for line, row in csv_rows(path, shown, rows, (video, "question", "answer", id)):
+    for line, row in read_csv_rows(path, shown, rows, (video, "question", "answer", id)):
         # HQGA took the question marks away: with them all variants are the same questions.
         question = row["question"].rstrip()
         question += "" if question.endswith("?") or not question else "?"
@@ -86,4 +87,4 @@ def _video(name: str) -> str:
     return name if name.startswith("video") else f"video{name}"
 
 
-ADAPTER = Adapter("MSRVTT-QA", splits, read, PUBLISHED)
+ADAPTER = Adapter("MSRVTT-QA", list_splits, read_split, PUBLISHED)

@@ -3,43 +3,42 @@
 from collections import Counter
 from pathlib import Path
 
+from mirasol.config.recipe import DatasetOptions
 from mirasol.data.datasets import (
     activitynet_qa,
     audioset,
     epic_sounds,
     folder,
     image_text,
-    img2dataset,
     kinetics_sound,
     msrvtt_qa,
-    nextqa_mc,
-    nextqa_oe,
-    sharded,
+    nextqa,
     vggsound,
-    video2dataset,
+    webdataset,
     webvid,
 )
-from mirasol.data.datasets.contract import Adapter, DatasetOptions, DatasetSplit, Published, Rows
+from mirasol.data.datasets.contract import Adapter, DatasetSplit, Published, Rows
 from mirasol.data.datasets.files import Files
 from mirasol.data.example import Example
+from mirasol.data.shards.read import ADAPTER as SHARDS
 from mirasol.errors import UserError
 
 DATASETS: dict[str, Adapter] = {
     "folder": folder.ADAPTER,
     "msrvtt_qa": msrvtt_qa.ADAPTER,
     "activitynet_qa": activitynet_qa.ADAPTER,
-    "nextqa_mc": nextqa_mc.ADAPTER,
-    "nextqa_oe": nextqa_oe.ADAPTER,
+    "nextqa_mc": nextqa.MULTIPLE_CHOICE,
+    "nextqa_oe": nextqa.OPEN_ENDED,
     "vggsound": vggsound.ADAPTER,
     "epic_sounds": epic_sounds.ADAPTER,
     "kinetics_sound": kinetics_sound.ADAPTER,
     "audioset": audioset.ADAPTER,
     "webvid": webvid.WEBVID,
     "videocc": webvid.VIDEO_CC_ADAPTER,
-    "video2dataset": video2dataset.ADAPTER,
+    "video2dataset": webdataset.VIDEO2DATASET,
     "image_text": image_text.ADAPTER,
-    "img2dataset": img2dataset.ADAPTER,
-    "shards": sharded.ADAPTER,
+    "img2dataset": webdataset.IMG2DATASET,
+    "shards": SHARDS,
 }
 # Other words for a split, for data sets that do not have the word itself.
 SPLIT_NAMES = {"val": "validation", "valid": "validation", "dev": "validation", "test": "eval"}
@@ -48,8 +47,8 @@ ANY = DatasetOptions()
 
 def list_splits(name: str, root: Path, options: DatasetOptions = ANY) -> list[str]:
     """The splits that a data set's files below `root` offer. Raises UserError where there are none."""
-    adapter_of(name, options)
-    return splits_of(name, Files(root, options.annotations))
+    find_adapter(name, options)
+    return list_listed_splits(name, Files(root, options.annotations))
 
 
 def read_dataset(name: str, root: Path, split: str, options: DatasetOptions = ANY) -> DatasetSplit:
@@ -61,14 +60,14 @@ def read_dataset(name: str, root: Path, split: str, options: DatasetOptions = AN
     Raises:
         UserError: an unknown data set, split or option; AnnotationError, one of them, where a file cannot be read on.
     """
-    adapter_of(name, options)  # a mistyped name is told before a large folder is walked
-    return read_split(name, Files(root, options.annotations), split, options)
+    find_adapter(name, options)  # a mistyped name is told before a large folder is walked
+    return read_listed_split(name, Files(root, options.annotations), split, options)
 
 
-def read_split(name: str, files: Files, split: str, options: DatasetOptions = ANY) -> DatasetSplit:
+def read_listed_split(name: str, files: Files, split: str, options: DatasetOptions = ANY) -> DatasetSplit:
     """As `read_dataset`, of files that were listed already."""
-    adapter = adapter_of(name, options)
-    known = splits_of(name, files)
+    adapter = find_adapter(name, options)
+    known = list_listed_splits(name, files)
     if split not in known and SPLIT_NAMES.get(split) in known:
         split = SPLIT_NAMES[split]
     if split not in known:
@@ -115,7 +114,7 @@ def select_usable_examples(dataset: DatasetSplit, on_problem: str = "error") -> 
     return list(dataset.examples)
 
 
-def adapter_of(name: str, options: DatasetOptions) -> Adapter:
+def find_adapter(name: str, options: DatasetOptions) -> Adapter:
     """The adapter of a data set. Raises UserError for an unknown name, and for an option that it does not have."""
     if name not in DATASETS:
         raise UserError(f"data set {name!r} is not known: choose {', '.join(DATASETS)}")
@@ -127,7 +126,7 @@ def adapter_of(name: str, options: DatasetOptions) -> Adapter:
     return adapter
 
 
-def splits_of(name: str, files: Files) -> list[str]:
+def list_listed_splits(name: str, files: Files) -> list[str]:
     """As `list_splits`, of files that were listed already."""
     known = DATASETS[name].splits(files)
     if not known:

@@ -1,4 +1,4 @@
-"""Reading annotation files: json, jsonl, csv, lists of names. Whatever is wrong has a file, a line and a column."""
+"""Reading annotation files: json, jsonl, csv, lists of names. Every problem has a file, a line and a column."""
 
 import csv
 import io
@@ -14,10 +14,10 @@ from mirasol.data.datasets.contract import AnnotationError, Problem, Rows
 from mirasol.json_values import InvalidJson, parse_json
 
 _DIGITS = 18  # of the longest number in a field
-# Bytes that are not UTF-8 are kept as such halves of characters, so that one bad caption costs one row and not the
-# file; JSON can hold them escaped, too.
+# Bytes that are not UTF-8 become such surrogates, so that one bad caption costs one row and not the file. JSON can
+# contain escaped surrogates, too.
 _NOT_UTF8 = re.compile("[\ud800-\udfff]")
-# Python's csv module refuses fields over 128 KiB unless told otherwise; captions of the web may be longer.
+# Python's csv module refuses fields over 128 KiB by default; captions from the web may be longer.
 csv.field_size_limit(16 * 2**20)
 
 
@@ -27,17 +27,19 @@ def read_text(path: Path) -> str:
 
 
 def is_utf8(text: str) -> bool:
-    """Whether the bytes that `read_text` took this from were UTF-8."""
+    """Whether a text of `read_text` contains no bytes that were not UTF-8."""
     return text.isascii() or _NOT_UTF8.search(text) is None
 
 
-def malformed(message: str, file: str, line: int | None = None, column: int | None = None) -> AnnotationError:
-    """The error for a file that cannot be read on."""
+def malformed_file_error(
+    message: str, file: str, line: int | None = None, column: int | None = None
+) -> AnnotationError:
+    """The error for a file that cannot be read any further."""
     return AnnotationError(Problem("malformed", message, file, line, column))
 
 
-class JsonItems:
-    """The objects of a json array: iterate, and ask `place` where one stands.
+class JsonArray:
+    """The objects of a json array; `locate` gives the place of one.
 
     Raises AnnotationError where the text is not json, or not an array.
     """
@@ -46,9 +48,9 @@ class JsonItems:
         self.file, self.text = file, read_text(path)
         self.items = parse_annotation_json(self.text, file)
         if not isinstance(self.items, list):
-            raise malformed(f"must hold an array of objects, not {kind_of(self.items)}", file, 1, 1)
+            raise malformed_file_error(f"must hold an array of objects, not {describe_type(self.items)}", file, 1, 1)
 
-    def place(self, index: int) -> tuple[int, int]:
+    def locate(self, index: int) -> tuple[int, int]:
         """Line and column, from 1, of item `index`, from 0."""
         begin = self._begins[index]
         return self.text.count("\n", 0, begin) + 1, begin - self.text.rfind("\n", 0, begin)
@@ -63,36 +65,38 @@ class JsonItems:
             _, position = decoder.raw_decode(self.text, position)
         return begins
 
-    def checked(self, rows: Rows, fields: dict[str, type | tuple[type, ...]]) -> Iterator[tuple[int, dict[str, Any]]]:
-        """(index, object) of the objects that have all `fields` in their types; the others are skipped in `rows`."""
+    def iterate_valid(
+        self, rows: Rows, fields: dict[str, type | tuple[type, ...]]
+    ) -> Iterator[tuple[int, dict[str, Any]]]:
+        """(index, object) of the objects that have all `fields` with these types; the others are skipped in `rows`."""
         for index, item in enumerate(self.items):
-            wrong = wrong_fields(item, fields)
+            wrong = find_wrong_field(item, fields)
             if wrong is None:
                 yield index, item
             else:
-                rows.skip(*wrong, self.file, *self.place(index))
+                rows.skip(*wrong, self.file, *self.locate(index))
 
 
 def parse_annotation_json(text: str, file: str, pairs: Callable[[list[tuple[str, Any]]], Any] | None = None) -> Any:
-    """The value of a json text; `pairs` makes its objects. Raises AnnotationError with line and column."""
+    """The value of a json text; `pairs` converts its objects. Raises AnnotationError with line and column."""
     try:
         return parse_json(text, pairs)
     except InvalidJson as error:
-        raise malformed(f"is not JSON ({error.reason})", file, error.line, error.column) from error
+        raise malformed_file_error(f"is not JSON ({error.reason})", file, error.line, error.column) from error
 
 
 def read_json_object(path: Path, file: str) -> dict[str, Any]:
-    """The object of a json file. Raises AnnotationError where it holds none."""
+    """The object of a json file. Raises AnnotationError where it contains none."""
     text = read_text(path)
     value = parse_annotation_json(text, file)
     if not isinstance(value, dict):
-        raise malformed(f"must hold one object, not {kind_of(value)}", file, 1, 1)
-    check_utf8(text, file)
+        raise malformed_file_error(f"must hold one object, not {describe_type(value)}", file, 1, 1)
+    raise_if_not_utf8(text, file)
     return value
 
 
-def check_utf8(text: str, file: str) -> None:
-    """Refuses a text (of `read_text`) of which not all is UTF-8. Raises AnnotationError with line and column."""
+def raise_if_not_utf8(text: str, file: str) -> None:
+    """Raises AnnotationError, with line and column, for a text of `read_text` that is not UTF-8 throughout."""
     if not is_utf8(text):
         line, column = _place(text, _NOT_UTF8.search(text).start())
         raise AnnotationError(Problem("not UTF-8", "is not UTF-8 text", file, line, column))
@@ -102,10 +106,11 @@ def _place(text: str, position: int) -> tuple[int, int]:
     return text.count("\n", 0, position) + 1, position - text.rfind("\n", 0, position)
 
 
-def json_lines(
+def read_json_lines(
     path: Path, file: str, rows: Rows, fields: dict[str, type | tuple[type, ...]]
 ) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(line number, object) of a jsonl file without its blank lines; other lines are skipped in `rows`."""
+    """(line number, object) of every line of a jsonl file that is not blank; lines without an object that has these
+    `fields` are skipped in `rows`."""
     for number, line in enumerate(read_text(path).split("\n"), start=1):
         if not line.strip():
             continue
@@ -114,70 +119,71 @@ def json_lines(
         except InvalidJson as error:
             rows.skip("malformed", f"is not JSON ({error.reason})", file, number, error.column)
             continue
-        wrong = wrong_fields(item, fields)
+        wrong = find_wrong_field(item, fields)
         if wrong is None:
             yield number, item
         else:
             rows.skip(*wrong, file, number)
 
 
-def wrong_fields(item: Any, fields: dict[str, type | tuple[type, ...]]) -> tuple[str, str] | None:
-    """(kind, message) of what keeps `item` from being an object with these fields; None where nothing does."""
+def find_wrong_field(item: Any, fields: dict[str, type | tuple[type, ...]]) -> tuple[str, str] | None:
+    """(kind, message) of the reason why `item` is not an object with these fields; None where it is one."""
     if not isinstance(item, dict):
-        return "malformed", f"must be an object with {', '.join(fields)}, not {kind_of(item)}"
+        return "malformed", f"must be an object with {', '.join(fields)}, not {describe_type(item)}"
     for name, kind in fields.items():
         if name not in item:
             return "malformed", f"field {name!r} is missing; found {', '.join(map(repr, item)) or 'none'}"
         value = item[name]
         if not isinstance(value, kind) or isinstance(value, bool):
-            wanted = " or ".join(kind_of(k()) for k in (kind if isinstance(kind, tuple) else (kind,)))
-            return "malformed", f"field {name!r} must be {wanted}, not {kind_of(value)}"
+            wanted = " or ".join(describe_type(k()) for k in (kind if isinstance(kind, tuple) else (kind,)))
+            return "malformed", f"field {name!r} must be {wanted}, not {describe_type(value)}"
         if isinstance(value, str) and not is_utf8(value):
             return "not UTF-8", f"field {name!r} is not UTF-8 text"
     return None
 
 
-def is_whole(text: str) -> bool:
-    """Whether a field holds a whole number from 0 on that `int` reads: "²" has a digit too, and is none."""
+def is_whole_number(text: str) -> bool:
+    """Whether a field is a whole number from 0 on that `int` reads: `str.isdigit` is true of "²" as well."""
     return text.isascii() and text.isdigit() and len(text) <= _DIGITS
 
 
-def kind_of(value: Any) -> str:
-    """A json value's type in words."""
+def describe_type(value: Any) -> str:
+    """The type of a json value in words."""
     names = {bool: "true or false", int: "a number", float: "a number", str: "text", list: "a list", dict: "an object"}
     return names.get(type(value), "null")
 
 
-def csv_rows(
+def read_csv_rows(
     path: Path,
     file: str,
     rows: Rows,
     columns: Sequence[str],
     *,
     optional: Sequence[str] = (),
+    refuse_others: bool = False,
     header: bool = True,
     delimiter: str = ",",
     skip_initial_space: bool = False,
     comment: str | None = None,
     quoted: bool = True,
 ) -> Iterator[tuple[int, dict[str, str]]]:
-    """(line number, {column: field}) of a csv file, all fields as text; nothing is guessed to be a missing value.
+    """(line number, {column: field}) of a csv file, all fields as text; no text is taken for a missing value.
 
-    With a `header`, columns are found by name, in any order, and others (`optional` ones that are there are given) are
-    ignored; without one, `columns` are all columns in their order. Lines that begin with `comment` are left out. Where
-    fields are not `quoted`, quotes are letters like others.
+    With a `header`, columns are found by name, in any order; those of `optional` are given where the file has them,
+    others are ignored, or refused with `refuse_others`. Without a header, `columns` are all columns in their order.
+    Lines at the top that begin with `comment` are left out. If fields are not `quoted`, quotes are ordinary characters.
     Rows with too few or too many fields, or with bytes that are not UTF-8, are skipped in `rows`.
 
-    Raises AnnotationError for another header, and where quotes do not close.
+    Raises AnnotationError for another header, and for quotes that are not closed.
     """
-    table = csv_table(
+    table = _iterate_csv(
         path, file, delimiter=delimiter, skip_initial_space=skip_initial_space, comment=comment, quoted=quoted
     )
     width = len(columns)
     if header:
         _, names = next(table, (1, []))
         names = [name.strip() for name in names]
-        check_header(names, columns, file)
+        raise_if_wrong_header(names, columns, file, optional if refuse_others else None)
         width = len(names)
         columns = [*columns, *(name for name in optional if name in names)]
         places = [names.index(name) for name in columns]
@@ -190,35 +196,40 @@ def csv_rows(
             rows.skip("malformed", message, file, line, end)
             continue
         row = {name: fields[place] for name, place in zip(columns, places, strict=True)}
-        bad = next((name for name, field in row.items() if not is_utf8(field)), None)
-        if bad is None:
+        # One check of the whole row is faster than one for each field.
+        if is_utf8("".join(row.values())):
             yield line, row
-        else:
-            rows.skip("not UTF-8", f"field {bad!r} is not UTF-8 text", file, line)
+            continue
+        bad = next(name for name, field in row.items() if not is_utf8(field))
+        rows.skip("not UTF-8", f"field {bad!r} is not UTF-8 text", file, line)
 
 
-def strict_rows(path: Path, file: str, columns: Sequence[str], *, header: bool = True) -> list[dict[str, str]]:
-    """The rows of a csv file that all others depend on, a class list for one. Raises AnnotationError for a bad row."""
+def read_strict_csv(path: Path, file: str, columns: Sequence[str], *, header: bool = True) -> list[dict[str, str]]:
+    """The rows of a csv file that others depend on, such as a class list. Raises AnnotationError for a bad row."""
     rows = Rows()
-    table = [row for _, row in csv_rows(path, file, rows, columns, header=header)]
+    table = [row for _, row in read_csv_rows(path, file, rows, columns, header=header)]
     if rows.problems:
         raise AnnotationError(rows.problems[0])
     return table
 
 
-def check_header(found: Sequence[str], expected: Sequence[str], file: str) -> None:
-    """Raises AnnotationError, naming both, where a header lacks a column."""
-    missing = [name for name in expected if name not in found]
-    if missing:
-        message = f"wrong header: expected {','.join(expected)}; found {','.join(found) or 'nothing'}"
+def raise_if_wrong_header(
+    found: Sequence[str], expected: Sequence[str], file: str, optional: Sequence[str] | None = None
+) -> None:
+    """Raises AnnotationError, with what was expected and found, where a header lacks a column or has one twice; with
+    `optional` also where it has a column that is neither expected nor optional."""
+    unknown = [] if optional is None else [name for name in found if name not in (*expected, *optional)]
+    if unknown or any(name not in found for name in expected):
+        wanted = ",".join(expected) + (f" and any of {','.join(optional)}" if optional else "")
+        message = f"wrong header: expected {wanted}; found {','.join(found) or 'nothing'}"
         raise AnnotationError(Problem("wrong header", message, file, 1, 1))
-    twice = [name for name in expected if found.count(name) > 1]
+    twice = [name for name in (*expected, *(optional or ())) if found.count(name) > 1]
     if twice:
-        message = f"wrong header: {twice[0]!r} stands in it twice; found {','.join(found)}"
+        message = f"wrong header: column {twice[0]!r} appears twice; found {','.join(found)}"
         raise AnnotationError(Problem("wrong header", message, file, 1, 1))
 
 
-def csv_header(path: Path, delimiter: str = ",") -> list[str]:
+def read_csv_header(path: Path, delimiter: str = ",") -> list[str]:
     """The first row of a csv file; empty where there is none. Reads no more than it needs."""
     with path.open("rb") as stream:
         first = stream.readline(2**20).decode("utf-8-sig", errors="surrogateescape")
@@ -228,7 +239,7 @@ def csv_header(path: Path, delimiter: str = ",") -> list[str]:
         return []
 
 
-def csv_table(
+def _iterate_csv(
     path: Path,
     file: str,
     *,
@@ -237,7 +248,7 @@ def csv_table(
     comment: str | None = None,
     quoted: bool = True,
 ) -> Iterator[tuple[int, list[str]]]:
-    """(line number, fields) of every row that is not empty. Raises AnnotationError where quotes do not close."""
+    """(line number, fields) of every row that is not empty. Raises AnnotationError for quotes that are not closed."""
     lines = io.StringIO(read_text(path), newline="").readlines()
     skipped = 0
     if comment is not None:
@@ -252,19 +263,19 @@ def csv_table(
         except StopIteration:
             return
         except csv.Error as error:
-            raise malformed(f"is not csv ({error})", file, line, _open_quote(path, line)) from error
+            raise malformed_file_error(f"is not csv ({error})", file, line, _open_quote(path, line)) from error
         if fields:
             yield line, fields
         line = skipped + reader.line_num + 1
 
 
 def _open_quote(path: Path, line: int) -> int:
-    """Column, from 1, of the last quote of a line: where the field began that does not end."""
+    """Column, from 1, of the last quote of a line: where the field begins that is not closed."""
     return read_text(path).split("\n")[line - 1].rfind('"') + 1 or 1
 
 
 def _end_of_field(fields: Sequence[str], delimiter: str, quoted: bool) -> int:
-    """Column, from 1, just behind the fields that a row begins with, as a csv writer would have written them."""
+    """Column, from 1, after the first fields of a row, as a csv writer would write them."""
     if not quoted:
         return len(delimiter.join(fields)) + 1
     written = io.StringIO()
@@ -272,8 +283,8 @@ def _end_of_field(fields: Sequence[str], delimiter: str, quoted: bool) -> int:
     return len(written.getvalue()) + 1
 
 
-def name_list(path: Path, file: str) -> tuple[str, ...]:
-    """The names of a text file with one on each line, in its order. Raises AnnotationError for one named twice."""
+def read_names(path: Path, file: str) -> tuple[str, ...]:
+    """The names of a text file with one name on each line, in its order. Raises AnnotationError for a repeated one."""
     names: dict[str, int] = {}
     for number, line in enumerate(read_text(path).split("\n"), start=1):
         name = line.strip()
@@ -282,8 +293,8 @@ def name_list(path: Path, file: str) -> tuple[str, ...]:
         if not is_utf8(name):
             raise AnnotationError(Problem("not UTF-8", "is not UTF-8 text", file, number, 1))
         if name in names:
-            raise malformed(f"{name!r} was already named on line {names[name]}", file, number, 1)
+            raise malformed_file_error(f"{name!r} appears already on line {names[name]}", file, number, 1)
         names[name] = number
     if not names:
-        raise malformed("names nothing", file)
+        raise malformed_file_error("contains no names", file)
     return tuple(names)

@@ -3,10 +3,11 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from mirasol.data.datasets.classes import ClassList, clip_media, given_classes
-from mirasol.data.datasets.contract import Adapter, DatasetOptions, Published, Rows
+from mirasol.config.recipe import DatasetOptions
+from mirasol.data.datasets.classes import ClassList, find_class_list, find_clip_media
+from mirasol.data.datasets.contract import Adapter, Published, Rows
 from mirasol.data.datasets.files import Files
-from mirasol.data.datasets.tables import csv_header, csv_rows, is_whole, strict_rows
+from mirasol.data.datasets.tables import is_whole_number, read_csv_header, read_csv_rows, read_strict_csv
 from mirasol.data.example import Example
 
 PROMPT = "what is the sound?"
@@ -16,14 +17,14 @@ PATTERNS = ("{id}_{start:06d}", "{id}_{start_ms}_{end_ms}", "{id}_{start}")
 PUBLISHED = {"train": Published(183_730), "test": Published(15_446)}
 
 
-def splits(files: Files) -> list[str]:
+def list_splits(files: Files) -> list[str]:
     """Both where the public file is there, else those whose own list is."""
     if files.annotation("vggsound.csv"):
         return ["train", "test"]
     return [split for split in PUBLISHED if _list(files, split)]
 
 
-def read(files: Files, split: str, options: DatasetOptions) -> Rows:
+def read_split(files: Files, split: str, options: DatasetOptions) -> Rows:
     """The clips of a split; ids are `{id}_{start:06d}`, for some videos occur twice with other starts."""
     rows = Rows()
     path = files.annotation("vggsound.csv")
@@ -44,7 +45,7 @@ def read(files: Files, split: str, options: DatasetOptions) -> Rows:
             rows.skip("unknown label", f"label {label!r} is not among the {len(classes.names)} classes", shown, line)
             continue
         window, folders = (start, start + SECONDS), (split, name, name.replace(" ", "_"))
-        media, place = clip_media(files, options, PATTERNS, id, window, folders), (None, None)
+        media, place = find_clip_media(files, options, PATTERNS, id, window, folders), (None, None)
         if media is None and options.pattern is None:
             media = files.media([id])
             place = window if media is not None else place  # the whole video: the clip is a window of it
@@ -57,8 +58,8 @@ def read(files: Files, split: str, options: DatasetOptions) -> Rows:
 
 
 def _public(path: Path, shown: str, rows: Rows) -> Iterator[tuple[int, str, int, str, str]]:
-    for line, row in csv_rows(path, shown, rows, ("id", "start", "label", "split"), header=False):
-        if len(row["id"]) != ID or not is_whole(row["start"]) or row["split"] not in PUBLISHED:
+    for line, row in read_csv_rows(path, shown, rows, ("id", "start", "label", "split"), header=False):
+        if len(row["id"]) != ID or not is_whole_number(row["start"]) or row["split"] not in PUBLISHED:
             message = "expected YouTube id, start in whole seconds, label, train or test; found "
             rows.skip("malformed", message + ",".join(row.values())[:80], shown, line)
             continue
@@ -68,9 +69,9 @@ def _public(path: Path, shown: str, rows: Rows) -> Iterator[tuple[int, str, int,
 def _own(files: Files, split: str, rows: Rows) -> Iterator[tuple[int, str, int, str, str]]:
     path = _list(files, split)
     shown = files.shown(path)
-    for line, row in csv_rows(path, shown, rows, ("file", "label"), header=False):
+    for line, row in read_csv_rows(path, shown, rows, ("file", "label"), header=False):
         stem = row["file"].rpartition(".")[0] or row["file"]
-        if not is_whole(stem[ID + 1 :]):
+        if not is_whole_number(stem[ID + 1 :]):
             rows.skip("malformed", f"expected a file {{id}}_{{start}}.mp4, found {row['file']!r}", shown, line)
             continue
         yield line, stem[:ID], int(stem[ID + 1 :]), row["label"], split
@@ -81,7 +82,7 @@ def _list(files: Files, split: str) -> Path | None:
     path = files.annotation(f"{split}.csv")
     if path is None:
         return None
-    first = csv_header(path)
+    first = read_csv_header(path)
     return path if len(first) == 2 and first[0][ID : ID + 1] == "_" else None
 
 
@@ -89,14 +90,19 @@ def _classes(files: Files, options: DatasetOptions, labels: list[str], rows: Row
     """The authors' class index is the place in the sorted list of stat.csv."""
     stat = files.annotation("stat.csv") if options.class_list is None else None
     if stat is not None:
-        table = strict_rows(stat, files.shown(stat), ("class", "count", "group"), header=False)
+        table = read_strict_csv(stat, files.shown(stat), ("class", "count", "group"), header=False)
         return tuple(sorted(row["class"] for row in table))
-    given = given_classes(files, options, "classes_sorted.txt")
+    given = find_class_list(files, options, "classes_sorted.txt")
     if given is None:
         rows.facts["class_list"] = "the labels that occur: stat.csv is not there"
     return given or tuple(sorted({label for label in labels if label.strip()}))
 
 
 ADAPTER = Adapter(
-    "VGG-Sound", splits, read, PUBLISHED, options=("annotations", "class_list", "prompt", "pattern"), protocol="classes"
-)  # fmt: skip
+    "VGG-Sound",
+    list_splits,
+    read_split,
+    PUBLISHED,
+    options=("annotations", "class_list", "prompt", "pattern"),
+    protocol="classes",
+)

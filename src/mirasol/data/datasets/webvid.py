@@ -3,10 +3,11 @@
 import re
 from pathlib import Path
 
-from mirasol.data.datasets.classes import clip_media
-from mirasol.data.datasets.contract import Adapter, DatasetOptions, Rows
+from mirasol.config.recipe import DatasetOptions
+from mirasol.data.datasets.classes import find_clip_media
+from mirasol.data.datasets.contract import Adapter, Rows
 from mirasol.data.datasets.files import Files
-from mirasol.data.datasets.tables import check_header, csv_header, csv_rows, is_whole
+from mirasol.data.datasets.tables import is_whole_number, raise_if_wrong_header, read_csv_header, read_csv_rows
 from mirasol.data.example import Example
 
 PROMPT = "describe the clip"
@@ -17,7 +18,7 @@ MICROSECONDS = 1_000_000
 _YOUTUBE_ID = re.compile(r"(?:.*[=/])?([\w-]{11})")
 
 
-def split_of(path: Path) -> str:
+def guess_split(path: Path) -> str:
     """The split that a file's name tells: val or dev, test, else train."""
     name = path.stem.lower()
     if re.search(r"val|dev", name):
@@ -28,26 +29,26 @@ def split_of(path: Path) -> str:
 def webvid_files(files: Files) -> list[Path]:
     """All csv files that have WebVid's columns. Raises AnnotationError where none of those there has them."""
     tables = [path for path in files.annotation_paths if path.suffix.lower() == ".csv"]
-    found = [path for path in tables if set(COLUMNS) <= set(csv_header(path))]
+    found = [path for path in tables if set(COLUMNS) <= set(read_csv_header(path))]
     if tables and not found:
-        check_header(csv_header(tables[0]), COLUMNS, files.shown(tables[0]))
+        raise_if_wrong_header(read_csv_header(tables[0]), COLUMNS, files.shown(tables[0]))
     return found
 
 
 def webvid_splits(files: Files) -> list[str]:
     """The splits that the files' names tell."""
-    return sorted({split_of(path) for path in webvid_files(files)})
+    return sorted({guess_split(path) for path in webvid_files(files)})
 
 
 def read_webvid(files: Files, split: str, options: DatasetOptions) -> Rows:
     """The captions of a split; ids are `videoid`. Media: `videos/{page_dir}/{videoid}.mp4`, or anywhere by its name."""
     rows = Rows()
     for path in webvid_files(files):
-        if split_of(path) != split:
+        if guess_split(path) != split:
             continue
         shown = files.shown(path)
         rows.annotation_files.append(shown)
-        for line, row in csv_rows(path, shown, rows, COLUMNS, optional=("page_dir",)):
+        for line, row in read_csv_rows(path, shown, rows, COLUMNS, optional=("page_dir",)):
             id, caption = row["videoid"].strip(), row["name"].strip()
             if not caption or not id:
                 rows.skip("empty text", "the caption or the videoid is empty", shown, line)
@@ -64,18 +65,18 @@ def video_cc_files(files: Files) -> list[Path]:
 
 def video_cc_splits(files: Files) -> list[str]:
     """The splits that the files' names tell."""
-    return sorted({split_of(path) for path in video_cc_files(files)})
+    return sorted({guess_split(path) for path in video_cc_files(files)})
 
 
 def read_video_cc(files: Files, split: str, options: DatasetOptions) -> Rows:
     """The captions of a split; ids are `{id}_{start in milliseconds}`. Media: cut clips, or whole videos `{id}`."""
     rows = Rows()
     for path in video_cc_files(files):
-        if split_of(path) != split:
+        if guess_split(path) != split:
             continue
         shown = files.shown(path)
         rows.annotation_files.append(shown)
-        for line, row in csv_rows(path, shown, rows, VIDEO_CC, header=False):
+        for line, row in read_csv_rows(path, shown, rows, VIDEO_CC, header=False):
             id, stamps, caption = (
                 _YOUTUBE_ID.fullmatch(row["video"]),
                 (row["start"], row["end"]),
@@ -83,7 +84,7 @@ def read_video_cc(files: Files, split: str, options: DatasetOptions) -> Rows:
             )
             if line == 1 and not any(letter.isnumeric() for stamp in stamps for letter in stamp):
                 continue  # a header
-            if id is None or not all(map(is_whole, stamps)) or int(stamps[0]) >= int(stamps[1]):
+            if id is None or not all(map(is_whole_number, stamps)) or int(stamps[0]) >= int(stamps[1]):
                 message = "expected video, start and end in microseconds, caption; found " + ",".join(row.values())[:80]
                 rows.skip("malformed", message, shown, line)
             elif not caption:
@@ -95,7 +96,7 @@ def read_video_cc(files: Files, split: str, options: DatasetOptions) -> Rows:
 
 def _window(files: Files, options: DatasetOptions, id: str, start: int, end: int, caption: str) -> Example:
     window = start / MICROSECONDS, end / MICROSECONDS
-    media, place = clip_media(files, options, VIDEO_CC_PATTERNS, id, window, ()), (None, None)
+    media, place = find_clip_media(files, options, VIDEO_CC_PATTERNS, id, window, ()), (None, None)
     if media is None and options.pattern is None:
         media = files.media([id])
         place = window if media is not None else place

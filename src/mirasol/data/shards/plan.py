@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from mirasol.data.datasets import DatasetOptions, DatasetSplit
+from mirasol.config.recipe import DatasetOptions
+from mirasol.data.datasets.contract import DatasetSplit
 from mirasol.data.datasets.files import Files
-from mirasol.data.datasets.registry import adapter_of, read_split, select_usable_examples, splits_of
+from mirasol.data.datasets.registry import find_adapter, list_listed_splits, read_listed_split, select_usable_examples
 from mirasol.data.media_files import media_size
 from mirasol.data.shards.format import FORMAT, Sample, ShardJob, example_row, finished_index
 from mirasol.errors import BadClip, UserError
@@ -121,11 +122,11 @@ def plan_shards(
     root, out = Path(root).absolute(), Path(out).absolute()  # other processes may work elsewhere
     if out.resolve().is_relative_to(root.resolve()):
         raise UserError(f"{out}: lies within the data set {root}: give a folder outside of it")
-    adapter = adapter_of(name, options)
+    adapter = find_adapter(name, options)
     files = Files(root, options.annotations)
-    known = splits_of(name, files)
+    known = list_listed_splits(name, files)
     chosen = [split] if split is not None else [s for s in known if s not in adapter.overlapping] or known
-    datasets = [read_split(name, files, one, options) for one in chosen]
+    datasets = [read_listed_split(name, files, one, options) for one in chosen]
     for dataset in datasets:
         select_usable_examples(dataset, on_bad_clip)
     sizes = {dataset.split: _sizes(dataset) for dataset in datasets}

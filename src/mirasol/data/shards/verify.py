@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from mirasol.data.datasets.contract import DatasetSplit, Problem
-from mirasol.data.datasets.sharded import read_manifest
 from mirasol.data.media_files import index_file, open_member, scan_tar
+from mirasol.data.shards.read import read_manifest
 from mirasol.errors import BadClip
 from mirasol.files import hash_file
 

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from mirasol.data.datasets import DatasetOptions, DatasetSplit
+from mirasol.config.recipe import DatasetOptions
+from mirasol.data.datasets.contract import DatasetSplit
 from mirasol.data.media_files import index_file
 from mirasol.data.shards.format import EXAMPLES, FORMAT, MANIFEST, PLAN, ShardJob, example_row, finished_index
 from mirasol.data.shards.plan import Sharding, ShardPlan, plan_shards

@@ -8,9 +8,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from mirasol.data.datasets.contract import Adapter, AnnotationError, DatasetOptions, Problem, Published, Retold, Rows
+from mirasol.config.recipe import DatasetOptions
+from mirasol.data.datasets.contract import Adapter, AnnotationError, Problem, Published, Retold, Rows
 from mirasol.data.datasets.files import Files
-from mirasol.data.datasets.tables import malformed
+from mirasol.data.datasets.tables import malformed_file_error
 from mirasol.data.example import Example
 from mirasol.data.media_files import index_file, tar_index
 from mirasol.data.shards.format import EXAMPLES, FORMAT, MANIFEST, PLAN, row_example
@@ -33,7 +34,7 @@ def read_manifest(root: Path) -> dict[str, Any] | None:
     try:
         manifest = parse_json(file.read_bytes())
     except ValueError as error:
-        raise malformed(f"is not JSON ({error})", MANIFEST) from error
+        raise malformed_file_error(f"is not JSON ({error})", MANIFEST) from error
     if not isinstance(manifest, dict) or not isinstance(manifest.get("splits"), dict):
         return None
     if manifest.get("format") != FORMAT:
@@ -41,13 +42,13 @@ def read_manifest(root: Path) -> dict[str, Any] | None:
     return manifest
 
 
-def splits(files: Files) -> list[str]:
+def list_splits(files: Files) -> list[str]:
     """The splits that were sharded."""
     manifest = read_manifest(files.root)
     return list(manifest["splits"]) if manifest is not None else []
 
 
-def read(files: Files, split: str, options: DatasetOptions) -> Rows:
+def read_split(files: Files, split: str, options: DatasetOptions) -> Rows:
     """The examples of a split; those whose member is gone are counted as lost, by shard."""
     manifest = read_manifest(files.root)
     assert manifest is not None
@@ -58,13 +59,13 @@ def read(files: Files, split: str, options: DatasetOptions) -> Rows:
         held = {name: _held(files.root, name, facts, rows) for name, facts in entry["shards"].items()}
         wanted = entry["sha256"]
     except (KeyError, TypeError, AttributeError) as error:
-        raise malformed(f"is not a manifest of shards ({error!r})", MANIFEST) from error
+        raise malformed_file_error(f"is not a manifest of shards ({error!r})", MANIFEST) from error
     lost: Counter[str] = Counter()
     for line, row in _lines(files.root / shown, shown, wanted):
         try:
             rows.add(_example(row, held, rows.classes, lost), shown, line)
         except (KeyError, TypeError, ValueError) as error:
-            raise malformed(f"is no example ({error})", shown, line) from error
+            raise malformed_file_error(f"is no example ({error})", shown, line) from error
     for name, count in lost.items():
         kind, reason = held[name][1:]
         rows.skip(kind, f"{reason}: {count} examples are lost", name, rows=count)
@@ -107,7 +108,9 @@ def _lines(path: Path, shown: str, wanted: str) -> Iterator[tuple[int, Any]]:
         raise AnnotationError(Problem("malformed", "no such file", shown))
     content = path.read_bytes()
     if hashlib.sha256(content).hexdigest() != wanted:
-        raise malformed(f"is not what was written (another hash than in {MANIFEST}): cut short or changed", shown)
+        raise malformed_file_error(
+            f"is not what was written (another hash than in {MANIFEST}): cut short or changed", shown
+        )
     for line, text in enumerate(content.splitlines(), start=1):
         yield line, json.loads(text)
 
@@ -126,4 +129,4 @@ def _example(row: Mapping[str, Any], held: Mapping[str, Any], classes: tuple[str
     return row_example(row, media, classes)
 
 
-ADAPTER = Adapter("shards of `mirasol data shard`", splits, read, options=())
+ADAPTER = Adapter("shards of `mirasol data shard`", list_splits, read_split, options=())

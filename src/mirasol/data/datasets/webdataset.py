@@ -1,14 +1,22 @@
-"""The layout that video2dataset and img2dataset share: samples of files that have one key, in tars or in folders."""
+"""Captioned clips and images as video2dataset and img2dataset download them: samples of files with one key, in tars
+(webdataset) or in folders (files).
+
+video2dataset stores failed downloads as samples without media, and a 404 page can be an `.mp4` with status "success",
+as webm can: media are recognised by content. img2dataset only counts failed downloads, in its statistics.
+"""
 
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from mirasol.data.datasets.contract import DatasetOptions, Rows
-from mirasol.data.datasets.files import Files
+from mirasol.config.recipe import DatasetOptions
+from mirasol.data.datasets.contract import Adapter, Rows
+from mirasol.data.datasets.files import VIDEO, Files
+from mirasol.data.datasets.image_text import PROMPT as IMAGE_PROMPT
+from mirasol.data.datasets.webvid import PROMPT as CLIP_PROMPT
 from mirasol.data.example import Example
-from mirasol.data.media_files import read_member, tar_index
+from mirasol.data.media_files import IMAGE, read_member, tar_index
 from mirasol.errors import BadClip, UserError
 from mirasol.json_values import parse_json
 from mirasol.media.content import detect_content_kind
@@ -19,7 +27,7 @@ _BEGINNING = 512  # bytes that tell what a file is
 
 
 @dataclass(frozen=True)
-class Shard:
+class _Shard:
     """One tar, or one folder of the `files` format. `read(name, limit)` gives a member's first bytes, -1 all."""
 
     path: str
@@ -37,12 +45,12 @@ class Shard:
         yield from samples.items()
 
 
-def split_of(path: str) -> str:
+def guess_split(path: str) -> str:
     """The split that a shard belongs to: by a folder called train, val or test, else train."""
     return next((SPLITS[part] for part in path.lower().split("/")[:-1] if part in SPLITS), "train")
 
 
-def shard_paths(files: Files) -> list[str]:
+def find_shards(files: Files) -> list[str]:
     """All tars, or where there are none the numbered folders of the `files` format.
 
     Raises UserError where only parquet files are there.
@@ -57,12 +65,12 @@ def shard_paths(files: Files) -> list[str]:
     return numbered
 
 
-def splits(files: Files) -> list[str]:
+def list_splits(files: Files) -> list[str]:
     """The splits of all shards."""
-    return sorted({split_of(f"{path}/") for path in shard_paths(files)})
+    return sorted({guess_split(f"{path}/") for path in find_shards(files)})
 
 
-def read_shards(
+def _read_shards(
     files: Files,
     split: str,
     options: DatasetOptions,
@@ -77,26 +85,26 @@ def read_shards(
     `_stats.json` counts them.
     """
     rows = Rows()
-    for path in shard_paths(files):
-        if split_of(f"{path}/") != split:
+    for path in find_shards(files):
+        if guess_split(f"{path}/") != split:
             continue
         rows.annotation_files.append(path)
         try:
-            shard = _open(files, path)
+            shard = _open_shard(files, path)
         except BadClip as error:
-            rows.skip("cut short", error.reason, path, rows=_stated(files, path, rows).get("count", 0))
+            rows.skip("cut short", error.reason, path, rows=_read_statistics(files, path, rows).get("count", 0))
             continue
         _read_shard(files, shard, options.prompt or prompt, extensions, failures_inside, rows)
     return rows
 
 
-def _open(files: Files, path: str) -> Shard:
+def _open_shard(files: Files, path: str) -> _Shard:
     full = files.root / path
     if full.is_dir():
         names = tuple(p.rpartition("/")[2] for p in files.paths if p.rpartition("/")[0] == path)
-        return Shard(path, names, lambda name, limit: _read_file(full / name, limit))
+        return _Shard(path, names, lambda name, limit: _read_file(full / name, limit))
     index = tar_index(full)
-    return Shard(path, tuple(index.members), lambda name, limit: read_member(full, name, limit), index.cut)
+    return _Shard(path, tuple(index.members), lambda name, limit: read_member(full, name, limit), index.cut)
 
 
 def _read_file(path: Path, limit: int) -> bytes:
@@ -105,14 +113,14 @@ def _read_file(path: Path, limit: int) -> bytes:
 
 
 def _read_shard(
-    files: Files, shard: Shard, prompt: str, extensions: tuple[str, ...], failures_inside: bool, rows: Rows
+    files: Files, shard: _Shard, prompt: str, extensions: tuple[str, ...], failures_inside: bool, rows: Rows
 ) -> None:
     seen = 0
     for key, members in shard.samples():
         seen += 1
         name = next((members[extension] for extension in extensions if extension in members), None)
         place = f"{shard.path}/{key}"
-        caption = _caption(shard, members, place, rows)
+        caption = _read_caption(shard, members, place, rows)
         if caption is None:
             continue
         if name is None:
@@ -123,7 +131,7 @@ def _read_shard(
             continue
         video = place.removesuffix(".tar")
         rows.add(Example(place, f"{shard.path}/{name}", None, None, prompt, caption, video=video), place)
-    stated = _stated(files, shard.path, rows)
+    stated = _read_statistics(files, shard.path, rows)
     lost = max(stated.get("count", seen) - seen, 0)
     if shard.cut:
         rows.skip(
@@ -138,7 +146,7 @@ def _read_shard(
         rows.skip("download failed", message, shard.path, rows=lost)
 
 
-def _caption(shard: Shard, members: dict[str, str], place: str, rows: Rows) -> str | None:
+def _read_caption(shard: _Shard, members: dict[str, str], place: str, rows: Rows) -> str | None:
     """A sample's caption; None, with the reason in `rows`, where it has none to use."""
     facts = {}
     if ".json" in members:
@@ -164,7 +172,7 @@ def _caption(shard: Shard, members: dict[str, str], place: str, rows: Rows) -> s
     return text.strip()
 
 
-def _stated(files: Files, path: str, rows: Rows) -> dict:
+def _read_statistics(files: Files, path: str, rows: Rows) -> dict:
     """What a shard's `_stats.json` says; empty where there is none to read."""
     file = files.root / f"{path.removesuffix('.tar')}_stats.json"
     if not file.is_file():
@@ -175,3 +183,17 @@ def _stated(files: Files, path: str, rows: Rows) -> dict:
         rows.warn("other counts", f"{file.name} is not JSON ({error})", path)
         return {}
     return stated if isinstance(stated, dict) and isinstance(stated.get("count", 0), int) else {}
+
+
+def read_clips(files: Files, split: str, options: DatasetOptions) -> Rows:
+    """The clips of video2dataset's shards; ids are `{shard}/{key}`."""
+    return _read_shards(files, split, options, extensions=VIDEO, prompt=CLIP_PROMPT, failures_inside=True)
+
+
+def read_images(files: Files, split: str, options: DatasetOptions) -> Rows:
+    """The images of img2dataset's shards; ids are `{shard}/{key}`."""
+    return _read_shards(files, split, options, extensions=IMAGE, prompt=IMAGE_PROMPT, failures_inside=False)
+
+
+VIDEO2DATASET = Adapter("video2dataset shards", list_splits, read_clips, options=("prompt",), protocol="captions")
+IMG2DATASET = Adapter("img2dataset shards", list_splits, read_images, options=("prompt",), protocol="captions")
