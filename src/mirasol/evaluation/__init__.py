@@ -1,1 +1,1 @@
-"""Evaluation: answers of a checkpoint, their score beside chance and controls, and the report."""
+"""Evaluation: answers of a checkpoint, their scores compared with chance and controls, and the report."""

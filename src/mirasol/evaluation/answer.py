@@ -56,8 +56,8 @@ def generate_answers(
 ) -> list[str]:
     """Answers to a batch of prompts, decoded greedily.
 
-    inputs: what `generate` takes next to the text, media tensors or `encoder_outputs`, on `device`; with several
-        prompts for each of its rows, `prompts` holds those of the first row, then those of the second, and so on
+    inputs: what `generate` takes in addition to the text, on `device`: media tensors or `encoder_outputs`
+    prompts: one for each row of the inputs, or the same number for each, row after row
     """
     text = processor.encode_text(list(prompts)).to(device)
     ids = model.generate(

@@ -260,7 +260,7 @@ def _score_protocols(
 
 
 def _headline_over_annotated(scores: ProtocolScores, annotated: int) -> float | None:
-    """The headline with every annotated example that was not asked counted as wrong; None where it is no mean."""
+    """The headline with every annotated example that was not asked counted as wrong; None where it is not a mean."""
     headline = scores.metrics.get(scores.headline)
     if headline is None or headline.value is None or scores.headline == "mAP":
         return None

@@ -125,7 +125,7 @@ class JudgedAnswer:
     """One question with its answer and verdict.
 
     predicted: text of the answer, or of the chosen candidate; None without a prediction
-    value: 1 where it is right and 0 where it is wrong; WUPS may lie between
+    value: 1 where it is right and 0 where it is wrong; WUPS may be in between
     """
 
     example: Example
@@ -154,7 +154,7 @@ class JudgedAnswer:
 class ProtocolScores:
     """The numbers of one protocol on one split.
 
-    metrics: by row of the data set's table; headline: the row that stands for the data set
+    metrics: by row of the data set's table; headline: name of the row that represents the data set
     baselines: over all questions; baseline_rows: by baseline, then by row of the table, for tables and figures
     facts: what else results.json states
     """
@@ -176,7 +176,7 @@ class ProtocolScores:
 
     @property
     def headline_estimate(self) -> Estimate:
-        """The number that stands for the data set."""
+        """The number that represents the data set."""
         return self.metrics[self.headline]
 
     def to_dict(self) -> dict[str, Any]:
@@ -458,7 +458,7 @@ def _official_free(judged: Sequence[JudgedAnswer]) -> float | None:
 def collect_columns(
     scores: ProtocolScores, controls: Mapping[str, ProtocolScores], others: Mapping[str, ProtocolScores] | None = None
 ) -> dict[str, dict[str, float | None]]:
-    """What stands next to the score in a table, by heading and row: baselines, controls, other checkpoints."""
+    """The columns next to the score, by heading and row: baselines, controls, other checkpoints."""
     columns = {name: {row: values.get(row) for row in scores.metrics} for name, values in scores.baseline_rows.items()}
     scored = {**{name.replace("_", " "): control for name, control in controls.items()}, **(others or {})}
     for name, other in scored.items():

@@ -58,7 +58,7 @@ def examine_clip(loaded: Loaded, clip: Clip, media: str, judged: Sequence[Judged
     if settings.step == "next":
         predicted = predicted[:-1]
     if settings.frames is not None:
-        # Each predicted frame stands for several of the chunk's.
+        # Each predicted frame represents several frames of the chunk.
         predicted = predicted.repeat_interleave(frames // settings.frames, dim=1)
     prompts, answers = [item.example.prompt for item in judged], [item.predicted or "" for item in judged]
     attention = attention_by_chunk(model, processor, tensors, prompts, answers)

@@ -69,9 +69,9 @@ class Thresholds:
         if not len(self.right):
             nothing = np.full(weights.shape[1], np.nan)
             return nothing, nothing
-        whole = np.uint16 if totals.max() < 2**16 else np.uint32  # the smaller, the faster
+        integer = np.uint16 if totals.max() < 2**16 else np.uint32  # the smaller, the faster
         between = np.split(self.order, self.starts[1:])
-        taken = np.array([weights[rows].sum(axis=0, dtype=whole) for rows in between], dtype=float).cumsum(axis=0)
+        taken = np.array([weights[rows].sum(axis=0, dtype=integer) for rows in between], dtype=float).cumsum(axis=0)
         gained = _sum_runs(weights, self.right, self.right_starts)
         equal = _sum_runs(weights, self.tied, self.tied_starts)
         hits = gained.cumsum(axis=0)

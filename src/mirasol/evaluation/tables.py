@@ -80,7 +80,7 @@ def wups_rows(dataset: str, types: Sequence[str]) -> tuple[TableRow, ...]:
 
 
 def headline_of(dataset: str) -> str:
-    """Name of the row that stands for the data set."""
+    """Name of the row that represents the data set."""
     return table_rows(dataset, ())[-1].name if dataset != "activitynet_qa" else "All"
 
 

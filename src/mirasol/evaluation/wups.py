@@ -149,7 +149,7 @@ class WordNet:
 
         0 where no sense is above both. "Lowest" goes by the shortest way to the root, its depth by the longest. Only if
         `first` is a verb is there a root above all; later releases of NLTK put one above adjectives and adverbs, too,
-        which changes WUPS by a whole point.
+        which changes WUPS by about a point.
         """
         with_root = first[0] == "v"
         from_first, from_second = self._measure_distances(first, with_root), self._measure_distances(second, with_root)
