@@ -159,7 +159,7 @@ def test_arrays_outlive_the_decoder_they_came_from(pool):
 def test_a_decoder_ends_with_a_reader_that_is_killed(tmp_path, at_work):
     file = tmp_path / "pid"
     code = (
-        f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
+        f"import sys; sys.path.insert(0, {str(Path(faults.__file__).parent)!r})\n"
         "import decoder_faults as faults, os, time\n"
         "from mirasol.media.isolation import _pool, run_isolated\n"
         "from mirasol.media.limits import DEFAULT_LIMITS\n"

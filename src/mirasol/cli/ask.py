@@ -45,6 +45,10 @@ def run(options: Namespace) -> None:
     check_positive("--max-new-tokens", options.max_new_tokens)
     find_checkpoint(options.checkpoint)
 
+    from mirasol.media.isolation import start_decoder
+
+    start_decoder()  # is ready by the time the checkpoint is loaded
+
     from mirasol.evaluation.answer import AnswerStreamer, answer_clips
 
     began = time.perf_counter()

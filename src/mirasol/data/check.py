@@ -1,6 +1,5 @@
 """`mirasol data check`: everything about a data set on disk that can be found out before it is trained on."""
 
-import io
 import statistics
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
@@ -19,8 +18,11 @@ from mirasol.data.shards.verify import shard_problems
 from mirasol.errors import BadClip, UserError
 from mirasol.files import hash_file
 from mirasol.media.content import PAGE, detect_content_kind
-from mirasol.media.integrity import describe_early_end, find_truncated_end
-from mirasol.media.reader import END_TOLERANCE, probe_media
+from mirasol.media.image import check_image
+from mirasol.media.integrity import inspect_media
+from mirasol.media.isolation import run_isolated
+from mirasol.media.limits import DEFAULT_LIMITS
+from mirasol.media.reader import END_TOLERANCE
 
 # Upper edges of the duration histogram in seconds; the last bin is open.
 BINS = (1, 2, 5, 10, 20, 30, 60, 120, 300, 600)
@@ -170,30 +172,15 @@ def media_facts(root: Path, media: str) -> MediaFacts:
             if kind == "html":
                 return MediaFacts(media, size, kind=kind, reason=PAGE)
             if is_image(media):
-                _decode_image(path, kind)
+                run_isolated(DEFAULT_LIMITS, path, check_image, path, kind)
                 return MediaFacts(media, size, has_audio=False, kind=kind)
-            info = probe_media(path)
-            held = None if info.duration_measured else find_truncated_end(path)
-            ending = describe_early_end(path, info.container)
+            info, held, ending = run_isolated(DEFAULT_LIMITS, path, inspect_media, path)
     except OSError as error:
         return MediaFacts(media, size, kind=kind, reason=error.strerror or str(error))
     except BadClip as error:
         return MediaFacts(media, size, kind=kind, reason=error.reason)
     seen, heard = info.video is not None, info.audio is not None
     return MediaFacts(media, size, info.duration, seen, heard, kind, held=held, ending=ending)
-
-
-def _decode_image(path: Path, kind: str) -> None:
-    import av
-    import av.error
-
-    if kind not in ("jpeg", "png", "webp"):
-        raise BadClip(path, f"holds {kind or 'nothing known'}, not a jpeg, png or webp image")
-    try:
-        with av.open(io.BytesIO(path.read_bytes()), format=f"{kind}_pipe") as container:
-            next(container.decode(video=0))
-    except (av.error.FFmpegError, StopIteration) as error:
-        raise BadClip(path, "the image cannot be decoded") from error
 
 
 def _media_problems(root: Path, datasets: Sequence[DatasetSplit], facts: Sequence[MediaFacts]) -> list[Problem]:

@@ -40,6 +40,21 @@ def read_image(
     return square
 
 
+def check_image(path: str | os.PathLike, kind: str) -> None:
+    """Decodes the first picture of an image file of this kind (`detect_content_kind`).
+
+    Raises:
+        BadClip: it cannot be decoded, or is of another kind than JPEG, PNG or WebP.
+    """
+    if kind not in ("jpeg", "png", "webp"):
+        raise BadClip(path, f"holds {kind or 'nothing known'}, not a jpeg, png or webp image")
+    try:
+        with av.open(f"file:{os.fspath(path)}", format=f"{kind}_pipe") as container:
+            next(container.decode(video=0))
+    except (av.error.FFmpegError, OSError, IndexError, StopIteration) as error:
+        raise BadClip(path, "the image cannot be decoded") from error
+
+
 def _first_picture(path: str | os.PathLike, limits: Limits) -> VideoFrame:
     limits.check_bytes(path, _size(path))
     options = {"protocol_whitelist": "file"}

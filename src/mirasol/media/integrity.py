@@ -22,9 +22,16 @@ from mirasol.media.container import (
     read_packets,
 )
 from mirasol.media.limits import DEFAULT_LIMITS, Limits
-from mirasol.media.reader import COVER_SECONDS
+from mirasol.media.reader import COVER_SECONDS, MediaInfo, probe_media
 
 _NEAR_SECONDS = 1.0  # how far before the end is looked
+
+
+def inspect_media(path: str | os.PathLike, limits: Limits = DEFAULT_LIMITS) -> tuple[MediaInfo, float | None, str]:
+    """What `probe_media`, `find_truncated_end` and `describe_early_end` say of a file. Raises BadClip."""
+    info = probe_media(path, limits)
+    truncated_end = None if info.duration_measured else find_truncated_end(path, limits)
+    return info, truncated_end, describe_early_end(path, info.container)
 
 
 def find_truncated_end(path: str | os.PathLike, limits: Limits = DEFAULT_LIMITS) -> float | None:

@@ -16,6 +16,8 @@ from mirasol.data.media_files import index_file, is_image, open_media_file
 from mirasol.data.shards.format import Sample, ShardJob, finished_index
 from mirasol.errors import BadClip, UserError
 from mirasol.files import hash_file, write_file_atomically
+from mirasol.media.isolation import run_isolated
+from mirasol.media.limits import DEFAULT_LIMITS
 from mirasol.media.transcode import Reencoding, reencode_media
 
 UNFINISHED = ".unfinished"
@@ -107,7 +109,7 @@ def _content(
             return
         with tempfile.TemporaryDirectory(prefix="mirasol-") as folder:
             small = Path(folder) / "small.mp4"
-            why_kept = reencode_media(path, small, settings)
+            why_kept = run_isolated(DEFAULT_LIMITS, path, reencode_media, path, small, settings)
             yield (path, sample.key + suffix, why_kept) if why_kept else (small, f"{sample.key}.mp4", "")
 
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from mirasol.errors import BadClip, UserError
 from mirasol.media import decoder_process, isolation
+from mirasol.media.limits import DEFAULT_LIMITS
 
 STEP = 2**25
 FAULTS = ("crash", "kill", "leave", "hang", "allocate", "fail")
@@ -112,6 +113,18 @@ def faulty_program(descriptors: tuple[int, int, int]) -> str:
 _program = isolation.decoder_program
 
 
-def install_faults() -> None:
-    """Decoders of this process have faults from now on."""
+def install_faults(idle_seconds: float, memory: int) -> None:
+    """Decoders of this process have faults from now on, and less time and memory than by default."""
     isolation.decoder_program = faulty_program
+    object.__setattr__(DEFAULT_LIMITS, "max_idle_seconds", idle_seconds)
+    object.__setattr__(DEFAULT_LIMITS, "max_memory", memory)
+
+
+class FaultsToInstall:
+    """Installs faults in whichever process this is sent to."""
+
+    def __init__(self, idle_seconds: float, memory: int):
+        self.arguments = idle_seconds, memory
+
+    def __reduce__(self):
+        return install_faults, self.arguments
