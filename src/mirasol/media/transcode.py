@@ -287,8 +287,10 @@ class _Writing:
             frame.sample_rate, frame.pts, frame.time_base = rate, position, Fraction(1, rate)
             made += stream.encode(frame)
         made += stream.encode(None)
-        while made[-1].pts >= end and len(made) > 1:
+        while made and made[-1].pts >= end:
             made.pop()
+        if not made:
+            return []
         made[-1].duration = end - made[-1].pts
         return made
 
