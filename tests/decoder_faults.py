@@ -44,6 +44,7 @@ def allocate(limit: int = 2**34) -> int:
     held = []
     while sum(map(len, held)) < limit:
         held.append(np.ones(STEP, np.uint8))
+        decoder_process.report_progress()
     return sum(map(len, held))
 
 
