@@ -119,3 +119,15 @@ def recipe(values) -> "Recipe":
 def console() -> Console:
     """Swallows progress."""
     return Console(file=io.StringIO())
+
+
+@pytest.fixture
+def forked_helpers(monkeypatch) -> None:
+    """Starts helper processes in milliseconds: forked from a server that has imported what they need. For tests of
+    what helpers do; how they begin and end is tested with new interpreters, as users have them."""
+    from multiprocessing import forkserver, popen_forkserver
+
+    from mirasol.processes import HelperProcess
+
+    forkserver.set_forkserver_preload(["torch", "mirasol.data.loader", "mirasol.data.shards.write"])
+    monkeypatch.setattr(HelperProcess, "_Popen", staticmethod(popen_forkserver.Popen))

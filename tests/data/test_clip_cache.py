@@ -128,6 +128,7 @@ def test_a_limit_on_a_disk_without_locks_holds_with_a_warning(examples, data_roo
     assert cache.size() == 0
 
 
+@pytest.mark.usefixtures("forked_helpers")
 def test_a_pool_decodes_the_same(examples, data_root, tmp_path):
     windows = list(dict.fromkeys((e.media, e.start, e.end) for e in examples if e.start is not None))
     assert len(windows) >= 16

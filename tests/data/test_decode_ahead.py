@@ -100,6 +100,7 @@ def test_a_bad_clip_is_named(values, mixed_root, name, reason):
     assert caught.value.window.media == name
 
 
+@pytest.mark.usefixtures("forked_helpers")
 def test_bad_clips_are_replaced_the_same_way_whoever_loads_the_step(values, mixed_root):
     media = [*GOOD, *BAD]
     one, two = (batches_of(values, mixed_root, media, on_bad="skip") for _ in range(2))
@@ -126,6 +127,7 @@ def test_replacing_ends_where_nothing_can_be_read(values, tmp_path):
         batches[0]
 
 
+@pytest.mark.usefixtures("forked_helpers")
 def test_a_workers_error_is_the_line_it_would_be_without(values, mixed_root):
     batches = batches_of(values, mixed_root, ["absent.mp4"])
     with pytest.raises(UnreadableWindow) as here:
@@ -146,6 +148,7 @@ def run_root(data_root, tmp_path) -> Path:
     return root
 
 
+@pytest.mark.usefixtures("forked_helpers")
 def test_a_run_lists_and_counts_what_it_replaced(values, run_root, console):
     values["data"] = {"root": str(run_root), "decode": "ahead", "on_bad_clip": "skip"}
     values["stages"] = {"questions": {"steps": 6, "clips_per_step": 3, "questions_per_clip": 1}}
@@ -168,6 +171,7 @@ def test_a_run_lists_and_counts_what_it_replaced(values, run_root, console):
     assert listed_there == listed[0]
 
 
+@pytest.mark.usefixtures("forked_helpers")
 def test_a_run_that_replaced_clips_resumes_to_the_same_weights(values, run_root, console):
     values["data"] = {"root": str(run_root), "decode": "ahead", "on_bad_clip": "skip", "cache": None}
     values["stages"] = {"questions": {"steps": 6, "clips_per_step": 3, "questions_per_clip": 1}}
@@ -181,6 +185,7 @@ def test_a_run_that_replaced_clips_resumes_to_the_same_weights(values, run_root,
     assert (again.parent / "bad_clips.jsonl").read_text() == listed
 
 
+@pytest.mark.usefixtures("forked_helpers")
 def test_a_file_that_went_away_is_told_on_resumption_which_goes_on_once_it_is_back(values, run_root, console):
     """Other clips would come up in its place than in the run that began."""
     values["data"] = {"root": str(run_root), "decode": "ahead", "on_bad_clip": "skip"}

@@ -79,6 +79,7 @@ def test_a_loading_process_does_without_models_and_compilers(tmp_path, values, e
     subprocess.run([sys.executable, "-c", code, str(tmp_path / "batches")], check=True, env=ENVIRONMENT)
 
 
+@pytest.mark.usefixtures("forked_helpers")
 @pytest.mark.parametrize("workers", [0, 2])
 def test_the_loader_gives_the_steps_in_order_and_leaves_the_global_generator_alone(recipe, examples, cache, workers):
     batches = StepBatches(BatchPlan(recipe, examples), cache, MirasolFeatureExtractor(**SETTINGS))
@@ -104,6 +105,7 @@ def test_batches_mix_clips_of_different_lengths_padded_at_the_end(recipe, exampl
         assert (media["video"][~mask] == 0).all()
 
 
+@pytest.mark.usefixtures("forked_helpers")
 def test_large_batches_come_whole_whoever_has_used_their_memory_before(values, examples, data_root):
     """Frames over `transport.PACKED_BYTES` lie in memory that is used again, step after step."""
     values["stages"] = {"all": {"steps": 8, "clips_per_step": 3, "span": "clip"}}
@@ -125,6 +127,7 @@ def marked(tensors, batch, row):
     return {**tensors, "audio": torch.full_like(tensors["audio"], batch.step + row / 8 + batch.epochs[row] / 64)}
 
 
+@pytest.mark.usefixtures("forked_helpers")
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_share_of_the_rows_is_loaded_and_augmentation_sees_each(recipe, examples, cache, workers):
     plan = BatchPlan(recipe, examples)

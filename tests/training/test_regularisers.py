@@ -277,6 +277,7 @@ def logged(folder) -> list[dict]:
     return [{key: value for key, value in line.items() if key not in moving} for line in lines]
 
 
+@pytest.mark.usefixtures("forked_helpers")
 def test_a_regularised_run_resumes_to_the_same_bits(values, console, tmp_path, monkeypatch):
     """With everything on, and with another number of workers after the interruption."""
     text = values["model"]["overrides"]["text"]["stack"] | {"depth": 2}
