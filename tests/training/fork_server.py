@@ -24,7 +24,7 @@ def run(request: dict) -> int:
     if request["fault"] is not None:
         getattr(faults, request["fault"])(**request["details"])
     console = Console(file=sys.stderr)
-    cli.run = lambda _: train(recipe_from_dict(request["values"]), resume=request["resume"], console=console)
+    cli.run_command = lambda _: train(recipe_from_dict(request["values"]), resume=request["resume"], console=console)
     try:
         cli.main([])
     except SystemExit as ended:
