@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import struct
 from fractions import Fraction
 
 import av
@@ -93,8 +94,21 @@ def test_a_file_that_ends_early_is_a_warning_where_no_header_says_how_long_it_is
     (tmp_path / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     main(["data", "check", "folder", str(tmp_path)])
     told = capsys.readouterr().out
-    assert "warning: ends early (1)\n  cut.ts: cut short: its last packet is not whole; read as all there is\n" in told
+    assert "warning: ends early (1)\n  cut.ts: cut short: its last packet is incomplete; read as all there is\n" in told
     assert "usable 2" in told
+
+
+def test_a_file_longer_than_its_header_says_is_a_warning(tmp_path, capsys):
+    write_clip(tmp_path / "long.mkv", 4.0, "matroska")
+    data = bytearray((tmp_path / "long.mkv").read_bytes())
+    struct.pack_into(">d", data, data.index(b"\x44\x89\x88") + 3, 1000.0)
+    (tmp_path / "long.mkv").write_bytes(data)
+    row = {"file": "long.mkv", "prompt": "what?", "target": "red", "start": 2.0, "end": 4.0}
+    (tmp_path / "test.jsonl").write_text(json.dumps(row) + "\n")
+    main(["data", "check", "folder", str(tmp_path)])
+    printed = capsys.readouterr().out
+    assert "warning: header too short (1)\n  long.mkv: its header says 1.000 s, it holds 4.0" in printed
+    assert "usable 1" in printed
 
 
 def test_the_report_does_not_depend_on_the_number_of_workers(root):

@@ -90,7 +90,7 @@ def test_truncated_mp4_with_its_index_at_the_end(tmp_path):
 @pytest.mark.parametrize("kept", [0.3, 0.5, 0.9])
 def test_truncated_mp4_with_its_index_at_the_front(good, kept):
     good.write_bytes(good.read_bytes()[: int(good.stat().st_size * kept)])
-    refused(good, r"cut short: holds data for \d\.\d+ s, but 0 to 4\.000 s were asked for")
+    refused(good, r"cut short: holds data for \d\.\d+ s, but 0 to 4\.000 s were requested")
 
 
 def test_a_window_that_a_truncated_file_still_holds_is_read(good):

@@ -106,6 +106,14 @@ def test_layouts_of_which_ffmpeg_drops_channels_are_averaged(name):
     assert builder.mixed_from == f"{layout.nb_channels} channels ({name})"
 
 
+@pytest.mark.parametrize(("order", "channels"), [(1, 4), (2, 9), (3, 16)])
+def test_of_ambisonic_sound_the_omnidirectional_channel_is_read(order, channels):
+    samples = noise(channels)
+    mixed, builder = mix([frame_of(samples, "fltp", f"ambisonic {order}")])
+    assert np.abs(mixed - samples[0]).max() < 1e-4
+    assert "omnidirectional" in builder.mixing
+
+
 def test_a_layout_that_changes_midway():
     layouts = ["stereo", "7.1", "12 channels", "mono", "octagonal"]
     wave = noise(1, 9600)

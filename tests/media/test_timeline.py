@@ -39,7 +39,7 @@ def test_a_fixed_number_of_chunks_covers_the_span_exactly():
 
 def test_what_lies_beyond_the_last_chunk_or_the_end_is_noted():
     grid = ChunkGrid(4, chunk_seconds=0.5)
-    assert "last 0.200 s lie beyond" in describe_cut(cut_into_chunks(0, 2.2, grid), grid)[0]
+    assert "last 0.200 s are ignored" in describe_cut(cut_into_chunks(0, 2.2, grid), grid)[0]
     assert "0.200 s past the end" in describe_cut(cut_into_chunks(0, 2.3, grid), grid)[0]
     assert describe_cut(cut_into_chunks(0, 2.0, grid), grid) == []
 
@@ -69,5 +69,5 @@ def test_impossible_grids_are_refused(settings):
 
 @pytest.mark.parametrize(("start", "end"), [(1.0, 1.0), (2.0, 1.0), (0.0, float("inf")), (float("nan"), 1.0)])
 def test_a_span_without_length_is_refused(start, end):
-    with pytest.raises(UserError, match="end must lie after start"):
+    with pytest.raises(UserError, match="end must be after start"):
         cut_into_chunks(start, end, ChunkGrid(4, chunk_seconds=0.5))

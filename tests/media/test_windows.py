@@ -10,6 +10,7 @@ import torch
 from media_making import Audio, Video, number_of, ramp, steady, tone, write_media
 
 from mirasol import BadClip, read_clip
+from mirasol.media import video as video_stream
 from mirasol.media.timeline import ChunkGrid
 
 GRID = ChunkGrid(4, chunk_seconds=0.5)
@@ -137,7 +138,7 @@ def test_impossible_windows_are_refused(tmp_path, start, end, words):
 def test_a_window_that_ends_a_little_past_the_end_is_read_to_the_end_with_a_note(tmp_path):
     clip = read(write_media(tmp_path / "a.mp4", Video(ramp(50), steady(50, 25))), start=1.0, end=2.3)
     assert clip.timeline.end == 2.0
-    assert any("window end 2.3 s lies past the end" in note for note in clip.notes)
+    assert any("window end 2.3 s is past the end" in note for note in clip.notes)
 
 
 MEASURE = r"""
@@ -167,3 +168,19 @@ def test_memory_holds_only_the_frames_asked_for(tmp_path):
     assert decoded >= 395
     kept = 128 * 3 * 64 * 64 / 1024
     assert growth < kept + 16_000, f"{growth} kB; the decoded frames are {decoded * 640 * 480 * 1.5 / 1024:.0f} kB"
+
+
+def test_packets_that_wait_are_capped(tmp_path, monkeypatch):
+    """Without a second keyframe all packets before the window are of its group of pictures."""
+    path = write_media(tmp_path / "a.mp4", Video(ramp(400), steady(400, 10), rate=10, group=1000, b_frames=2))
+    whole = read(path, start=38.0, end=39.0)
+    cap, waiting = 5_000, []
+    feed = video_stream.FrameSampler.feed
+    monkeypatch.setattr(video_stream, "HELD_BYTES", cap)
+    monkeypatch.setattr(
+        video_stream.FrameSampler, "feed", lambda self, packet: (feed(self, packet), waiting.append(self._held_bytes))
+    )
+    clip = read(path, start=38.0, end=39.0)
+    assert torch.equal(clip.frames, whole.frames)
+    assert clip.frame_times.tolist() == whole.frame_times.tolist()
+    assert cap / 2 < max(waiting) <= cap

@@ -33,6 +33,7 @@ class MediaFacts:
     """What opening one media file showed. `seconds` is None for images and for what cannot be opened (`reason`).
 
     `held`: seconds up to which there is data, of a file that holds less than its header says; None of others.
+    `stated`: seconds that the header says, of a file that holds more.
     `ending`: why a file that states no duration seems to be cut short all the same (`mirasol.media.integrity`).
     """
 
@@ -45,6 +46,7 @@ class MediaFacts:
     reason: str = ""
     held: float | None = None
     ending: str = ""
+    stated: float | None = None
 
     @property
     def cut_short(self) -> str:
@@ -180,7 +182,7 @@ def media_facts(root: Path, media: str) -> MediaFacts:
     except BadClip as error:
         return MediaFacts(media, size, kind=kind, reason=error.reason)
     seen, heard = info.video is not None, info.audio is not None
-    return MediaFacts(media, size, info.duration, seen, heard, kind, held=held, ending=ending)
+    return MediaFacts(media, size, info.duration, seen, heard, kind, held=held, ending=ending, stated=info.stated)
 
 
 def _media_problems(root: Path, datasets: Sequence[DatasetSplit], facts: Sequence[MediaFacts]) -> list[Problem]:
@@ -192,6 +194,9 @@ def _media_problems(root: Path, datasets: Sequence[DatasetSplit], facts: Sequenc
             problems.append(Problem(kind, fact.reason, fact.media, examples=examples[fact.media]))
         elif named_otherwise(fact.media, fact.kind):
             problems.append(Problem("named otherwise", f"holds {fact.kind}: read by content", fact.media))
+        if fact.stated is not None:
+            message = f"its header says {fact.stated:.3f} s, it holds {fact.seconds:.3f} s: all of it is read"
+            problems.append(Problem("header too short", message, fact.media))
         if fact.ending and fact.held is None:
             problems.append(Problem("ends early", f"{fact.cut_short}; read as all there is", fact.media))
     problems += _cut_short(datasets, facts)

@@ -65,7 +65,7 @@ def is_mixed_by_ffmpeg(layout: AudioLayout) -> bool:
 
 
 def _mix_channels(samples: np.ndarray, layout: AudioLayout) -> np.ndarray:
-    """Mono float samples [1, sample] of [channel, sample] in a layout that FFmpeg does not mix as a whole."""
+    """Mono float samples [1, sample] of [channel, sample] in a layout that FFmpeg's downmix does not fully cover."""
     if layout.name.startswith("ambisonic"):
         samples = samples[:1]
     elif 0 < sum(channel.name in LOW_FREQUENCY for channel in layout.channels) < len(samples):
@@ -96,7 +96,7 @@ class WaveformBuilder:
     last_end: float | None = None
     """End of the last sample taken."""
     packets_end: float = -math.inf
-    """End of the last packet seen."""
+    """End of the last packet fed."""
 
     def __post_init__(self):
         self.latest = -math.inf  # presentation time of the last packet fed
@@ -112,7 +112,7 @@ class WaveformBuilder:
         self._block_samples = 0
         self._waiting: list[tuple[float, AudioFrame]] = []
         self._position = 0  # where the next resampled sample goes
-        self._expected = 0.0  # container seconds at which the next decoded sample should stand
+        self._expected = 0.0  # container seconds at which the next decoded sample should begin
         self._run_time, self._run_samples = 0.0, 0  # where the run began, decoded samples since
         self.mixed_from: str | None = None
         self.mixing = ""  # how, where it is not FFmpeg's downmix
@@ -245,7 +245,7 @@ class WaveformBuilder:
             channels = samples if planar else samples.reshape(-1, layout.nb_channels).T
             frame = AudioFrame.from_ndarray(_mix_channels(channels, layout), "flt", "mono")
         elif planar and layout.nb_channels >= 8:
-            # PyAV would fill planes that are none, see `concatenate_frames`.
+            # PyAV would write past the last plane, see `concatenate_frames`.
             packed = np.ascontiguousarray(samples.T).reshape(1, -1)
             frame = AudioFrame.from_ndarray(packed, sample_format.removesuffix("p"), layout)
         else:

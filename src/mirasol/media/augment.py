@@ -56,15 +56,15 @@ def _generator(seed: int, name: str) -> random.Random:
 
 
 def draw_shift(most: int, step: int, generator: random.Random) -> int:
-    """Frames to shift by, at most `most` either way, in whole steps."""
+    """Frames to shift by, at most `most` either way, in multiples of `step`."""
     return step * generator.randint(-(most // step), most // step)
 
 
 def shift_clip(tensors: Mapping[str, Tensor], frames: int) -> dict[str, Tensor]:
     """The clip as if it had begun `frames` frames earlier (its content comes later) or, where negative, later.
 
-    What lies outside of the clip is taken as the reader takes what lies outside of a stream: the picture holds the
-    nearest frame, sound is silence, and a chunk that lies wholly outside is without both. Picture and sound move by
+    What is outside the clip is treated as the reader treats what is outside a stream: the nearest frame is held,
+    sound is silence, and a chunk that is entirely outside has neither. Picture and sound move by
     the same time, so `frames` is a multiple of `shift_step`.
     """
     video, audio = tensors["video"], tensors["audio"]
@@ -129,8 +129,8 @@ def mask_spectrogram(
 ) -> Float16[Tensor, "chunk mel_frame mel"]:
     """The log-mel with some bands of frequency and of time at the clip's mean; absent chunks stay as they are.
 
-    The mean, as in SpecAugment itself, because it says nothing. The floor would be silence, which is something that
-    can be heard, and asked about.
+    The mean, as in SpecAugment itself, carries no information. The floor would be silence, which can be heard, and
+    questions may be about it.
     """
     if not audio_mask.any():
         return audio

@@ -1,4 +1,4 @@
-"""What the reader hands on: the frames kept, the waveform, and the time of each."""
+"""What the reader returns: the frames kept, the waveform, and the time of each."""
 
 import dataclasses
 from dataclasses import dataclass, field
@@ -16,7 +16,7 @@ from mirasol.media.timeline import Timeline
 class Clip:
     """A window of a media file, decoded for one chunk grid. Seconds count from the beginning of the media.
 
-    frames: the T x F frames of the grid in order, RGB, fitted to a square; a frame wanted twice stands there twice;
+    frames: the T x F frames of the grid in order, RGB, fitted to a square; a frame wanted twice appears twice;
         none (0 frames) when there is no video.
     frame_times: presentation time of each of these frames, seconds.
     waveform: mono samples in about [-1, 1]; zeros where the audio has gaps; empty when there is no audio.
@@ -24,7 +24,7 @@ class Clip:
     sample_rate: Hz.
     timeline: the chunks the clip was read for.
     audio_present: False for chunks in whose span no audio sample exists.
-    video_present: False for chunks that lie wholly before the first or after the last frame was on show.
+    video_present: False for chunks that are entirely before the first frame was on show or after the last.
     notes: one line for every irregularity met.
     video_counts, audio_counts: what the reading took.
     """

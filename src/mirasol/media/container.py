@@ -157,7 +157,7 @@ def choose_streams(container: InputContainer, path: str | os.PathLike, limits: L
             raise BadClip(path, f"{stream.type} stream {stream.index}: no decoder for its codec")
     if video is not None:
         limits.check_pixels(path, video.codec_context.width, video.codec_context.height)
-        # Pictures may grow on the way: the decoder refuses those before it makes room for them.
+        # Pictures may grow within a file: the decoder refuses those before it allocates memory for them.
         video.codec_context.options = {"max_pixels": str(limits.max_pixels)}
     return chosen
 

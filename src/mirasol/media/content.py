@@ -1,9 +1,9 @@
-"""What a file is by its first bytes; names and extensions lie."""
+"""What a file is by its first bytes: names and extensions may be wrong."""
 
 import re
 
 PAGE = "an HTML page: its download failed"
-# What a file begins with, by the name its kind goes by. Downloads that failed are pages; extensions lie.
+# How files of each kind begin. Failed downloads are HTML pages, whatever their extension.
 _BEGINNINGS = {
     "matroska": re.compile(rb"\x1a\x45\xdf\xa3"),
     "mp4": re.compile(rb".{4}(ftyp|moov|mdat|free|skip|wide)", re.DOTALL),

@@ -138,7 +138,7 @@ class MirasolFeatureExtractor(FeatureExtractionMixin):
         video float32 [B, T, F, 3, H, W], normalised; audio float32 [B, T, S, M]; chunk_mask, video_mask, audio_mask
         bool [B, T]: chunk_mask is False on padding. Absent and padded chunks are zero.
 
-        video: frames that lie in a batch already stay as they are, and clips need none of their own. As uint8 they
+        video: frames that are in a batch already stay as they are, and clips need none of their own. As uint8 they
             travel in a quarter of the bytes, for `normalised` at the place where they are needed.
 
         Of images, {"image": uint8 [3, H, W]} each, comes images float32 [B, 3, H, W], normalised alike.

@@ -35,10 +35,10 @@ def inspect_media(path: str | os.PathLike, limits: Limits = DEFAULT_LIMITS) -> t
 
 
 def find_truncated_end(path: str | os.PathLike, limits: Limits = DEFAULT_LIMITS) -> float | None:
-    """Seconds of the media timeline up to which a file that was cut short holds data; None of one that is whole.
+    """Seconds of the media timeline up to which a file that was cut short has data; None for a complete file.
 
     A file is cut short by the same rule by which `read_clip` refuses all of it. Without a duration in the header there
-    is nothing to compare: such a file passes for whole. Only a file without packets near its end is read through.
+    is nothing to compare: such a file counts as complete. Only a file without packets near its end is read completely.
 
     Raises:
         BadClip: the file cannot be used.
@@ -89,7 +89,7 @@ def _last(found: Iterable[Packet], chosen: ChosenStreams) -> tuple[float, float,
 
 _OGG_PAGE = 27 + 255 + 255 * 255  # bytes of the longest
 _OGG_LAST = 4  # the flag of a stream's last page
-_TS_PACKETS = ((188, 0), (192, 4), (204, 0))  # bytes of a packet, and where in it the mark 0x47 stands
+_TS_PACKETS = ((188, 0), (192, 4), (204, 0))  # bytes of a packet, and where in it the sync byte 0x47 is
 _TS_SEEN = 4  # packets in a row whose marks say that this is their size
 # From here on a size in a wav's header is what programs write that cannot know it, such as into a pipe.
 _WAV_UNKNOWN = 0x7FFF_F000
@@ -115,7 +115,7 @@ def _transport_stream(stream: BinaryIO, size: int) -> str:
     for packet, mark in _TS_PACKETS:
         marks = beginning[mark : packet * _TS_SEEN : packet]
         if marks == b"\x47" * _TS_SEEN:
-            return "its last packet is not whole" if size % packet else ""
+            return "its last packet is incomplete" if size % packet else ""
     return ""
 
 
@@ -126,7 +126,7 @@ def _ogg(stream: BinaryIO, size: int) -> str:
     page = end[place:] if place >= 0 else b""
     lengths = page[27 : 27 + page[26]] if len(page) > 26 else b""
     if len(page) <= 26 or len(page) < 27 + page[26] + sum(lengths):
-        return "its last page is not whole"
+        return "its last page is incomplete"
     return "" if page[5] & _OGG_LAST else "its last page is not marked as the last"
 
 

@@ -9,9 +9,9 @@ from mirasol.errors import BadClip
 class Limits:
     """Upper limits on one media file; a file over any of them is a `BadClip`.
 
-    max_bytes: size of the file. max_seconds: length of the window that is read (the waveform of the window is held
-    whole: 64 kB per second at 16 kHz). max_pixels: width x height of a stored picture. max_streams: streams of any
-    kind. Pictures are measured before they are decoded, also where their size changes on the way.
+    max_bytes: size of the file. max_seconds: length of the window that is read (the waveform of the window is in
+    memory: 64 kB per second at 16 kHz). max_pixels: width x height of a stored picture. max_streams: streams of any
+    kind. Pictures are measured before they are decoded, also where their size changes within the file.
 
     Where a file is decoded in a process of its own (`mirasol.media.isolation`): max_memory: bytes that this process may
     use beside the frames and the waveform that it returns. max_idle_seconds: how long it may take without reading a

@@ -48,7 +48,7 @@ class MirasolProcessor(ProcessorMixin):
         targets: str | Sequence[str] | Sequence[Sequence[str]] | None = None,
         return_tensors: str = "pt",
     ) -> BatchFeature:
-        """Media tensors of `clips` (paths are read whole) and text tensors of `prompts` and `targets`.
+        """Media tensors of `clips` (paths are read completely) and text tensors of `prompts` and `targets`.
 
         With B clips, `prompts` holds one string per clip or one list of Q strings per clip; the B * Q text rows keep
         the rows of a clip together.

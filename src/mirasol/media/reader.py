@@ -167,7 +167,7 @@ class Reading:
 
     def _held(self) -> str:
         held = max(0.0, self.packets_end - self.span.zero)
-        return f"holds data for {held:.3f} s, but {self.timeline.start:g} to {self.timeline.end:.3f} s were asked for"
+        return f"holds data for {held:.3f} s, but {self.timeline.start:g} to {self.timeline.end:.3f} s were requested"
 
     def _decoded(self, part: FrameSampler | WaveformBuilder) -> str:
         failed = f", {part.counts.packets_failed} packets failed" if part.counts.packets_failed else ""
@@ -250,7 +250,7 @@ class Reading:
         return notes + _counted(
             (counts.overlaps, "audio packets overlap the one before: the later one counts"),
             (counts.jitters, "times the audio's time stamps jumped and came back: taken as continuous"),
-            (counts.changes, "changes of the audio format on the way"),
+            (counts.changes, "changes of the audio format within the window"),
             (counts.packets_failed, "audio packets could not be decoded"),
         )
 
@@ -315,7 +315,11 @@ class AudioInfo:
 
 @dataclass(frozen=True)
 class MediaInfo:
-    """What a media file holds. `duration` in seconds, from the header unless `duration_measured`."""
+    """What a media file holds.
+
+    `duration` in seconds: from the header, unless it was found by reading packets (`duration_measured`), or the file
+    goes on for longer than its header says (`stated` seconds).
+    """
 
     file: str
     bytes: int
@@ -326,12 +330,13 @@ class MediaInfo:
     audio: AudioInfo | None
     num_streams: int
     notes: tuple[str, ...]
+    stated: float | None = None
 
 
 def probe_media(path: str | os.PathLike, limits: Limits = DEFAULT_LIMITS) -> MediaInfo:
     """Facts of a media file.
 
-    Decodes one frame (only it tells the rotation); without a reliable duration in the header reads all packets.
+    Decodes one frame (only that shows the rotation); without a reliable duration in the header reads all packets.
 
     Raises:
         BadClip: the file cannot be used.
@@ -350,6 +355,7 @@ def probe_media(path: str | os.PathLike, limits: Limits = DEFAULT_LIMITS) -> Med
             audio=_audio_info(chosen) if chosen.audio is not None else None,
             num_streams=len(container.streams),
             notes=tuple(notes),
+            stated=None if span.stated is None else span.stated - span.zero,
         )
 
 
@@ -402,8 +408,8 @@ def read_clip(
     """Reads a media file, or its window [start, end) seconds, for one chunk grid.
 
     `image_size`: side of the square frames in pixels; `fit` pads a picture to a square, crops or stretches it.
-    `sample_rate`: Hz of the mono waveform. Second 0 is the earliest start of the streams that are read. A window is
-    sought, not decoded from the beginning; frames nobody asked for are not kept. `threads`: decoding threads, 0 lets
+    `sample_rate`: Hz of the mono waveform. Second 0 is the earliest start of the streams that are read. Reading
+    seeks to a window; frames that are not wanted are not kept. `threads`: decoding threads, 0 lets
     FFmpeg choose; 1 is right in loader workers.
 
     Decodes in this process, which a damaged file may crash: `MirasolFeatureExtractor.read` decodes in another one.
@@ -489,9 +495,9 @@ def _window(
     if left >= length:
         raise BadClip(path, f"window starts at {left:g} s, but the file lasts {length:.3f} s")
     if right <= left:
-        raise BadClip(path, f"window {left:g} to {right:g} s has no length: end must lie after start")
+        raise BadClip(path, f"window {left:g} to {right:g} s has no length: end must be after start")
     if right > length + END_TOLERANCE:
         raise BadClip(path, f"window ends at {right:g} s, but the file lasts {length:.3f} s")
     if right > length:
-        return left, length, [f"window end {right:g} s lies past the end: read to {length:.3f} s"]
+        return left, length, [f"window end {right:g} s is past the end: read to {length:.3f} s"]
     return left, right, []

@@ -2,7 +2,7 @@
 
 Each chunk is analysed for itself, in cells of one hop that start exactly at the chunk's first edge, so that spectrogram
 and frames of a chunk span the same time. Mel power is area-pooled in time to a fixed number of bands per chunk before
-the logarithm is taken: nothing heard in the chunk is lost however long the chunk is (facts, section 2).
+the logarithm is taken: no sound of the chunk is lost, however long it is.
 """
 
 import functools
@@ -36,7 +36,7 @@ def log_mel_chunks(
     """Log-mel spectrogram of each chunk, `spectrogram_frames` time bands of `num_mel_bins`, roughly in [-1, 1].
 
     `waveform_start` and `edges` are seconds on one timeline; `sample_rate` is in Hz. Where the waveform has no samples
-    it counts as silence, which is -1. A 25 ms Hann window stands on the centre of every 10 ms cell, so a chunk's first
+    it counts as silence, which is -1. A 25 ms Hann window is centred on every 10 ms cell, so a chunk's first
     and last cell also hear up to 7.5 ms of its neighbours. Chunks are worked one after the other: beyond waveform and
     result, memory holds one chunk.
     """

@@ -38,7 +38,7 @@ class ChunkGrid:
 class Timeline:
     """The span [start, end) of a clip and its T chunks, all in seconds.
 
-    Chunk t is [edges[t], edges[t + 1]). With chunks of a fixed length the last edge may lie before or after `end`.
+    Chunk t is [edges[t], edges[t + 1]). With chunks of a fixed length the last edge may be before or after `end`.
     """
 
     start: float
@@ -65,14 +65,14 @@ def cut_into_chunks(start: float, end: float, grid: ChunkGrid) -> Timeline:
 
     With `grid.chunk_seconds` there are max(1, duration / chunk_seconds rounded half up) chunks whose edges are exactly
     start + k * chunk_seconds, so that the last chunk may end up to half a chunk before or after `end` (a clip shorter
-    than one chunk: up to a whole one after). With `grid.num_chunks`, or beyond `grid.max_chunks`, the chunks are equal
+    than one chunk: up to a full chunk after). With `grid.num_chunks`, or beyond `grid.max_chunks`, the chunks are equal
     parts of the span.
 
     Raises:
         UserError: the span is empty, negative or not finite.
     """
     if not (math.isfinite(start) and math.isfinite(end) and end > start):
-        raise UserError(f"a clip from {start} s to {end} s has no length: end must lie after start")
+        raise UserError(f"a clip from {start} s to {end} s has no length: end must be after start")
     if grid.chunk_seconds is not None:
         count = max(1, math.floor((end - start) / grid.chunk_seconds + 0.5))
         if count <= grid.max_chunks:
@@ -86,7 +86,7 @@ def cut_into_chunks(start: float, end: float, grid: ChunkGrid) -> Timeline:
 
 
 def describe_cut(timeline: Timeline, grid: ChunkGrid) -> list[str]:
-    """What `cut` left out or stretched, one line each; differences under a millisecond are none."""
+    """What `cut_into_chunks` left out or stretched, one line each; differences under a millisecond do not count."""
     notes = []
     last, end = timeline.edges[-1], timeline.end
     if grid.chunk_seconds is not None and timeline.num_chunks == grid.max_chunks:
@@ -97,7 +97,7 @@ def describe_cut(timeline: Timeline, grid: ChunkGrid) -> list[str]:
                 f"cut into {grid.max_chunks} chunks of {length:.3f} s"
             )
     if end - last > 1e-3:
-        notes.append(f"the last {end - last:.3f} s lie beyond the last whole chunk and are not read")
+        notes.append(f"the last {end - last:.3f} s are ignored: too short for another chunk")
     elif last - end > 1e-3:
         notes.append(f"the last chunk reaches {last - end:.3f} s past the end: last frame held, silence")
     return notes

@@ -64,13 +64,13 @@ def _alphabet(texts: list[str], vocab_size: int) -> list[str]:
     if room >= len(symbols):
         return symbols
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=True, use_regex=False)
-    seen = sorted({symbol for text in texts for piece, _ in byte_level.pre_tokenize_str(text) for symbol in piece})
-    if len(seen) > room:
+    used = sorted({symbol for text in texts for piece, _ in byte_level.pre_tokenize_str(text) for symbol in piece})
+    if len(used) > room:
         raise UserError(
-            f"vocab_size={vocab_size} is too small: the text uses {len(seen)} different bytes and "
-            f"{len(SPECIAL_TOKENS)} pieces are special; take at least {len(seen) + len(SPECIAL_TOKENS)}"
+            f"vocab_size={vocab_size} is too small: the text uses {len(used)} different bytes and "
+            f"{len(SPECIAL_TOKENS)} pieces are special; take at least {len(used) + len(SPECIAL_TOKENS)}"
         )
-    return seen
+    return used
 
 
 @dataclass(frozen=True)

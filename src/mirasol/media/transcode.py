@@ -1,4 +1,4 @@
-"""A media file encoded anew at the size that training needs: smaller and faster to read, every time as it was."""
+"""Re-encodes a media file at the size that training needs: smaller, faster to read, with unchanged times."""
 
 import math
 import os
@@ -23,7 +23,13 @@ from mirasol.media.audio import WaveformBuilder
 from mirasol.media.container import ChosenStreams, Span, choose_streams, find_span, open_media, read_packets
 from mirasol.media.limits import DEFAULT_LIMITS, Limits
 from mirasol.media.tone_mapping import get_transfer
-from mirasol.media.video import FALLBACK_FRAME_SECONDS, TIME_TOLERANCE, composite_on_black, read_orientation
+from mirasol.media.video import (
+    FALLBACK_FRAME_SECONDS,
+    TIME_TOLERANCE,
+    composite_on_black,
+    make_alpha_decoder,
+    read_orientation,
+)
 
 TICK = Fraction(1, 90_000)
 ENCODER = "libx264"
@@ -63,13 +69,13 @@ class Reencoding:
 
 
 def reencode_media(path: str | os.PathLike, target: Path, settings: Reencoding, limits: Limits = DEFAULT_LIMITS) -> str:
-    """Writes a media file anew as mp4. Returns "", or why it is better kept as it is: no video, damage, length.
+    """Re-encodes a media file as mp4. Returns "", or why it is better kept as it is: no video, too long, damaged.
 
-    (Every reading notes damage; encoded anew it would be there unnoted.)
+    (Every reading notes damage; re-encoded, the damage would still be there, but no longer noted.)
 
-    The streams are those that are read from the original (`choose`). Pictures: H.264 in square pixels, upright, scaled
-    down to `settings.size`, each at its own time; with `settings.fps` the first one of every interval of 1 / fps. Sound
-    of AAC in mp4 or mov is copied packet by packet; other sound becomes mono AAC (what the model hears), with its gaps,
+    The streams are those that are read from the original (`choose_streams`). Pictures: H.264 in square pixels, upright,
+    scaled down to `settings.size`, each at its own time; with `settings.fps` the first one of every interval of 1 / fps.
+    Sound of AAC in mp4 or mov is copied packet by packet; other sound becomes mono AAC (what the model hears), with its gaps,
     and is held in memory meanwhile, 12 MB a minute at 48 kHz. Second 0 of the new file is second 0 of the old one, and
     it ends when that ended. The same file gives the same bytes with one version of PyAV.
 
@@ -85,7 +91,7 @@ def reencode_media(path: str | os.PathLike, target: Path, settings: Reencoding, 
             return f"longer than {limits.max_seconds:g} s"
         if span.joints:
             return "time stamps start over"
-        # Where a stream begins is told in this unit; the usual millisecond would move it by up to half of one.
+        # The unit in which a stream's beginning is written; the usual millisecond would move it by up to half of one.
         unit = {"movie_timescale": str(TICK.denominator)}
         with av.open(str(target), "w", format="mp4", container_options=unit) as out:
             try:
@@ -114,7 +120,8 @@ class _Writing:
     ):
         self.path, self.source, self.out, self.span = path, source, out, span
         self.chosen, self.settings, self.limits = chosen, settings, limits
-        chosen.video.codec_context.thread_count = 1
+        self.decoder = make_alpha_decoder(chosen.video, limits) or chosen.video.codec_context
+        self.decoder.thread_count = 1
         self.video: VideoStream | None = None  # of the new file, made for the first picture
         self.reformatter = VideoReformatter()
         self.shape = (0, 0)
@@ -159,7 +166,7 @@ class _Writing:
 
     def _decode(self, packet: Packet | None) -> None:
         try:
-            frames = self.chosen.video.codec_context.decode(packet)
+            frames = self.decoder.decode(packet)
         except av.error.FFmpegError as error:
             raise _KeptAsItIs(f"damaged: not all of its video can be decoded ({error.strerror})") from error
         for frame in frames:
@@ -205,7 +212,7 @@ class _Writing:
         scale = min(1.0, self.settings.size / min(width, height))
         size = (_even(width * scale), _even(height * scale))
         if self.video is not None:
-            size = self.shape  # pictures may change their shape on the way, an mp4's do not
+            size = self.shape  # pictures may change their shape within a file, an mp4's do not
         self.shape = size
         way = Interpolation.AREA if size[0] <= frame.width and size[1] <= frame.height else Interpolation.BILINEAR
         small = self.reformatter.reformat(
@@ -230,7 +237,7 @@ class _Writing:
     def _new_stream(self, frame: VideoFrame) -> VideoStream:
         fps = 1 / self.usual if self.settings.fps is None else min(self.settings.fps, 1 / self.usual)
         if ENCODER not in av.codecs_available:
-            raise UserError(f"encoding anew needs {ENCODER}, which this build of PyAV lacks: take the one of PyPI")
+            raise UserError(f"re-encoding needs {ENCODER}, which this build of PyAV lacks: install PyAV from PyPI")
         stream = self.out.add_stream(ENCODER, rate=max(1, round(fps)), options=dict(QUALITY))
         context = stream.codec_context
         stream.width, stream.height, stream.pix_fmt = frame.width, frame.height, "yuv420p"
@@ -248,7 +255,7 @@ class _Writing:
 
     def _finish_video(self) -> None:
         self._take_packets(self.video.encode(None))
-        end = min(self.end, self.span.seconds)  # a file may say that its last frame is not shown for its whole time
+        end = min(self.end, self.span.seconds)  # a file may say that its last frame is not shown for its full duration
         self.held.duration = max(1, round(end / TICK) - self.held.pts)
 
     def _write(self, copies: list[Packet]) -> None:
@@ -300,15 +307,15 @@ def _blocks(runs: list[tuple[int, np.ndarray]], end: int) -> Iterator[tuple[int,
 
     Where the next run begins within such a block it goes on in it. The last run goes on in silence until `end`.
     """
-    joined: list[tuple[int, np.ndarray]] = []
+    merged: list[tuple[int, np.ndarray]] = []
     for position, samples in runs:
-        if joined and position < _full(*joined[-1]):
-            before, held = joined.pop()
+        if merged and position < _full(*merged[-1]):
+            before, held = merged.pop()
             silence = np.zeros(max(0, position - before - len(held)), np.float32)
             samples, position = np.concatenate([held[: position - before], silence, samples]), before
-        joined.append((position, samples))
-    for number, (position, samples) in enumerate(joined):
-        stop = end if number == len(joined) - 1 else position + len(samples)
+        merged.append((position, samples))
+    for number, (position, samples) in enumerate(merged):
+        stop = end if number == len(merged) - 1 else position + len(samples)
         for first in range(0, stop - position, AAC_SAMPLES):
             block = samples[first : first + AAC_SAMPLES]
             yield position + first, np.pad(block, (0, AAC_SAMPLES - len(block)))

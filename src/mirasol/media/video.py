@@ -1,4 +1,4 @@
-"""Video packets in, the wanted frames out: skips what nobody looks at, converts only what is kept."""
+"""Video packets in, the wanted frames out: skips what is not needed, converts only what is kept."""
 
 import bisect
 import math
@@ -29,7 +29,7 @@ MAX_SIDE = 16_384  # pixels of a scaled side: only a picture thousands of times 
 FALLBACK_FRAME_SECONDS = 0.04
 MANY_STAMPS = 256
 HELD_BYTES = 64 * 2**20  # of packets that may turn out not to be needed; beyond that they are decoded
-# Decoders that leave out frames which no other frame needs, and can tell which those are beyond doubt.
+# Decoders that leave out frames which no other frame needs, and know for certain which those are.
 SKIPS_UNREFERENCED = ("h264",)
 ALPHA_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
 
@@ -67,8 +67,8 @@ def read_orientation(frame: VideoFrame) -> tuple[Orientation, bool]:
     """The orientation that a frame's display matrix asks for, and whether the matrix is a multiple of 90 degrees."""
     # Not frame.side_data: the frame would keep it, a cycle that outlives its decoder until the garbage collector
     # comes by, and memory that comes back so late leaves holes in the heap: some 5 kB a clip.
-    beside = SideDataContainer(frame)
-    data = beside.get(SideDataType.DISPLAYMATRIX) if len(beside) else None
+    side_data = SideDataContainer(frame)
+    data = side_data.get(SideDataType.DISPLAYMATRIX) if len(side_data) else None
     if data is None:
         return UPRIGHT, True
     # 3x3 of int32, row vectors: shown x = a x + c y, shown y = b x + d y, both axes pointing right and down.
@@ -124,9 +124,9 @@ class FrameSampler:
     counts: VideoCounts = field(default_factory=VideoCounts)
     first_time: float | None = None
     last_end: float | None = None
-    """End of the last frame seen: its presentation time plus its duration."""
+    """End of the last frame shown: its presentation time plus its duration."""
     packets_end: float = -math.inf
-    """End of the last packet seen, whether it was decoded or not."""
+    """End of the last packet fed, whether it was decoded or not."""
     failed_end: float = -math.inf
     """End of the last packet that failed to decode."""
 
@@ -143,7 +143,7 @@ class FrameSampler:
         self._tick = float(self.stream.time_base)
         self._held: deque[tuple[Packet, float]] = deque()  # with their presentation times
         self._held_bytes = 0
-        self._stamps: list[float] = []  # presentation times of packets seen, ascending
+        self._stamps: list[float] = []  # presentation times of packets fed, ascending
         self._decoding_time = math.inf
         self._codec = make_alpha_decoder(self.stream, self.limits) or self.stream.codec_context
         self._may_skip = self._codec.name in SKIPS_UNREFERENCED
@@ -224,7 +224,7 @@ class FrameSampler:
                 place = bisect.bisect_right(self._stamps, time)
                 following = self._stamps[place] if place < len(self._stamps) else math.inf
                 if following > now:
-                    return  # a frame in between may still come: until then nobody knows how long this one is on show
+                    return  # a frame in between may still come, so it is not known how long this one is on show
                 self._skip_unreferenced(not self._is_wanted(time, following))
             self._held.popleft()
             self._held_bytes -= packet.size
@@ -311,7 +311,7 @@ def draw_square(
     reformatter: VideoReformatter,
     aspect: float = 1.0,
 ) -> None:
-    """Scales, turns and fits one frame into a black square: centred, cut off where it stands out.
+    """Scales, turns and fits one frame into a black square: centred, cropped where it is larger.
 
     `aspect`: width of a pixel over its height. Raises BadClip, naming `file`, for a picture too oblong to be cropped.
     """
@@ -358,7 +358,7 @@ def composite_on_black(frame: VideoFrame) -> VideoFrame:
 
 
 def _centred(length: int, size: int) -> tuple[slice, slice]:
-    """Which part of `length` pixels is used, and where it lies among `size`."""
+    """Which part of `length` pixels is used, and where it is placed in `size`."""
     kept = min(length, size)
     return slice((length - kept) // 2, (length - kept) // 2 + kept), slice(
         (size - kept) // 2, (size - kept) // 2 + kept

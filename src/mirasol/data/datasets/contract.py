@@ -23,6 +23,7 @@ WARNINGS = (
     "video in two splits",
     "no index",
     "ends early",
+    "header too short",
 )
 
 
