@@ -26,7 +26,7 @@ NAMES = [
 ]
 
 HELD = "past the end: last frame held, silence"
-LEFT_OUT = "s are ignored: too short for another chunk"
+LEFT_OUT = "are ignored: too short for another chunk"
 NEWER = "frames repeat the one before: the video has no newer frame then"
 # All notes of a reading in chunks of half a second, four frames each.
 NOTES = {

@@ -74,10 +74,10 @@ def reencode_media(path: str | os.PathLike, target: Path, settings: Reencoding, 
     (Every reading notes damage; re-encoded, the damage would still be there, but no longer noted.)
 
     The streams are those that are read from the original (`choose_streams`). Pictures: H.264 in square pixels, upright,
-    scaled down to `settings.size`, each at its own time; with `settings.fps` the first one of every interval of 1 / fps.
-    Sound of AAC in mp4 or mov is copied packet by packet; other sound becomes mono AAC (what the model hears), with its gaps,
-    and is held in memory meanwhile, 12 MB a minute at 48 kHz. Second 0 of the new file is second 0 of the old one, and
-    it ends when that ended. The same file gives the same bytes with one version of PyAV.
+    scaled down to `settings.size`, each at its own time; with `settings.fps` the first one of each interval of 1 / fps.
+    AAC sound in mp4 or mov is copied packet by packet. Other sound becomes mono AAC (what the model hears), with its
+    gaps, and is in memory meanwhile: 12 MB a minute at 48 kHz. Second 0 of the new file is second 0 of the old one, and
+    they end at the same time. The same file gives the same bytes with one version of PyAV.
 
     Raises:
         BadClip: the file cannot be read.
