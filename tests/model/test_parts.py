@@ -232,7 +232,7 @@ def test_cosine_is_taken_patch_by_patch():
         ({"reconstruction": {"distance": "l1"}}, "reconstruction.distance='l1': choose one of mse, cosine"),
         ({"reconstruction": {"patch": (4, 8)}}, r"reconstruction.patch=\(4, 8\) must be 3 whole numbers"),
         ({"video": {"image_size": 0}}, "video.image_size=0 must be at least 1"),
-        ({"video": {"tubes": []}}, r"video.tubes=\[\] must hold at least one tube"),
+        ({"video": {"tubes": []}}, r"video.tubes=\[\]: give at least one tube"),
         ({"video": {"tubes": [{"kernel": (1, 8, 8)}]}}, r"video.tubes\[0\].stride is missing"),
         (
             {"video": {"tubes": [{"kernel": (1, 8, 8), "stride": (1, 0, 8)}]}},

@@ -1,4 +1,4 @@
-"""What a Mirasol model is made of: one `MirasolConfig` of the typed parts in `config.parts`, and the presets."""
+"""The configuration of a Mirasol model: one `MirasolConfig` of the typed parts in `mirasol.config.parts`."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -41,8 +41,10 @@ PARTS: dict[str, type] = {
 
 
 class MirasolConfig(PreTrainedConfig):
-    """Configuration of a Mirasol model. Each part is a dataclass of this module or a mapping with its fields, laid
-    over those of the `tiny` preset. The part `contrastive` may be missing (None): so is then the contrastive pass.
+    """Configuration of a Mirasol model.
+
+    Each part is a dataclass of `mirasol.config.parts` or a mapping with some of its fields; the others are those of the
+    preset `tiny`. Without the part `contrastive` (None) the model has no contrastive pass.
 
     Raises:
         UserError: an unknown key, or parts that do not fit together, with both numbers and the field's name.
@@ -89,7 +91,7 @@ class MirasolConfig(PreTrainedConfig):
         self.check_parts_fit()
 
     def check_parts_fit(self) -> None:
-        """Raises UserError where parts do not go together, with both numbers; called whenever a config is made."""
+        """Raises UserError with both numbers where parts do not fit together; every new config is checked."""
         self._check_widths()
         self._check_combiner()
         frames, target = self.video.frames_per_chunk, self.reconstruction.frames
@@ -138,7 +140,7 @@ class MirasolConfig(PreTrainedConfig):
         if combiner.kind == "transformer" and combiner.token_order == "both_last" and combiner.m % 2:
             raise UserError(f"combiner.m={combiner.m} must be even for token_order=both_last")
 
-    # transformers sizes key/value caches from these names: they describe the text decoder.
+    # transformers sizes key/value caches by these names: they describe the text decoder.
     @property
     def num_hidden_layers(self) -> int:
         return self.text.stack.depth

@@ -18,10 +18,16 @@ IGNORED_LABEL = -100
 
 @dataclass
 class StackConfig:
-    """One pre-LN Transformer stack. `gated` picks a gated feed-forward (GEGLU with the default `activation`), `bias`
-    puts biases on every linear, `norm_eps` keeps the norms from dividing by zero; `attention_dropout` is that of the
-    attention weights, the same as `dropout` when None; `layer_drop` is the rate at which the last block's branches are
-    passed over in training (see `LayerDrop`)."""
+    """One pre-LN Transformer stack.
+
+    depth, width, hidden, heads, head_width: layers, features, the feed-forward's hidden features, heads, features of a
+        head
+    gated: a gated feed-forward (GEGLU with the default `activation`)
+    bias: biases on every linear
+    norm_eps: keeps the norms from dividing by zero
+    attention_dropout: of the attention weights; None is the same as `dropout`
+    layer_drop: rate at which training skips the last block's branches, see `LayerDrop`
+    """
 
     depth: int
     width: int
@@ -55,7 +61,7 @@ class StackConfig:
 
 @dataclass
 class ViTConfig(StackConfig):
-    """The shared ViT: a stack, and what image models trained by others have beside it.
+    """The shared ViT: a stack, and what pretrained image models have in addition.
 
     class_token: a learned token before the others, dropped from the features.
     input_norm: a norm between the embeddings and the first layer (CLIP). final_norm: the one after the last.
@@ -80,7 +86,7 @@ class TubeConfig:
 
     @property
     def flat(self) -> bool:
-        """Whether this tube is a 2D patch: it reads one frame, so it can read an image too."""
+        """Whether this tube is a 2D patch: its kernel is one frame long, so that it applies to an image too."""
         return self.kernel[0] == 1
 
     def grid(self, frames: int, image_size: int) -> tuple[int, int, int]:
@@ -94,10 +100,10 @@ class TubeConfig:
 
 @dataclass
 class VideoConfig:
-    """The video of one chunk: `frames_per_chunk` square frames of `image_size` pixels, read by `tubes`.
+    """The video of one chunk: `frames_per_chunk` square frames of `image_size` pixels, and the `tubes` they go through.
 
     learned_positions: the 2D patches have learned positions, to which the fixed code is added through a learned gate
-        that starts at 0 (MaMMUT); the other tubes keep the fixed code alone.
+        that starts at 0 (MaMMUT); the other tubes have the fixed code alone.
     """
 
     image_size: int
@@ -111,7 +117,7 @@ class VideoConfig:
             raise UserError(f"tubes={self.tubes!r} must be a list of tubes")
         self.tubes = [make_part(TubeConfig, tube, f"tubes[{index}]") for index, tube in enumerate(self.tubes)]
         if not self.tubes:
-            raise UserError("tubes=[] must hold at least one tube")
+            raise UserError("tubes=[]: give at least one tube")
         for tube in self.tubes:
             if 0 in tube.grid(self.frames_per_chunk, self.image_size):
                 raise UserError(
@@ -143,8 +149,8 @@ class AudioConfig:
 
     `shared_projection`: one linear takes both modalities from the ViT's width to the Combiner's, at which the adapter
     then works; otherwise each modality has its own linear into the Combiner, and audio one more into the adapter.
-    `backbone`: with `shared` the video's ViT reads the patches and the adapter goes on from there; with `separate` the
-    adapter's stack reads them itself, as audio's own backbone, and the ViT sees no audio.
+    `backbone`: with `shared` the patches go through the video's ViT and then the adapter; with `separate` they go
+    through the adapter alone, which is then audio's own backbone.
     """
 
     num_mel_bins: int
@@ -179,8 +185,9 @@ class AudioConfig:
 class TokenTuringConfig:
     """The Token Turing Machine's sizes, in tokens and features; the defaults are the paper's, at width 1024.
 
-    `depth`, `hidden`, `heads` and `head_width` are those of the Transformer that processes what was read; the heads'
-    inner width is free to differ from the Combiner's. `learner_hidden` belongs to the TokenLearners that pick tokens.
+    depth, hidden, heads, head_width: of the Transformer between reading and writing; the inner width of its heads may
+        differ from the Combiner's
+    learner_hidden: of the TokenLearners that read and write
     """
 
     read_tokens: int = 512
@@ -197,16 +204,16 @@ class TokenTuringConfig:
 
 @dataclass
 class CombinerConfig:
-    """The Combiner: its kind, its stack, and the `m` features it gives for a chunk.
+    """The Combiner: its kind, its stack, and the number `m` of features per chunk.
 
-    kind: `transformer` keeps the last m outputs of a chunk, `cls` those of m learned tokens, `perceiver` has m learned
-        latents look at the features, `ttm` reads and writes a memory of constant size, `concat` keeps every token as
-        it is (m is then the number of tokens, and there are no weights). `ttm` uses the stack's width and
-        dropout only, `concat` its width.
-    scope: the features that x_t may depend on: all chunks up to t, or chunk t alone. `ttm` always has a past, in its
-        memory; `concat` never has.
-    window: of the chunks up to t, only the last `window` are seen, at each layer, chunk t included; None is all.
-    token_order: which tokens come last, of meaning to `transformer` alone.
+    kind: `transformer` keeps the last m outputs of a chunk, `cls` those of m learned tokens; in `perceiver` m learned
+        latents attend to the features; `ttm` reads and writes a memory of constant size; `concat` keeps every token
+        (m is then the number of tokens, and there are no weights). `ttm` uses the stack's width and dropout only,
+        `concat` its width.
+    scope: the features that x_t may depend on: `past` is all chunks up to t, `chunk` is chunk t alone. `ttm` always has
+        a past, in its memory, `concat` never.
+    window: number of chunks that each layer attends to, chunk t included; None is all up to t.
+    token_order: which tokens come last in a chunk; for `transformer` only.
     """
 
     stack: StackConfig
@@ -232,12 +239,13 @@ class CombinerConfig:
 
 @dataclass
 class LatentConfig:
-    """The causal latent model. `mask_ratio` of x is hidden while training.
+    """The causal latent model.
 
-    window: each layer looks at the last `window` chunks, its own included (None: at all so far)
-    distance: between what is predicted and the next chunk's features: the next-latent loss
-    target: the next chunk's features as they are (`plain`), which features that are the same for every clip satisfy,
-        or `centred`: less their mean over the clips of the batch
+    mask_ratio: share of x that training replaces by a learned vector
+    window: number of chunks that each layer attends to, its own included; None is all up to its own
+    distance: of the next-latent loss, between prediction and the next chunk's features
+    target: the next chunk's features themselves (`plain`), a loss that constant features satisfy, or minus their mean
+        over the clips of the batch (`centred`)
     """
 
     stack: StackConfig
@@ -257,10 +265,10 @@ class LatentConfig:
 class ReconstructionConfig:
     """Reconstruction of a chunk's video, in patches of (frames, pixels, pixels), from the latents h.
 
-    image_size, frames: what the video is averaged to before it is the target; no `frames` keeps all of a chunk's.
+    image_size, frames: size in pixels and frames to which the video is averaged for the target; None keeps all frames.
     distance: mean squared error, or cosine distance patch by patch.
     step: h_t gives the next chunk, t + 1, or the same chunk, t.
-    audio: whether the chunk's log-mel spectrogram is reconstructed too, in the patches that the encoder reads.
+    audio: also reconstruct the chunk's log-mel spectrogram, in the patches of the encoder.
     """
 
     stack: StackConfig
@@ -290,10 +298,10 @@ class ReconstructionConfig:
 class TextConfig:
     """The text decoder: its stack, and a cross-attention block after every `cross_attention_every` layers.
 
-    cross_attention_ffn: each of them has a feed-forward of its own.
-    cross_attention_first: the layer, counted from 1, after which the first one stands; `cross_attention_every` if None.
-    cross_attention_latent_norm: each of them norms the latents before it makes keys and values of them.
-    learned_positions: a learned table of `max_length` positions in place of the fixed code.
+    cross_attention_ffn: each block has its own feed-forward.
+    cross_attention_first: the layer, counted from 1, that the first block follows; None is `cross_attention_every`.
+    cross_attention_latent_norm: each block norms the latents before it makes keys and values of them.
+    learned_positions: `max_length` learned positions in place of the fixed code.
     tied: input and output embeddings are the same weights.
     label_smoothing: share of each target token's weight that the text loss spreads over the vocabulary in training.
     """
@@ -334,12 +342,12 @@ class TextConfig:
 
 @dataclass
 class ContrastiveConfig:
-    """MaMMUT's contrastive pass: images and texts meet as vectors of `width` in a sigmoid focal loss.
+    """MaMMUT's contrastive pass: images and texts as vectors of `width`, compared in a sigmoid focal loss.
 
-    gamma: how much the loss turns from pairs that are told apart already; 0 is plain sigmoid cross-entropy (SigLIP).
-    temperature: what cosines are divided by at the start; it is learned.
-    bias: what is added then, at the start, and learned too (SigLIP: -10); None: nothing (MaMMUT, whose focal weight
-        does the bias's work against the many pairs that do not belong together).
+    gamma: focus of the loss on pairs that are not separated yet; 0 is plain sigmoid cross-entropy (SigLIP).
+    temperature: initial divisor of the cosines; it is learned.
+    bias: initial addend of the scaled cosines, learned too (SigLIP: -10); None is no bias (MaMMUT, whose focal weight
+        counters the many pairs that do not belong together instead).
     """
 
     width: int
@@ -359,8 +367,8 @@ class ContrastiveConfig:
 
 @dataclass
 class ChunkingConfig:
-    """How media becomes tensors: chunks of `chunk_seconds`, or `num_chunks` uniform chunks (exactly one is set); and
-    the mean and standard deviation that pixel values (0 to 1) are normalised with, one for all or one per channel."""
+    """How media becomes tensors, see `mirasol.config.media.MediaConfig`: chunks of `chunk_seconds`, or `num_chunks`
+    equal chunks (exactly one is set), and the normalisation of pixels, one number for all channels or one each."""
 
     chunk_seconds: float | None = None
     num_chunks: int | None = 16
@@ -384,9 +392,9 @@ class ChunkingConfig:
 
 @dataclass
 class LossWeights:
-    """Weights of the losses (paper, Table 1b, for text, latent and video; pretraining 1/1/1, fine-tuning text 10).
+    """Weights of the losses (supplement, Table 1b: text, latent and video are 1/1/1; fine-tuning sets text to 10).
 
-    `audio` counts where `reconstruction.audio` is on, `contrastive` in `image_text` (beside `text`: MaMMUT, 1/1).
+    `audio` applies with `reconstruction.audio`, `contrastive` in `image_text`, next to `text` (MaMMUT: 1/1).
     """
 
     text: float = 1.0

@@ -1,4 +1,4 @@
-"""The named configurations, as plain mappings so that overrides merge, and what the paper says of their sizes."""
+"""The named configurations, as plain mappings so that overrides merge, and the sizes that the paper states."""
 
 from typing import Any
 
@@ -23,8 +23,8 @@ def tiny_parts() -> dict[str, Any]:
         "video": {
             "image_size": 32,
             "frames_per_chunk": 4,
-            # Overlapping tubes see whole shapes in motion; the four 2D patches come last, so that "the last m" hold
-            # the whole frame.
+            # Overlapping tubes cover complete shapes in motion. The four 2D patches come last, so that the last m
+            # outputs of the Combiner cover the complete frame.
             "tubes": [
                 {"kernel": (4, 16, 16), "stride": (4, 8, 8)},
                 {"kernel": (1, 16, 16), "stride": (4, 16, 16)},
@@ -47,12 +47,12 @@ def tiny_parts() -> dict[str, Any]:
 
 
 def paper_tubes() -> list[dict[str, Any]]:
-    """Sparse tubes of an 8-frame chunk: 403 tokens at 224 pixels. TubeViT's own set does not fit 8 frames; this one
-    has the 1.5M weights that the paper names."""
+    """Sparse tubes of an 8-frame chunk: 403 tokens at 224 pixels. TubeViT's own set does not fit 8 frames; this one has
+    the 1.5M weights of the supplement, section 4."""
     return [
         {"kernel": (8, 4, 4), "stride": (8, 32, 32), "offset": (0, 8, 8)},
         {"kernel": (4, 4, 4), "stride": (4, 32, 32), "offset": (0, 16, 16)},
-        # Last, so that "the last m" outputs of the Combiner hold 2D patches.
+        # Last, so that the last m outputs of the Combiner are those of 2D patches (and of audio).
         {"kernel": (1, 14, 14), "stride": (8, 14, 14)},
     ]
 
@@ -61,7 +61,7 @@ def _paper_parts(vit: dict[str, Any], text: dict[str, Any]) -> dict[str, Any]:
     """What both sizes of the paper share: 16 chunks of 8 frames, and everything between the ViT and the text."""
 
     def gated_stack() -> dict[str, Any]:
-        # With a gate and without biases its weights are 128 x 2^20, the "128M" of the paper.
+        # With a gate and without biases this has 128 x 2^20 weights, the supplement's "128M" (section 4).
         return {
             "depth": 8, "width": 1024, "hidden": 4096, "heads": 16, "head_width": 64, "gated": True, "bias": False,
         }  # fmt: skip
@@ -112,14 +112,14 @@ def check_preset(name: str) -> None:
         raise UserError(f"unknown preset {name!r}{nearest_name(name, list(PRESETS))}")
 
 
-# What the paper's supplement says of each component's parameters; no entry where it says nothing. These figures do not
-# add up to its totals.
-_SAID_OF_BOTH = {"audio": 100_000_000, "combiner": 128_000_000, "latent": 128_000_000, "reconstruction": 128_000_000}
+# Parameters of each component, where the supplement states them (section 4, "Model Details"). They do not add up to its
+# totals.
+_OF_BOTH_SIZES = {"audio": 100_000_000, "combiner": 128_000_000, "latent": 128_000_000, "reconstruction": 128_000_000}
 PAPER_PARAMETERS: dict[str, dict[str, int]] = {
-    "3b": _SAID_OF_BOTH
+    "3b": _OF_BOTH_SIZES
     | {"vit": 630_000_000, "tubes": 1_500_000, "cross_attention": 400_000_000, "vocabulary": 400_000_000}
     | {"total": 3_000_000_000},
-    "1b": _SAID_OF_BOTH
+    "1b": _OF_BOTH_SIZES
     | {"vit": 300_000_000, "text": 128_000_000, "cross_attention": 20_000_000, "vocabulary": 260_000_000}
     | {"total": 1_150_000_000},
 }

@@ -15,8 +15,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from mirasol.config.model import MirasolConfig
+from mirasol.model.components import COMPONENTS, component_of
 from mirasol.model.mirasol import MirasolForConditionalGeneration
-from mirasol.model.sizes import COMPONENTS, component_of
 
 # What one more chunk of a stream is computed by; the others run when a question is asked, or in training only.
 STREAMED = ("vit", "tubes", "audio", "combiner", "latent")

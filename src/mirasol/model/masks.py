@@ -1,4 +1,8 @@
-"""Which chunk may look at which: descriptions that become a dense mask, or one that flex attention skips tiles by."""
+"""Block-causal attention masks: descriptions that become a dense mask, or a sparse one for flex attention.
+
+A block is a chunk: its tokens attend to each other and to those of earlier chunks. The supplement (section 3) has the
+Combiner take "all the previous features"; with this mask one pass does so for all chunks.
+"""
 
 import functools
 from dataclasses import dataclass, replace
@@ -15,11 +19,11 @@ TILE = 128
 
 @dataclass(frozen=True)
 class BlockCausal:
-    """Queries see the keys of their own chunk and of earlier chunks.
+    """Queries attend to the keys of their own chunk and of earlier chunks.
 
-    chunks: chunks in the sequence
-    query_tokens, key_tokens: tokens of a chunk among the queries and among the keys
-    window: how many chunks back a query sees, its own included; None for all
+    chunks: number of chunks in the sequence
+    query_tokens, key_tokens: tokens per chunk among the queries and among the keys
+    window: number of chunks that a query attends to, its own included; None is all
     """
 
     chunks: int
@@ -29,7 +33,7 @@ class BlockCausal:
 
     @property
     def lengths(self) -> tuple[int, int]:
-        """How many queries and how many keys there are."""
+        """Number of queries and of keys."""
         return self.chunks * self.query_tokens, self.chunks * self.key_tokens
 
     def for_last(self, count: int) -> "BlockCausal":
@@ -38,13 +42,13 @@ class BlockCausal:
 
     @no_type_check  # flex attention's compiler traces it, and cannot trace a check
     def visible(self, query: Int[Tensor, "..."], key: Int[Tensor, "..."]) -> Bool[Tensor, "..."]:
-        """Whether the query at a place sees the key at a place; works element by element."""
+        """Whether a query attends to a key, by their positions; works element by element."""
         # Compared, not subtracted: a difference of 100,000 queries and as many keys would take 80 GB.
         own, other = query // self.query_tokens, key // self.key_tokens
         return own >= other if self.window is None else (own >= other) & (own < other + self.window)
 
     def tiles(self, device: torch.device) -> tuple[Bool[Tensor, "row column"], Bool[Tensor, "row column"]]:
-        """For every tile of queries by keys: whether anything in it is visible, and whether everything is."""
+        """For every tile of queries by keys, whether any and whether all of its pairs are visible."""
         queries, keys = self.lengths
         first_query, last_query = tile_chunks(queries, self.query_tokens, device)
         first_key, last_key = tile_chunks(keys, self.key_tokens, device)
@@ -53,22 +57,22 @@ class BlockCausal:
         some, every = greatest >= 0, least >= 0
         if self.window is not None:
             some, every = some & (least < self.window), every & (greatest < self.window)
-        return some, every & whole_tiles(queries, device)[:, None] & whole_tiles(keys, device)
+        return some, every & find_complete_tiles(queries, device)[:, None] & find_complete_tiles(keys, device)
 
     def dense(self, device: torch.device) -> Bool[Tensor, "query key"]:
-        """True where a query sees a key."""
+        """True where a query attends to a key."""
         queries, keys = (torch.arange(length, device=device) for length in self.lengths)
         return self.visible(queries[:, None], keys)
 
     def sparse(self, device: torch.device) -> BlockMask:
-        """For flex attention: memory and time go with the tiles, no mask of queries x keys is ever made."""
+        """For flex attention: memory and time grow with the tiles, no mask of queries x keys is made."""
         return _sparse(self, device)
 
 
 @dataclass(frozen=True)
 class ResamplerMask(BlockCausal):
-    """Keys are the tokens of all chunks as in `BlockCausal`, then the queries themselves, each chunk's seen by
-    itself alone."""
+    """Keys are the tokens of all chunks as in `BlockCausal`, then the queries themselves, which only those of the same
+    chunk attend to."""
 
     @property
     def lengths(self) -> tuple[int, int]:
@@ -83,13 +87,13 @@ class ResamplerMask(BlockCausal):
 
     def tiles(self, device: torch.device) -> tuple[Bool[Tensor, "row column"], Bool[Tensor, "row column"]]:
         queries, keys = self.lengths
-        # The queries' own tiles are few beside the features': looking closer at them would gain nothing.
+        # The queries' own tiles are few compared with the features': finer marks would gain nothing.
         some = torch.ones(-(-queries // TILE), -(-keys // TILE), dtype=torch.bool, device=device)
         every = torch.zeros_like(some)
         features = BlockCausal(self.chunks, self.query_tokens, self.key_tokens, self.window)
         until = features.lengths[1] // TILE
-        for whole, part in zip((some, every), features.tiles(device), strict=True):
-            whole[:, :until] = part[:, :until]
+        for tiles, of_features in zip((some, every), features.tiles(device), strict=True):
+            tiles[:, :until] = of_features[:, :until]
         return some, every
 
 
@@ -99,27 +103,26 @@ def tile_chunks(length: int, tokens: int, device: torch.device) -> tuple[Int[Ten
     return start // tokens, ((start + TILE).clamp(max=length) - 1) // tokens
 
 
-def whole_tiles(length: int, device: torch.device) -> Bool[Tensor, " tile"]:
-    """False for the tile that sticks out over the end of the sequence."""
+def find_complete_tiles(length: int, device: torch.device) -> Bool[Tensor, " tile"]:
+    """False for a last tile that exceeds the sequence."""
     return torch.arange(0, length, TILE, device=device) + TILE <= length
 
 
 @functools.lru_cache(maxsize=32)
 def _sparse(mask: BlockCausal, device: torch.device) -> BlockMask:
-    """Kept from one forward pass to the next: layers, steps and backward passes share it."""
+    """Cached between forward passes: layers, steps and backward passes share it."""
 
     @no_type_check
     def visible(_batch: Tensor, _head: Tensor, query: Tensor, key: Tensor) -> Tensor:
         return mask.visible(query, key)
 
     some, every = mask.tiles(device)
-    partial, whole = some & ~every, every
     return BlockMask.from_kv_blocks(
-        *_listed(partial), *_listed(whole), BLOCK_SIZE=TILE, mask_mod=visible, seq_lengths=mask.lengths
+        *_list_tiles(some & ~every), *_list_tiles(every), BLOCK_SIZE=TILE, mask_mod=visible, seq_lengths=mask.lengths
     )
 
 
-def _listed(tiles: Bool[Tensor, "row column"]) -> tuple[Int[Tensor, "1 1 row"], Int[Tensor, "1 1 row column"]]:
-    """How many tiles of each row are marked, and their columns ahead of the others'."""
+def _list_tiles(tiles: Bool[Tensor, "row column"]) -> tuple[Int[Tensor, "1 1 row"], Int[Tensor, "1 1 row column"]]:
+    """Number of marked tiles in each row, and all columns with the marked ones first."""
     columns = tiles.int().argsort(dim=-1, descending=True, stable=True)
     return tiles.sum(-1, dtype=torch.int32)[None, None], columns.int()[None, None]

@@ -11,6 +11,7 @@ from mirasol.config.model import MirasolConfig
 from mirasol.config.parts import IGNORED_LABEL
 from mirasol.errors import UserError
 from mirasol.model.combiner import make_combiner
+from mirasol.model.components import count_parameters
 from mirasol.model.contrastive import ContrastiveSpace
 from mirasol.model.encoder import ChunkEncoder
 from mirasol.model.hf import (
@@ -32,7 +33,6 @@ from mirasol.model.outputs import (
 )
 from mirasol.model.reconstruction import Reconstruction
 from mirasol.model.scoring import score_candidates
-from mirasol.model.sizes import count_parameters
 from mirasol.model.streaming import MirasolStream
 from mirasol.model.text import TextDecoder
 from mirasol.model.token_turing import process_stack

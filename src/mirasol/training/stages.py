@@ -11,10 +11,10 @@ from mirasol.config.model import MirasolConfig
 from mirasol.config.recipe import Recipe, Stage
 from mirasol.console import format_table
 from mirasol.errors import UserError
+from mirasol.model.components import COMPONENTS, component_of
 from mirasol.model.losses import BatchTotals
 from mirasol.model.mirasol import MirasolForConditionalGeneration
 from mirasol.model.outputs import MirasolImageTextOutput, MirasolOutput
-from mirasol.model.sizes import COMPONENTS, component_of
 
 # `num_params` counts the contrastive pass's projections as text; they train, or do not, by a name of their own.
 TRAINABLE = (*COMPONENTS, "contrastive")
