@@ -30,6 +30,12 @@ def test_the_most_frequent_answer_to_the_prompt_is_guessed_else_to_any():
     assert not AnswerPrior([], normalise_lightly)
 
 
+def test_ties_do_not_depend_on_the_order_of_the_data():
+    known = [example("1", "who?", "man"), example("2", "who?", "cat"), example("3", "who?", "dog")]
+    priors = [AnswerPrior(order, normalise_lightly) for order in (known, known[::-1])]
+    assert [(prior.constant, prior.guess("who?")) for prior in priors] == [("cat", "cat")] * 2
+
+
 def test_baselines_by_hand():
     asked = [example("1", "who?", "man"), example("2", "what?", "dog"), example("3", "why?", "fun")]
     found = score_answers("msrvtt_qa", asked, {}, "light", known=KNOWN).baselines
