@@ -130,8 +130,10 @@ def read_judged_lines(path: Path) -> dict[str, dict[str, Any]]:
         place = f"{file}, line {number}"
         row = parse_line(line, place)
         if not _is_judged(row):
-            raise UserError(f"{place}: has no id, video, question_type, target and right (true, false or null): judge "
-                            "it first with `mirasol score DATASET ROOT PREDICTIONS --output DIR`")  # fmt: skip
+            raise UserError(
+                f"{place}: has no id, video, question_type, target and right (true, false or null): judge "
+                "it first with `mirasol score DATASET ROOT PREDICTIONS --output DIR`"
+            )
         if row["id"] in rows:
             raise UserError(f"{place}: question {row['id']!r} appears twice: keep one of the two")
         if row["right"] is not None:  # no published answer

@@ -7,6 +7,7 @@ import base64
 import io
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from html import escape
 from itertools import groupby
@@ -19,6 +20,7 @@ from mirasol.errors import UserError
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.colors import Colormap
     from matplotlib.figure import Figure
 
     from mirasol.evaluation.one_clip import OneClip
@@ -44,6 +46,14 @@ LOSSES = (
 )
 # Parts of a validation in logs of a single data set; "slot" is the former name of "segment".
 _PARTS = ("segment", "slot", "clip", "any", "image")
+# How a curve is drawn, by `Curve.look`.
+_LOOKS: dict[str, dict[str, Any]] = {
+    "plain": {"linewidth": 1.7},
+    "faint": {"linewidth": 0.8, "alpha": 0.35},
+    "dashed": {"linewidth": 1.3, "linestyle": (0, (4, 2.5))},
+}
+# Dashes of the baselines' lines in a chart of scores, in their order.
+_DASHES = ("solid", (0, (2, 1.5)), (0, (1, 1)))
 _MOST_POINTS = 1_500  # of one curve
 _MOST_ROWS = 40  # of a chart of scores
 _STYLE = {
@@ -106,7 +116,8 @@ def draw_scores(bars: Sequence[ScoreBar]) -> "Figure":
     """Horizontal bars with intervals, an upright line for each baseline and a marker for each control."""
     bars = bars[:_MOST_ROWS]
     with _style():
-        figure, axes = _new_figure(10.2, 0.42 * len(bars) + 0.75)
+        figure = _create_figure(10.2, 0.42 * len(bars) + 0.75)
+        axes = figure.subplots()
         axes.grid(False)
         for spine in axes.spines.values():
             spine.set_visible(False)
@@ -130,7 +141,7 @@ def draw_scores(bars: Sequence[ScoreBar]) -> "Figure":
 
 
 def _draw_references(axes: "Axes", bar: ScoreBar, place: float) -> None:
-    for (_, value), dashes in zip(bar.lines.items(), ("solid", (0, (2, 1.5)), (0, (1, 1))), strict=False):
+    for (_, value), dashes in zip(bar.lines.items(), _DASHES, strict=False):
         if value is not None:
             axes.plot(
                 [value, value], [place - 0.42, place + 0.42], color=COLOURS["ink"], linewidth=1.5, linestyle=dashes
@@ -142,8 +153,14 @@ def _draw_references(axes: "Axes", bar: ScoreBar, place: float) -> None:
 
 def _marker_style(marker: str, filled: bool) -> dict[str, Any]:
     face = COLOURS["ink" if filled else "card"]
-    return {"marker": marker, "markersize": 6, "markerfacecolor": face, "markeredgecolor": COLOURS["ink"],
-            "markeredgewidth": 1.3, "linestyle": "none"}  # fmt: skip
+    return {
+        "marker": marker,
+        "markersize": 6,
+        "markerfacecolor": face,
+        "markeredgecolor": COLOURS["ink"],
+        "markeredgewidth": 1.3,
+        "linestyle": "none",
+    }
 
 
 def _draw_legend(figure: "Figure", bars: Sequence[ScoreBar]) -> None:
@@ -151,9 +168,12 @@ def _draw_legend(figure: "Figure", bars: Sequence[ScoreBar]) -> None:
 
     handles = []
     if bars and any(bar.low is not None for bar in bars):
-        handles.append(Line2D([], [], color=COLOURS["ink"], alpha=0.6, linewidth=1.2, marker="|", markersize=5,
-                              label="95 % interval"))  # fmt: skip
-    for name, dashes in zip(bars[0].lines if bars else (), ("solid", (0, (2, 1.5)), (0, (1, 1))), strict=False):
+        handles.append(
+            Line2D(
+                [], [], color=COLOURS["ink"], alpha=0.6, linewidth=1.2, marker="|", markersize=5, label="95 % interval"
+            )
+        )
+    for name, dashes in zip(bars[0].lines if bars else (), _DASHES, strict=False):
         handles.append(Line2D([], [], color=COLOURS["ink"], linewidth=1.5, linestyle=dashes, label=name))
     for name, (marker, filled) in zip(bars[0].marks if bars else (), MARKERS, strict=False):
         handles.append(Line2D([], [], **_marker_style(marker, filled), label=name))
@@ -178,13 +198,12 @@ def draw_curves(
     from matplotlib.ticker import MaxNLocator, PercentFormatter
 
     with _style():
-        figure, axes = _new_figure(*size)
+        figure = _create_figure(*size)
+        axes = figure.subplots()
         for curve in curves:
             shown = curve.points[:: -(-len(curve.points) // _MOST_POINTS)] if curve.points else []
             x, y = np.array(shown, dtype=float).reshape(-1, 2).T
-            looks = {"plain": {"linewidth": 1.7}, "faint": {"linewidth": 0.8, "alpha": 0.35},
-                     "dashed": {"linewidth": 1.3, "linestyle": (0, (4, 2.5))}}  # fmt: skip
-            axes.plot(x, y, color=COLOURS[curve.colour], label=curve.name, **looks[curve.look])
+            axes.plot(x, y, color=COLOURS[curve.colour], label=curve.name, **_LOOKS[curve.look])
         if y_range is not None:
             axes.set_ylim(*y_range)
         axes.set_xlim(left=0)
@@ -207,8 +226,16 @@ def _label_ends(axes: "Axes", curves: Sequence[Curve]) -> None:
     places = spread_apart([(curve.points[-1][1] - low) / (high - low) for curve in ends], gap=0.058)
     for place, curve in zip(places, ends, strict=True):
         text = f"{curve.name} {curve.points[-1][1]:.0%}"
-        axes.text(1.012, place, text, transform=axes.transAxes, va="center", color=COLOURS[curve.colour],
-                  fontweight="bold", fontsize=8.5)  # fmt: skip
+        axes.text(
+            1.012,
+            place,
+            text,
+            transform=axes.transAxes,
+            va="center",
+            color=COLOURS[curve.colour],
+            fontweight="bold",
+            fontsize=8.5,
+        )
 
 
 def spread_apart(places: Sequence[float], gap: float) -> list[float]:
@@ -299,7 +326,8 @@ def draw_confusion(counts: np.ndarray, classes: Sequence[str], most_names: int =
     named = len(classes) <= most_names
     side = min(10.2, 2.6 + 0.26 * len(classes)) if named else 6.0
     with _style():
-        figure, axes = _new_figure(side, side * 0.85 if named else side)
+        figure = _create_figure(side, side * 0.85 if named else side)
+        axes = figure.subplots()
         axes.grid(False)
         image = axes.imshow(shares, cmap=_light_to_accent(), vmin=0, vmax=1, interpolation="nearest")
         axes.set(xlabel="chosen", ylabel="target")
@@ -310,13 +338,20 @@ def draw_confusion(counts: np.ndarray, classes: Sequence[str], most_names: int =
             for (row, column), count in np.ndenumerate(counts):
                 if count:
                     dark = shares[row, column] > 0.55
-                    axes.text(column, row, str(count), ha="center", va="center", fontsize=7,
-                              color="#ffffff" if dark else "#26190f")  # fmt: skip
+                    axes.text(
+                        column,
+                        row,
+                        str(count),
+                        ha="center",
+                        va="center",
+                        fontsize=7,
+                        color="#ffffff" if dark else "#26190f",
+                    )
         figure.colorbar(image, ax=axes, shrink=0.6, label="share of the target's clips").outline.set_visible(False)
     return figure
 
 
-def _light_to_accent() -> Any:
+def _light_to_accent() -> "Colormap":
     from matplotlib.colors import LinearSegmentedColormap
 
     return LinearSegmentedColormap.from_list("mirasol", ["#f7f3ea", "#f0b48a", "#b4531f", "#5e2408"])
@@ -328,7 +363,7 @@ def draw_one_clip(one: "OneClip") -> "Figure":
     missing = chunks - len(one.reconstruction)  # nothing can be expected of the first chunk
     heights = [1, 1, 1.3, 0.38 * max(questions, 1)]
     with _style():
-        figure, _ = _new_figure(10.2, 0.62 * sum(heights) + 0.6, axes=False)
+        figure = _create_figure(10.2, 0.62 * sum(heights) + 0.6)
         rows = figure.add_gridspec(4, 1, height_ratios=heights)
         strips = (("seen", one.frames, 0), ("expected" if missing else "reconstructed", one.reconstruction, missing))
         for place, (title, frames, first) in enumerate(strips):
@@ -337,8 +372,13 @@ def draw_one_clip(one: "OneClip") -> "Figure":
             axes.set_ylabel(title, rotation=0, ha="right", va="center")
         axes = figure.add_subplot(rows[2])
         if one.spectrogram is not None:
-            axes.imshow(one.spectrogram.T, cmap="inferno", origin="lower", aspect="auto",
-                        extent=(0, chunks, 0, one.spectrogram.shape[1]))  # fmt: skip
+            axes.imshow(
+                one.spectrogram.T,
+                cmap="inferno",
+                origin="lower",
+                aspect="auto",
+                extent=(0, chunks, 0, one.spectrogram.shape[1]),
+            )
         axes.set_xticks(range(chunks + 1), [f"{edge:g}" for edge in np.round(one.edges, 2)])
         axes.set(yticks=[], xlim=(0, chunks))
         axes.set_ylabel("heard", rotation=0, ha="right", va="center")
@@ -413,15 +453,14 @@ def colour_values(values: np.ndarray) -> np.ndarray:
     return colormaps["inferno"]((values - low) / max(high - low, 1e-9), bytes=True)[..., :3]
 
 
-def _style() -> Any:
+def _style() -> AbstractContextManager[None]:
     import matplotlib
 
     return matplotlib.rc_context(_STYLE)
 
 
-def _new_figure(width: float, height: float, axes: bool = True) -> Any:
-    """A figure of that size in inches, with one pair of axes if wanted."""
+def _create_figure(width: float, height: float) -> "Figure":
+    """An empty figure of that size in inches."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width, height), layout="constrained")
-    return figure, figure.subplots() if axes else None
+    return Figure(figsize=(width, height), layout="constrained")

@@ -221,9 +221,14 @@ def score_answers(
         guesses = [prior.guess(example.prompt) for example in examples]
         baselines.add("train blind", [guess in right for guess, right in zip(guesses, rights, strict=True)])
     return ProtocolScores(
-        OPEN, normalisation, metrics, baselines.estimates(), headline_of(dataset), tuple(judged),
+        OPEN,
+        normalisation,
+        metrics,
+        baselines.estimates(),
+        headline_of(dataset),
+        tuple(judged),
         baseline_rows=baselines.by_row(rows),
-    )  # fmt: skip
+    )
 
 
 def score_wups(
@@ -252,9 +257,15 @@ def score_wups(
     baselines = Baselines(examples)
     baselines.add("most frequent answer", [item.value for item in constant])
     return ProtocolScores(
-        WUPS, None, metrics, baselines.estimates(), rows[-1].name, tuple(judged), facts={"computed_with": wups.facts},
+        WUPS,
+        None,
+        metrics,
+        baselines.estimates(),
+        rows[-1].name,
+        tuple(judged),
+        facts={"computed_with": wups.facts},
         baseline_rows=baselines.by_row(rows),
-    )  # fmt: skip
+    )
 
 
 def score_choices(
@@ -295,9 +306,15 @@ def score_choices(
         baselines.add("train blind", [one in right for one, right in zip(chosen, places, strict=True)])
     facts = {"classes": len(classes)} if classes else {}
     return ProtocolScores(
-        CANDIDATES, None, metrics, baselines.estimates() if single else {}, name, tuple(judged), facts=facts,
+        CANDIDATES,
+        None,
+        metrics,
+        baselines.estimates() if single else {},
+        name,
+        tuple(judged),
+        facts=facts,
         baseline_rows=baselines.by_row(rows) if single else {},
-    )  # fmt: skip
+    )
 
 
 T = TypeVar("T")

@@ -16,8 +16,14 @@ from mirasol.json_values import InvalidJson, parse_json
 
 # Head of a submission to EPIC-SOUNDS' challenge. The submitter states the levels of supervision (pre-training, labels,
 # data); t_mod 2: trained on sound and sight.
-CHALLENGE = {"version": "0.1", "challenge": "audio_based_interaction_recognition", "sls_pt": None, "sls_tl": None,
-             "sls_td": None, "t_mod": 2}  # fmt: skip
+CHALLENGE = {
+    "version": "0.1",
+    "challenge": "audio_based_interaction_recognition",
+    "sls_pt": None,
+    "sls_tl": None,
+    "sls_td": None,
+    "t_mod": 2,
+}
 
 _LARGEST = sys.float_info.max
 

@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -198,7 +198,7 @@ def _describe_protocol(
     name: str,
     others: Mapping[str, Evaluation],
     colours: Mapping[str, str],
-    draw: Any,
+    draw: Callable[[str, "Figure"], str],
 ) -> dict[str, Any]:
     scores, controls = evaluation.protocols[name], evaluation.controls[name]
     columns = collect_columns(
@@ -244,8 +244,14 @@ def describe_row(name: str, estimate: Estimate, columns: Mapping[str, Mapping[st
         {"text": "–" if value is None else format_number(name, value), "share": value if is_share else None}
         for value in values
     ]
-    return {"name": name, "meaning": TYPE_MEANINGS.get(name, ""), "score": cells[0], "interval": interval,
-            "n": estimate.n, "others": cells[1:]}  # fmt: skip
+    return {
+        "name": name,
+        "meaning": TYPE_MEANINGS.get(name, ""),
+        "score": cells[0],
+        "interval": interval,
+        "n": estimate.n,
+        "others": cells[1:],
+    }
 
 
 def collect_bars(

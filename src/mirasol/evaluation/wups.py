@@ -39,12 +39,21 @@ _PARTS = {"NN": "n", "VB": "v", "JJ": "a", "RB": "r"}  # beginnings of Penn Tree
 PARTS = {"n": "noun", "v": "verb", "a": "adj", "r": "adv"}
 # Endings that an inflected form may have, and what its lemma has instead (Princeton's "morphy").
 _ENDINGS = {
-    "n": (("s", ""), ("ses", "s"), ("ves", "f"), ("xes", "x"), ("zes", "z"), ("ches", "ch"), ("shes", "sh"),
-          ("men", "man"), ("ies", "y")),
+    "n": (
+        ("s", ""),
+        ("ses", "s"),
+        ("ves", "f"),
+        ("xes", "x"),
+        ("zes", "z"),
+        ("ches", "ch"),
+        ("shes", "sh"),
+        ("men", "man"),
+        ("ies", "y"),
+    ),
     "v": (("s", ""), ("ies", "y"), ("es", "e"), ("es", ""), ("ed", "e"), ("ed", ""), ("ing", "e"), ("ing", "")),
     "a": (("er", ""), ("est", ""), ("er", "e"), ("est", "e")),
     "r": (),
-}  # fmt: skip
+}
 _HYPERNYMS = ("@", "@i")
 
 # A sense: part of speech and offset of its line in that part's data file.
@@ -215,8 +224,11 @@ class Wups:
         self._tokens = NLTKWordTokenizer().tokenize
         self.clean = cache(self._clean)
         # Stated by every result: other words and weights give other numbers.
-        self.facts = {"nltk": nltk.__version__, "wordnet_sha256": self._hashes[WORDNET].hexdigest(),
-                      "tagger_sha256": self._hashes[TAGGER].hexdigest()}  # fmt: skip
+        self.facts = {
+            "nltk": nltk.__version__,
+            "wordnet_sha256": self._hashes[WORDNET].hexdigest(),
+            "tagger_sha256": self._hashes[TAGGER].hexdigest(),
+        }
 
     def _read(self, place: str, name: str) -> bytes:
         content = self._find_content(place, name)
