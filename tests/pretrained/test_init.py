@@ -114,5 +114,5 @@ def test_bad_options_are_one_line_with_the_fix(image, preset, tmp_path, capsys):
     assert "patches of 16 pixels leave 1 of 49 pixels over: choose --image-size 48 or 64" in leftover
     assert "no such folder" in refused(capsys, preset, out, "--image", image, "--tokenizer", tmp_path / "none")
     assert "cannot load a tokenizer" in refused(capsys, preset, out, "--image", image, "--tokenizer", tmp_path / "own")
-    assert "no config of Mirasol" in refused(capsys, image / "model.safetensors", out, "--image", image)
+    assert "not a Mirasol config" in refused(capsys, image / "model.safetensors", out, "--image", image)
     assert not out.exists()
