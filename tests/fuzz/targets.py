@@ -115,7 +115,7 @@ def exercise_annotations(root: Path, dataset: str) -> list[str]:
 
 def _annotation_attempts(root: Path, dataset: str) -> Iterator[Callable[[], object]]:
     from mirasol.data.check import check_dataset, table
-    from mirasol.data.datasets import list_splits, read_dataset, select_usable_examples
+    from mirasol.data.datasets.registry import list_splits, read_dataset, select_usable_examples
 
     splits: list[str] = []
     yield lambda: splits.extend(list_splits(dataset, root))
@@ -131,7 +131,7 @@ def exercise_shards(root: Path, dataset: str) -> list[str]:
 
 def _shard_attempts(root: Path, dataset: str) -> Iterator[Callable[[], object]]:
     from mirasol.data.check import check_dataset, table
-    from mirasol.data.datasets import list_splits, read_dataset
+    from mirasol.data.datasets.registry import list_splits, read_dataset
     from mirasol.data.media_files import open_media_file, scan_tar
 
     def open_all(split: str) -> None:
@@ -154,7 +154,7 @@ def exercise_predictions(root: Path, dataset: str) -> list[str]:
 
 
 def _prediction_attempts(root: Path, dataset: str) -> Iterator[Callable[[], object]]:
-    from mirasol.data.datasets import read_dataset
+    from mirasol.data.datasets.registry import read_dataset
     from mirasol.evaluation.evaluate import score_file
     from mirasol.evaluation.metrics import format_scores
 
