@@ -58,21 +58,21 @@ def train_and_time(recipe: Recipe) -> dict[str, Any]:
 
     wall: list[float] = []
     thread: list[float] = []
-    after_step = trainer.Trainer._after_step
+    after_step = trainer.after_step
 
-    def timed(self: Any, done: int, *given: Any) -> None:
+    def timed(run: Any, done: int, *arguments: Any) -> None:
         if done < recipe.total_steps:  # the last step validates
-            after_step(self, done, *given)
+            after_step(run, done, *arguments)
             wall.append(time.perf_counter())
             thread.append(time.thread_time())
         else:
-            after_step(self, done, *given)
+            after_step(run, done, *arguments)
 
-    trainer.Trainer._after_step = timed
+    trainer.after_step = timed
     try:
         trainer.train(recipe, console=make_console())
     finally:
-        trainer.Trainer._after_step = after_step
+        trainer.after_step = after_step
     lines = [line for line in read_metrics(Path(recipe.output) / "metrics.jsonl") if line["kind"] == "train"]
     waits = [line["data_wait"] for line in lines if line["step"] > 10]
     return {"wall": _differences(wall), "thread": _differences(thread), "data_wait": statistics.median(waits)}

@@ -244,7 +244,7 @@ def test_a_checkpoint_is_gone_on_with_at_another_size(tmp_path):
         recipe_from_dict({**values, "model": {"image_size": 64}})
     with pytest.raises(UserError, match=r"model\.num_chunks=0 must be positive"):
         recipe_from_dict({**values, "model": {"init": "tiny", "num_chunks": 0}})
-    with pytest.raises(UserError, match=r"tokenizer\.init=tiny has no effect beside model\.init"):
+    with pytest.raises(UserError, match=r"tokenizer\.init=tiny has no effect with model\.init"):
         recipe_from_dict({**values, "model": {"init": "tiny"}, "tokenizer": {"init": "tiny"}})
-    with pytest.raises(UserError, match=r"vocab_size=300 has no effect beside tokenizer\.init"):
+    with pytest.raises(UserError, match=r"vocab_size=300 has no effect with tokenizer\.init"):
         recipe_from_dict({**values, "tokenizer": {"init": "tiny", "vocab_size": 300}})

@@ -74,7 +74,7 @@ def test_unknown_key_names_the_nearest_valid_one(file, override, named):
         ("stages.slots=3", "stages.slots.*mapping"),
         ("stages=null", "stages.*mapping"),
         ("optimizer.weight_decay=-0.1", r"optimizer\.weight_decay=-0\.1 must not be negative"),
-        ("optimizer.final_scale=1.5", r"optimizer\.final_scale=1\.5 must lie in \[0, 1\]"),
+        ("optimizer.final_scale=1.5", r"optimizer\.final_scale=1\.5 must be in \[0, 1\]"),
         ("optimizer.final_scale=-0.5", r"optimizer\.final_scale=-0\.5"),
     ],
 )
@@ -188,7 +188,7 @@ def test_there_are_recipes():
             {"model": {"overrides": {"text": {"vocab_size": 99}}}},
             r"overrides\.text\.vocab_size has no effect.*tokenizer",
         ),
-        ({"model": {"init": "tiny"}}, r"tokenizer\.vocab_size=300 has no effect beside model\.init"),
+        ({"model": {"init": "tiny"}}, r"tokenizer\.vocab_size=300 has no effect with model\.init"),
     ],
 )
 def test_keys_that_something_else_decides_are_refused(values, change, said):

@@ -197,7 +197,7 @@ def test_a_file_that_went_away_is_told_on_resumption_which_goes_on_once_it_is_ba
     shutil.rmtree(checkpoint.parent / "checkpoints" / "step-00000004")
     medium = read_examples(run_root, "train")[-1].media
     (run_root / medium).rename(run_root / "elsewhere.mp4")
-    with pytest.raises(UserError, match=rf"1 are missing, {medium} first.*: bring back what it had"):
+    with pytest.raises(UserError, match=rf"1 are missing, {medium} first.*: restore its data"):
         train(recipe, resume=True, console=console)
     (run_root / "elsewhere.mp4").rename(run_root / medium)
     assert (train(recipe, resume=True, console=console) / "model.safetensors").read_bytes() == weights

@@ -25,7 +25,7 @@ from mirasol.errors import UserError
 from mirasol.media.feature_extractor import MirasolFeatureExtractor
 from mirasol.media.processor import MirasolProcessor
 from mirasol.processes import process_context
-from mirasol.training.trainer import Trainer, train
+from mirasol.training.trainer import train
 
 SETTINGS = MirasolConfig.preset("tiny").media_settings()
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2] / "src")}
@@ -256,12 +256,12 @@ def test_a_run_that_fails_hands_back_too_once_those_it_killed_have_ended(values,
     """PyTorch would tell whatever comes next of their end; and had it nothing in its hands, of no other's."""
     killed = []
 
-    def fails(self, *arguments):
-        self.status.kill_workers()
-        killed.append(self.status)
+    def fail(run, batch):
+        run.status.kill_workers()
+        killed.append(run.status)
         raise UserError("on purpose")
 
-    monkeypatch.setattr(Trainer, "_step", fails)
+    monkeypatch.setattr("mirasol.training.trainer.training_step", fail)
     with pytest.raises(UserError, match="on purpose"):
         train(recipe_from_dict({**values, "workers": 1}), console=console)
     assert signal.getsignal(signal.SIGCHLD) is not worker_status._leave

@@ -127,11 +127,11 @@ def test_a_single_data_set_is_walked_as_it_was_before_there_were_mixtures(recipe
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda v: v["data"].update(root="x"), r"data\.root has no effect beside data\.mixture"),
+        (lambda v: v["data"].update(root="x"), r"data\.root has no effect with data\.mixture"),
         (lambda v: v["data"]["mixture"]["few"].update(weight=0.0), "weight=0.0 must be positive"),
         (lambda v: v["data"]["mixture"]["few"].update(wieght=1.0), r"data\.mixture\.few\.wieght.*weight"),
         (lambda v: v["stages"]["one"].update(data_sets=["fewer"]), "'fewer' is not in data.mixture: many, few"),
-        (lambda v: v["stages"]["one"].update(data_sets=[]), "names none"),
+        (lambda v: v["stages"]["one"].update(data_sets=[]), "is empty"),
         (lambda v: v["stages"]["both"].update(data_sets=["few"]), "data.mixture.many: no stage trains on it"),
         (lambda v: v["data"].update(mixture={}), r"missing key 'data\.root'"),
     ],

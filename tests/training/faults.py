@@ -10,62 +10,62 @@ import threading
 import time
 from pathlib import Path
 
+from mirasol.data.loader import StepLoader
 from mirasol.data.workers import WorkerStatus
+from mirasol.training import build, distributed, trainer
 from mirasol.training import checkpoint as checkpoints
-from mirasol.training import parallel, trainer
 from mirasol.training.checkpoint import Checkpoints
 from mirasol.training.checkpoint_io import ShardWriter
-from mirasol.training.parallel import ParallelModel
-from mirasol.training.trainer import Trainer
+from mirasol.training.distributed import ParallelModel
 
 
 def signal_after(step: int, name: str) -> None:
     """The training gets a signal in the middle of the step after `step`."""
-    take = Trainer._step
+    take_step = trainer.training_step
 
-    def interrupted(self, number, *arguments):
-        if number == step:
+    def interrupted(run, batch):
+        if batch.step == step:
             os.kill(os.getpid(), getattr(signal, name))
-        return take(self, number, *arguments)
+        return take_step(run, batch)
 
-    Trainer._step = interrupted
+    trainer.training_step = interrupted
 
 
 def signal_while_decoding(name: str) -> None:
     """The training, and all its helpers, get a signal before its first step."""
-    decode = Trainer._decode_clips
+    decode = build.decode_clips
 
-    def interrupted(self):
+    def interrupted(*arguments):
         os.killpg(os.getpgid(0), getattr(signal, name))
-        return decode(self)
+        return decode(*arguments)
 
-    Trainer._decode_clips = interrupted
+    build.decode_clips = interrupted
 
 
 def signals_without_end(name: str) -> None:
     """The training gets a signal again and again within one step."""
 
-    def interrupted(self, *arguments):
+    def interrupted(run, batch):
         while True:
             os.kill(os.getpid(), getattr(signal, name))
 
-    Trainer._step = interrupted
+    trainer.training_step = interrupted
 
 
 def when_a_worker_hangs(do: str, seconds: float = 0.5) -> None:
     """Once a worker has been at the same clip for so long, it is killed (`kill`), or the loader's time limit is over
     (`limit`); before that a worker may take any time to start."""
-    make, within = trainer.make_loader, WorkerStatus.within
+    begin, within = StepLoader.__iter__, WorkerStatus.within
 
-    def watched(batches, *arguments):
-        loaded, worker = iter(make(batches, *arguments)), _hanging(batches.status, seconds)
+    def watched(self):
+        loaded, worker = begin(self), _hanging(self.dataset.batches.status, seconds)
         if do == "kill":
             os.kill(worker, signal.SIGKILL)
         else:
             WorkerStatus.within = lambda self, _: within(self, seconds)
         return loaded
 
-    trainer.make_loader = watched
+    StepLoader.__iter__ = watched
 
 
 def _hanging(status: WorkerStatus, seconds: float) -> int:
@@ -85,10 +85,10 @@ def _kill() -> None:
 def kill_at_random(steps: int, share: float) -> None:
     """The training is killed after its first `steps` + 1 steps, that share of a step's time later: before the next one
     has ended, however late the timer rings."""
-    take, taken = Trainer._step, [time.monotonic()]
+    take_step, taken = trainer.training_step, [time.monotonic()]
 
-    def counted(self, *arguments):
-        values = take(self, *arguments)
+    def counted(run, batch):
+        values = take_step(run, batch)
         taken.append(time.monotonic())
         if len(taken) == steps + 2:
             threading.Timer(share * (taken[-1] - taken[-2]), _kill).start()
@@ -96,16 +96,16 @@ def kill_at_random(steps: int, share: float) -> None:
             time.sleep(1)
         return values
 
-    Trainer._step = counted
+    trainer.training_step = counted
 
 
 def kill_after_part(step: int, part: int) -> None:
     """The training is killed in a step (from 0) once the gradients of one of its microbatches are there."""
-    take, backward, done = Trainer._step, ParallelModel.backward, []
+    take_step, backward, done = trainer.training_step, ParallelModel.backward, []
 
-    def stepping(self, number, *arguments):
-        done.append([number])
-        return take(self, number, *arguments)
+    def stepping(run, batch):
+        done.append([batch.step])
+        return take_step(run, batch)
 
     def counted(self, *arguments, **named):
         output = backward(self, *arguments, **named)
@@ -114,12 +114,12 @@ def kill_after_part(step: int, part: int) -> None:
             _kill()
         return output
 
-    Trainer._step, ParallelModel.backward = stepping, counted
+    trainer.training_step, ParallelModel.backward = stepping, counted
 
 
 def loss_that_is_no_number(step: int) -> None:
     """The losses of this process are no number in one step (from 0)."""
-    losses, calls = parallel.stage_losses, []
+    losses, calls = distributed.stage_losses, []
 
     def poisoned(*arguments):
         output = losses(*arguments)
@@ -128,7 +128,7 @@ def loss_that_is_no_number(step: int) -> None:
             output.text_loss, output.loss = output.text_loss * math.nan, output.loss * math.nan
         return output
 
-    parallel.stage_losses = poisoned
+    distributed.stage_losses = poisoned
 
 
 def kill_while_saving(step: int, at: str) -> None:

@@ -9,8 +9,8 @@ from safetensors.torch import load_file
 
 from mirasol.config.recipe_io import recipe_from_dict
 from mirasol.errors import UserError
-from mirasol.training.average import WeightAverage
 from mirasol.training.checkpoint import Checkpoints
+from mirasol.training.optim import WeightAverage
 from mirasol.training.trainer import train
 
 
@@ -26,7 +26,7 @@ def test_the_average_follows_the_weights():
         average.update(1000)
         expected = (1 + expected) / 2
     torch.testing.assert_close(average.values["weight"], torch.full((1, 2), expected))
-    with average.in_place():
+    with average.as_weights():
         torch.testing.assert_close(model.weight.detach(), torch.full((1, 2), expected))
     assert torch.equal(model.weight.detach(), torch.ones(1, 2))
     torch.testing.assert_close(average.values["weight"], torch.full((1, 2), expected))
@@ -61,5 +61,5 @@ def test_a_run_ends_with_the_average_and_resumes_to_the_same_bits(values, consol
 
 @pytest.mark.parametrize("decay", [0.0, 1.0])
 def test_a_decay_that_averages_nothing_is_refused(values, decay):
-    with pytest.raises(UserError, match=rf"ema={decay} must lie in \(0, 1\)"):
+    with pytest.raises(UserError, match=rf"ema={decay} must be in \(0, 1\)"):
         recipe_from_dict({**values, "ema": decay})

@@ -7,9 +7,9 @@ import pytest
 
 from mirasol.config.recipe_io import recipe_from_dict
 from mirasol.errors import UserError
-from mirasol.training.best import BestStep
 from mirasol.training.checkpoint import Checkpoints
 from mirasol.training.export import export_run
+from mirasol.training.logging import BestStep
 from mirasol.training.trainer import train
 
 
@@ -37,7 +37,9 @@ def test_the_least_loss_and_the_most_of_all_else_is_best_and_of_equal_ones_the_f
 
 @pytest.mark.parametrize("metric", ["clip.f1", "clip", "clip.by_type.sight", "segment.accuracy"])
 def test_a_number_that_is_not_there_is_refused_with_those_that_are(metric):
-    with pytest.raises(UserError, match=rf"keep_best={metric} is no number .* clip\.accuracy, clip\.text_loss"):
+    with pytest.raises(
+        UserError, match=rf"keep_best={metric} is not a validation metric: .* clip\.accuracy, clip\.text_loss"
+    ):
         BestStep(metric, LINES)
 
 
@@ -53,12 +55,10 @@ def test_the_best_checkpoint_stays_and_is_found_again(values, console, monkeypat
     assert json.loads((export_run(folder, tmp_path / "best", best=True) / "training.json").read_text())["steps"] == 4
 
 
-@pytest.mark.parametrize(
-    ("metric", "message"), [("accuracy", "no part of the validation"), ("image.accuracy", "no part of the validation")]
-)
-def test_a_metric_of_no_part_is_refused_before_anything_is_written(values, console, metric, message):
+@pytest.mark.parametrize("metric", ["accuracy", "image.accuracy"])
+def test_a_metric_of_no_part_is_refused_before_anything_is_written(values, console, metric):
     values["keep_best"] = metric
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(UserError, match=f"keep_best={metric} is not a validation metric: write"):
         train(recipe_from_dict(values), console=console)
     assert not Path(values["output"]).exists()
 

@@ -46,7 +46,6 @@ def test_a_checkpoint_holds_the_tensors_as_they_were_when_it_was_asked_for(tmp_p
     wanted = []
     for step in (5, 6, 7):
         checkpoints.save(step, tensors, {**STATE, "seconds": step / 2})
-        checkpoints.wait_until_copied()
         wanted.append({part: {name: value.clone() for name, value in given.items()} for part, given in tensors.items()})
         tensors["model"]["matrix"] += 1.0
     checkpoints.wait()
@@ -56,7 +55,7 @@ def test_a_checkpoint_holds_the_tensors_as_they_were_when_it_was_asked_for(tmp_p
         assert same(found, before)
 
 
-def test_what_is_planned_once_serves_no_other_tensors(saved):
+def test_a_later_checkpoint_may_have_other_tensors(saved):
     checkpoints, tensors = saved
     tensors["model"]["matrix"] = torch.randn(2, 2)
     tensors["optimizer"]["new"] = tensors["optimizer"].pop("half.step").float()
@@ -90,9 +89,9 @@ def flip(file):
     [
         ("shard-00000.bin", lambda file: file.unlink(), "shard-00000.bin is missing"),
         ("shard-00000.bin", cut, "shard-00000.bin is cut short"),
-        ("shard-00000.bin", flip, "shard-00000.bin is not as it was written"),
+        ("shard-00000.bin", flip, "shard-00000.bin was changed"),
         (".metadata", lambda file: file.unlink(), ".metadata is missing"),
-        (".metadata", cut, ".metadata is not whole"),
+        (".metadata", cut, ".metadata is damaged"),
         ("state.json", lambda file: file.unlink(), "state.json cannot be read"),
         ("state.json", cut, "state.json cannot be read"),
     ],
@@ -146,8 +145,7 @@ def test_a_checkpoint_that_cannot_be_written_leaves_those_before_and_is_told(sav
 
     monkeypatch.setattr("mirasol.training.checkpoint_io.os.fsync", full)
     checkpoints.save(3, tensors, STATE)
-    checkpoints.wait_until_copied()
-    with pytest.raises(UserError, match=r"could not be written \(.*No space left.*step-00000002 is whole") as caught:
+    with pytest.raises(UserError, match=r"could not be written \(.*No space left.*step-00000002 is complete") as caught:
         checkpoints.wait()
     assert "\n" not in str(caught.value)
     assert sorted(path.name for path in checkpoints.folder.iterdir()) == ["step-00000001", "step-00000002"]
@@ -162,5 +160,5 @@ def test_with_all_of_them_damaged_it_does_not(saved):
     checkpoints, tensors = saved
     shutil.rmtree(checkpoints.path(1))
     cut(checkpoints.path(2) / "shard-00000.bin")
-    with pytest.raises(UserError, match="no checkpoint in it can be read"):
+    with pytest.raises(UserError, match="every checkpoint is damaged"):
         checkpoints.load_newest(blank(tensors), "same", lambda message: None)

@@ -117,9 +117,9 @@ def test_what_cannot_be_exported_is_an_error_and_leaves_nothing(run, tmp_path):
     (tmp_path / "full" / "notes.txt").write_text("mine")
     with pytest.raises(UserError, match="already exists"):
         export_run(run, tmp_path / "full")
-    with pytest.raises(UserError, match="not the folder of a run: it has no recipe.yaml"):
+    with pytest.raises(UserError, match="not a run folder: it has no recipe.yaml"):
         export_run(run / "checkpoint", tmp_path / "out")
-    with pytest.raises(UserError, match="keeps no average of its weights"):
+    with pytest.raises(UserError, match="has no average of its weights"):
         export_run(run, tmp_path / "out", step=4, average=True)
     copy = shutil.copytree(run, tmp_path / "run")
     shutil.rmtree(copy / "checkpoint")

@@ -34,7 +34,7 @@ def test_a_signal_saves_the_step_at_hand_and_the_run_goes_on_to_the_same_bits(
     assert stopped.wait() == code, stopped.text
     output = values["output"]
     assert stopped.text.splitlines()[-1] == (
-        f"mirasol: {output}: stopped by {name} after step 4 of 8, which is saved: --resume goes on from there"
+        f"mirasol: {output}: stopped by {name} after step 4 of 8, which is saved: continue with --resume"
     )
     assert not (Path(output) / "checkpoint").exists()
     resumed = trainings.start(values)
@@ -107,7 +107,7 @@ def test_a_disk_that_is_full_leaves_the_last_checkpoint_good_and_says_so(trainin
     assert code == 2, full.text
     line = full.text.splitlines()[-1]
     assert "No space left on device" in line
-    assert f"{small['output']}/checkpoints/step-00000002 is whole: go on from there with --resume" in line
+    assert f"{small['output']}/checkpoints/step-00000002 is complete: continue with --resume" in line
     assert sorted(path.name for path in Path(kept["output"], "checkpoints").iterdir()) == ["step-00000002"]
     resumed = trainings.start(kept)
     assert resumed.wait() == 0, resumed.text

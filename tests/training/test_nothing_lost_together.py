@@ -64,7 +64,7 @@ def test_a_run_goes_on_after_a_kill_with_as_many_processes_or_another_number(tra
     first, second = trainings.start_together(shared, "kill_at_random", steps=4, share=0.5)
     assert second.wait() == -signal.SIGKILL, second.text
     assert first.wait() == 2, first.text
-    assert "process 0 of 2: another process has gone" in first.text.splitlines()[-1]
+    assert "process 0 of 2: another process has ended" in first.text.splitlines()[-1]
     assert saved(shared)[-1] < 8
     fewer = copied(shared, "fewer")
     ended_well(trainings.start_together(shared))

@@ -18,9 +18,9 @@ from safetensors.torch import load_file
 from mirasol.config.recipe_io import recipe_from_dict
 from mirasol.data.loader import RowsOfRank
 from mirasol.errors import UserError
+from mirasol.training.distributed import seed_noise
 from mirasol.training.export import export_run
 from mirasol.training.logging import read_metrics
-from mirasol.training.parallel import seed_noise
 from mirasol.training.stages import trainable_component
 from mirasol.training.trainer import train
 
@@ -215,7 +215,7 @@ def test_two_processes_say_the_words_of_one_meanwhile(ran, kind):
 
 def test_an_error_of_the_first_process_reaches_all_and_is_told_once(ran):
     assert "already holds a run" in ran[1]["error"]
-    assert ran[1]["told by first"] == [False, True]
+    assert ran[1]["report from rank zero"] == [False, True]
 
 
 def test_processes_answer_questions_of_their_own_with_sharded_weights(ran):
@@ -273,7 +273,7 @@ def test_every_row_of_a_step_belongs_to_one_process(recipe):
     ("changes", "said"),
     [
         ({"parallel": {"kind": "none"}}, "set parallel.kind to ddp or fsdp"),
-        ({"parallel": {"kind": "ddp"}}, "clips_per_step=4 cannot be shared by 3 processes"),
+        ({"parallel": {"kind": "ddp"}}, "clips_per_step=4 cannot be split over 3 processes"),
     ],
 )
 def test_what_cannot_be_shared_is_refused(values, monkeypatch, console, changes, said):
@@ -285,7 +285,7 @@ def test_what_cannot_be_shared_is_refused(values, monkeypatch, console, changes,
 
 
 def test_microbatches_of_unequal_size_are_refused(values):
-    with pytest.raises(UserError, match="clips_per_step=3 is no multiple of accumulation=2"):
+    with pytest.raises(UserError, match="clips_per_step=3 is not a multiple of accumulation=2"):
         recipe_from_dict({**values, "accumulation": 2})
 
 
@@ -298,7 +298,7 @@ def test_the_command_under_torchrun_ends_with_one_line_and_exit_code_2(values, t
     ended = torchrun("-m", "mirasol.cli", "train", "--config", str(tmp_path / "recipe.yaml"), timeout=1200)
     lines = [line for line in ended.stderr.splitlines() if line.startswith("mirasol: ")]
     assert len(lines) == 1
-    assert "clips_per_step=3 cannot be shared by 2 processes" in lines[0]
+    assert "clips_per_step=3 cannot be split over 2 processes" in lines[0]
 
 
 @pytest.fixture

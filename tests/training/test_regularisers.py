@@ -24,7 +24,7 @@ from mirasol.data.mixup import mixed, own_share, partner, with_partners
 from mirasol.data.sampler import Batch, BatchPlan
 from mirasol.errors import UserError
 from mirasol.media.feature_extractor import MirasolFeatureExtractor
-from mirasol.training.regularisers import Regularisers, check_augmentation
+from mirasol.training.stages import Regularisers, check_augmentation
 from mirasol.training.trainer import train
 
 CONFIG = MirasolConfig.preset("tiny")
@@ -108,9 +108,9 @@ def test_the_docs_recipe_and_pictures_are_real(values):
 @pytest.mark.parametrize(
     ("stage", "said"),
     [
-        ({"dropout": 1.0}, r"dropout=1.0 must lie in \[0, 1\)"),
-        ({"layer_drop": -0.1}, r"layer_drop=-0.1 must lie in \[0, 1\)"),
-        ({"label_smoothing": 2}, r"label_smoothing=2.0 must lie in \[0, 1\)"),
+        ({"dropout": 1.0}, r"dropout=1.0 must be in \[0, 1\)"),
+        ({"layer_drop": -0.1}, r"layer_drop=-0.1 must be in \[0, 1\)"),
+        ({"label_smoothing": 2}, r"label_smoothing=2.0 must be in \[0, 1\)"),
         ({"clips_per_step": 1, "augment": {"mixup": 0.5}}, "mixup needs another clip in the batch: set clips_per_step"),
         ({"augment": {"mixup": -1}}, "augment.mixup=-1.0 must be at least 0"),
         ({"augment": {"mixp": 1}}, "unknown key 'stages.all.augment.mixp': did you mean 'stages.all.augment.mixup'"),

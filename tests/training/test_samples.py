@@ -39,21 +39,21 @@ def test_taking_samples_leaves_the_weights_alone(values, console, finished_once)
 
 def test_the_picture_holds_true_chunks_above_reconstructed_ones(values, console, tmp_path):
     values["samples"] = 1
-    from mirasol.training.ranks import Ranks
+    from mirasol.training.build import build_run
+    from mirasol.training.distributed import Ranks
     from mirasol.training.run_folder import RunFolder
     from mirasol.training.signals import StopSignals
-    from mirasol.training.trainer import Trainer
 
     recipe = recipe_from_dict(values)
     with RunFolder(recipe, resume=False) as folder:
-        trainer = Trainer(recipe, folder, console, StopSignals(), Ranks())
-        given = trainer.model, trainer.processor, trainer.cache, trainer.device
-        trainer.model.train()
-        taken = trainer.samples.take(*given)
-        assert trainer.model.training
-        extractor, side = trainer.processor.feature_extractor, trainer.model.config.reconstruction.image_size
-        clip = trainer.samples.rows[0][0]
-        stored = trainer.cache.load(clip.media, clip.start, clip.end)
+        run = build_run(recipe, folder, Ranks(), StopSignals(), console)
+        given = run.model, run.processor, run.validation_clips, run.device
+        run.model.train()
+        taken = run.samples.take(*given)
+        assert run.model.training
+        extractor, side = run.processor.feature_extractor, run.model.config.reconstruction.image_size
+        clip = run.samples.rows[0][0]
+        stored = run.validation_clips.load(clip.media, clip.start, clip.end)
         assert taken.picture.dtype == torch.uint8 and taken.picture.shape[1] % (2 * side) == 0
         # tiny reconstructs at full size: the top row is the clip's own second chunk, to a rounding.
         wanted = extractor.collate([stored])["video"][0, 1, 0]

@@ -14,7 +14,7 @@ from mirasol.config.recipe import Stage
 from mirasol.config.recipe_io import recipe_from_dict
 from mirasol.errors import UserError
 from mirasol.training.logging import read_metrics
-from mirasol.training.stages import TRAINABLE, StageWeights, reaches, stage_losses, trainable_component
+from mirasol.training.stages import TRAINABLE, StageWeights, loss_reaches, stage_losses, trainable_component
 from mirasol.training.trainer import train
 
 ALL_BUT_TEXT = ["vit", "tubes", "audio", "combiner", "latent", "reconstruction", "cross_attention"]
@@ -115,7 +115,7 @@ def test_what_a_loss_reaches_is_what_gets_a_gradient(objective, weights, switche
     stage_losses(model, stage, tensors).loss.backward()
     for name, parameter in model.named_parameters():
         moves = parameter.grad is not None and bool(parameter.grad.abs().max() > 0)
-        assert moves == reaches(stage, name, model.config), name
+        assert moves == loss_reaches(stage, name, model.config), name
 
 
 def test_stages_of_one_run_take_turns_and_a_resumed_run_knows_whose_turn_it_is(staged, values, console, tmp_path):
@@ -173,7 +173,7 @@ def test_the_table_stands_in_the_log_and_in_run_json(staged, console):
             "image_text.*reaches 'combiner'",
         ),
         ({"loss_weights": {"text": 0.0, "latent": 0.0, "video": 0.0}}, "no loss reaches any weight"),
-        ({"objective": "image_text"}, "one text an image: set 1"),
+        ({"objective": "image_text"}, "one text for each image: set 1"),
         ({"objective": "image_text", "questions_per_clip": 1, "span": "segment"}, "images have no time"),
         ({"objective": "image_text", "questions_per_clip": 1, "drop_audio": 0.5}, "drop_audio=0.5 has no effect"),
         (

@@ -8,7 +8,7 @@ import torch
 
 from mirasol.config.recipe_io import recipe_from_dict
 from mirasol.errors import UserError
-from mirasol.training.trackers import make_tracker
+from mirasol.training.logging import make_tracker
 from mirasol.training.trainer import train
 
 

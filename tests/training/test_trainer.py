@@ -17,8 +17,9 @@ from mirasol.training.checkpoint import Checkpoints
 from mirasol.training.checkpoint_io import ShardWriter
 from mirasol.training.export import export_run
 from mirasol.training.logging import RunLog, read_metrics
+from mirasol.training.measures import NonFiniteLoss, feature_spread
 from mirasol.training.run_folder import RunFolder
-from mirasol.training.trainer import NonFiniteLoss, spread, train
+from mirasol.training.trainer import train
 
 MEASURED = ("clips_per_second", "data_wait", "seconds")
 
@@ -153,7 +154,7 @@ def test_resuming_with_a_changed_recipe_is_refused_by_key(values, console, finis
 
 @pytest.mark.parametrize(
     ("name", "said"),
-    [("run.json", r"run\.json: is damaged"), ("recipe.yaml", r"recipe\.yaml: .* this file holds NoneType")],
+    [("run.json", r"run\.json: is damaged"), ("recipe.yaml", r"recipe\.yaml: .* this file is of type NoneType")],
 )
 def test_a_run_whose_records_are_damaged_is_refused_in_one_line(values, console, tmp_path, name, said):
     values["stages"] = {"slots": {"steps": 1, "span": "segment", "clips_per_step": 2, "questions_per_clip": 1}}
@@ -207,7 +208,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_step_and_names_the_samples(v
 
 
 def test_a_full_disk_that_the_log_meets_first_is_told_with_what_is_left(values, console, monkeypatch):
-    write, log = ShardWriter.write_data, RunLog.train
+    write, log = ShardWriter.write_data, RunLog.log_step
 
     def writing(self, *arguments):
         if "step-00000004" in self.folder.name:
@@ -220,9 +221,9 @@ def test_a_full_disk_that_the_log_meets_first_is_told_with_what_is_left(values, 
         log(self, step, *arguments)
 
     monkeypatch.setattr(ShardWriter, "write_data", writing)
-    monkeypatch.setattr(RunLog, "train", logging)
+    monkeypatch.setattr(RunLog, "log_step", logging)
     monkeypatch.setattr(Checkpoints, "poll", lambda self: None)  # the log is the first, whichever thread is faster
-    with pytest.raises(UserError, match=r"No space left on device.*step-00000002 is whole: go on from there") as caught:
+    with pytest.raises(UserError, match=r"No space left on device.*step-00000002 is complete: continue with") as caught:
         run(values, console)
     assert (Path(values["output"]) / "error.txt").read_text().strip() == str(caught.value)
 
@@ -302,14 +303,14 @@ def test_with_all_checkpoints_damaged_nothing_begins_anew(values, console, finis
     shutil.rmtree(finished_run / "checkpoint")
     for shard in (finished_run / "checkpoints").glob("*/shard-00000.bin"):
         shard.write_bytes(b"")
-    with pytest.raises(UserError, match="no checkpoint in it can be read"):
+    with pytest.raises(UserError, match="every checkpoint is damaged"):
         run(values, console, resume=True)
 
 
 def test_a_second_process_is_kept_out_of_a_run(values, console, finished_run):
     shutil.rmtree(finished_run / "checkpoint")
     other = RunFolder(recipe_from_dict(values), resume=True)
-    with other, pytest.raises(UserError, match="another process trains into this folder"):
+    with other, pytest.raises(UserError, match="another process is training into this folder"):
         run(values, console, resume=True)
     assert run(values, console, resume=True) == finished_run / "checkpoint"
 
@@ -317,7 +318,7 @@ def test_a_second_process_is_kept_out_of_a_run(values, console, finished_run):
 def test_of_two_processes_that_begin_a_run_one_is_kept_out(values):
     with RunFolder(recipe_from_dict(values), True) as one, RunFolder(recipe_from_dict(values), True) as other:
         one.start([])
-        with pytest.raises(UserError, match="another process trains into this folder"):
+        with pytest.raises(UserError, match="another process is training into this folder"):
             other.start([])
 
 
@@ -419,9 +420,10 @@ def test_spread_tells_collapsed_features_from_different_ones():
     mask = torch.tensor([[True, True], [True, False], [True, True]])
     same = torch.ones(3, 2, 4, 8)
     same[1, 1] = 100.0
-    collapsed = spread(MirasolOutput(combined=same), mask)
+    collapsed = feature_spread(MirasolOutput(combined=same), mask)
     assert collapsed["x_cosine"] == pytest.approx(1.0)
     assert collapsed["x_std"] == pytest.approx(0.0)
-    apart = spread(MirasolOutput(combined=torch.randn(3, 2, 4, 8, generator=torch.Generator().manual_seed(0))), mask)
+    different = torch.randn(3, 2, 4, 8, generator=torch.Generator().manual_seed(0))
+    apart = feature_spread(MirasolOutput(combined=different), mask)
     assert apart["x_cosine"] < 0.9
     assert apart["x_std"] > 0.05

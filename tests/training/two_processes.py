@@ -19,8 +19,9 @@ from mirasol import MirasolConfig, MirasolForConditionalGeneration
 from mirasol.config.recipe import OptimizerRecipe, ParallelRecipe, Recipe
 from mirasol.config.recipe_io import recipe_from_dict
 from mirasol.errors import UserError
+from mirasol.training.batches import MASKS, RankShare, count_share, make_batch_totals
+from mirasol.training.distributed import ParallelModel, join_ranks
 from mirasol.training.optim import Optimizer
-from mirasol.training.parallel import MASKS, ParallelModel, Share, joined_ranks, make_batch_totals, share_of
 from mirasol.training.trainer import train
 
 KINDS = ("ddp", "fsdp")
@@ -101,13 +102,13 @@ def compare(recipe: Recipe, ranks, kind: str, objective: str) -> float:
     shared.enter(stage)
     own = of_rank(tensors, ranks.rank)
     batch = type("Batch", (), {"replaced": ()})()
-    shares: list[Share] = ranks.gathered(share_of(batch, own))
+    shares: list[RankShare] = ranks.gather(count_share(batch, own))
     (totals,) = make_batch_totals(shares, 4, 1, alone.config, ranks)
     output = shared.backward(own, totals, is_last=True)
     differences = []
     for name, value in expected.items():
         if name.endswith("loss"):
-            differences.append(float((ranks.summed(output[name].detach()) - value).abs()))
+            differences.append(float((ranks.sum_tensor(output[name].detach()) - value).abs()))
     for name, parameter in shared.model.named_parameters():
         assert (parameter.grad is None) == (name not in reached), f"{name}: a gradient is missing"
         if parameter.grad is not None:
@@ -158,8 +159,8 @@ def patience(ranks) -> list[bool]:
         time.sleep(0 if ranks.rank else 12)
         return time.monotonic() - began
 
-    seconds = hasty.first_then_rest(work)
-    return ranks.gathered(seconds > 11)
+    seconds = hasty.run_first_then_rest(work)
+    return ranks.gather(seconds > 11)
 
 
 def run(values: dict, kind: str, resume: bool = False) -> None:
@@ -170,12 +171,12 @@ def run(values: dict, kind: str, resume: bool = False) -> None:
 
 def check_parts(values: dict, results: dict) -> None:
     """What needs no training."""
-    with joined_ranks(recipe_from_dict({**values, "parallel": {"kind": "ddp"}})) as ranks:
+    with join_ranks(recipe_from_dict({**values, "parallel": {"kind": "ddp"}})) as ranks:
         recipe = recipe_from_dict(values)
         for kind in KINDS:
             for objective in ("clips", "image_text"):
                 results[f"{kind} {objective}"] = compare(recipe, ranks, kind, objective)
-        results["answers"] = ranks.gathered(answers(recipe, ranks))
+        results["answers"] = ranks.gather(answers(recipe, ranks))
         results["muon"] = step_of_muon(ranks)
         results["patience"] = patience(ranks)
 
@@ -186,8 +187,8 @@ def check_error(values: dict, results: dict) -> None:
         run(values, "ddp")
     except UserError as error:
         results["error"] = str(error)
-        results["told by first"] = [None, None]
-        dist.all_gather_object(results["told by first"], error.told_by_first)
+        results["report from rank zero"] = [None, None]
+        dist.all_gather_object(results["report from rank zero"], error.report_from_rank_zero)
 
 
 def main() -> None:

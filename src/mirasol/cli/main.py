@@ -41,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         run_command(list(sys.argv[1:] if arguments is None else arguments))
     except (UserError, Stopped) as error:
         code = error.exit_code if isinstance(error, Stopped) else 2
-        _stop(None if getattr(error, "told_by_first", False) else str(error), code)
+        _stop(None if getattr(error, "report_from_rank_zero", False) else str(error), code)
     except KeyboardInterrupt:
         _stop("interrupted", 130)
     except BrokenPipeError:

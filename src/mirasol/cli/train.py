@@ -1,44 +1,50 @@
-"""`mirasol train`: a recipe becomes a checkpoint."""
+"""`mirasol train`: trains a recipe."""
 
 import dataclasses
 import os
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 from mirasol.cli import plan
 from mirasol.errors import UserError
 
-HELP = "train a model from a recipe"
-DESCRIPTION = """Trains what a recipe (YAML) says into the recipe's output folder.
+if TYPE_CHECKING:
+    from argparse import ArgumentParser
+    from collections.abc import Callable
 
-Every key of the recipe is an option too; of several --config files the later ones are laid over the earlier.
+    from jsonargparse import Namespace
+
+HELP = "train a model from a recipe"
+DESCRIPTION = """Trains a recipe (YAML) and writes the run into the recipe's output folder.
+
+Every key of the recipe is also an option. Later --config files override earlier ones, options override all files.
 
   mirasol train --config recipes/demo.yaml
   mirasol train --config recipes/demo.yaml --output runs/slow --optimizer.learning_rate 1e-5
-  mirasol train --config recipes/demo.yaml --resume        go on with an interrupted run, to the same bits
-  mirasol train --config recipes/demo.yaml --print-recipe  show what would be trained"""
+  mirasol train --config recipes/demo.yaml --resume        continue an interrupted run, bit-identically
+  mirasol train --config recipes/demo.yaml --print-recipe  print the recipe with all defaults"""
 
-# What is not a key of the recipe, for each command that takes one.
-_OWN = {"train": ("--config", "--resume", "--print-recipe"), "plan": plan.OWN}
+# Options that are not keys of the recipe, for each command that takes a recipe.
+_OWN_OPTIONS = {"train": ("--config", "--resume", "--print-recipe"), "plan": plan.OWN}
 
 
-def add_arguments(parser: Any, make: Any) -> None:
-    """Declares the arguments."""
-    parser.add_argument("--config", type=str, action="append", metavar="FILE", help="the recipe; may be given again")
-    parser.add_argument("--resume", action="store_true", help="go on with the run in the recipe's output folder")
-    parser.add_argument("--print-recipe", action="store_true", help="print the resolved recipe and stop")
+def add_arguments(parser: "ArgumentParser", make: "Callable[..., ArgumentParser]") -> None:
+    """Declares the options that are not keys of a recipe."""
+    parser.add_argument("--config", type=str, action="append", metavar="FILE", help="a recipe file; may be repeated")
+    parser.add_argument("--resume", action="store_true", help="continue the run in the output folder, or start it")
+    parser.add_argument("--print-recipe", action="store_true", help="print the recipe with all defaults, and stop")
 
 
 def split_overrides(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Parts the arguments of `train` and `plan` that are keys of a recipe from its own.
+    """Separates the arguments of `train` and `plan` into their own options and keys of a recipe.
 
     `--key.path value` and `--key.path=value` become `key.path=value`. Raises UserError for a key without a value.
     """
-    if not arguments or arguments[0] not in _OWN:
+    if not arguments or arguments[0] not in _OWN_OPTIONS:
         return list(arguments), []
     own, overrides, rest = [arguments[0]], [], list(arguments[1:])
-    names = (*_OWN[arguments[0]], "--help", "-h")
+    names = (*_OWN_OPTIONS[arguments[0]], "--help", "-h")
     while rest:
         word = rest.pop(0)
         name, equals, _ = word.partition("=")
@@ -57,18 +63,18 @@ def split_overrides(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def recipe_help() -> str:
-    """All keys of a recipe with their types and defaults, as the help shows them."""
+    """All keys of a recipe with their types and defaults, for the help."""
     from mirasol.config.recipe import Recipe, Stage
 
-    lines = ["keys of a recipe:", *_keys(Recipe, ""), "keys of each stage:", *_keys(Stage, "stages.NAME.")]
+    lines = ["keys of a recipe:", *_list_keys(Recipe, ""), "keys of each stage:", *_list_keys(Stage, "stages.NAME.")]
     return "\n".join(lines)
 
 
-def _keys(kind: type, prefix: str) -> list[str]:
+def _list_keys(kind: type, prefix: str) -> list[str]:
     lines = []
     for field in dataclasses.fields(kind):
         if dataclasses.is_dataclass(field.type):
-            lines += _keys(field.type, f"{prefix}{field.name}.")
+            lines += _list_keys(field.type, f"{prefix}{field.name}.")
             continue
         name = field.type.__name__ if isinstance(field.type, type) else str(field.type)
         name = name.replace("typing.", "").replace("mirasol.config.recipe.", "")
@@ -76,13 +82,13 @@ def _keys(kind: type, prefix: str) -> list[str]:
         if field.default is not dataclasses.MISSING:
             default = f"default: {'null' if field.default is None else field.default}"
         elif field.default_factory is not dataclasses.MISSING:
-            default = "default: as it is"
+            default = "has defaults"
         lines.append(f"  --{prefix}{field.name}  ({name}, {default})")
     return lines
 
 
-def run(options: Any) -> None:
-    """Trains; the last line on stdout is the checkpoint's folder."""
+def run(options: "Namespace") -> None:
+    """Trains. Prints the folder of the finished checkpoint."""
     from mirasol.config.recipe_io import load_recipe
 
     if not options.config:
@@ -93,10 +99,10 @@ def run(options: Any) -> None:
 
         sys.stdout.write(yaml.safe_dump(recipe.to_dict(), sort_keys=False))
         return
-    import mirasol.auto  # noqa: F401 - a resumed run finds its processor through the Auto classes
+    import mirasol.auto  # noqa: F401 - a resumed run loads its processor through the Auto classes
     from mirasol.console import make_console
     from mirasol.training.trainer import train
 
     folder = train(recipe, resume=options.resume, console=make_console())
-    if os.environ.get("RANK", "0") == "0":  # torchrun numbers its processes: one tells for all
+    if os.environ.get("RANK", "0") == "0":  # with torchrun, only the first process prints
         sys.stdout.write(f"{folder}\n")

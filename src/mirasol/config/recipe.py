@@ -1,4 +1,4 @@
-"""The recipe: everything that decides a training run, as typed, frozen data."""
+"""The recipe: everything that determines a training run, as typed, frozen data."""
 
 import dataclasses
 import hashlib
@@ -17,14 +17,14 @@ from mirasol.errors import UserError
 
 @dataclass(frozen=True)
 class DatasetOptions:
-    """What a user may choose about a data set. Each adapter names the ones it reads; others are refused.
+    """Options of a data set. Each adapter names those that it reads; others are refused.
 
-    annotations: folder of the annotation files, or one such file, where they do not lie below ROOT
+    annotations: folder of the annotation files, or one such file, if they are not below ROOT
     class_list: text file with one class name per line
-    prompt: the prompt of examples that have no question of their own
-    targets: of a clip with several labels, `all` of their names joined with "; ", or `one` at random each time
-    pattern: how media files are called, without extension, e.g. "{id}_{start:06d}"; see the data set's section in
-        docs/datasets.md for the fields it has
+    prompt: the prompt of examples without a question
+    targets: for a clip with several labels: `all` their names joined by "; ", or `one` of them at random each time
+    pattern: names of the media files without extension, e.g. "{id}_{start:06d}"; the data set's section in
+        docs/datasets.md lists its fields
     """
 
     annotations: str | None = None
@@ -34,15 +34,15 @@ class DatasetOptions:
     pattern: str | None = None
 
     def chosen(self) -> dict[str, Any]:
-        """The options that differ from their defaults."""
+        """The options that are not at their defaults."""
         return {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if getattr(self, f.name) != f.default}
 
 
 @dataclass(frozen=True)
 class DataSetRecipe:
-    """One data set of a run; the fields that `DataRecipe` has too mean the same.
+    """One data set of `DataRecipe.mixture`, whose other fields are those of `DataRecipe`.
 
-    weight: how many of the clips are of this data set, relative to the others
+    weight: the data set's share of the clips, relative to the other data sets
     """
 
     root: str
@@ -59,20 +59,20 @@ class DataSetRecipe:
 
 @dataclass(frozen=True)
 class DataRecipe:
-    """Which examples to train and validate on, and where their decoded clips are kept.
+    """The examples to train and validate on, and where their decoded clips are kept.
 
-    root: the data set's folder; null where `mixture` names several
-    dataset: which one it is, a name of docs/datasets.md; `folder` is your own, as `read_examples` takes it
-    options: what can be chosen about the data set
+    root: the data set's folder; null with a `mixture`
+    dataset: name of the data set in docs/datasets.md; `folder` is your own folder, as read by `read_examples`
+    options: options of the data set
     validation_split: null trains without validation
-    on_bad_clip: `error` stops at the first clip that is missing or cannot be read and at the first bad row of the
-        annotations, `skip` trains without them; both list clips in the run's `bad_clips.jsonl`
-    decode: `before` decodes every clip into the cache before the first step; `ahead` decodes what the next steps need
-        in the loader's workers, each clip anew every time it comes up unless there is a `cache`
-    cache: folder for decoded clips. Runs on the same data may share one. null is `<output>/cache`, or with `ahead`
-        none but for validation's clips, in that place
-    cache_limit: with `ahead`, the most gigabytes (10^9 bytes) that `cache` may take; null is any number
-    mixture: several data sets by name, each with its own root, dataset, splits and options, in place of those here
+    on_bad_clip: `error` stops at the first missing or unreadable clip and at the first bad row of the annotations,
+        `skip` trains without them; both list the clips in the run's `bad_clips.jsonl`
+    decode: `before` decodes every clip into the cache before the first step; `ahead` decodes the clips of the next
+        steps in the loader's workers, each time they come up unless there is a `cache`
+    cache: folder for decoded clips, which runs on the same data may share. null: `<output>/cache`, where `ahead` keeps
+        only the clips of validation
+    cache_limit: with `ahead`, the size limit of `cache` in gigabytes (10^9 bytes); null: no limit
+    mixture: several data sets by name, each with its own root, dataset, splits and options, which then replace these
     """
 
     root: str | None = None
@@ -92,11 +92,11 @@ class DataRecipe:
         single = {"root": None, "train_split": "train", "validation_split": "validation", "dataset": "folder"}
         for name, default in {**single, "options": DatasetOptions()}.items():
             if self.mixture and getattr(self, name) != default:
-                raise UserError(f"data.{name} has no effect beside data.mixture: set it for each data set there")
+                raise UserError(f"data.{name} has no effect with data.mixture: set it for each data set there")
 
     @property
     def data_sets(self) -> dict[str, DataSetRecipe]:
-        """All data sets by name; a single one has the name ""."""
+        """All data sets by name; without a mixture the name is ""."""
         if self.mixture:
             return self.mixture
         assert self.root is not None
@@ -104,7 +104,7 @@ class DataRecipe:
 
     @property
     def folder(self) -> Path:
-        """What the media of all examples are relative to: the root, of several the deepest folder that holds all."""
+        """The folder that media paths are relative to: the root, or the deepest folder with all roots of a mixture."""
         if not self.mixture:
             return Path(self.root)
         return Path(os.path.commonpath([os.path.abspath(entry.root) for entry in self.mixture.values()]))
@@ -112,9 +112,9 @@ class DataRecipe:
 
 @dataclass(frozen=True)
 class ModelRecipe:
-    """A preset with parts laid over it, or a checkpoint to go on from (its config and tokenizer are kept).
+    """A preset with overrides, or a checkpoint to continue from (`init`), whose config and tokenizer are kept.
 
-    image_size, num_chunks: frame side in pixels and chunks per clip that a checkpoint is gone on with; null: its own
+    image_size, num_chunks: with `init`, another frame size in pixels and number of chunks per clip; null: unchanged
     """
 
     preset: str = "tiny"
@@ -126,8 +126,10 @@ class ModelRecipe:
 
 @dataclass(frozen=True)
 class TokenizerRecipe:
-    """vocab_size: the largest number of pieces, 256 to 256,000; small data may give fewer
-    init: a checkpoint whose tokenizer is taken instead, for a model that is to learn other texts later
+    """The tokenizer of a new model.
+
+    vocab_size: largest number of pieces, 256 to 256,000; small data may give fewer
+    init: a checkpoint whose tokenizer is used instead, e.g. for a model that will be trained on other texts later
     """
 
     vocab_size: int = 512
@@ -135,7 +137,7 @@ class TokenizerRecipe:
 
     def __post_init__(self):
         if self.init is not None and self.vocab_size != TokenizerRecipe.vocab_size:
-            raise UserError(f"tokenizer.vocab_size={self.vocab_size} has no effect beside tokenizer.init: leave it out")
+            raise UserError(f"tokenizer.vocab_size={self.vocab_size} has no effect with tokenizer.init: leave it out")
 
 
 @dataclass(frozen=True)
@@ -145,20 +147,20 @@ class Stage:
     span: what an example covers: `clip` takes examples about whole clips, `segment` those with a start and an end (only
         that part of the file is decoded), `any` both
     questions_per_clip: text rows per clip; a clip with fewer questions repeats some, which is counted
-    question_types: the types drawn from; null is all there are
-    type_weights: relative chance that a drawn question is of this type (1 for a type not named); without it every
-        question of the clip is equally likely, so types with more questions come more often
+    question_types: the types to draw from; null: all
+    type_weights: relative chance that a drawn question is of a type (1 for types not named); without it every question
+        of the clip is equally likely, so types with more questions are drawn more often
     learning_rate_scale: multiplies the run's learning rate during this stage
-    drop_video, drop_audio: share of clips that are shown without that modality (never without both), so that the
-        model also learns to answer where one is missing
-    dropout, layer_drop, label_smoothing: rates of this stage in every stack of the model (in the text loss); null
-        leaves what the model's config says
-    augment: how clips are changed (docs/augmentation.md)
-    trains: components that this stage trains, all others are frozen (names: docs/training.md); null trains all that
-        its losses reach
-    data_sets: names in `data.mixture` that this stage trains on; null is all
-    objective: `clips` has text, latent and reconstruction losses, `image_text` MaMMUT's contrastive and generative
-        passes over images with one text each
+    drop_video, drop_audio: share of clips shown without that modality (never without both), so that the model also
+        learns to answer if one is missing
+    dropout, layer_drop, label_smoothing: rates of this stage, in every stack of the model and in the text loss; null:
+        those of the model's config
+    augment: changes to the clips (docs/augmentation.md)
+    trains: components that this stage trains, all others are frozen (names: docs/training.md); null: all that its
+        losses reach
+    data_sets: names in `data.mixture` that this stage trains on; null: all
+    objective: `clips` has text, latent and reconstruction losses; `image_text` has MaMMUT's contrastive and generative
+        losses over images with one text each
     """
 
     steps: int
@@ -181,44 +183,44 @@ class Stage:
 
     def __post_init__(self):
         if self.trains is not None and not self.trains:
-            raise UserError("trains=[] trains nothing: name components, or leave it out to train all")
+            raise UserError("trains=[] trains nothing: name components, or leave it out to train all of them")
         if self.objective == "image_text":
             self._check_images()
         if self.drop_video < 0 or self.drop_audio < 0 or self.drop_video + self.drop_audio > 1:
             raise UserError(
-                f"drop_video={self.drop_video} and drop_audio={self.drop_audio} must be shares that add up to 1 at most"
+                f"drop_video={self.drop_video} and drop_audio={self.drop_audio} must be shares with a sum of at most 1"
             )
         for name in ("steps", "clips_per_step", "questions_per_clip", "learning_rate_scale"):
-            _positive(self, name)
+            _check_positive(self, name)
         for name in ("dropout", "layer_drop", "label_smoothing"):
             rate = getattr(self, name)
             if rate is not None and not 0 <= rate < 1:
-                raise UserError(f"{name}={rate} must lie in [0, 1)")
+                raise UserError(f"{name}={rate} must be in [0, 1)")
         if self.augment.mixup and self.clips_per_step < 2:
             raise UserError("augment.mixup needs another clip in the batch: set clips_per_step to 2 or more")
         for question_type, weight in self.type_weights.items():
             if weight <= 0:
                 raise UserError(
-                    f"type_weights.{question_type}={weight} must be positive: use question_types to leave it out"
+                    f"type_weights.{question_type}={weight} must be positive: use question_types to exclude a type"
                 )
 
     @property
     def rows_per_clip(self) -> int:
-        """Text rows of each clip in a batch: mixed clips have those of their partner too."""
+        """Text rows of each clip in a batch: a mixed clip also has those of its partner."""
         return self.questions_per_clip * (2 if self.augment.mixup else 1)
 
     def _check_images(self) -> None:
-        """Refuses what has no meaning for images: each has one text, and neither sound nor time."""
+        """Refuses keys that have no effect on images, which have one text each, no sound and no time."""
         if self.questions_per_clip != 1:
             raise UserError(
-                f"questions_per_clip={self.questions_per_clip}: objective image_text has one text an image: set 1"
+                f"questions_per_clip={self.questions_per_clip}: objective image_text has one text for each image: set 1"
             )
         if self.span != "clip":
             raise UserError(
                 f"span={self.span} has no effect with objective image_text: images have no time, leave it out"
             )
         if self.augment != Augment():
-            raise UserError("augment has no effect with objective image_text: images stay as they are, leave it out")
+            raise UserError("augment has no effect with objective image_text: leave it out")
         for name in ("drop_video", "drop_audio"):
             if getattr(self, name):
                 raise UserError(f"{name}={getattr(self, name)} has no effect with objective image_text: leave it out")
@@ -226,13 +228,14 @@ class Stage:
 
 @dataclass(frozen=True)
 class OptimizerRecipe:
-    """AdamW, or Adam, whose weight decay is a part of the gradient, or Muon for the matrices of hidden layers with
-    AdamW for all else; and the learning rate over the run.
+    """The optimizer, and the learning rate over the run.
 
-    weight_decay: on the weights of linear and convolution layers only
-    warmup_steps: the rate grows linearly over these; then `schedule` leads to `final_scale` times learning_rate;
-        `plateau` stays at the peak and comes down linearly over the last fifth of the run
-    gradient_clip: largest gradient norm; null leaves gradients as they are
+    name: AdamW, Adam (whose weight decay is part of the gradient), or Muon for the matrices of hidden layers with AdamW
+        for everything else
+    weight_decay: of the weights of linear and convolution layers only
+    warmup_steps: steps over which the rate grows linearly; then `schedule` leads to `final_scale` times learning_rate;
+        `plateau` stays at the peak and falls linearly over the last fifth of the run
+    gradient_clip: largest gradient norm; null: no clipping
     """
 
     name: Literal["adam", "adamw", "muon"] = "adamw"
@@ -245,27 +248,27 @@ class OptimizerRecipe:
     gradient_clip: float | None = 1.0
 
     def __post_init__(self):
-        _positive(self, "learning_rate")
+        _check_positive(self, "learning_rate")
         if self.warmup_steps < 0:
             raise UserError(f"optimizer.warmup_steps={self.warmup_steps} must not be negative")
         if self.weight_decay < 0:
             raise UserError(f"optimizer.weight_decay={self.weight_decay} must not be negative")
         if not 0 <= self.final_scale <= 1:
-            raise UserError(f"optimizer.final_scale={self.final_scale} must lie in [0, 1]")
+            raise UserError(f"optimizer.final_scale={self.final_scale} must be in [0, 1]")
         if not all(0 <= beta < 1 for beta in self.betas):
-            raise UserError(f"optimizer.betas={list(self.betas)} must lie in [0, 1)")
+            raise UserError(f"optimizer.betas={list(self.betas)} must be in [0, 1)")
         if self.gradient_clip is not None:
-            _positive(self, "gradient_clip")
+            _check_positive(self, "gradient_clip")
 
 
 @dataclass(frozen=True)
 class ParallelRecipe:
-    """How the processes that `torchrun` starts share a run. The result is the same up to rounding, save for what noise
-    (dropout, masking of x) each process draws; a process alone ignores it, so that it can resume what many began.
+    """How the processes that `torchrun` starts share a run. The result is the same up to rounding, except for the noise
+    (dropout, masking of x) that each process draws. A single process ignores it, and can resume a run of several.
 
-    kind: `ddp` keeps the whole model in every process, `fsdp` a share of weights, gradients and optimizer state (FSDP2)
-    reshard: with `fsdp`, weights gathered for a layer's forward pass are given back before its backward pass gathers
-        them again: less memory for more communication
+    kind: `ddp` keeps the full model in every process, `fsdp` a shard of weights, gradients and optimizer state (FSDP2)
+    reshard: with `fsdp`, weights gathered for a layer's forward pass are freed until its backward pass gathers them
+        again: less memory, more communication
     """
 
     kind: Literal["none", "ddp", "fsdp"] = "none"
@@ -281,29 +284,29 @@ class Recipe:
     """One training run.
 
     output: the run's folder
-    stages: by name, run in the order they are written
-    precision: `bf16` computes under autocast (with parallel.kind `fsdp` in bf16 copies of the weights); weights, their
-        sums of gradients and the optimizer stay fp32
-    accumulation: microbatches that a step's clips are computed in, one after the other; gradients add up
-    recompute: activations that the backward pass computes again: none, the feed-forwards' `hidden` layers, or every
-        `block`
+    stages: by name, in the order in which they run
+    precision: `bf16` computes under autocast (with parallel.kind `fsdp`, in bf16 copies of the weights); weights,
+        gradient sums and optimizer stay in fp32
+    accumulation: number of microbatches that a step's clips are split into; their gradients add up
+    recompute: activations that the backward pass computes again to save memory: none, the `hidden` layers of the
+        feed-forwards, or those of every `block`
     compile: compiles every Transformer layer with torch.compile
-    ema: decay per step of a moving average of the weights; validation and the finished checkpoint are the average's
-    device: `auto` takes the GPU where there is one
-    validate_every, checkpoint_every, log_every: in steps; validation looks at `validation_clips` clips,
-        `validation_batch` of them at once, on every process; null is as many as a microbatch of one process alone has.
-        The losses that compare clips, centred latents and contrastive, depend on it
-    samples: how many questions of the validation the model answers in its own words at each validation; 0: none
-    tracker: where the run can be watched beside TensorBoard (packages of their own: pip install 'mirasol[wandb]')
-    keep_last: how many of the newest checkpoints stay on disk
-    keep_best: a number of the validation, e.g. `clip.accuracy` or `clip.text_loss` (docs/training.md): the checkpoint
-        of the step where it was best stays too, and is written even between two `checkpoint_every`
-    threads: PyTorch's threads, 0 leaves its choice; a resumed run is bit-identical only with as many
+    ema: decay per step of a moving average of the weights, which validation and the finished checkpoint use
+    device: `auto` uses the GPU if there is one
+    validate_every, checkpoint_every, log_every: in steps
+    validation_clips, validation_batch: number of clips to validate on, and how many of them at once on every process;
+        null: a microbatch of one process. Losses that compare clips (centred latents, contrastive) depend on it
+    samples: number of validation questions that the model answers at each validation, for the log
+    tracker: service that shows the run in addition to TensorBoard (pip install 'mirasol[wandb]')
+    keep_last: number of newest checkpoints to keep
+    keep_best: a validation metric, e.g. `clip.accuracy` or `clip.text_loss` (docs/training.md): the checkpoint of the
+        step with its best value is kept too, and is also written between two `checkpoint_every`
+    threads: PyTorch's threads, 0: PyTorch's choice; a resumed run is bit-identical only with the same number
     workers: processes that load batches ahead (0: none); decoding uses at least one per core
-    batch_seconds: how long the run waits for one batch of its workers, or for one more decoded clip, before it ends
-        with an error that names the clips they are at
-    process_seconds: of several processes, how long the others wait for one that gives no answer (it hangs, its machine
-        is gone) before they end with an error; more than batch_seconds. null is twice batch_seconds
+    batch_seconds: timeout for one batch of the workers, or for one more decoded clip; the error names the clips being
+        decoded
+    process_seconds: timeout for another process of the run (it hangs, or its machine is lost); more than batch_seconds.
+        null: twice batch_seconds
     """
 
     seed: int
@@ -338,26 +341,26 @@ class Recipe:
         if not self.stages:
             raise UserError("stages: a recipe needs at least one stage")
         for name in ("log_every", "validate_every", "validation_clips", "checkpoint_every", "keep_last"):
-            _positive(self, name)
+            _check_positive(self, name)
         if self.samples < 0:
-            raise UserError(f"samples={self.samples} must not be negative: 0 takes none")
+            raise UserError(f"samples={self.samples} must not be negative: set 0 for none")
         if self.validation_batch is not None:
-            _positive(self, "validation_batch")
-        _positive(self, "batch_seconds")
+            _check_positive(self, "validation_batch")
+        _check_positive(self, "batch_seconds")
         if self.process_seconds is not None and self.process_seconds <= self.batch_seconds:
             raise UserError(
-                f"process_seconds={self.process_seconds:g} must be more than batch_seconds={self.batch_seconds:g}, for "
-                "which a process may wait for its workers: raise it, or lower batch_seconds"
+                f"process_seconds={self.process_seconds:g} must be more than batch_seconds={self.batch_seconds:g}, "
+                "the time that a process may wait for its workers: raise it, or lower batch_seconds"
             )
-        _positive(self, "accumulation")
+        _check_positive(self, "accumulation")
         for name, stage in self.stages.items():
             if stage.clips_per_step % self.accumulation:
                 raise UserError(
-                    f"stages.{name}.clips_per_step={stage.clips_per_step} is no multiple of "
-                    f"accumulation={self.accumulation}: every microbatch must have as many clips"
+                    f"stages.{name}.clips_per_step={stage.clips_per_step} is not a multiple of "
+                    f"accumulation={self.accumulation}: microbatches must have the same number of clips"
                 )
         if self.ema is not None and not 0 < self.ema < 1:
-            raise UserError(f"ema={self.ema} must lie in (0, 1)")
+            raise UserError(f"ema={self.ema} must be in (0, 1)")
         _check_no_key_is_idle(self)
         _check_data_sets(self)
 
@@ -368,7 +371,7 @@ class Recipe:
 
     @property
     def process_limit(self) -> float:
-        """Seconds after which the other processes give up one that gives no answer."""
+        """Seconds after which a process that does not answer counts as lost."""
         return 2 * self.batch_seconds if self.process_seconds is None else self.process_seconds
 
     def stage_at(self, step: int) -> tuple[str, int]:
@@ -381,19 +384,19 @@ class Recipe:
         raise AssertionError(step)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data, as JSON and YAML keep it."""
+        """Plain data, for JSON and YAML."""
         return json.loads(json.dumps(dataclasses.asdict(self)))
 
     def fingerprint(self) -> str:
-        """Hash of all that decides the result: equal fingerprints train the same weights."""
-        decisive = {key: value for key, value in flat(self.to_dict()).items() if key not in UNDECISIVE}
-        facts = [decisive, list(self.stages)]
+        """Hash of all keys that affect the weights: runs with equal fingerprints train the same weights."""
+        fixed = {key: value for key, value in flatten(self.to_dict()).items() if key not in FREE_TO_CHANGE}
+        facts = [fixed, list(self.stages)]
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
-# What may change between an interrupted run and its resumption: none of it alters the weights (beyond their rounding,
-# where another number of processes adds up gradients in another order).
-UNDECISIVE = frozenset(
+# Keys that may change when a run is resumed, because they do not affect the weights (beyond rounding: another number of
+# processes adds gradients in another order).
+FREE_TO_CHANGE = frozenset(
     [
         "parallel.kind",
         "parallel.reshard",
@@ -418,7 +421,7 @@ UNDECISIVE = frozenset(
 
 
 def _check_no_key_is_idle(recipe: Recipe) -> None:
-    """Refuses keys that something else in the recipe decides, so that none is ignored in silence."""
+    """Refuses keys that another key makes ineffective, so that none is silently ignored."""
     if recipe.keep_best is not None and recipe.data.validation_split is None:
         raise UserError(f"keep_best={recipe.keep_best} has no effect without data.validation_split: leave it out")
     model = recipe.model
@@ -426,25 +429,25 @@ def _check_no_key_is_idle(recipe: Recipe) -> None:
         raise UserError("model.overrides must be empty when model.init names a checkpoint: its config is kept")
     if model.init is not None and model.preset != ModelRecipe.preset:
         raise UserError(
-            f"model.preset={model.preset} has no effect beside model.init: leave it out (mirasol plan takes "
-            f"--preset {model.preset} in place of a checkpoint that is not there yet)"
+            f"model.preset={model.preset} has no effect with model.init: leave it out (mirasol plan accepts "
+            f"--preset {model.preset} in place of a checkpoint that does not exist yet)"
         )
     if model.init is not None and recipe.tokenizer != TokenizerRecipe():
         tokenizer = recipe.tokenizer
         key = "tokenizer.vocab_size" if tokenizer.init is None else "tokenizer.init"
         value = tokenizer.vocab_size if tokenizer.init is None else tokenizer.init
         raise UserError(
-            f"{key}={value} has no effect beside model.init: the checkpoint's tokenizer is kept: leave it out"
+            f"{key}={value} has no effect with model.init, which keeps the checkpoint's tokenizer: leave it out"
         )
     for name, part in (("image_size", "video"), ("num_chunks", "chunking")):
         value = getattr(model, name)
         if value is not None and value <= 0:
             raise UserError(f"model.{name}={value} must be positive")
         if value is not None and model.init is None:
-            raise UserError(f"model.{name}={value} belongs to model.init: set model.overrides.{part}.{name} instead")
+            raise UserError(f"model.{name}={value} needs model.init: set model.overrides.{part}.{name} instead")
     data = recipe.data
     if data.cache_limit is not None:
-        _positive(data, "cache_limit")
+        _check_positive(data, "cache_limit")
         if data.decode == "before" or data.cache is None:
             raise UserError(
                 f"data.cache_limit={data.cache_limit:g} has no effect without data.decode: ahead and a data.cache: "
@@ -458,7 +461,7 @@ def _check_no_key_is_idle(recipe: Recipe) -> None:
 
 
 def _check_data_sets(recipe: Recipe) -> None:
-    """Refuses stages that name unknown data sets, and data sets that no stage trains on."""
+    """Refuses unknown data sets in stages, and data sets that no stage trains on."""
     known = recipe.data.mixture
     for name, stage in recipe.stages.items():
         if stage.data_sets is not None and not known:
@@ -467,32 +470,32 @@ def _check_data_sets(recipe: Recipe) -> None:
             if data_set not in known:
                 raise UserError(f"stages.{name}.data_sets: {data_set!r} is not in data.mixture: {', '.join(known)}")
         if stage.data_sets == []:
-            raise UserError(f"stages.{name}.data_sets=[] names none: leave it out to train on all")
+            raise UserError(f"stages.{name}.data_sets=[] is empty: leave it out to train on all")
     for data_set in known:
         if all(stage.data_sets is not None and data_set not in stage.data_sets for stage in recipe.stages.values()):
             raise UserError(f"data.mixture.{data_set}: no stage trains on it: leave it out")
 
 
-def _positive(part: Any, name: str) -> None:
+def _check_positive(part: Any, name: str) -> None:
     if getattr(part, name) <= 0:
         raise UserError(f"{name}={getattr(part, name)} must be positive")
 
 
-def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as one mapping of dotted keys; an empty mapping is a value."""
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Flattens nested mappings to dotted keys; an empty mapping is a value."""
     result: dict[str, Any] = {}
     for key, value in values.items():
         nested = isinstance(value, Mapping) and value
-        result.update(flat(value, f"{prefix}{key}.") if nested else {f"{prefix}{key}": value})
+        result.update(flatten(value, f"{prefix}{key}.") if nested else {f"{prefix}{key}": value})
     return result
 
 
 def changed_keys(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
-    """Dotted keys in which two recipes (as `to_dict` gives them) differ such that the weights would differ."""
-    old, new = flat(before), flat(after)
+    """Dotted keys that differ between two recipes (from `to_dict`) and affect the weights."""
+    old, new = flatten(before), flatten(after)
     differing = {key for key in old.keys() | new.keys() if old.get(key) != new.get(key)}
-    changed = sorted(differing - UNDECISIVE)
-    # Stages run in the order they are written, which a mapping's equality does not see.
+    changed = sorted(differing - FREE_TO_CHANGE)
+    # Stages run in their order, which equality of mappings ignores.
     if not changed and list(before["stages"]) != list(after["stages"]):
         changed = ["stages (their order)"]
     return changed

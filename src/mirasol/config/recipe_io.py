@@ -26,7 +26,7 @@ class Renamed:
         return self.values.get(old, old) if isinstance(old, str) else old
 
 
-# Keys of earlier versions by the part of a recipe they stood in. Refused in a recipe, translated in a run's folder.
+# Keys of earlier versions, by the part of a recipe. Refused in a recipe, translated in a run's folder.
 RENAMED: dict[type, dict[str, Renamed]] = {
     Stage: {"window": Renamed("span", {"slot": "segment"})},
     DataRecipe: {"source": Renamed("dataset")},
@@ -35,14 +35,14 @@ RENAMED: dict[type, dict[str, Renamed]] = {
 
 
 def load_recipe(path: str | Path | Sequence[str | Path], overrides: Sequence[str] = ()) -> Recipe:
-    """Reads a recipe from YAML; of several files the later ones are laid over the earlier.
+    """Reads a recipe from YAML; later files override earlier ones.
 
     `overrides` are `key.path=value` (a leading `--` is allowed), e.g. `optimizer.learning_rate=1e-4` or
     `stages.questions.steps=100`; values are YAML.
 
     Raises:
-        UserError: a missing or unreadable file, an unknown key (the nearest valid one is named), a missing key, a
-            value of the wrong type.
+        UserError: a missing or unreadable file, an unknown key (the message names the nearest valid one), a missing
+            key, a value of the wrong type.
     """
     paths = [path] if isinstance(path, str | Path) else list(path)
     values: dict[str, Any] = {}
@@ -73,12 +73,12 @@ def recipe_from_dict(values: Mapping[str, Any], where: str = "recipe") -> Recipe
         cause = error.__cause__ or error.__context__
         while cause is not None and not isinstance(cause, UserError):
             cause = cause.__cause__ or cause.__context__
-        reason = str(cause) if cause is not None else _plain(str(error).replace("recipe.", ""))
+        reason = str(cause) if cause is not None else _shorten(str(error).replace("recipe.", ""))
         raise UserError(f"{where}: {reason}") from error
 
 
-def _plain(message: str) -> str:
-    """A parser's message on one line, in the words of a recipe."""
+def _shorten(message: str) -> str:
+    """A message of jsonargparse on one line, in terms of the recipe."""
     line = " ".join(message.split())
     key = "…".join(re.findall('Parser key "(.*?)": ', line))  # jsonargparse leaves out the name of the stage
     gist = line.rpartition('": ')[2]
@@ -121,7 +121,7 @@ def _parts(values: Mapping[str, Any], kind: type) -> Iterator[tuple[str, Any, ty
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """The mapping that a YAML file holds. Raises UserError for a file that is not there or holds no mapping."""
+    """The mapping in a YAML file. Raises UserError for a missing file, or one without a mapping."""
     import yaml
 
     if not path.is_file():
@@ -131,7 +131,9 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not a YAML file: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
-        raise UserError(f"{path}: a recipe is a mapping of keys to values, this file holds {type(values).__name__}")
+        raise UserError(
+            f"{path}: a recipe is a mapping of keys to values, this file is of type {type(values).__name__}"
+        )
     return values
 
 

@@ -31,8 +31,7 @@ from mirasol.errors import UserError
 from mirasol.media.timeline import ChunkGrid, cut_into_chunks
 from mirasol.model.mirasol import MirasolForConditionalGeneration
 from mirasol.training.build import with_media_size
-from mirasol.training.regularisers import Regularisers
-from mirasol.training.stages import StageWeights
+from mirasol.training.stages import Regularisers, StageWeights
 
 SAMPLED_CLIPS = 32
 

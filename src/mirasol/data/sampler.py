@@ -93,7 +93,7 @@ class Batch:
         return [w for own, other, share in rows for w in [share] * len(own) + [1 - share] * len(other)]
 
 
-def joined(parts: Sequence[Batch]) -> Batch:
+def concatenate_samples(parts: Sequence[Batch]) -> Batch:
     """The clips and examples of several parts of a step's batch."""
     if len(parts) == 1:
         return parts[0]

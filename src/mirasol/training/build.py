@@ -1,40 +1,71 @@
-"""What a run is made of before its first step: device, processor, model, and the checks that need them."""
+"""Everything a run is made of, built once before its first step."""
 
-from collections.abc import Iterable, Mapping
-from dataclasses import replace
+import itertools
+import os
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 
-# From the top of the package, which registers them with the Auto classes that the processor loads its parts through.
+# From the top of the package, which registers them with the Auto classes that load the processor's parts.
 from mirasol import MirasolConfig, MirasolFeatureExtractor, MirasolForConditionalGeneration, MirasolProcessor
 from mirasol.checkpoint import Loaded, find_checkpoint, load_checkpoint, load_processor
 from mirasol.config.parts import LossWeights
 from mirasol.config.recipe import ModelRecipe, Recipe
-from mirasol.data.clip_cache import ClipCache
+from mirasol.console import Progress, print_line
+from mirasol.data.clip_cache import BadWindow, ClipCache, UnreadableWindow, write_bad_clips
+from mirasol.data.digest import ExamplesDigest, examples_digest
 from mirasol.data.example import Example
+from mirasol.data.loader import (
+    BatchTexts,
+    ClipAugment,
+    RowsOfRank,
+    StepBatches,
+    StepLoader,
+    decoded_sizes,
+    make_loader,
+)
 from mirasol.data.randomness import hash64
-from mirasol.data.splits import tokenizer_texts
+from mirasol.data.sampler import KINDS, BatchPlan
+from mirasol.data.splits import read_data, tokenizer_texts
+from mirasol.data.workers import WorkerStatus
 from mirasol.errors import UserError
+from mirasol.files import write_folder_atomically
 from mirasol.media.tokenizer import train_tokenizer
+from mirasol.training.batches import BatchStream
+from mirasol.training.checkpoint import Checkpoints, Tensors
+from mirasol.training.distributed import ParallelModel, Ranks
+from mirasol.training.logging import BestStep, RunLog, check_metric, check_tracker, make_tracker, read_metrics
+from mirasol.training.measures import Clock
+from mirasol.training.optim import Optimizer, WeightAverage
+from mirasol.training.run_folder import RunFolder
+from mirasol.training.samples import Samples
+from mirasol.training.signals import StopSignals
+from mirasol.training.stages import Regularisers, StageWeights, check_augmentation
+from mirasol.training.validation import Validation
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 
 def pick_device(name: str, local_rank: int = 0) -> torch.device:
-    """The recipe's device; of several GPUs of a machine the one for process `local_rank` there.
+    """The recipe's device; with several GPUs, the one of process `local_rank` of this machine.
 
-    Raises UserError for a GPU that is not there.
+    Raises UserError for `cuda` without a GPU.
     """
     available = torch.cuda.is_available()
     if name == "cuda" and not available:
-        raise UserError("device=cuda: PyTorch finds no GPU here: use device: auto or cpu")
+        raise UserError("device=cuda: PyTorch finds no GPU: use device: auto or cpu")
     return torch.device("cuda", local_rank) if available and name != "cpu" else torch.device("cpu")
 
 
 def load_initial(recipe: Recipe) -> Loaded | None:
-    """The checkpoint to go on from, with the frame size and number of chunks that the recipe asks for; None for none.
+    """The checkpoint that `model.init` names, with the recipe's frame size and number of chunks; None without one.
 
-    Raises UserError for a checkpoint that cannot be used, or whose clips are cut by seconds where chunks are asked for.
+    Raises UserError for a checkpoint that cannot be used, and as `with_media_size`.
     """
     settings = recipe.model
     if settings.init is None:
@@ -49,9 +80,9 @@ def load_initial(recipe: Recipe) -> Loaded | None:
 
 
 def with_media_size(config: MirasolConfig, settings: ModelRecipe) -> MirasolConfig:
-    """The config, changed to the frame size and number of chunks that the recipe asks for beside `model.init`.
+    """Changes the config of `model.init` to the recipe's frame size and number of chunks. Returns it.
 
-    Raises UserError where clips are cut by seconds and a number of chunks is asked for.
+    Raises UserError for a number of chunks if the checkpoint cuts clips by seconds.
     """
     if settings.image_size is not None:
         config.video = replace(config.video, image_size=settings.image_size)
@@ -69,8 +100,8 @@ def with_media_size(config: MirasolConfig, settings: ModelRecipe) -> MirasolConf
 def make_processor(
     recipe: Recipe, examples: list[Example], initial: Loaded | None, saved: Path | None
 ) -> MirasolProcessor:
-    """The run's processor: as saved by an earlier part of the run, of the checkpoint it goes on from, or new with a
-    tokenizer taken from a checkpoint or trained on the training texts."""
+    """The run's processor: the `saved` one of a resumed run, that of `model.init`, or a new one, whose tokenizer comes
+    from a checkpoint or is trained on the training texts."""
     if saved is not None and saved.is_dir():
         return MirasolProcessor.from_pretrained(saved)
     if initial is not None:
@@ -84,7 +115,7 @@ def make_processor(
 
 
 def make_model(recipe: Recipe, processor: MirasolProcessor, initial: Loaded | None) -> MirasolForConditionalGeneration:
-    """A new model from the preset, its vocabulary as large as the tokenizer's, or the checkpoint to go on from."""
+    """The model of `model.init`, or a new one from the preset, with the tokenizer's vocabulary size."""
     if initial is not None:
         return initial.model
     torch.manual_seed(hash64(recipe.seed, "weights") >> 1)
@@ -92,7 +123,7 @@ def make_model(recipe: Recipe, processor: MirasolProcessor, initial: Loaded | No
 
 
 def make_outline(recipe: Recipe, processor: MirasolProcessor) -> MirasolForConditionalGeneration:
-    """The model of `make_model` without its weights, on the meta device: it gets them from another process."""
+    """The model of `make_model` on the meta device: another process has its weights."""
     if recipe.model.init is not None:
         config = MirasolConfig.from_pretrained(find_checkpoint(recipe.model.init))
         with_media_size(config, recipe.model)
@@ -109,12 +140,12 @@ def _new_config(recipe: Recipe, processor: MirasolProcessor) -> MirasolConfig:
 
 
 def make_caches(
-    recipe: Recipe, output: Path, settings: Mapping[str, Any], examples: Iterable[Example]
+    recipe: Recipe, output: Path, settings: Mapping[str, object], examples: Iterable[Example]
 ) -> tuple[ClipCache, ClipCache]:
-    """Where the clips come from in training, and in validation.
+    """The clip caches of training and of validation.
 
-    Decoded before the first step, both lie in one cache and windows are cut from whole clips. Decoded ahead, training
-    keeps clips only where the recipe says so; validation's few, the same every time, are kept in any case.
+    Clips decoded before the first step share one cache, and segments are cut out of whole clips. Clips decoded ahead
+    are kept only if the recipe names a cache; validation's few clips, always the same, are always kept.
     """
     data = recipe.data
     folder, root = Path(data.cache) if data.cache else output / "cache", data.folder
@@ -126,7 +157,7 @@ def make_caches(
 
 
 def check_loss_weights(recipe: Recipe, config: MirasolConfig) -> None:
-    """Raises UserError for the weight of a loss that a stage does not have."""
+    """Raises UserError for a weight of a loss that a stage does not have."""
     clips = {"contrastive": "clips have no contrastive loss, leave it out"}
     if not config.reconstruction.audio:
         clips["audio"] = "the model reconstructs no audio, set model.overrides.reconstruction.audio"
@@ -139,9 +170,277 @@ def check_loss_weights(recipe: Recipe, config: MirasolConfig) -> None:
 
 
 def check_texts(processor: MirasolProcessor, examples: list[Example], rows_at_once: int = 1024) -> None:
-    """Encodes every prompt and target once, so that one too long is refused before the run begins."""
+    """Encodes every prompt and target once, so that one that is too long is refused before the run begins."""
     drawn = {(example.prompt, text) for example in examples if example.random_target for text in example.references}
     pairs = sorted({(example.prompt, example.target) for example in examples} | drawn)
     for first in range(0, len(pairs), rows_at_once):
         prompts, targets = zip(*pairs[first : first + rows_at_once], strict=True)
         processor.encode_text(list(prompts), list(targets))
+
+
+Interval = tuple[str, float | None, float | None]
+
+
+@dataclass(frozen=True)
+class RunExamples:
+    """The examples of a run by data set; `absent` lists what the annotations name and the data set lacks."""
+
+    train: dict[str, list[Example]]
+    validation: dict[str, list[Example]]
+    absent: list[BadWindow]
+
+    @classmethod
+    def read(cls, recipe: Recipe) -> "RunExamples":
+        """Reads the training and validation splits. Raises UserError as `read_data`."""
+        train, absent = read_data(recipe.data, "train")
+        validation, also_absent = read_data(recipe.data, "validation")
+        return cls(train, validation, absent + also_absent)
+
+    @property
+    def all_train(self) -> list[Example]:
+        """The training examples of all data sets."""
+        return list(itertools.chain.from_iterable(self.train.values()))
+
+    @property
+    def all_validation(self) -> list[Example]:
+        """The validation examples of all data sets."""
+        return list(itertools.chain.from_iterable(self.validation.values()))
+
+    def train_without(self, bad: Collection[Interval]) -> dict[str, list[Example]]:
+        """The training examples by data set, without those on bad clips."""
+        return {
+            name: [example for example in own if (example.media, example.start, example.end) not in bad]
+            for name, own in self.train.items()
+        }
+
+    def digests(self, root: Path) -> dict[str, ExamplesDigest]:
+        """A digest of each split of each data set, by name."""
+        return {
+            f"{name}/{part} examples" if name else f"{part} examples": examples_digest(root, own)
+            for part, by_name in (("train", self.train), ("validation", self.validation))
+            for name, own in by_name.items()
+        }
+
+
+@dataclass(frozen=True)
+class LocalParts:
+    """The parts of a run that every process makes for itself, before the processes share the model.
+
+    weights, regularisers: what each stage trains; its dropout, layer drop and label smoothing
+    train_clips, validation_clips: caches of decoded clips; `samples` are taken from validation's
+    plan: which examples each step trains on
+    """
+
+    processor: MirasolProcessor
+    model: MirasolForConditionalGeneration
+    weights: StageWeights
+    regularisers: Regularisers
+    train_clips: ClipCache
+    validation_clips: ClipCache
+    plan: BatchPlan
+    validation: Validation
+    samples: Samples
+
+
+def make_local_parts(recipe: Recipe, folder: RunFolder, ranks: Ranks, console: "Console") -> LocalParts:
+    """Reads the data, makes the model, decodes clips (`data.decode: before`) and begins the run's folder.
+
+    Raises UserError for everything that can be found wrong before the first step.
+    """
+    check_tracker(recipe.tracker)
+    examples = RunExamples.read(recipe)
+    plan, validation = BatchPlan(recipe, examples.train), Validation(recipe, examples.validation)
+    processor, model = make_processor_and_model(recipe, folder, ranks, examples.all_train)
+    if not folder.holds_run:  # a resumed run has the same texts, or is refused
+        check_texts(processor, [*examples.all_train, *examples.all_validation])
+    check_loss_weights(recipe, model.config)
+    check_augmentation(recipe, model.config)
+    if recipe.keep_best is not None:
+        check_metric(recipe.keep_best, validation.parts)
+    weights, regularisers = StageWeights(recipe, model), Regularisers(model)
+    settings, every_example = model.config.media_settings(), [*examples.all_train, *examples.all_validation]
+    train_clips, validation_clips = make_caches(recipe, folder.path, settings, every_example)
+    bad = decode_clips(recipe, folder, plan, validation, processor, validation_clips, console)
+    if bad:
+        intervals = {(entry.media, entry.start, entry.end) for entry in bad}
+        plan = BatchPlan(recipe, examples.train_without(intervals))
+        validation.without(intervals)
+    report_bad_clips(folder, examples, bad, console)
+    digests = examples.digests(recipe.data.folder)
+    folder.start([*examples.absent, *bad], weights.to_dict(), model.config.to_dict(), digests)
+    report_use_of_data(plan, validation, weights, console)
+    if not (folder.path / "processor").exists():
+        write_folder_atomically(folder.path / "processor", processor.save_pretrained, replace=True)
+    return LocalParts(
+        processor, model, weights, regularisers, train_clips, validation_clips,
+        plan.stored(folder.path / "examples"),  # in files that the loading processes share
+        validation, Samples(validation, recipe.samples),
+    )  # fmt: skip
+
+
+def make_processor_and_model(
+    recipe: Recipe, folder: RunFolder, ranks: Ranks, train_examples: list[Example]
+) -> tuple[MirasolProcessor, MirasolForConditionalGeneration]:
+    """The run's processor and its model; with `fsdp` only the first process's model has weights."""
+    saved = folder.path / "processor" if folder.holds_run else None
+    if recipe.parallel.kind == "fsdp" and not ranks.is_first:
+        processor = make_processor(recipe, train_examples, None, saved)
+        return processor, make_outline(recipe, processor)
+    initial = load_initial(recipe)
+    processor = make_processor(recipe, train_examples, initial, saved)
+    return processor, make_model(recipe, processor, initial)
+
+
+def decode_clips(
+    recipe: Recipe,
+    folder: RunFolder,
+    plan: BatchPlan,
+    validation: Validation,
+    processor: MirasolProcessor,
+    cache: ClipCache,
+    console: "Console",
+) -> list[BadWindow]:
+    """Decodes the clips of validation, and with `data.decode: before` those of training, into the cache.
+
+    Returns the clips that cannot be read. Raises UnreadableWindow for the first one, with `on_bad_clip: error`.
+    """
+    sizes = decoded_sizes(recipe, processor.feature_extractor) if recipe.data.decode == "before" else {}
+    by_size = {
+        size: plan.used_clips(name for name in sizes if sizes[name] == size) for size in dict.fromkeys(sizes.values())
+    }
+    own_size = cache.settings["image_size"]
+    by_size[own_size] = list(dict.fromkeys([*by_size.get(own_size, []), *validation.windows()]))
+    workers, policy = max(os.cpu_count() or 1, recipe.workers), recipe.data.on_bad_clip
+    with Progress(console, "Decoding clips", sum(map(len, by_size.values())), "clips") as progress:
+
+        def report(done: int, total: int) -> None:
+            progress.total = total
+            progress.update(done)
+
+        try:
+            bad: list[BadWindow] = []
+            for size, clips in by_size.items():
+                bad += cache.at_size(size).fill(clips, workers, policy, report, recipe.batch_seconds)
+            return list(dict.fromkeys(bad))
+        except UnreadableWindow as error:
+            # A run to be resumed keeps its own list: what cannot be read today may be readable tomorrow.
+            if not folder.holds_run:
+                write_bad_clips(folder.path / "bad_clips.jsonl", [error.window])
+            raise
+
+
+def report_bad_clips(folder: RunFolder, examples: RunExamples, bad: list[BadWindow], console: "Console") -> None:
+    """Prints how many clips cannot be read, and how many were missing from the start."""
+    file = folder.path / "bad_clips.jsonl"
+    if bad:
+        usable = examples.train_without({(entry.media, entry.start, entry.end) for entry in bad})
+        lost = len(examples.all_train) - sum(map(len, usable.values()))
+        print_line(console, f"{len(bad)} clips cannot be read and are left out ({lost} training examples): see {file}")
+    if examples.absent:
+        count = len(examples.absent)
+        print_line(console, f"{count} problems of the annotations, such as missing clips, are skipped: see {file}")
+
+
+def report_use_of_data(plan: BatchPlan, validation: Validation, weights: StageWeights, console: "Console") -> None:
+    """Warns of examples that no stage trains on or that validation lacks, and prints what each stage trains."""
+    for kind, count in plan.unused.items():
+        warn(console, f"{count} examples ({KINDS[kind]}) are of a kind that no stage trains on: see stages.NAME.span")
+    if validation.absent:
+        warn(
+            console,
+            f"not validated: {', '.join(validation.absent)}: the validation split has no examples of the kind and "
+            "question types that the stages train on",
+        )
+    print_line(console, weights.format_rows())
+
+
+def warn(console: "Console", message: str) -> None:
+    """Prints a warning on one line."""
+    print_line(console, f"warning: {message}")
+
+
+def build_loader(recipe: Recipe, parts: LocalParts, ranks: Ranks, status: WorkerStatus, steps: range,
+                 device: torch.device) -> StepLoader:  # fmt: skip
+    """Loads this process's rows of the batches of `steps`."""
+    extractor = parts.processor.feature_extractor
+    batches = StepBatches(
+        parts.plan, parts.train_clips, extractor, status=status, on_bad=recipe.data.on_bad_clip,
+        rows=RowsOfRank(recipe, ranks.rank, ranks.world_size) if ranks.world_size > 1 else None,
+        augment=ClipAugment(recipe, extractor.image_size), texts=BatchTexts(parts.processor.text_rows),
+    )  # fmt: skip
+    # Clips decoded ahead may be large, and prefetching more of them saves no time.
+    prefetch = 4 if recipe.data.decode == "before" else 2
+    return make_loader(batches, steps, recipe.workers, device.type == "cuda", recipe.batch_seconds, prefetch, device)
+
+
+def checkpoint_tensors(
+    model: MirasolForConditionalGeneration, optimizer: Optimizer, average: WeightAverage | None
+) -> Tensors:
+    """All tensors of a checkpoint, by part."""
+    averaged = {} if average is None else {"average": average.tensors()}
+    return {"model": model.state_dict(), "optimizer": optimizer.tensors(), **averaged}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run(LocalParts):
+    """Everything a run is made of. Built once by `build_run`; only the parts change, by their own methods.
+
+    first_step: the step (from 0) that the run begins with: 0, or the step of the checkpoint it was resumed from
+    parallel: the model as the processes compute it
+    average: moving average of the weights, if the recipe has one
+    batches: this process's batches, from `first_step` on
+    status: what the loading processes are working on
+    log: None on all processes but the first
+    best: the best validation so far, if the recipe keeps the best checkpoint
+    """
+
+    recipe: Recipe
+    folder: RunFolder
+    ranks: Ranks
+    signals: StopSignals
+    console: "Console"
+    device: torch.device
+    first_step: int
+    parallel: ParallelModel
+    optimizer: Optimizer
+    average: WeightAverage | None
+    checkpoints: Checkpoints
+    batches: BatchStream
+    status: WorkerStatus
+    log: RunLog | None
+    best: BestStep | None
+    clock: Clock
+
+    def tensors(self) -> Tensors:
+        """All tensors of a checkpoint."""
+        return checkpoint_tensors(self.model, self.optimizer, self.average)
+
+
+def build_run(recipe: Recipe, folder: RunFolder, ranks: Ranks, signals: StopSignals, console: "Console") -> Run:
+    """Builds a run, and loads its newest checkpoint if it has one.
+
+    Raises UserError for everything that can be found wrong before the first step.
+    """
+    device = pick_device(recipe.device, ranks.local_rank)
+    # The first process decodes the clips and makes the processor; the others then find both on disk.
+    parts = ranks.run_first_then_rest(lambda: make_local_parts(recipe, folder, ranks, console))
+    parallel = ParallelModel(parts.model, recipe, ranks, device)
+    parts.weights.enter(None)  # the optimizer needs all weights that some stage trains
+    optimizer = Optimizer(parts.model, recipe.optimizer)
+    average = None if recipe.ema is None else WeightAverage(parts.model, recipe.ema)
+    checkpoints = Checkpoints(folder.path / "checkpoints", recipe.keep_last, ranks)
+    tensors = checkpoint_tensors(parts.model, optimizer, average)
+    state = checkpoints.load_newest(tensors, recipe.fingerprint(), partial(warn, console))
+    folder.clear_error()
+    first_step = state["step"]
+    log = RunLog(folder.path, first_step, make_tracker(recipe)) if ranks.is_first else None
+    logged = ranks.broadcast(read_metrics(log.file) if log is not None and recipe.keep_best else [])
+    clock, status = Clock(state.get("seconds", 0.0)), WorkerStatus(recipe.workers)
+    loader = build_loader(recipe, parts, ranks, status, range(first_step, recipe.total_steps), device)
+    batches = BatchStream(recipe, loader, first_step, parts.model.config, device, ranks, folder, clock, status, signals)
+    return Run(
+        **vars(parts), recipe=recipe, folder=folder, ranks=ranks, signals=signals, console=console, device=device,
+        first_step=first_step, parallel=parallel, optimizer=optimizer, average=average, checkpoints=checkpoints,
+        batches=batches, status=status, log=log, clock=clock,
+        best=BestStep(recipe.keep_best, logged) if recipe.keep_best else None,
+    )  # fmt: skip

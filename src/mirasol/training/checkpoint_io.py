@@ -1,8 +1,7 @@
-"""The files of a checkpoint, as torch.distributed.checkpoint writes and reads them through its own interface.
+"""The files of a checkpoint: a storage format for torch.distributed.checkpoint, with checksums.
 
-Every process writes one file, its tensors' bytes one after the other, and the first one `.metadata`: which piece of
-which tensor lies where, with a checksum. torch's own files hold a small archive per piece: it takes three times as long
-to make in Python, for which the training step beside it has to wait, and a flipped bit in it passes unseen.
+Every process writes one file, the bytes of its tensors one after another. The first process also writes `.metadata`:
+the file, offset and checksum of every piece of a tensor. PyTorch's own format (`FileSystemWriter`) has no checksums.
 """
 
 import io
@@ -10,7 +9,6 @@ import math
 import os
 import pickle
 import zlib
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +16,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.distributed.checkpoint import (
-    DefaultSavePlanner,
     LoadPlan,
     LoadPlanner,
     Metadata,
@@ -27,6 +24,7 @@ from torch.distributed.checkpoint import (
     StorageReader,
 )
 from torch.distributed.checkpoint.metadata import MetadataIndex
+from torch.distributed.checkpoint.planner import ReadItem
 from torch.distributed.checkpoint.storage import StorageWriter, WriteResult
 from torch.futures import Future
 
@@ -35,7 +33,7 @@ METADATA = ".metadata"
 
 @dataclass(frozen=True)
 class Piece:
-    """Where a piece of a tensor lies: its bytes in a file, and what they are. `dtype` is torch's name for it."""
+    """A piece of a tensor: the place of its bytes, their CRC-32, and what they represent; `dtype` is torch's name."""
 
     file: str
     offset: int
@@ -46,61 +44,26 @@ class Piece:
 
 
 class DamagedFile(OSError):
-    """A file of a checkpoint that is missing or is not as it was written; the message names it."""
+    """A file of a checkpoint is missing or not as it was written; the message names it."""
 
 
-def _done(value: Any) -> Future:
+def _completed(value: Any) -> Future:
     future: Future = Future()
     future.set_result(value)
     return future
 
 
-def layout_of(tensors: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Any]:
-    """What a plan to write the tensors follows from: their names, shapes and dtypes."""
-    return {
-        part: {name: (value.shape, value.dtype) for name, value in values.items()} for part, values in tensors.items()
-    }
-
-
-class RepeatedPlanner(DefaultSavePlanner):
-    """Plans once and answers the same for as long as the tensors' layout is the same, in a run of one process: planning
-    is Python from end to end, for which the training step beside it has to wait."""
-
-    _layout: Any = None
-    _local: SavePlan | None = None
-    _whole: tuple[list[SavePlan], Metadata] | None = None
-
-    def set_up_planner(self, state_dict: Any, storage_meta: Any = None, is_coordinator: bool = False) -> None:
-        layout = layout_of(state_dict)
-        if layout != self._layout:
-            self._layout, self._local, self._whole = layout, None, None
-        super().set_up_planner(state_dict, storage_meta, is_coordinator)
-
-    def create_local_plan(self) -> SavePlan:
-        if self._local is None:
-            self._local = super().create_local_plan()
-        return self._local
-
-    def create_global_plan(self, all_plans: list[SavePlan]) -> tuple[list[SavePlan], Metadata]:
-        # What comes from other processes is never this very object.
-        if len(all_plans) > 1 or all_plans[0] is not self._local:
-            return super().create_global_plan(all_plans)
-        if self._whole is None:
-            self._whole = super().create_global_plan(all_plans)
-        return self._whole
-
-
 class ShardWriter(StorageWriter):
-    """Writes into `folder`, which is there and empty."""
+    """Writes into `folder`, which exists and is empty."""
 
     def __init__(self, folder: Path):
         self.folder = folder
 
     def reset(self, checkpoint_id: str | os.PathLike | None = None) -> None:
-        """There is nothing to forget: a writer serves one checkpoint."""
+        """Does nothing: a writer is for one checkpoint."""
 
     def set_up_storage_writer(self, is_coordinator: bool, *args: Any, **named: Any) -> None:
-        """All writers are alike."""
+        """Does nothing: all writers are the same."""
 
     def prepare_local_plan(self, plan: SavePlan) -> SavePlan:
         return plan
@@ -109,7 +72,7 @@ class ShardWriter(StorageWriter):
         return [replace(plan, storage_data=f"shard-{rank:05d}.bin") for rank, plan in enumerate(plans)]
 
     def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
-        """Writes this process's tensors and has them on the disk before it returns."""
+        """Writes this process's tensors; they are on disk when this returns."""
         results, offset = [], 0
         with open(self.folder / plan.storage_data, "wb") as stream:
             for item in plan.items:
@@ -126,10 +89,10 @@ class ShardWriter(StorageWriter):
                 offset += data.nbytes
             stream.flush()
             os.fsync(stream.fileno())
-        return _done(results)
+        return _completed(results)
 
     def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
-        """Writes `.metadata`, after the data of all processes."""
+        """Writes `.metadata`, once all processes have written their data."""
         metadata.storage_data = {result.index: result.storage_data for part in results for result in part}
         with open(self.folder / METADATA, "wb") as stream:
             pickle.dump(metadata, stream)
@@ -142,10 +105,10 @@ class ShardWriter(StorageWriter):
 
 
 class ShardReader(StorageReader):
-    """Reads what `ShardWriter` wrote into `folder`, whatever the number of processes then and now.
+    """Reads what `ShardWriter` wrote into `folder`, on any number of processes.
 
-    Raises (through torch.distributed.checkpoint, which tells all processes):
-        DamagedFile: a file is missing, cut or changed.
+    Raises (through torch.distributed.checkpoint, on all processes):
+        DamagedFile: a file is missing, cut short or changed.
     """
 
     def __init__(self, folder: Path):
@@ -153,7 +116,7 @@ class ShardReader(StorageReader):
         self.pieces: dict[MetadataIndex, Piece] = {}
 
     def reset(self, checkpoint_id: str | os.PathLike | None = None) -> None:
-        """There is nothing to forget: a reader serves one checkpoint."""
+        """Does nothing: a reader is for one checkpoint."""
 
     def read_metadata(self, *args: Any, **named: Any) -> Metadata:
         file = self.folder / METADATA
@@ -162,13 +125,13 @@ class ShardReader(StorageReader):
         except FileNotFoundError as error:
             raise DamagedFile(f"{METADATA} is missing") from error
         except (pickle.UnpicklingError, EOFError, AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
-            raise DamagedFile(f"{METADATA} is not whole") from error
+            raise DamagedFile(f"{METADATA} is damaged") from error
         if not isinstance(metadata, Metadata):
-            raise DamagedFile(f"{METADATA} is not whole")
+            raise DamagedFile(f"{METADATA} is damaged")
         return metadata
 
     def check(self) -> None:
-        """Raises DamagedFile unless every file is there at its full length; their content is checked while reading."""
+        """Raises DamagedFile unless every file exists at full length; checksums are compared while reading."""
         ends: dict[str, int] = {}
         for piece in self.read_metadata().storage_data.values():
             ends[piece.file] = max(ends.get(piece.file, 0), piece.offset + piece.length)
@@ -190,10 +153,13 @@ class ShardReader(StorageReader):
 
     def read_data(self, plan: LoadPlan, planner: LoadPlanner) -> Future[None]:
         """Reads the pieces that this process needs into its tensors."""
-        wanted = sorted(plan.items, key=lambda item: (self.pieces[item.storage_index].file,
-                                                      self.pieces[item.storage_index].offset))  # fmt: skip
+
+        def place(item: ReadItem) -> tuple[str, int]:
+            piece = self.pieces[item.storage_index]
+            return piece.file, piece.offset
+
         last, values = None, torch.empty(0)
-        for item in wanted:
+        for item in sorted(plan.items, key=place):
             piece = self.pieces[item.storage_index]
             if piece is not last:
                 last, values = piece, self._read(piece)
@@ -203,7 +169,7 @@ class ShardReader(StorageReader):
             target = planner.resolve_tensor(item).detach()
             target.copy_(part)
             planner.commit_tensor(item, target)
-        return _done(None)
+        return _completed(None)
 
     def _read(self, piece: Piece) -> Tensor:
         try:
@@ -215,7 +181,7 @@ class ShardReader(StorageReader):
         if len(data) != piece.length:
             raise DamagedFile(f"{piece.file} is cut short")
         if zlib.crc32(data) != piece.checksum:
-            raise DamagedFile(f"{piece.file} is not as it was written: its checksum differs")
+            raise DamagedFile(f"{piece.file} was changed: its checksum differs")
         dtype = getattr(torch, piece.dtype)
         if not math.prod(piece.shape):
             return torch.empty(piece.shape, dtype=dtype)
@@ -227,7 +193,7 @@ class ShardReader(StorageReader):
 
 
 class _MetadataUnpickler(pickle.Unpickler):
-    """Builds what a checkpoint's `.metadata` is made of and nothing else: a pickle could run any code."""
+    """Loads only the types of a checkpoint's `.metadata`: an unrestricted pickle could run any code."""
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) == ("mirasol.training.shard_files", "Piece"):  # checkpoints of version 0.1
@@ -239,5 +205,5 @@ class _MetadataUnpickler(pickle.Unpickler):
             or (module == "collections" and name == "OrderedDict")
         )
         if not allowed:
-            raise pickle.UnpicklingError(f"{module}.{name} has no place in a checkpoint")
+            raise pickle.UnpicklingError(f"{module}.{name} does not belong in a checkpoint")
         return super().find_class(module, name)

@@ -1,7 +1,8 @@
-"""What changes the weights: parameter groups, the optimizers, and the learning rate as a function of the step."""
+"""What changes the weights: learning rate, parameter groups, optimizers, and the moving average (EMA)."""
 
+import contextlib
 import math
-from typing import Any
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
@@ -9,7 +10,7 @@ from torch.distributed.tensor import DTensor
 
 from mirasol.config.recipe import OptimizerRecipe, Recipe
 
-# Share of the run over which the schedule "plateau" comes down.
+# Share of the run over which the schedule "plateau" falls.
 COOLDOWN_SHARE = 0.2
 
 
@@ -31,8 +32,8 @@ def learning_rate(recipe: Recipe, step: int) -> float:
 
 
 def decay_groups(model: nn.Module) -> tuple[dict[str, nn.Parameter], dict[str, nn.Parameter]]:
-    """Trainable parameters by name: those that decay (weights of linear and convolution layers) and those that do
-    not (norms, biases, embeddings, learned positions and queries)."""
+    """Trainable parameters by name: with weight decay (weights of linear and convolution layers) and without (norms,
+    biases, embeddings, learned positions and queries)."""
     decaying = {
         f"{name}.weight" if name else "weight"
         for name, module in model.named_modules()
@@ -44,15 +45,15 @@ def decay_groups(model: nn.Module) -> tuple[dict[str, nn.Parameter], dict[str, n
 
 
 class Muon(torch.optim.Muon):
-    """Muon also for matrices whose shards several processes hold: each is orthogonalised whole, by all of them.
+    """Muon also for matrices sharded over several processes: every process orthogonalises the full matrix.
 
-    Over the shards themselves, Newton-Schulz would add up its bf16 products in another order, and rounding in a
-    direction that the gradient hardly has is blown up to full size: one step came out up to half its size apart.
+    Newton-Schulz over the shards would add its bf16 products in another order, and amplifies rounding in directions
+    that the gradient hardly has to full size: steps differed by up to half their size.
     """
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:
-        """Takes a step with the gradients there are; those of sharded matrices are used up."""
+        """Takes a step with the current gradients; those of sharded matrices are cleared."""
         for group in self.param_groups:
             for parameter in group["params"]:
                 if isinstance(parameter, DTensor) and parameter.grad is not None:
@@ -60,28 +61,28 @@ class Muon(torch.optim.Muon):
                     parameter.grad = None
         super().step(closure)
 
-    def _step_sharded(self, parameter: DTensor, group: dict[str, Any]) -> None:
+    def _step_sharded(self, parameter: DTensor, group: dict[str, object]) -> None:
         momentum, gradient = self.state[parameter]["momentum_buffer"], parameter.grad
         momentum.lerp_(gradient, 1 - group["momentum"])
-        # Half the bytes to gather, and none lost: bf16 is what is orthogonalised.
+        # Gathered in bf16, half the bytes, because Muon orthogonalises in bf16.
         update = gradient.lerp(momentum, group["momentum"]).bfloat16().full_tensor().float()
-        # A matrix of zeros becomes the step itself: minus the orthogonalised update, times its learning rate.
-        stand_in = nn.Parameter(torch.zeros_like(update))
-        stand_in.grad = update
+        # A step from zero gives the change itself: minus the learning rate times the orthogonalised update.
+        zeros = nn.Parameter(torch.zeros_like(update))
+        zeros.grad = update
         settings = {name: group[name] for name in ("lr", "adjust_lr_fn", "ns_coefficients", "ns_steps", "eps")}
-        torch.optim.Muon([stand_in], weight_decay=0.0, momentum=0.0, nesterov=False, **settings).step()
+        torch.optim.Muon([zeros], weight_decay=0.0, momentum=0.0, nesterov=False, **settings).step()
         parameter.mul_(1 - group["lr"] * group["weight_decay"])
-        change = DTensor.from_local(stand_in.detach(), parameter.device_mesh, run_check=False)
+        change = DTensor.from_local(zeros.detach(), parameter.device_mesh, run_check=False)
         parameter.add_(change.redistribute(placements=parameter.placements))
 
 
 class Optimizer:
-    """The optimizers of a run behind one `step`: Adam or AdamW alone, or Muon on hidden matrices beside AdamW."""
+    """The optimizers of a run behind one `step`: Adam or AdamW, or Muon for hidden matrices and AdamW for the rest."""
 
     def __init__(self, model: nn.Module, settings: OptimizerRecipe):
         decay, no_decay = decay_groups(model)
-        named = {**decay, **no_decay}
-        self.parameters = list(named.values())
+        by_name = {**decay, **no_decay}
+        self.parameters = list(by_name.values())
         self.members: list[torch.optim.Optimizer] = []
         if settings.name == "muon":
             matrices = [parameter for parameter in decay.values() if parameter.ndim == 2]
@@ -93,7 +94,7 @@ class Optimizer:
                         lr=settings.learning_rate,
                         weight_decay=settings.weight_decay,
                         momentum=0.95,
-                        # Updates as large as AdamW's, so that one learning rate serves both.
+                        # Updates as large as AdamW's, so that one learning rate suits both.
                         adjust_lr_fn="match_rms_adamw",
                     )
                 )
@@ -106,8 +107,8 @@ class Optimizer:
         if groups:
             self.members.append(kind(groups, lr=settings.learning_rate, betas=settings.betas, eps=1e-8, fused=True))
         self.gradient_clip = settings.gradient_clip
-        self.names = {parameter: name for name, parameter in named.items()}
-        self._begin_state()
+        self.names = {parameter: name for name, parameter in by_name.items()}
+        self._init_state()
 
     def set_learning_rate(self, rate: float) -> None:
         for member in self.members:
@@ -115,7 +116,7 @@ class Optimizer:
                 group["lr"] = rate
 
     def clip_gradients(self) -> float:
-        """Norm of all gradients together; they are scaled down to `gradient_clip` when it is larger."""
+        """Scales gradients down to the norm `gradient_clip` if theirs is larger. Returns their norm before that."""
         limit = math.inf if self.gradient_clip is None else self.gradient_clip
         return float(nn.utils.clip_grad_norm_(self.parameters, limit))
 
@@ -128,8 +129,8 @@ class Optimizer:
             member.zero_grad(set_to_none=True)
 
     def tensors(self) -> dict[str, Tensor]:
-        """The optimizers' whole state by name: of every parameter its moments and steps, all of them there from the
-        start. Loading a checkpoint writes into these."""
+        """The optimizers' state by name: moments and steps of every parameter, from the start of the run. Loading a
+        checkpoint writes into these."""
         return {
             f"{name}.{part}": value
             for member in self.members
@@ -138,8 +139,8 @@ class Optimizer:
             for part, value in state.items()
         }
 
-    def _begin_state(self) -> None:
-        """What the optimizers would make at the first step: zeros."""
+    def _init_state(self) -> None:
+        """Makes the state that the optimizers would make at the first step: zeros."""
         for member in self.members:
             moments = ("momentum_buffer",) if isinstance(member, torch.optim.Muon) else ("exp_avg", "exp_avg_sq")
             for group in member.param_groups:
@@ -149,3 +150,48 @@ class Optimizer:
                         state["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device)
                     for moment in moments:
                         state[moment] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
+
+
+def _local(values: list[Tensor]) -> list[Tensor]:
+    """This process's parts of sharded tensors."""
+    return [value.to_local() if hasattr(value, "to_local") else value for value in values]
+
+
+class WeightAverage:
+    """average ← decay · average + (1 - decay) · weights, after every step, in fp32.
+
+    In the first steps the decay is smaller, (1 + n) / (10 + n) after n steps, so that the average forgets the random
+    initial weights.
+    """
+
+    def __init__(self, model: nn.Module, decay: float):
+        self.decay = decay
+        self.parameters = dict(model.named_parameters())
+        self.values = {name: value.detach().clone() for name, value in self.parameters.items()}
+
+    @torch.no_grad()
+    def update(self, steps: int) -> None:
+        """Adds the weights after `steps` steps to the average."""
+        decay = min(self.decay, (1 + steps) / (10 + steps))
+        torch._foreach_lerp_(_local(list(self.values.values())), _local(list(self.parameters.values())), 1 - decay)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The average by name, for checkpoints."""
+        return self.values
+
+    @contextlib.contextmanager
+    def as_weights(self) -> Iterator[None]:
+        """Gives the model the average as its weights while this is open."""
+        self._exchange()
+        try:
+            yield
+        finally:
+            self._exchange()
+
+    @torch.no_grad()
+    def _exchange(self) -> None:
+        pairs = zip(_local(list(self.parameters.values())), _local(list(self.values.values())), strict=True)
+        for weight, average in pairs:
+            kept = weight.clone()
+            weight.copy_(average)
+            average.copy_(kept)

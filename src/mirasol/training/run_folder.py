@@ -1,8 +1,8 @@
-"""A run's folder: what it holds, when it may be used, and what is recorded there.
+"""A run's folder: its files, when it may be used, and what is recorded in it.
 
 recipe.yaml (resolved), run.json (versions, commit, hardware, data), bad_clips.jsonl, metrics.jsonl, tensorboard/,
-processor/, checkpoints/ (to resume from), checkpoint/ (the result), error.txt (where a run stopped itself),
-bad_step.json (the samples of a step whose loss was no number).
+processor/, checkpoints/ (to resume from), checkpoint/ (the result), error.txt (if an error ended the run),
+bad_step.json (the samples of a step whose loss was not finite).
 """
 
 import contextlib
@@ -28,7 +28,7 @@ from mirasol.errors import UserError
 from mirasol.files import hash_file, lock_file, write_file_atomically
 from mirasol.json_values import parse_own_json
 
-# Whatever a run alone leaves. Not bad_clips.jsonl: a start that stopped at a bad clip leaves it, and is no run yet.
+# Files that only a run writes. Not bad_clips.jsonl: a start that failed at a bad clip writes it too, and is not a run.
 RUN_FILES = (
     "recipe.yaml",
     "run.json",
@@ -41,14 +41,14 @@ RUN_FILES = (
 
 
 class RunFolder:
-    """The folder `recipe.output`, locked against other runs while the context manager is open. Of a run's own processes
-    the first alone locks it and writes to it.
+    """The folder `recipe.output`, locked against other runs while the context is open. Only the first process of a run
+    locks it and writes to it.
 
-    Nothing is written to it before `start`, save the lock where it holds a run. `warn` is told of a disk without locks.
+    Before `start` nothing is written but the lock of an existing run. `warn` is called if the disk has no locks.
 
     Raises:
-        UserError: it holds a run and `resume` is off; `resume` is on and the recipe differs from the run's in
-            something that decides the weights; another process is training into it.
+        UserError: the folder holds a run and `resume` is off; `resume` is on and the recipe differs from the run's in
+            a key that affects the weights; another process is training into the folder.
     """
 
     def __init__(
@@ -56,19 +56,19 @@ class RunFolder:
     ):
         self.recipe, self.path, self.is_first, self._warn = recipe, Path(recipe.output), is_first, warn
         if self.path.exists() and not self.path.is_dir():
-            raise UserError(f"{self.path}: is a file, output must be a folder")
+            raise UserError(f"{self.path}: this is a file: output must be a folder")
         self._lock: int | None = None
         if not is_first:
-            # It looks at the folder once the first process has begun or gone on with the run there.
+            # It uses the folder only after the first process has started or resumed the run.
             self.holds_run = True
             return
         self.holds_run = self._find_run()
         if self.holds_run and not resume:
-            raise UserError(f"{self.path}: already holds a run: choose another output, or --resume to go on with it")
+            raise UserError(f"{self.path}: already holds a run: choose another output, or continue it with --resume")
         if self.holds_run:
             self._check_same_recipe()
             if not self.finished:
-                self._take()
+                self._lock_folder()
 
     def __enter__(self) -> "RunFolder":
         return self
@@ -80,24 +80,27 @@ class RunFolder:
     def _find_run(self) -> bool:
         return any((self.path / name).exists() for name in RUN_FILES)
 
-    def _take(self) -> None:
-        """Keeps other processes out until this one ends, however it ends."""
+    def _lock_folder(self) -> None:
+        """Keeps other processes out until this one ends, in whatever way."""
         self._lock = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
         try:
             if not lock_file(self._lock):
-                self._warn(f"{self.path}: this disk has no locks: nothing keeps a second run from writing here")
+                self._warn(f"{self.path}: this disk has no locks: nothing prevents a second run from writing here")
         except BlockingIOError as error:
             os.close(self._lock)
             self._lock = None
-            raise UserError(f"{self.path}: another process trains into this folder: wait for it or stop it") from error
+            raise UserError(
+                f"{self.path}: another process is training into this folder: wait for it or stop it"
+            ) from error
 
     @property
     def checkpoint(self) -> Path:
-        """Where the finished model goes."""
+        """The folder of the finished model."""
         return self.path / "checkpoint"
 
     @property
     def finished(self) -> bool:
+        """Whether the run is finished."""
         return self.checkpoint.is_dir()
 
     def _check_same_recipe(self) -> None:
@@ -126,64 +129,66 @@ class RunFolder:
         model_config: Mapping[str, Any] | None = None,
         examples: Mapping[str, ExamplesDigest] | None = None,
     ) -> None:
-        """Writes down recipe and surroundings, or checks that data and bad clips are as they were.
+        """Writes recipe.yaml and run.json of a new run; checks that data and bad clips of a resumed run are unchanged.
 
         components: parameters by component and how many of them each stage trains
-        model_config: the model's config, for a checkpoint holds tensors only
-        examples: what was read, by name
+        model_config: the model's config, which a checkpoint does not contain
+        examples: digests of the examples, by name
+
+        Raises UserError for a resumed run whose data changed.
         """
         if not self.is_first:
             return
-        data = data_hashes(self.recipe)
+        data = hash_data_files(self.recipe)
         if self.holds_run:
-            recorded = self.recorded()["data"]
+            recorded = self.read_facts()["data"]
             for name in sorted(recorded.keys() | data.keys()):
                 if recorded.get(name) != data.get(name):
-                    raise UserError(f"{self.recipe.data.folder}: {name} changed since the run {self.path} began")
+                    raise UserError(f"{self.recipe.data.folder}: {name} changed since the start of the run {self.path}")
             self._check_same_bad_clips(bad)
-            before = self.recorded().get("examples", {})
+            before = self.read_facts().get("examples", {})
             for name, found in (examples or {}).items():
                 if before.get(name, found.sha256) != found.sha256:
                     missing = f" ({len(found.missing)} are missing, {found.missing[0]} first)" if found.missing else ""
                     raise UserError(
-                        f"{name}: other examples, or media files of other sizes{missing}, than when the run "
-                        f"{self.path} began: bring back what it had, or begin another run"
+                        f"{name}: other examples, or media files of other sizes{missing}, than at the start of the run "
+                        f"{self.path}: restore its data, or start another run"
                     )
             return
         import yaml
 
         self.path.mkdir(parents=True, exist_ok=True)
-        self._take()
+        self._lock_folder()
         if self._find_run():
-            raise UserError(f"{self.path}: another process began a run here: choose another output, or --resume")
+            raise UserError(f"{self.path}: another process has started a run here: choose another output, or --resume")
         write_bad_clips(self.path / "bad_clips.jsonl", bad)
-        surroundings = {**surroundings_now(), "fingerprint": self.recipe.fingerprint(), "data": data}
-        surroundings["components"] = dict(components or {})
-        surroundings["model_config"] = dict(model_config or {})
-        surroundings["examples"] = {name: found.sha256 for name, found in (examples or {}).items()}
-        write_file_atomically(self.path / "run.json", json.dumps(surroundings, indent=1) + "\n")
-        # Written last: a folder with a recipe can be resumed.
+        environment = {**describe_environment(), "fingerprint": self.recipe.fingerprint(), "data": data}
+        environment["components"] = dict(components or {})
+        environment["model_config"] = dict(model_config or {})
+        environment["examples"] = {name: found.sha256 for name, found in (examples or {}).items()}
+        write_file_atomically(self.path / "run.json", json.dumps(environment, indent=1) + "\n")
+        # Written last: a folder with a recipe.yaml can be resumed.
         write_file_atomically(self.path / "recipe.yaml", yaml.safe_dump(self.recipe.to_dict(), sort_keys=False))
 
-    def recorded(self) -> dict[str, Any]:
-        """What run.json holds."""
+    def read_facts(self) -> dict[str, Any]:
+        """The content of run.json. Raises UserError if it is damaged."""
         file = self.path / "run.json"
-        return parse_own_json(file.read_text(encoding="utf-8"), file, "put its copy back, or begin another run")
+        return parse_own_json(file.read_text(encoding="utf-8"), file, "restore a copy of it, or start another run")
 
     def _check_same_bad_clips(self, bad: list[BadWindow]) -> None:
         lines = (self.path / "bad_clips.jsonl").read_text(encoding="utf-8").splitlines()
-        # Those with a step were found while training; the others are known before every start.
+        # Those with a step were found during training; the others are found before every start.
         rows = [row for row in map(json.loads, lines) if "step" not in row]
         before = {(row["media"], row["start"], row["end"]) for row in rows}
         now = {(entry.media, entry.start, entry.end) for entry in bad}
         for media, start, end in sorted(before ^ now, key=str):
             raise UserError(
-                f"{media} ({start} to {end} s) became readable or unreadable since the run {self.path} began: "
-                "bring it back as it was, or begin another run"
+                f"{media} ({start} to {end} s) became readable or unreadable since the start of the run {self.path}: "
+                "restore it, or start another run"
             )
 
     def add_bad_clips(self, bad: Sequence[BadWindow], step: int) -> None:
-        """Lists clips that step `step` (from 1) found to be bad, each one once."""
+        """Lists clips that step `step` (from 1) found to be bad, each only once."""
         if not self.is_first:
             return
         file = self.path / "bad_clips.jsonl"
@@ -194,25 +199,25 @@ class RunFolder:
         write_file_atomically(file, "".join(line + "\n" for line in lines))
 
     def record_error(self, message: str, bad_step: Mapping[str, Any] | None = None) -> None:
-        """Keeps the line that a run stopped with, and the facts of a step whose numbers were none."""
+        """Writes the error that ended the run, and the facts of a step whose values were not finite."""
         if not self.is_first:
             return
-        # On a full disk, which may be what stopped it, the line on the console has to do.
+        # The error may be a full disk: then the line on the console must suffice.
         with contextlib.suppress(OSError):
             write_file_atomically(self.path / "error.txt", message + "\n")
             if bad_step is not None:
                 write_file_atomically(self.path / "bad_step.json", json.dumps(bad_step, indent=1) + "\n")
 
     def clear_error(self) -> None:
-        """The run goes on: what stopped it before is past."""
+        """Removes the error of an earlier part of the run."""
         if not self.is_first:
             return
         for name in ("error.txt", "bad_step.json"):
             (self.path / name).unlink(missing_ok=True)
 
 
-def data_hashes(recipe: Recipe) -> dict[str, str]:
-    """SHA-256 of each data set's manifest and of the splits used; of several data sets `NAME/` stands before."""
+def hash_data_files(recipe: Recipe) -> dict[str, str]:
+    """SHA-256 of each data set's manifest and of the splits used; with several data sets, named `NAME/…`."""
     hashes = {}
     for data_set, data in recipe.data.data_sets.items():
         splits = [split for split in (data.train_split, data.validation_split) if split]
@@ -226,7 +231,7 @@ def data_hashes(recipe: Recipe) -> dict[str, str]:
 
 
 def versions() -> dict[str, str]:
-    """Versions of what a run depends on."""
+    """Versions of the packages that a run depends on."""
     found = {"mirasol": mirasol.__version__, "python": platform.python_version()}
     for name in ("torch", "transformers", "tokenizers", "av", "numpy", "safetensors"):
         try:
@@ -236,8 +241,8 @@ def versions() -> dict[str, str]:
     return found
 
 
-def surroundings_now() -> dict[str, Any]:
-    """Versions, hardware, and the commit of this package where it runs from its repository."""
+def describe_environment() -> dict[str, Any]:
+    """Versions, hardware, and the commit of this package if it runs from its repository."""
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     hardware = {
         "machine": platform.machine(),
@@ -245,11 +250,11 @@ def surroundings_now() -> dict[str, Any]:
         "torch_threads": torch.get_num_threads(),
         "gpu": gpu,
     }
-    return {"versions": versions(), "hardware": hardware, "commit": git_commit()}
+    return {"versions": versions(), "hardware": hardware, "commit": find_git_commit()}
 
 
-def git_commit() -> str | None:
-    """Commit of the repository that this package's source lies in, `+changes` where files differ; None without."""
+def find_git_commit() -> str | None:
+    """Commit of the repository of this package's source, with `+changes` if files differ; None without a repository."""
     package = Path(mirasol.__file__).resolve().parent
 
     def git(*arguments: str) -> str | None:
@@ -259,7 +264,7 @@ def git_commit() -> str | None:
             return None
         return result.stdout.strip() if result.returncode == 0 else None
 
-    # An installed package may lie inside somebody else's repository.
+    # An installed package may be inside the repository of another project.
     top = git("rev-parse", "--show-toplevel")
     if top is None or Path(top).resolve() / "src" / "mirasol" != package:
         return None

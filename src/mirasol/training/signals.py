@@ -1,4 +1,4 @@
-"""Being asked to stop: what schedulers and people send to a run, and that it stops between two steps."""
+"""Stop signals, which schedulers and people send to a run, so that it stops between two steps."""
 
 import signal
 import threading
@@ -9,11 +9,11 @@ from mirasol.processes import STOP_SIGNALS
 
 
 class StopSignals:
-    """Notes a stop signal (SIGTERM, SIGUSR1, SIGINT) while open, for a loop that looks at `received` between its steps.
+    """Records a stop signal (SIGTERM, SIGUSR1, SIGINT) in `received` while open; the loop checks it between two steps.
 
-    Until `defer` is called there is nothing to save, and a signal raises Stopped at once. After it, the first signal
-    is noted only; a second one raises Stopped wherever the run is. Signals can be had in the main thread alone:
-    elsewhere the process does with them what it did before.
+    Before `defer` there is nothing to save, and a signal raises Stopped at once. After it, the first signal is only
+    recorded, and a second one raises Stopped immediately. Python handles signals in the main thread only: in another
+    thread nothing changes.
     """
 
     def __init__(self):
@@ -23,7 +23,7 @@ class StopSignals:
 
     def __enter__(self) -> "StopSignals":
         if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._note) for number in STOP_SIGNALS}
+            self._before = {number: signal.signal(number, self._record) for number in STOP_SIGNALS}
         return self
 
     def __exit__(self, kind, error, traceback) -> None:
@@ -31,12 +31,12 @@ class StopSignals:
             signal.signal(number, handler)
 
     def defer(self) -> None:
-        """From here on the loop itself sees to a signal."""
+        """From now on the loop handles the first signal."""
         self._deferred = True
 
-    def _note(self, number: int, frame: FrameType | None) -> None:
+    def _record(self, number: int, frame: FrameType | None) -> None:
         again, self.received = self.received is not None, signal.Signals(number)
         if again:
-            raise Stopped(f"stopped at once by a second {self.received.name}: --resume goes on", number)
+            raise Stopped(f"stopped at once by a second {self.received.name}: continue with --resume", number)
         if not self._deferred:
-            raise Stopped(f"stopped by {self.received.name} before the first step: --resume begins again", number)
+            raise Stopped(f"stopped by {self.received.name} before the first step: start again with --resume", number)
