@@ -240,7 +240,7 @@ def test_a_checkpoint_is_gone_on_with_at_another_size(tmp_path):
     assert larger.model.config.video.image_size == larger.processor.feature_extractor.image_size == 64
     with pytest.raises(UserError, match=r"model\.num_chunks=4: tiny cuts clips into chunks of 0\.5 s"):
         load_initial(recipe_from_dict({**values, "model": {"init": "tiny", "num_chunks": 4}}))
-    with pytest.raises(UserError, match=r"model\.image_size=64 belongs to model\.init"):
+    with pytest.raises(UserError, match=r"model\.image_size=64 needs model\.init"):
         recipe_from_dict({**values, "model": {"image_size": 64}})
     with pytest.raises(UserError, match=r"model\.num_chunks=0 must be positive"):
         recipe_from_dict({**values, "model": {"init": "tiny", "num_chunks": 0}})

@@ -103,9 +103,9 @@ def show_progress(console: Console, title: str, unit: str) -> Iterator[Callable[
         yield report
 
 
-def print_line(out: Any, text: str) -> None:
-    """Prints text as it is: no markup, colours or wrapping. `out` is a `rich.console.Console`."""
-    out.print(text, highlight=False, markup=False, soft_wrap=True)
+def print_line(console: Console, text: str) -> None:
+    """Prints text as it is: no markup, colours or wrapping."""
+    console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
 def count_cores() -> int:

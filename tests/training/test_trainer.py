@@ -333,7 +333,7 @@ def test_on_a_disk_without_locks_a_run_says_so_on_one_line_and_goes_on(values, c
     shutil.rmtree(checkpoint)
     run(values, console, resume=True)
     told = [line for line in console.file.getvalue().splitlines() if "locks" in line]
-    line = f"warning: {values['output']}: this disk has no locks: nothing keeps a second run from writing here"
+    line = f"warning: {values['output']}: this disk has no locks: nothing prevents a second run from writing here"
     assert told == [line, line], "at its begin, and when it goes on"
 
 
