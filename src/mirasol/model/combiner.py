@@ -50,6 +50,7 @@ class AttentionCombiner(nn.Module):
         super().__init__()
         combiner = config.combiner
         self.m, self.scope, self.window, self.depth = combiner.m, combiner.scope, combiner.window, combiner.stack.depth
+        # Position codes are a reading: the supplement does not mention any in the Combiner.
         tokens = config.video.tokens + config.audio.tokens
         self.token_position = nn.Parameter(torch.empty(tokens, combiner.stack.width))
 
@@ -106,8 +107,10 @@ class StackCombiner(AttentionCombiner):
     ) -> Float[Tensor, "batch chunk m width"]:
         tokens = self.tokens(video, audio)
         _, chunks, count, _ = tokens.shape
+        # The paper's figure: the current chunk alone, so that chunks are a second batch axis.
         if self.scope == "chunk":
             return self.stack(tokens.flatten(0, 1), last=self.m).unflatten(0, tokens.shape[:2])
+        # Its text and equation, f_1..f_t → x_t: all chunks are one sequence, and one pass serves all t.
         mask = BlockCausal(chunks, count, count, self.window)
         return self.stack(tokens.flatten(1, 2), mask, last=self.m).unflatten(1, (chunks, self.m))
 
@@ -164,6 +167,7 @@ class ClsCombiner(StackCombiner):
         """The features, then the learned tokens."""
         batch, chunks = video.shape[:2]
         features = self.join(video, audio) + self.positions(chunks, first)
+        # After the features, so that "the last m outputs" are theirs.
         cls = (self.cls + self.chunk_code(chunks, first)).to(features).expand(batch, -1, -1, -1)
         return torch.cat([features, cls], dim=2)
 
@@ -193,6 +197,7 @@ class PerceiverBlock(nn.Module):
         kernels: Kernels = PLAIN,
     ) -> Float[Tensor, "batch latent width"]:
         normed = self.latent_norm(latents)
+        # Keys and values are the features and the latents themselves, as in Flamingo's resampler.
         context = torch.cat([self.feature_norm(features), normed], dim=1)
         mixed, _ = self.attention(normed, self.attention.keys_values(context), mask, kernels=kernels)
         latents = add_branch(latents, self.dropout(mixed), factors, 0)

@@ -25,6 +25,7 @@ class ContrastiveSpace(nn.Module):
         super().__init__()
         settings = config.contrastive
         self.settings = settings
+        # Without biases, as in CLIP.
         self.image_projection = nn.Linear(config.vit.width, settings.width, bias=False)
         self.text_projection = nn.Linear(config.text.stack.width, settings.width, bias=False)
         self.log_temperature = nn.Parameter(torch.empty(1))
@@ -38,6 +39,7 @@ class ContrastiveSpace(nn.Module):
 
     @property
     def temperature(self) -> Float[Tensor, ""]:
+        # In float32: cosines are divided by it, which magnifies its rounding.
         return self.log_temperature.float().exp()[0]
 
     def image(self, features: Float[Tensor, "image patch vit_width"]) -> Float[Tensor, "image width"]:
@@ -48,6 +50,7 @@ class ContrastiveSpace(nn.Module):
         self, hidden: Float[Tensor, "row token text_width"], is_real: Bool[Tensor, "row token"]
     ) -> Float[Tensor, "row width"]:
         """Normalised projections of the mean of each text's hidden states over its real tokens."""
+        # Padding is left out of the mean, unlike in openMaMMUT, so that it changes nothing.
         total = hidden.masked_fill(~is_real[..., None], 0.0).sum(dim=1)
         return F.normalize(self.text_projection(total / is_real.sum(dim=1, keepdim=True).clamp(min=1)), dim=-1)
 

@@ -29,6 +29,7 @@ class ViT(Stack):
         if self.class_token is None:
             return super().forward(self.input_norm(tokens))
         class_token = self.class_token.to(tokens).expand(tokens.shape[0], 1, -1)
+        # Pretrained weights were trained with a class token among the tokens; it is not one of the chunk's features.
         return super().forward(self.input_norm(torch.cat([class_token, tokens], dim=1)))[:, 1:]
 
 
@@ -48,12 +49,14 @@ class ChunkEncoder(nn.Module):
         self.separate = config.audio.backbone == "separate"
         self.patches = AudioPatches(config.audio, adapter.width if self.separate else width)
         self.vit = ViT(config.vit)
+        # From the ViT's width to the Combiner's: one linear for both modalities, or one for each after the adapter.
         self.shared_output = nn.Linear(width, combined) if shared else nn.Identity()
         separate_input = adapter.width != width and not shared and not self.separate
         self.adapter_input = nn.Linear(width, adapter.width) if separate_input else nn.Identity()
         self.audio_adapter = Stack(adapter)
         self.video_output = nn.Identity() if shared else nn.Linear(width, combined)
         self.audio_output = nn.Identity() if shared else nn.Linear(adapter.width, combined)
+        # One vector for all tokens of a missing modality; their positions are added in the Combiner.
         self.missing_video = nn.Parameter(torch.empty(combined))
         self.missing_audio = nn.Parameter(torch.empty(combined))
 
@@ -72,12 +75,15 @@ class ChunkEncoder(nn.Module):
         video, audio = video.to(self.missing_video.dtype), audio.to(self.missing_video.dtype)
         video = video.masked_fill(~video_mask[:, :, None, None, None, None], 0.0).flatten(0, 1)
         audio = audio.masked_fill(~audio_mask[:, :, None, None], 0.0).flatten(0, 1)
+        # Each chunk is encoded on its own, so that chunks are a second batch axis for the ViT: [clip · chunk, token].
         video_features = self.shared_output(self.vit(self.tubes(video)))
         audio_features = self.patches(audio)
+        # "The audio backbone is also reusing the same pre-trained image backbone" (section 4).
         if not self.separate:
             audio_features = self.shared_output(self.vit(audio_features))
         video_features = self.video_output(video_features)
         audio_features = self.audio_output(self.audio_adapter(self.adapter_input(audio_features)))
+        # Back to [clip, chunk, token, width].
         video_features = video_features.unflatten(0, video_mask.shape)
         audio_features = audio_features.unflatten(0, audio_mask.shape)
         return (

@@ -24,13 +24,17 @@ class CausalLatentModel(nn.Module):
         self.stack = Stack(config.latent.stack)
         self.token_position = nn.Parameter(torch.empty(config.combiner.m, width))
         self.hidden_latent = nn.Parameter(torch.empty(width))
+        # The text decoder and the reconstruction use h too: with this linear h itself need not equal the
+        # next chunk's features.
         self.next_latent = nn.Linear(width, width)
 
     def forward(self, x: Float[Tensor, "batch chunk m width"]) -> Float[Tensor, "batch chunk m width"]:
         _, chunks, m, _ = x.shape
+        # Single features, not entire chunks: a reading, since the supplement does not mention the masking of x.
         if self.training and self.mask_ratio > 0:
             hidden = torch.rand(x.shape[:3], device=x.device) < self.mask_ratio
             x = torch.where(hidden[..., None], self.hidden_latent.to(x), x)
+        # The m features of a chunk attend to each other: they have no order in time among themselves.
         mask = BlockCausal(chunks, m, m, self.window)
         return self.stack(self.add_positions(x), mask).unflatten(1, (chunks, m))
 
@@ -38,6 +42,8 @@ class CausalLatentModel(nn.Module):
         self, x: Float[Tensor, "batch chunk m width"], first: int = 0
     ) -> Float[Tensor, "batch token width"]:
         """x plus its position codes, as one sequence; `first` is the number of its first chunk."""
+        # A learned code of the feature within its chunk plus a fixed code of the chunk, as in the Combiner: a clip may
+        # have more chunks than any in training.
         chunk = sinusoid(torch.arange(first, first + x.shape[1], device=x.device), x.shape[-1])
         return (x + self.token_position + chunk[:, None].to(x)).flatten(1, 2)
 

@@ -178,6 +178,7 @@ def latent_loss(
     nothing in common between clips, so such features gain nothing. The price: the value depends on which clips share a
     microbatch over all processes (`peers`, whose longest clip has `chunks` chunks).
     """
+    # h_t against x_{t+1}, so that T chunks give T - 1 pairs. The target is detached: otherwise both sides would move.
     predicted, wanted, mask = predicted[:, :-1].float(), x[:, 1:].detach().float(), chunk_mask[:, 1:]
     if target == "centred":
         wanted, mask = centre_targets(wanted, mask, video_mask[:, 1:], audio_mask[:, 1:], peers, chunks - 1)
@@ -203,6 +204,7 @@ def reconstruction_loss(
     that have the modality. `cosine` compares patch by patch and ignores each patch's contrast; a patch of zeros is at
     distance 1 from everything.
     """
+    # The first chunk of a clip has no prediction, the last prediction no target.
     if step == "next":
         predicted, target, mask = predicted[:, :-1], target[:, 1:], mask[:, 1:]
     predicted, target = predicted.float(), target.float()
@@ -237,6 +239,7 @@ def contrastive_loss(
         logits = logits + bias
     text = torch.arange(texts.shape[0], device=texts.device)
     belongs = text[None, :] == first + torch.arange(images.shape[0], device=images.device)[:, None]
+    # log p of a pair is logsigmoid of its logit, and of the negated logit where the pair does not belong together.
     signed = torch.where(belongs, logits, -logits)
     # (1 - p)^gamma through the logarithm: a power of zero has no finite gradient.
     focus = (gamma * F.logsigmoid(-signed)).exp()
@@ -252,6 +255,7 @@ def sum_cross_entropy(
 ) -> Float[Tensor, ""]:
     """Sum of the tokens' weighted cross-entropies. Label smoothing spreads `smoothing` of each target's weight evenly
     over the vocabulary."""
+    # Logits in float32: a softmax over 256,000 pieces in bf16 would lose the tail.
     logits = to_logits(hidden).float()
     if weights is None:
         return F.cross_entropy(logits, labels, reduction="sum", label_smoothing=smoothing)

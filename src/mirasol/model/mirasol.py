@@ -74,8 +74,11 @@ class MirasolForConditionalGeneration(MirasolPreTrainedModel, MirasolGenerationM
         """
         check_media(video, audio, chunk_mask, self.config)
         features = self.chunk_encoder(video, audio, video_mask & chunk_mask, audio_mask & chunk_mask)
+        # C: f_1..f_t → x_t, m features per chunk (supplement, section 3 and Figure 1).
         x = self.combiner(*features)
+        # "Causal latent model" (section 4): h_t depends on x_1..x_t.
         h = self.latent(x)
+        # The text decoder attends to the m latents of every real chunk: 16 x 32 = 512 in the paper.
         latent_mask = chunk_mask[:, :, None].expand(h.shape[:3])
         return MirasolEncoderOutput(h.flatten(1, 2), latent_mask.flatten(1), x)
 
@@ -170,6 +173,7 @@ class MirasolForConditionalGeneration(MirasolPreTrainedModel, MirasolGenerationM
             self.latent.predict_next(h), x, chunk_mask, video_mask, audio_mask,
             settings.distance, settings.target, totals.get("latent"), **across,
         )  # fmt: skip
+        # "All losses are given equal weight during pretraining"; fine-tuning has the text's "10-fold" (section 4).
         losses.loss = weights.text * losses.text_loss + weights.latent * losses.latent_loss
 
         has_video, has_audio = video_mask & chunk_mask, audio_mask & chunk_mask
@@ -198,6 +202,7 @@ class MirasolForConditionalGeneration(MirasolPreTrainedModel, MirasolGenerationM
         is_target = labels[:, 1:] != IGNORED_LABEL
         targets = hidden[:, :-1][is_target], labels[:, 1:][is_target]
         weights = None if row_weights is None else row_weights[:, None].expand(is_target.shape)[is_target]
+        # "Label smoothing of 0.2" is a matter of fine-tuning (section 4): evaluation compares plain losses.
         smoothing = self.config.text.label_smoothing if self.training else 0.0
         total = None if batch_totals is None else batch_totals.text
         return text_loss(

@@ -27,6 +27,7 @@ class Reconstruction(nn.Module):
         settings, audio = config.reconstruction, config.audio
         width = settings.stack.width
         self.patch, self.grid = settings.patch, settings.grid(config.video.frames_per_chunk)
+        # The queries' learned vectors are also their positions.
         self.queries = nn.Parameter(torch.empty(self.grid[0] * self.grid[1] * self.grid[2], width))
         self.stack = Stack(settings.stack)
         self.pixels = nn.Linear(width, 3 * self.patch[0] * self.patch[1] * self.patch[2])
@@ -43,6 +44,7 @@ class Reconstruction(nn.Module):
         """Patches of the video and, with `reconstruction.audio`, of the spectrogram."""
         count = len(self.queries)
         queries = self.queries if self.audio_queries is None else torch.cat([self.queries, self.audio_queries])
+        # Each chunk is reconstructed from its own h, which depends on all earlier chunks: [clip · chunk, token].
         tokens = torch.cat([h.flatten(0, 1), queries.to(h).expand(len(h) * h.shape[1], -1, -1)], dim=1)
         outputs = self.stack(tokens, last=len(queries)).unflatten(0, h.shape[:2])
         if self.mels is None:
@@ -67,11 +69,13 @@ class Reconstruction(nn.Module):
     ) -> Float[Tensor, "batch chunk patch value"]:
         """Patches of the video, averaged to the frames and the image size of the reconstruction."""
         (t, y, x), (pt, py, px) = self.grid, self.patch
+        # Fewer frames first, then fewer pixels: averaging commutes, and so there is less to interpolate.
         if video.shape[2] != t * pt:
             video = video.unflatten(2, (t * pt, -1)).mean(dim=3)
         if video.shape[-2:] != (y * py, x * px):
             small = F.interpolate(video.flatten(0, 2), size=(y * py, x * px), mode="area")
             video = small.unflatten(0, video.shape[:3])
+        # [batch, chunk, patch, (frame, colour, row, column)], the order of `pixels`' outputs.
         cells = video.unflatten(5, (x, px)).unflatten(4, (y, py)).unflatten(2, (t, pt))
         return cells.permute(0, 1, 2, 5, 7, 3, 4, 6, 8).flatten(5).flatten(2, 4)
 

@@ -30,9 +30,11 @@ def score_candidates(
     prompt_mask = torch.ones_like(prompt_ids) if prompt_mask is None else prompt_mask
     _check_arguments(encoder_outputs, prompt_ids, prompt_mask, candidate_ids, candidate_mask, eos)
     latents, latent_mask = encoder_outputs.last_hidden_state, encoder_outputs.latent_mask
+    # One cache for all candidates: what follows the prompt is cropped away again.
     cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
     length, width = prompt_ids.shape[1], candidate_ids.shape[2]
     hidden, _ = text(prompt_ids, prompt_mask, latents, latent_mask, cache)
+    # The last real token of each prompt, whichever side the padding is on, predicts a candidate's first token.
     place = torch.arange(length, device=prompt_ids.device)
     last = (place * prompt_mask.bool()).argmax(dim=1)
     after_prompt = hidden[torch.arange(len(hidden), device=last.device), last]

@@ -68,6 +68,7 @@ class MirasolStream:
         config = self.model.config
         video, video_mask = self._prepare("video", video, video_mask, config.video.chunk_shape)
         audio, audio_mask = self._prepare("audio", audio, audio_mask, config.audio.chunk_shape)
+        # The chunk encoder has no past; the Combiner and the latent model keep theirs in their states.
         video_features, audio_features = self.model.chunk_encoder(video, audio, video_mask, audio_mask)
         x = self.model.combiner.step(video_features, audio_features, self.combiner_state)
         self._h.append(self.model.latent.step(x, self.latent_state)[:, 0])
@@ -82,6 +83,7 @@ class MirasolStream:
         """
         if not self.chunks:
             raise UserError("the stream is empty: append a chunk before asking")
+        # Oldest first, as `encode` gives them; a ring buffer is not in order.
         h, x = self._h.in_order(), self._x.in_order()
         latent_mask = torch.ones(h.shape[:2], dtype=torch.bool, device=h.device)
         return MirasolEncoderOutput(h, latent_mask, x.unflatten(1, (self._x.kept, -1)))

@@ -45,6 +45,7 @@ class TextBlock(nn.Module):
         self.feed_forward_norm = nn.LayerNorm(stack.width, stack.norm_eps)
         self.feed_forward = FeedForward(stack)
         self.dropout = nn.Dropout(stack.dropout)
+        # MaMMUT's cross-attention is a block of its own after every n-th layer, not a part of each layer.
         self.cross_attention = self.cross_feed_forward = self.cross_latent_norm = None
         if index in config.text.cross_attention_layers:
             self.cross_attention_norm = nn.LayerNorm(stack.width, stack.norm_eps)
@@ -128,6 +129,7 @@ class TextDecoder(nn.Module):
         super().__init__()
         width, latent_width = config.text.stack.width, config.latent.stack.width
         self.embedding = nn.Embedding(config.text.vocab_size, width)
+        # 1024 → 1536 in the 3B model: once here, since the cross-attentions work at the decoder's width.
         self.latent_input = nn.Identity() if latent_width == width else nn.Linear(latent_width, width)
         self.blocks = nn.ModuleList(TextBlock(config, index) for index in range(config.text.stack.depth))
         self.layer_drop = LayerDrop(config.text.stack.layer_drop)
@@ -155,6 +157,7 @@ class TextDecoder(nn.Module):
         lets one row hold several.
         """
         past = int(cache.get_seq_length()) if cache is not None else 0
+        # MaMMUT's generative pass.
         x = self.embedding(ids) if embedded is None else embedded
         mask, positions = make_text_mask(x, attention_mask, past)
         if cache is None or not any(cache.is_updated.values()):  # otherwise their keys are in the cache

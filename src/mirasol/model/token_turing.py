@@ -33,6 +33,7 @@ class TokenLearner(nn.Module):
         self.scores = nn.Linear(hidden, picked)
 
     def forward(self, x: Float[Tensor, "batch token width"]) -> Float[Tensor, "batch picked width"]:
+        # A softmax over the tokens: each picked token is a weighted mean of all.
         scores = self.scores(F.gelu(self.hidden(self.norm(x + self.position))))
         return scores.softmax(dim=1).mT @ x
 
@@ -77,6 +78,7 @@ class TokenTuringCombiner(nn.Module):
         self, features: Float[Tensor, "batch token width"], memory: Float[Tensor, "batch memory width"]
     ) -> tuple[Float[Tensor, "batch m width"], Float[Tensor, "batch memory width"]]:
         """x of one chunk, and the memory after it."""
+        # Read → process → write, each on what the step before gave (Figure 1b).
         inputs = torch.cat([memory.to(features), features + self.token_position], dim=1)
         processed = self.process(self.read(inputs))
         memory = self.write(torch.cat([inputs, processed], dim=1))
@@ -88,6 +90,7 @@ class TokenTuringCombiner(nn.Module):
         video: Float[Tensor, "batch chunk video_token width"],
         audio: Float[Tensor, "batch chunk audio_token width"],
     ) -> Float[Tensor, "batch chunk m width"]:
+        # A loop, not a mask: the memory after chunk t depends on everything before it.
         memory, outputs = self.empty_memory(len(video)), []
         for features in torch.cat([video, audio], dim=2).unbind(dim=1):
             x, memory = self.process_chunk(features, memory)

@@ -22,6 +22,7 @@ from mirasol.model.masks import BlockCausal
 
 def sinusoid(positions: Real[Tensor, "*shape"], width: int, tau: float = 10_000.0) -> Float[Tensor, "*shape width"]:
     """Fixed sin/cos code of scalar positions; `width` is even."""
+    # The code of the original Transformer, with all sines before all cosines.
     frequencies = tau ** -(torch.arange(width // 2, device=positions.device, dtype=torch.float32) / (width // 2))
     angles = positions.float()[..., None] * frequencies
     return torch.cat([angles.sin(), angles.cos()], dim=-1)
@@ -40,8 +41,10 @@ class Attention(nn.Module):
         super().__init__()
         self.heads = stack.heads
         self.dropout = stack.attention_rate
+        # heads x head_width may differ from the width: the Token Turing Machine has 12 heads of 64 at width 1024.
         inner = stack.heads * stack.head_width
         self.query = nn.Linear(stack.width, inner, bias=stack.bias)
+        # Keys and values in one matrix product, since they always have the same input.
         self.key_value = nn.Linear(stack.width, 2 * inner, bias=stack.bias)
         self.output = nn.Linear(inner, stack.width, bias=stack.bias)
 
@@ -79,6 +82,7 @@ class Attention(nn.Module):
     ) -> tuple[Float[Tensor, "batch query width"], Float[Tensor, "batch head query key"] | None]:
         """The output for projected queries, keys and values, and on request the weights, which are then computed
         eagerly whatever the implementation."""
+        # The functional kernels do not know the training mode.
         dropout = self.dropout if self.training else 0.0
         if with_weights:
             mixed, weights = attend_eagerly(queries, *keys_values, mask, dropout)
@@ -113,6 +117,7 @@ class FeedForward(nn.Module):
     def __init__(self, stack: StackConfig):
         super().__init__()
         self.gated, self.activation = stack.gated, ACTIVATIONS[stack.activation]
+        # A gated hidden layer is computed together with its gate, hidden features first.
         self.hidden = nn.Linear(stack.width, stack.hidden * (2 if stack.gated else 1), bias=stack.bias)
         self.output = nn.Linear(stack.hidden, stack.width, bias=stack.bias)
 
@@ -154,6 +159,7 @@ class LayerDrop(nn.Module):
             return [None] * blocks
         rates = self.rate * torch.arange(1, blocks + 1, device=x.device) / blocks
         rates = rates[:, None, None, None, None]
+        # Drawn here for all blocks at once, so that a compiled layer draws nothing and one graph serves all rates.
         kept = torch.rand(blocks, branches, x.shape[0], 1, 1, device=x.device) >= rates
         return (kept / (1 - rates)).to(x.dtype).unbind()
 
@@ -200,6 +206,7 @@ class Block(nn.Module):
         self, x: Float[Tensor, "batch token width"], cache: KeyValueCache, last: int, kernels: Kernels = PLAIN
     ) -> Float[Tensor, "batch query width"]:
         """The same for one more chunk, which attends to those in the cache: the outputs of its `last` tokens."""
+        # Earlier chunks do not attend to this one, so that their keys and values in the cache never change.
         normed = self.attention_norm(x)
         keys_values = cache.append(self.attention.keys_values(normed))
         mixed, _ = self.attention(normed[:, -last:], keys_values, kernels=kernels)
@@ -224,6 +231,7 @@ class Stack(nn.Module):
     ) -> Float[Tensor, "batch query width"]:
         """The outputs of all tokens, or of the `last` tokens of each chunk (without a mask the sequence is one chunk);
         the last block then computes no others, since nothing reads them."""
+        # The Combiner keeps m of hundreds of outputs per chunk: the last of its 8 blocks would waste most of its work.
         *first, final = self.blocks
         *first_factors, factors = self.layer_drop(x, len(self.blocks), Block.branches)
         kernels = choose_kernels(x, self.blocks)

@@ -19,6 +19,7 @@ from mirasol.model.transformer import sinusoid
 
 def tube_centres(tube: TubeConfig, video: VideoConfig, device: torch.device | None = None) -> Float[Tensor, "token 3"]:
     """Centre (t, y, x) of every tube of one kind, in frames and pixels, in the order of its convolution's outputs."""
+    # A centre lies between two pixels where the kernel is even, hence the half steps.
     axes = [
         offset + stride * torch.arange(count, dtype=torch.float32, device=device) + (kernel - 1) / 2
         for count, kernel, stride, offset in zip(
@@ -34,6 +35,7 @@ def tube_centres(tube: TubeConfig, video: VideoConfig, device: torch.device | No
 
 def centre_code(centres: Float[Tensor, "token 3"], width: int) -> Float[Tensor, "token width"]:
     """TubeViT's fixed position code: width // 6 frequencies for sin and cos of each of t, y, x, then zeros."""
+    # Widths of the paper's ViTs, 1280 and 1024, do not divide by 6.
     code = sinusoid(centres, 2 * (width // 6)).flatten(-2)
     return F.pad(code, (0, width - code.shape[-1]))
 
@@ -95,6 +97,7 @@ class VideoTubes(nn.Module):
         code = centre_code(tube_centres(tube, self.video), self.width)
         if self.learned_position is None:
             return code
+        # MaMMUT's gate starts at zero, so that pretrained positions are unchanged when training begins.
         code = code.to(self.learned_position)
         if not tube.flat:
             return code
@@ -112,9 +115,11 @@ class VideoTubes(nn.Module):
         self.video = video
 
     def forward(self, video: Float[Tensor, "batch frame 3 height width_px"]) -> Float[Tensor, "batch token width"]:
+        # Convolutions take channels before time: [batch, 3, frame, height, width].
         volume = video.transpose(1, 2)
         tokens = []
         for tube, projection in zip(self.video.tubes, self.projections, strict=True):
+            # The offset moves the first tube away from the corner; there is no padding at the other end.
             t, y, x = tube.offset
             tokens.append(projection(volume[:, :, t:, y:, x:]).flatten(2).transpose(1, 2))
         tokens = torch.cat(tokens, dim=1)
@@ -155,6 +160,7 @@ class AudioPatches(nn.Module):
         self.position = nn.Parameter(torch.empty(audio.tokens, width))
 
     def forward(self, audio: Float[Tensor, "batch mel_frame mel"]) -> Float[Tensor, "batch token width"]:
+        # Patches in rows of time, mel bands running fastest: [batch, patch, mel_frame · mel].
         frames, mels = self.patch
         patches = audio.unflatten(2, (-1, mels)).unflatten(1, (-1, frames)).transpose(2, 3).flatten(3).flatten(1, 2)
         return self.projection(patches) + self.position
