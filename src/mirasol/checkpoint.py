@@ -6,12 +6,12 @@ Finding a checkpoint needs the standard library only; PyTorch and transformers a
 from __future__ import annotations
 
 import importlib.resources
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mirasol.errors import UserError
+from mirasol.json_values import InvalidJson, parse_json
 
 if TYPE_CHECKING:
     import torch
@@ -102,8 +102,8 @@ def read_config(folder: Path) -> MirasolConfig:
 
     file = folder / "config.json"
     try:
-        values: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        values: dict[str, Any] = parse_json(file.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, InvalidJson) as error:
         raise UserError(f"{file}: not JSON ({error})") from error
     kind = values.get("model_type") if isinstance(values, dict) else None
     if kind != MirasolConfig.model_type:
@@ -162,7 +162,7 @@ def _load_processor(folder: Path, config: MirasolConfig) -> MirasolProcessor:
             raise UserError(f"{folder}: has no {name}: save the processor with the model")
     try:
         processor = MirasolProcessor.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except Exception as error:  # transformers' and tokenizers' own: AttributeError, RecursionError, bare Exception
         reason = " ".join(str(error).split())[:300]
         raise UserError(f"{folder}: its processor cannot be loaded: {reason}") from error
     _check_processor(folder, config, processor)

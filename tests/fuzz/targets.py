@@ -24,10 +24,6 @@ IMAGES = ("png", "jpg", "webp", "bmp")
 WINDOWS = ((0.31, 0.62), (0.7, 0.9))
 
 
-class LongMessage(Exception):
-    """A UserError of more than one line, or an endless one."""
-
-
 def gather(attempts: Iterator[Callable[[], object]]) -> list[str]:
     """The outcome of each attempt: "read", "noted" where there are notes, or the class of the UserError."""
     outcomes = []
@@ -39,8 +35,6 @@ def gather(attempts: Iterator[Callable[[], object]]) -> list[str]:
                 value = attempt()
             outcomes.append("noted" if getattr(value, "notes", ()) else "read")
         except UserError as error:
-            if "\n" in str(error) or len(str(error)) > 3000:
-                raise LongMessage(repr(str(error))[:500]) from error
             outcomes.append(type(error).__name__)
     return outcomes
 
@@ -158,8 +152,9 @@ def _prediction_attempts(root: Path, dataset: str) -> Iterator[Callable[[], obje
     from mirasol.evaluation.evaluate import score_file
     from mirasol.evaluation.metrics import format_scores
 
+    split = "train" if dataset == "epic_sounds" else "test"  # whose labels are the challenge server's
     for file in sorted(root.glob("pred.*")):
-        yield lambda file=file: format_scores(score_file(read_dataset(dataset, root, "test"), file))
+        yield lambda file=file: format_scores(score_file(read_dataset(dataset, root, split), file))
 
 
 def exercise_recipe(root: Path, name: str) -> list[str]:

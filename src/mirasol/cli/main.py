@@ -33,6 +33,7 @@ COMMANDS = {
     "init": init,
     "export": export,
 }
+LONGEST_MESSAGE = 2000
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -124,8 +125,15 @@ def _silence_libraries() -> None:
         os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
 
 
+def _shorten(message: str) -> str:
+    """A message on one line of bounded length, with control characters as escapes: it may quote a file's content."""
+    line = " ".join(message.split())
+    line = "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in line)
+    return line if len(line) <= LONGEST_MESSAGE else f"{line[: LONGEST_MESSAGE // 2]} … {line[-LONGEST_MESSAGE // 2 :]}"
+
+
 def _stop(message: str | None, code: int) -> None:
     """Ends with one line on stderr, or without one if another process of the run has reported the error."""
     if message is not None:
-        sys.stderr.write(f"mirasol: {' '.join(message.split())}\n")
+        sys.stderr.write(f"mirasol: {_shorten(message)}\n")
     raise SystemExit(code) from None

@@ -128,7 +128,9 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: no such recipe file")
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except RecursionError as error:
+        raise UserError(f"{path}: not a recipe: nested too deeply") from error
+    except (yaml.YAMLError, UnicodeDecodeError, ValueError) as error:  # of dates that do not exist, of endless numbers
         raise UserError(f"{path}: not a YAML file: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
         raise UserError(
@@ -166,6 +168,8 @@ def _check_keys(values: Any, kind: type, prefix: str, where: str) -> None:
             raise UserError(f"{where}: unknown key {prefix + str(key)!r}{nearest_name(str(key), list(fields), prefix)}")
         if typing.get_origin(hints[key]) is dict and not isinstance(value, Mapping):
             raise UserError(f"{where}: {prefix}{key}: expected a mapping of names, got {value!r}")
+        if value is None and types.NoneType not in typing.get_args(hints[key]):
+            raise UserError(f"{where}: {prefix}{key}: null, expected {_type_name(hints[key])}")
     for key, value, inner in _parts(values, kind):
         _check_keys(value, inner, f"{prefix}{key}.", where)
     for name, f in fields.items():

@@ -2,7 +2,6 @@
 
 import contextlib
 import functools
-import json
 import os
 import re
 import tarfile
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from mirasol.errors import BadClip
+from mirasol.json_values import parse_json
 
 IMAGE = (".jpg", ".jpeg", ".png", ".webp")
 _MEMBER = re.compile(r"(.+?\.tar)/(.+)", re.IGNORECASE)
@@ -78,7 +78,7 @@ def _tar_index(path: Path, size: int, changed: int) -> TarIndex:
 def _written_index(path: Path, size: int) -> dict[str, tuple[int, int]] | None:
     """The members that the index file of a tar of `size` bytes tells; None where there is none, or one of another."""
     try:
-        index = json.loads(index_file(path).read_bytes())
+        index = parse_json(index_file(path).read_bytes())
         if index["tar"] != path.name or index["bytes"] != size:
             return None
         return {name: (int(offset), int(length)) for name, (offset, length, _) in index["members"].items()}

@@ -4,7 +4,9 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -145,7 +147,8 @@ def _read_matrix(path: Path, examples: Sequence[Example]) -> dict[str, Predictio
     wrong = f"{path}: not an array of numbers as written by numpy.save"
     try:
         scores = np.load(path, allow_pickle=False)
-    except (ValueError, OSError, EOFError, MemoryError) as error:  # MemoryError: a corrupt header may claim any size
+    # A corrupt header may claim any size, is parsed as Python, or makes the file an archive.
+    except (ValueError, OSError, EOFError, MemoryError, SyntaxError, TokenError, BadZipFile) as error:
         raise UserError(wrong) from error
     if not isinstance(scores, np.ndarray):  # an archive of several
         raise UserError(wrong)

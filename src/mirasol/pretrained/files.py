@@ -1,6 +1,5 @@
 """Reads weight files of other models, and the configs next to them."""
 
-import json
 import pickle
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,7 @@ import torch
 from torch import Tensor
 
 from mirasol.errors import UserError
+from mirasol.json_values import InvalidJson, parse_json
 
 INDEX = "model.safetensors.index.json"
 PICKLED = (".bin", ".pt", ".pth", ".ckpt")
@@ -17,10 +17,10 @@ PICKLED = (".bin", ".pt", ".pth", ".ckpt")
 def read_json(file: Path) -> dict[str, Any]:
     """The object in a JSON file. Raises UserError if it cannot be read or is something else."""
     try:
-        values = json.loads(file.read_text(encoding="utf-8"))
+        values = parse_json(file.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"{file}: cannot be read ({error.strerror})") from error
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (UnicodeDecodeError, InvalidJson) as error:
         raise UserError(f"{file}: not JSON ({error})") from error
     if not isinstance(values, dict):
         raise UserError(f"{file}: not a JSON object")

@@ -15,6 +15,7 @@ from typing import Any
 
 from mirasol.data.example import Example
 from mirasol.data.media_files import index_file
+from mirasol.json_values import parse_json
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -93,7 +94,7 @@ class ShardJob:
 def finished_index(tar: Path) -> dict[str, Any] | None:
     """The index of a shard that is there whole; None where it still has to be written."""
     try:
-        index = json.loads(index_file(tar).read_bytes())
+        index = parse_json(index_file(tar).read_bytes())
         return index if tar.stat().st_size == index["bytes"] else None
     except (OSError, ValueError, KeyError, TypeError):
         return None

@@ -1,7 +1,6 @@
 """A data set that `mirasol data shard` wrote: the same examples as the data set it was made from."""
 
 import hashlib
-import json
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -112,7 +111,7 @@ def _lines(path: Path, shown: str, wanted: str) -> Iterator[tuple[int, Any]]:
             f"is not what was written (another hash than in {MANIFEST}): cut short or changed", shown
         )
     for line, text in enumerate(content.splitlines(), start=1):
-        yield line, json.loads(text)
+        yield line, parse_json(text)
 
 
 def _example(row: Mapping[str, Any], held: Mapping[str, Any], classes: tuple[str, ...], lost: Counter[str]) -> Example:

@@ -1,7 +1,6 @@
 """Whether shards are still what `mirasol data shard` wrote: tars against indices, bytes against hashes."""
 
 import hashlib
-import json
 from collections import Counter
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ from mirasol.data.media_files import index_file, open_member, scan_tar
 from mirasol.data.shards.read import read_manifest
 from mirasol.errors import BadClip
 from mirasol.files import hash_file
+from mirasol.json_values import parse_json
 
 _BLOCK = 2**20  # read at a time: members may be videos of many gigabytes
 
@@ -61,8 +61,13 @@ def _member_problems(path: Path, name: str, hashes: bool) -> list[tuple[str, str
         return [("wrong index", error.reason, "")]
     if not index_file(path).is_file():
         return []
+    try:
+        listed = parse_json(index_file(path).read_bytes())["members"]
+        entries = [(member, offset, size, digest) for member, (offset, size, digest) in listed.items()]
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return [("wrong index", "its index file cannot be read", "")]
     problems = []
-    for member, (offset, size, digest) in json.loads(index_file(path).read_bytes())["members"].items():
+    for member, offset, size, digest in entries:
         if there.get(member) != (offset, size):
             held = "is missing" if member not in there else "lies elsewhere"
             problems.append(("wrong index", f"{held} in the tar, unlike its index says", member))
