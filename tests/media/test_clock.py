@@ -285,6 +285,15 @@ def test_wrapped_times_of_a_transport_stream(tmp_path):
     assert numbers[-1] > 90
 
 
+def test_a_stream_that_begins_before_zero(tmp_path):
+    """Some writers store the few milliseconds of encoder delay as times of 26.5 hours."""
+    stamps = [(0, 0.04 * k) for k in range(50)]
+    early = [(1, 95_443.66), *((1, 0.04 * k) for k in range(50))]
+    times = place([*stamps, *early])
+    assert times[50] == pytest.approx(-0.04)
+    assert times[51:] == pytest.approx([0.04 * k for k in range(50)])
+
+
 def test_reported_joined_files(faults):
     for name in ("discont.ts", "chained.opus"):
         clip = read(faults / name)

@@ -119,6 +119,13 @@ def _is_stray(own: list[_Piece], number: int) -> bool:
     return short and comes_back and -BACKWARD_SECONDS <= after.first_decoded - before.decoded <= STRAY_SECONDS
 
 
+def _is_wrapped_start(own: list[_Piece]) -> bool:
+    """Whether a stream begins with a few packets from before zero, which writers may store as the highest times."""
+    if len(own) < 2 or own[0].count > STRAY_PACKETS:
+        return False
+    return own[1].first_decoded - own[0].decoded < -ABSURD_SECONDS
+
+
 def _merge_pauses(own: list[_Piece], index: int, pieces: dict[int, list[_Piece]]) -> list[_Piece]:
     """The pieces of one stream, those joined again between which it only paused."""
     kept: list[_Piece] = []
@@ -150,7 +157,9 @@ def _all_jump(piece: _Piece, others: list[list[_Piece]]) -> bool:
 
 def _shift_recordings(kept: dict[int, list[_Piece]]) -> tuple[dict[int, float], tuple[float, ...]]:
     """Seconds to add to each piece (by identity), and where the recordings meet on the rising clock."""
-    shifts: dict[int, float] = {id(own[0]): 0.0 for own in kept.values() if own}
+    shifts: dict[int, float] = {}
+    for own in (own for own in kept.values() if own):
+        shifts[id(own[0])] = own[1].begin - own[0].end if _is_wrapped_start(own) else 0.0
     current = dict.fromkeys(kept, 0)  # which recording a stream is in
     recordings: list[tuple[float, float]] = [(0.0, 0.0)]  # where each begins as stored, and its shift
     joints: list[float] = []
@@ -159,6 +168,9 @@ def _shift_recordings(kept: dict[int, list[_Piece]]) -> tuple[dict[int, float], 
         own = kept[piece.stream]
         before = own[number - 1]
         reached = before.end + shifts[id(before)]
+        if number == 1 and _is_wrapped_start(own):
+            shifts[id(piece)] = 0.0
+            continue
         if _is_stray(own, number):
             shifts[id(piece)] = reached - piece.begin
             continue
