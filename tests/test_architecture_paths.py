@@ -12,7 +12,6 @@ import pytest
 
 import mirasol
 from mirasol.cli.main import main
-from mirasol.training import build
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 SOURCE = Path(mirasol.__file__).resolve().parent
@@ -93,17 +92,12 @@ def test_a_clip_goes_from_file_to_answer(shapes, decoding_here):
     assert find_missed_step(steps, calls) is None
 
 
-run_is_built_once = pytest.mark.skipif(not hasattr(build, "build_run"), reason="the page is ahead of the trainer")
-
-
-@run_is_built_once
 def test_a_clip_goes_from_file_to_loss(training_calls):
     steps = read_steps("One clip, from file to loss")
     assert len(steps) > 15
     assert find_missed_step(steps, training_calls) is None
 
 
-@run_is_built_once
 def test_a_learning_rate_goes_from_recipe_to_weights(training_calls):
     steps = read_steps("One learning rate, from recipe to weight update")
     assert len(steps) > 7
