@@ -35,6 +35,8 @@ PREDICTION_FILES = {
     WUPS: "predictions.wups.jsonl",
     CANDIDATES: "predictions.candidates.jsonl",
 }
+# Baselines with a column in text tables and a line in charts.
+MAIN_BASELINES = ("chance", "train blind", "most frequent answer")
 WUPS_THRESHOLD = 0.9  # of the second of the two numbers that papers print
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 
@@ -486,15 +488,24 @@ def collect_columns(
 
 
 def format_scores(scores: ProtocolScores, controls: Mapping[str, ProtocolScores] | None = None) -> str:
-    """The numbers as a text table: percent (except d-prime) with 95 % intervals, then baselines and controls."""
+    """The numbers as a text table: percent (except d-prime) with 95 % intervals, then main baselines and controls.
+
+    The other baselines follow in a line. Headings of several words take two lines, which keeps the table narrow.
+    """
     columns = collect_columns(scores, controls or {})
-    cells = [["", "score", "95 % interval", "n", *columns]]
+    others = {name: estimate for name, estimate in scores.baselines.items() if name not in MAIN_BASELINES}
+    columns = {name: values for name, values in columns.items() if name not in others}
+    headings = ["", "score", "95 % interval", "n", *columns]
+    cells = [[" ".join(heading.split()[:-1]) for heading in headings], [heading.split(" ")[-1] for heading in headings]]
     for name, estimate in scores.metrics.items():
-        others = [format_number(name, values[name]) for values in columns.values()]
-        cells.append(
-            [name, format_number(name, estimate.value), _format_interval(name, estimate), str(estimate.n), *others]
-        )
-    return f"{scores.protocol}, headline: {scores.headline}\n{format_table(cells)}"
+        numbers = [format_number(name, values[name]) for values in columns.values()]
+        interval = _format_interval(name, estimate)
+        cells.append([name, format_number(name, estimate.value), interval, str(estimate.n), *numbers])
+    lines = [f"{scores.protocol}, headline: {scores.headline}", format_table(cells)]
+    if others:
+        listed = ", ".join(f"{name} {format_number(name, estimate.value)}" for name, estimate in others.items())
+        lines.append(f"baselines over all questions: {listed}")
+    return "\n".join(lines)
 
 
 def format_number(name: str, value: float | None) -> str:

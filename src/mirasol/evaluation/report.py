@@ -28,6 +28,7 @@ from mirasol.evaluation.figures import (
 from mirasol.evaluation.intervals import mean_intervals
 from mirasol.evaluation.metrics import (
     CANDIDATES,
+    MAIN_BASELINES,
     Estimate,
     JudgedAnswer,
     ProtocolScores,
@@ -47,8 +48,6 @@ LENGTH_BINS = 5
 MOST_CONFUSIONS = 15
 MOST_CLASSES = 600  # of a confusion matrix; in a larger one nothing can be seen
 MOST_UNUSABLE = 20
-# Baselines drawn as upright lines in the chart of scores.
-BASELINE_LINES = ("chance", "train blind", "most frequent answer")
 # The question types of shapes and sounds, in the order of the page and with their meaning.
 TYPE_MEANINGS = {
     "sight": "what is seen",
@@ -273,7 +272,7 @@ def collect_bars(
                 estimate.low,
                 estimate.high,
                 colours.get(name, "soft" if colours else "accent"),
-                lines={key: columns[key][name] for key in BASELINE_LINES if key in columns},
+                lines={key: columns[key][name] for key in MAIN_BASELINES if key in columns},
                 marks={key: values[name] for key, values in columns.items() if key in controls},
             )
         )
