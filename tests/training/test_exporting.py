@@ -2,8 +2,11 @@
 
 import json
 import os
+import pickle
 import shlex
 import shutil
+import sys
+import types
 
 import pytest
 import torch
@@ -13,8 +16,9 @@ from safetensors.torch import load_file
 from transformers import AutoModelForSeq2SeqLM, AutoProcessor
 
 from mirasol.cli.main import main
-from mirasol.config.recipe_io import recipe_from_dict
+from mirasol.config.recipe_io import load_recipe, recipe_from_dict
 from mirasol.errors import UserError
+from mirasol.training.checkpoint_io import Piece, ShardReader
 from mirasol.training.export import export_run
 from mirasol.training.trainer import train
 
@@ -110,6 +114,38 @@ def test_the_best_is_the_one_with_the_highest_accuracy(run, tmp_path):
     folder = export_run(copy, tmp_path / "best", best=True)
     # After 2 steps it was better, but that checkpoint is gone.
     assert json.loads((folder / "training.json").read_text())["steps"] == 4
+
+
+def write_as_version_0_1(run, monkeypatch):
+    """Turns a run's folder into what the first version wrote: other recipe keys, and in `.metadata` another name of the
+    module that `Piece` is in."""
+    recipe = yaml.safe_load((run / "recipe.yaml").read_text())
+    for stage in recipe["stages"].values():
+        stage["window"] = {"segment": "slot"}.get(stage["span"], stage.pop("span"))
+    recipe["data"]["source"] = recipe["data"].pop("dataset")
+    (run / "recipe.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False))
+    folders = list(run.glob("checkpoints/step-*"))
+    found = {folder: ShardReader(folder).read_metadata() for folder in folders}
+    with monkeypatch.context() as patched:
+        patched.setitem(sys.modules, "mirasol.training.shard_files", types.SimpleNamespace(Piece=Piece))
+        patched.setattr(Piece, "__module__", "mirasol.training.shard_files")
+        for folder, metadata in found.items():
+            (folder / ".metadata").write_bytes(pickle.dumps(metadata))
+    assert folders and all(b"training.shard_files" in (folder / ".metadata").read_bytes() for folder in folders)
+
+
+def test_a_run_of_an_older_version_is_exported_but_not_resumed(run, tmp_path, console, monkeypatch):
+    copy = shutil.copytree(run, tmp_path / "run")
+    write_as_version_0_1(copy, monkeypatch)
+    early = load_file(export_run(run, tmp_path / "early", step=4) / "model.safetensors")
+    old = load_file(export_run(copy, tmp_path / "old", step=4) / "model.safetensors")
+    assert old.keys() == early.keys() and all(torch.equal(old[name], early[name]) for name in old)
+    recipe = load_recipe(copy / "recipe.yaml", [f"output={copy}"])
+    assert train(recipe, resume=True, console=console) == copy / "checkpoint", "it is finished"
+    shutil.rmtree(copy / "checkpoint")
+    with pytest.raises(UserError, match=r"older version of mirasol \(recipe.yaml has .*\): finish it with") as caught:
+        train(recipe, resume=True, console=console)
+    assert "\n" not in str(caught.value)
 
 
 def test_what_cannot_be_exported_is_an_error_and_leaves_nothing(run, tmp_path):

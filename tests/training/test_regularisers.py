@@ -1,7 +1,6 @@
 """A stage's regularisers: they reach the model and the batches, the same whoever loads them and however a run ends."""
 
 import dataclasses
-import itertools
 import json
 import re
 from pathlib import Path
@@ -24,6 +23,7 @@ from mirasol.data.mixup import mixed, own_share, partner, with_partners
 from mirasol.data.sampler import Batch, BatchPlan
 from mirasol.errors import UserError
 from mirasol.media.feature_extractor import MirasolFeatureExtractor
+from mirasol.training import trainer
 from mirasol.training.stages import Regularisers, check_augmentation
 from mirasol.training.trainer import train
 
@@ -249,9 +249,9 @@ def test_mixed_batches_ask_both_clips_questions_in_their_shares():
 
 def test_the_plan_counts_the_partners_rows_and_the_larger_pictures(values):
     given = Assumptions(chunks=6)
-    plain = find_step_shape(recipe_from_dict(values), "questions", CONFIG, given, None, [])[0]
+    plain = find_step_shape(recipe_from_dict(values), "questions", CONFIG, given, None, [])
     values["stages"]["questions"]["augment"] = {"mixup": 0.5}
-    mixing = find_step_shape(recipe_from_dict(values), "questions", CONFIG, given, None, [])[0]
+    mixing = find_step_shape(recipe_from_dict(values), "questions", CONFIG, given, None, [])
     assert mixing == dataclasses.replace(plain, questions=2 * plain.questions)
     assert count_clip_bytes(CONFIG, 6, crop=0.5) - count_clip_bytes(CONFIG, 6) == 6 * 4 * 3 * (46**2 - 32**2)
 
@@ -293,15 +293,14 @@ def test_a_regularised_run_resumes_to_the_same_bits(values, console, tmp_path, m
         pass
 
     values["output"] = str(tmp_path / "cut")
-    steps = itertools.count()
-    enter = Regularisers.enter
+    take_step = trainer.training_step
 
-    def killing(self, stage):
-        if next(steps) == 3:
+    def killing(run, batch):
+        if batch.step == 3:
             raise Killed
-        enter(self, stage)
+        return take_step(run, batch)
 
-    monkeypatch.setattr(Regularisers, "enter", killing)
+    monkeypatch.setattr(trainer, "training_step", killing)
     with pytest.raises(Killed):
         train(recipe_from_dict(values), console=console)
     monkeypatch.undo()
