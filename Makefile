@@ -4,11 +4,17 @@ BIN := .venv/bin
 STAMP := .venv/.current
 # Where `make demo` works; `make demo OUTPUT=runs/another` keeps an earlier demo.
 OUTPUT ?= runs/demo
+# What `make fuzz` reads: cases (of media; a tenth of the others), their seed, most minutes for each kind, and where it
+# keeps its progress, from which it goes on.
+N ?= 10000
+SEED ?= 1
+MINUTES ?= 120
+FUZZ ?= runs/fuzz
 # How many tests run at a time.
 WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test lint format check-slow bench
+.PHONY: help venv demo test lint format check-slow fuzz bench
 
 help:
 	@echo "make demo        render shapes and sounds, train the tiny model on them, evaluate it, write $(OUTPUT)/report.html"
@@ -16,6 +22,7 @@ help:
 	@echo "make lint        check style and formatting"
 	@echo "make format      mend style and formatting"
 	@echo "make check-slow  run the tests that take minutes"
+	@echo "make fuzz        read N=10000 damaged files and a tenth as many other inputs; resumes (docs/robustness.md)"
 	@echo "make bench       run the benchmarks"
 	@echo "make venv        set up .venv (every target above does so itself)"
 
@@ -47,6 +54,9 @@ format: venv
 check-slow: venv
 	@$(BIN)/python -m pip install -qq --disable-pip-version-check --editable '.[dev,prepare]' --constraint constraints.txt
 	@$(BIN)/python -m pytest -m slow
+
+fuzz: venv
+	@$(BIN)/python tests/fuzz/fuzz.py --count $(N) --seed $(SEED) --minutes $(MINUTES) --folder $(FUZZ)
 
 bench: venv
 	@set -e; for benchmark in benchmarks/[a-z]*.py; do echo "$$benchmark"; $(BIN)/python "$$benchmark"; done

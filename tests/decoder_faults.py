@@ -129,3 +129,28 @@ class FaultsToInstall:
 
     def __reduce__(self):
         return install_faults, self.arguments
+
+
+def _is_changed(root: Path) -> bool:
+    return (root / "recipe.yaml").read_bytes().startswith(bytes(8))
+
+
+def crash_if_changed(root: Path, name: str) -> list[str]:
+    """Crashes at a recipe that begins with zeros."""
+    if _is_changed(root):
+        crash()
+    return ["read"]
+
+
+def fail_if_changed(root: Path, name: str) -> list[str]:
+    """Fails at a recipe that begins with zeros."""
+    if _is_changed(root):
+        fail()
+    return ["read"]
+
+
+def write_if_changed(root: Path, name: str) -> list[str]:
+    """Writes beside the folder of a recipe that begins with zeros."""
+    if _is_changed(root):
+        (root.parent / "outside").write_text("")
+    return ["read"]
