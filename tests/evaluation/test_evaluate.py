@@ -101,7 +101,7 @@ def test_the_screen_is_not_flooded(untrained, multiple_choice, tmp_path, capsys)
     main(["evaluate", str(untrained), "nextqa_mc", str(root), "--skip-controls", "--max-new-tokens", "2"])
     told = " ".join(capsys.readouterr().err.split())
     assert told.count("no media file of") == 20
-    assert "missing media: 11 more; run `mirasol data check DATASET ROOT --json` for the full list" in told
+    assert "missing media: 11 more: run `mirasol data check DATASET ROOT --json` for the full list" in told
 
 
 def test_both_protocols_are_stated_beside_their_numbers(evaluated):
