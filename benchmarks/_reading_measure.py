@@ -21,9 +21,9 @@ from mirasol.config.recipe_io import recipe_from_dict
 from mirasol.data.clip_cache import ClipCache
 from mirasol.data.example import Example
 from mirasol.data.example_table import Arrays, ExampleTable
+from mirasol.data.frame_memory import release_frames
 from mirasol.data.loader import StepBatches, make_loader
 from mirasol.data.sampler import BatchPlan
-from mirasol.data.transport import give_back
 from mirasol.errors import BadClip
 from mirasol.media.feature_extractor import MirasolFeatureExtractor
 
@@ -77,14 +77,14 @@ def time_loader(batches: StepBatches, steps: int) -> float:
     """
     ahead = 2 * WORKERS + 1
     items = DataLoader.__iter__(make_loader(batches, range(ahead + steps), WORKERS, prefetch=2))
-    give_back(*next(items)[1:])
+    release_frames(next(items)[1]["video"])
     pids = find_descendants([child.pid for child in multiprocessing.active_children()])
     before, now = 0.0, measure_processor_seconds(pids)
     while now - before > 0.03:
         time.sleep(1.5)
         before, now = now, measure_processor_seconds(pids)
     for _ in range(ahead + steps - 1):
-        give_back(*next(items)[1:])
+        release_frames(next(items)[1]["video"])
     return (measure_processor_seconds(pids) - now) / steps
 
 
@@ -160,7 +160,7 @@ def measure_latencies(root: Path, media: list[str], count: int, repeats: int | N
     plan = BatchPlan(make_recipe(root, count + 16 * 100, 16), index)
     result = {"examples": len(index), "index_bytes_per_example": index.nbytes / len(index)}
     result["plan_seconds"] = time.perf_counter() - begin
-    handle = pickle.dumps(plan.stored(root / "index"))
+    handle = pickle.dumps(plan.store(root / "index"))
     del plan, index
     result["handle_bytes"] = len(handle)
     for name, sample in (("first", 0), ("resume", count)):

@@ -8,14 +8,14 @@ import time
 
 import pytest
 
-from mirasol.processes import process_context
+from mirasol.processes import make_process_context
 
 # Without `if __name__ == "__main__"`: run again in a helper, it would start helpers of its own.
 SCRIPT = """
 from concurrent.futures import ProcessPoolExecutor
-from mirasol.processes import process_context
+from mirasol.processes import make_process_context
 print("main", flush=True)
-with ProcessPoolExecutor(2, mp_context=process_context()) as pool:
+with ProcessPoolExecutor(2, mp_context=make_process_context()) as pool:
     print(sum(pool.map(abs, [-1, -2, -3])), flush=True)
 """
 
@@ -31,8 +31,8 @@ def test_the_main_module_is_not_run_again_in_a_helper(way, tmp_path):
 # Two helpers that sleep, and their process ids on stdout.
 SLEEPERS = """
 import time
-from mirasol.processes import process_context
-context = process_context()
+from mirasol.processes import make_process_context
+context = make_process_context()
 helpers = [context.Process(target=time.sleep, args=(900,)) for _ in range(2)]
 for helper in helpers:
     helper.start()
@@ -67,7 +67,7 @@ def test_helpers_leave_signals_to_their_parent_and_end_with_it():
 
 
 def test_a_helper_can_be_ended():
-    helper = process_context().Process(target=time.sleep, args=(900,), daemon=True)
+    helper = make_process_context().Process(target=time.sleep, args=(900,), daemon=True)
     helper.start()
     helper.terminate()
     helper.join(timeout=300)
@@ -77,8 +77,8 @@ def test_a_helper_can_be_ended():
 # Its helper holds on to the interpreter's lock, so that nothing within it can end it.
 STUCK = """
 import os, sys
-from mirasol.processes import process_context
-helper = process_context().Process(target=sum, args=(range(10**15),), daemon=True)
+from mirasol.processes import make_process_context
+helper = make_process_context().Process(target=sum, args=(range(10**15),), daemon=True)
 helper.start()
 print(helper.pid, flush=True)
 """

@@ -59,6 +59,6 @@ class _Context(SpawnContext):
     Process = HelperProcess
 
 
-def process_context() -> SpawnContext:
+def make_process_context() -> SpawnContext:
     """The multiprocessing context of all helpers. Not a fork: one of a process with threads, as torch has, may hang."""
     return _Context()

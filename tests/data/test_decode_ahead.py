@@ -82,7 +82,7 @@ def cached_batches(values, examples, data_root, shared_cache) -> StepBatches:
 @pytest.fixture
 def ahead_batches(cached_batches, data_root, tmp_path) -> StepBatches:
     """The same without a cache, and its examples in files."""
-    plan = cached_batches.plan.stored(tmp_path / "examples")
+    plan = cached_batches.plan.store(tmp_path / "examples")
     return StepBatches(plan, ClipCache(None, data_root, SETTINGS), MirasolFeatureExtractor(**SETTINGS))
 
 

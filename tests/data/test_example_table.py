@@ -55,8 +55,8 @@ def test_clips_are_those_that_grouping_gives(examples):
 def test_a_stored_table_travels_as_the_name_of_its_files(examples, tmp_path):
     many = [replace(example, id=f"{number}{example.id}") for number in range(2000) for example in examples]
     table = ExampleTable.of(many)
-    stored = table.stored(tmp_path / "examples")
-    clips = table.clips(~table.windowed).stored(tmp_path / "clips", stored)
+    stored = table.store(tmp_path / "examples")
+    clips = table.clips(~table.windowed).store(tmp_path / "clips", stored)
     assert len(pickle.dumps(clips)) < 10_000 < table.nbytes < len(pickle.dumps(table))
     elsewhere = pickle.loads(pickle.dumps(clips))
     assert list(elsewhere) == group_by_clip(example for example in many if example.start is example.end is None)
@@ -65,8 +65,8 @@ def test_a_stored_table_travels_as_the_name_of_its_files(examples, tmp_path):
 
 
 def test_storing_anew_leaves_whoever_reads_the_old_files_in_peace(examples, tmp_path):
-    first = ExampleTable.of(examples).stored(tmp_path)
-    second = ExampleTable.of(examples[:2]).stored(tmp_path)
+    first = ExampleTable.of(examples).store(tmp_path)
+    second = ExampleTable.of(examples[:2]).store(tmp_path)
     assert first == examples
     assert second == examples[:2]
 

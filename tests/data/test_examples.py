@@ -14,7 +14,7 @@ from mirasol.data.clip_cache import ClipCache
 from mirasol.data.datasets.folder import read_examples
 from mirasol.data.example import Example
 from mirasol.data.sampler import pick_target
-from mirasol.data.splits import read_split, tokenizer_texts
+from mirasol.data.splits import collect_tokenizer_texts, read_split
 from mirasol.errors import UserError
 
 
@@ -72,13 +72,13 @@ def test_a_random_target_is_drawn_anew_and_repeatably():
     drawn = [pick_target(example, 1, "stage", position).target for position in range(60)]
     assert set(drawn) == {"x", "y", "z"}
     assert drawn == [pick_target(example, 1, "stage", position).target for position in range(60)]
-    assert tokenizer_texts([example]) == ["what?", "x", "x", "y", "z"]
+    assert collect_tokenizer_texts([example]) == ["what?", "x", "x", "y", "z"]
 
 
 def test_a_shared_class_list_counts_once_for_the_tokenizer():
     classes = ("red", "blue")
     examples = [Example(str(n), "a.mp4", None, None, "what?", "red", candidates=classes) for n in range(3)]
-    assert tokenizer_texts(examples) == ["what?", "red", "red", "blue", "what?", "red", "what?", "red"]
+    assert collect_tokenizer_texts(examples) == ["what?", "red", "red", "blue", "what?", "red", "what?", "red"]
 
 
 def test_a_tars_member_decodes_to_the_tensors_of_the_file(shapes, tmp_path):

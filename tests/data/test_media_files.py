@@ -6,20 +6,20 @@ import tarfile
 import pytest
 
 from mirasol.data.media_files import (
-    named_otherwise,
+    find_stored_file,
+    has_wrong_extension,
     open_media_file,
     read_member,
-    split_member,
-    stored_file,
-    tar_index,
+    read_tar_index,
+    split_member_path,
 )
 from mirasol.errors import BadClip
 
 
 def test_an_extension_is_compared_with_the_content():
-    assert named_otherwise("a.mp4", "matroska")
-    assert not named_otherwise("a.MKV", "matroska")
-    assert not named_otherwise("a.xyz", "")
+    assert has_wrong_extension("a.mp4", "matroska")
+    assert not has_wrong_extension("a.MKV", "matroska")
+    assert not has_wrong_extension("a.xyz", "")
 
 
 @pytest.fixture
@@ -40,7 +40,7 @@ def test_a_member_can_be_opened_as_a_file_that_goes_away(shard, tmp_path):
         assert path.suffix == ".mp4"
     assert not path.exists()
     assert read_member(shard, "a.mp4", 6) == b"filmfi"
-    assert stored_file(tmp_path, "shards/00000.tar/a.mp4") == shard
+    assert find_stored_file(tmp_path, "shards/00000.tar/a.mp4") == shard
     with pytest.raises(BadClip, match="has no member b.mp4"), open_media_file(tmp_path, "shards/00000.tar/b.mp4"):
         pass
     with pytest.raises(BadClip, match="no such file"), open_media_file(tmp_path, "shards/1.tar/b.mp4"):
@@ -52,8 +52,8 @@ def test_a_folder_may_be_called_like_a_tar(tmp_path):
     (tmp_path / "x.tar" / "a.mp4").write_bytes(b"film")
     with open_media_file(tmp_path, "x.tar/a.mp4") as path:
         assert path == tmp_path / "x.tar" / "a.mp4"
-    assert split_member("x.tar/a.mp4") == ("x.tar", "a.mp4")
-    assert split_member("x/a.mp4") is None
+    assert split_member_path("x.tar/a.mp4") == ("x.tar", "a.mp4")
+    assert split_member_path("x/a.mp4") is None
 
 
 @pytest.mark.parametrize(
@@ -61,11 +61,11 @@ def test_a_folder_may_be_called_like_a_tar(tmp_path):
 )
 def test_a_tar_cut_anywhere_says_so_and_gives_whole_members_alone(shard, length, members):
     whole = shard.read_bytes()
-    assert tar_index(shard).cut == ""
+    assert read_tar_index(shard).cut == ""
     shard.write_bytes(whole[:length])
-    index = tar_index(shard)
+    index = read_tar_index(shard)
     assert index.cut
     assert set(index.members) == members
     shard.write_bytes(b"no tar")
     with pytest.raises(BadClip, match="not a tar file"):
-        tar_index(shard)
+        read_tar_index(shard)

@@ -118,9 +118,11 @@ def test_a_single_data_set_is_walked_as_it_was_before_there_were_mixtures(recipe
     # The order of runs of earlier versions: those resumed must not see other clips.
     plan = BatchPlan(recipe, examples)
     [table] = plan.mixtures["questions"].clips.values()
-    from mirasol.data.randomness import permuted
+    from mirasol.data.randomness import permute_index
 
-    expected = [table[permuted(index, len(table), recipe.seed, "order", "questions", 0)].media for index in range(3)]
+    expected = [
+        table[permute_index(index, len(table), recipe.seed, "order", "questions", 0)].media for index in range(3)
+    ]
     assert [clip.media for clip in plan.batch(3).clips] == expected
 
 

@@ -8,32 +8,43 @@ import pytest
 from mirasol.config.recipe import Stage
 from mirasol.config.recipe_io import recipe_from_dict
 from mirasol.data.example import ClipExamples, Example
-from mirasol.data.randomness import hash64, permuted, uniform
+from mirasol.data.randomness import draw_uniform, hash64, permute_index
 from mirasol.data.sampler import BatchPlan, draw_questions, drop_modality
 from mirasol.errors import UserError
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 7, 64, 65, 1000])
 def test_permuted_is_a_permutation_and_depends_on_its_key(size):
-    first = [permuted(index, size, 1, "a") for index in range(size)]
+    first = [permute_index(index, size, 1, "a") for index in range(size)]
     assert sorted(first) == list(range(size))
     if size > 10:
-        second = [permuted(index, size, 2, "a") for index in range(size)]
+        second = [permute_index(index, size, 2, "a") for index in range(size)]
         fixed = sum(a == b for a, b in zip(first, second, strict=True))
         assert fixed < size / 4
 
 
 def test_permuted_sends_an_index_anywhere():
-    places = Counter(permuted(0, 5, key) for key in range(2000))
+    places = Counter(permute_index(0, 5, key) for key in range(2000))
     assert all(300 < places[k] < 500 for k in range(5))
 
 
 def test_hashes_are_fixed_and_tell_types_and_places_apart():
     # Fixed numbers: a change would silently change every run that is resumed.
     assert hash64(0, "order", 1) == 10577087362255649123
-    assert [permuted(place, 10, 0, "order") for place in range(10)] == [8, 1, 2, 7, 0, 6, 5, 3, 9, 4]
-    assert len({hash64(1, 2), hash64("1", 2), hash64(2, 1), hash64(12), hash64(1, "2")}) == 5
-    assert 0 < uniform("x") < 1
+    assert [permute_index(place, 10, 0, "order") for place in range(10)] == [8, 1, 2, 7, 0, 6, 5, 3, 9, 4]
+    assert (
+        len(
+            {
+                hash64(1, 2),
+                hash64("1", 2),
+                hash64(2, 1),
+                hash64(12),
+                hash64(1, "2"),
+            }
+        )
+        == 5
+    )
+    assert 0 < draw_uniform("x") < 1
 
 
 def test_batches_are_a_pure_function_of_recipe_and_step(recipe, examples):

@@ -19,7 +19,7 @@ from mirasol.cost.plan import find_step_shape
 from mirasol.data.clip_cache import ClipCache
 from mirasol.data.example import ClipExamples, Example
 from mirasol.data.loader import ClipAugment, StepBatches, make_loader
-from mirasol.data.mixup import mixed, own_share, partner, with_partners
+from mirasol.data.mixup import add_partners, draw_own_share, find_partner, mix_clips
 from mirasol.data.sampler import Batch, BatchPlan
 from mirasol.errors import UserError
 from mirasol.media.feature_extractor import MirasolFeatureExtractor
@@ -184,7 +184,7 @@ def test_a_share_of_the_rows_is_what_it_is_in_the_whole(augmenting, examples, ca
     whole_batch, whole = batches_of(augmenting, examples, cache)[4]
     for rows in ([0], [2], [1, 2], [2, 0]):
         batch, media = batches_of(augmenting, examples, cache, rows=lambda _, rows=rows: rows)[4]
-        assert batch.only(range(len(rows))) == whole_batch.only(rows) == batch
+        assert batch.select_rows(range(len(rows))) == whole_batch.select_rows(rows) == batch
         for name, value in media.items():
             assert torch.equal(value, whole[name][rows][:, : value.shape[1]]), name
             assert not whole[name][rows][:, value.shape[1] :].any(), "no more than padding was cut off"
@@ -226,7 +226,7 @@ def test_mixed_clips_keep_their_length_and_modalities():
     """Clip 0 is longer than its partner 1; clip 1 has no sound, clip 2 no picture, so those two share nothing."""
     media = media_of([4, 2, 3], [True, True, False], [True, False, True])
     before = {name: value.clone() for name, value in media.items()}
-    batch, result = mixed(batch_of(3), media, range(3), range(3), 3, [0.7, 0.8, 0.9])
+    batch, result = mix_clips(batch_of(3), media, range(3), range(3), 3, [0.7, 0.8, 0.9])
     assert same(media, before)
     assert all(torch.equal(result[name], media[name]) for name in ("chunk_mask", "video_mask", "audio_mask"))
     torch.testing.assert_close(result["video"][0, :2], 0.7 * media["video"][0, :2] + 0.3 * media["video"][1, :2])
@@ -240,11 +240,11 @@ def test_mixed_clips_keep_their_length_and_modalities():
 
 def test_mixed_batches_ask_both_clips_questions_in_their_shares():
     media = media_of([2, 2], [True, True], [True, True])
-    batch, _ = mixed(batch_of(2), media, range(2), range(2), 2, [0.75, 0.5])
+    batch, _ = mix_clips(batch_of(2), media, range(2), range(2), 2, [0.75, 0.5])
     assert batch.prompts == [["p0", "p1"], ["p1", "p0"]]
     assert batch.targets == [["t0", "t1"], ["t1", "t0"]]
     assert batch.row_weights == [0.75, 0.25, 0.5, 0.5]
-    assert batch.only([1]).row_weights == [0.5, 0.5] and batch.only([1]).prompts == [["p1", "p0"]]
+    assert batch.select_rows([1]).row_weights == [0.5, 0.5] and batch.select_rows([1]).prompts == [["p1", "p0"]]
 
 
 def test_the_plan_counts_the_partners_rows_and_the_larger_pictures(values):
@@ -258,15 +258,15 @@ def test_the_plan_counts_the_partners_rows_and_the_larger_pictures(values):
 
 def test_partners_are_others_and_are_loaded_once():
     for clips in range(2, 6):
-        assert sorted(partner(row, clips) for row in range(clips)) == list(range(clips))
-        assert all(partner(row, clips) != row for row in range(clips))
-    assert with_partners([0, 1], 4) == [0, 1, 2] and with_partners([3], 4) == [3, 0]
-    assert with_partners(range(4), 4) == [0, 1, 2, 3]
+        assert sorted(find_partner(row, clips) for row in range(clips)) == list(range(clips))
+        assert all(find_partner(row, clips) != row for row in range(clips))
+    assert add_partners([0, 1], 4) == [0, 1, 2] and add_partners([3], 4) == [3, 0]
+    assert add_partners(range(4), 4) == [0, 1, 2, 3]
 
 
 def test_shares_are_those_of_the_beta_distribution():
-    shares = torch.tensor([own_share(0.5, seed) for seed in range(4000)])
-    assert shares.min() >= 0.5 and own_share(0.5, 3) == own_share(0.5, 3)
+    shares = torch.tensor([draw_own_share(0.5, seed) for seed in range(4000)])
+    assert shares.min() >= 0.5 and draw_own_share(0.5, 3) == draw_own_share(0.5, 3)
     # The larger half of Beta(1/2, 1/2), the arcsine distribution: its mean is 1/2 + 1/pi.
     assert shares.mean() == pytest.approx(0.5 + 1 / torch.pi, abs=0.01)
 

@@ -48,7 +48,7 @@ def test_memory_stays_flat_over_20000_clips(data_root, examples, tmp_path):
         }
     )
     settings = MirasolConfig.preset("tiny").media_settings()
-    plan = BatchPlan(recipe, many).stored(tmp_path / "examples")
+    plan = BatchPlan(recipe, many).store(tmp_path / "examples")
     batches = StepBatches(plan, ClipCache(None, data_root, settings), MirasolFeatureExtractor(**settings))
     curves: dict[str, list[float]] = {}
     workers: list[int] = []

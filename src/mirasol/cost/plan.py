@@ -23,7 +23,7 @@ from mirasol.cost.memory import (
     count_weight_bytes,
 )
 from mirasol.cost.step import StepCost, StepShape, count_step_cost
-from mirasol.data.check import media_facts
+from mirasol.data.check import check_media_file
 from mirasol.data.example import Example
 from mirasol.data.sampler import BatchPlan
 from mirasol.data.splits import read_data
@@ -233,7 +233,7 @@ def find_chunks(config: MirasolConfig, recipe: Recipe, clips: Sequence[Example] 
     for clip in some[:SAMPLED_CLIPS]:
         end = clip.end
         if end is None:
-            end = media_facts(recipe.data.folder, clip.media).seconds
+            end = check_media_file(recipe.data.folder, clip.media).seconds
         if end is not None:
             found.append(cut_into_chunks(clip.start or 0.0, end, grid).num_chunks)
     if found:

@@ -13,7 +13,7 @@ from mirasol.data.datasets.contract import AnnotationError, DatasetSplit, Proble
 from mirasol.data.datasets.files import Files
 from mirasol.data.datasets.registry import find_adapter, list_listed_splits, read_listed_split
 from mirasol.data.example import Example
-from mirasol.data.media_files import is_image, named_otherwise, open_media_file
+from mirasol.data.media_files import has_wrong_extension, is_image, open_media_file
 from mirasol.data.shards.verify import shard_problems
 from mirasol.errors import BadClip, UserError
 from mirasol.files import hash_file
@@ -126,13 +126,13 @@ def _entry(dataset: DatasetSplit | None) -> dict[str, Any]:
     return {
         "examples": len(dataset.annotated),
         "videos": len({example.video_name for example in dataset.annotated}),
-        "types": types_of(dataset),
+        "types": count_types(dataset),
         "published": {key: value for key, value in known.items() if value},
         "facts": dict(dataset.facts),
     }
 
 
-def types_of(dataset: DatasetSplit) -> dict[str, int]:
+def count_types(dataset: DatasetSplit) -> dict[str, int]:
     """How many examples each question type has; of each class, where the data set is one of classes or labels."""
     if dataset.protocol in ("classes", "labels"):
         counted = Counter(label for e in dataset.annotated for label in e.references or (e.target,) if label)
@@ -156,14 +156,14 @@ def _open_all(
     media = list(dict.fromkeys(example.media for dataset in datasets for example in dataset.examples))
     facts = []
     with ThreadPoolExecutor(max(workers, 1)) as pool:
-        for done, fact in enumerate(pool.map(lambda name: media_facts(root, name), media), start=1):
+        for done, fact in enumerate(pool.map(lambda name: check_media_file(root, name), media), start=1):
             facts.append(fact)
             if progress is not None:
                 progress(done, len(media))
     return facts
 
 
-def media_facts(root: Path, media: str) -> MediaFacts:
+def check_media_file(root: Path, media: str) -> MediaFacts:
     """Opens a media file, decoding one picture of it; what cannot be read has a `reason`."""
     size, kind = 0, ""
     try:
@@ -192,7 +192,7 @@ def _media_problems(root: Path, datasets: Sequence[DatasetSplit], facts: Sequenc
         if fact.reason:
             kind = "not media" if fact.kind == "html" else "undecodable"
             problems.append(Problem(kind, fact.reason, fact.media, examples=examples[fact.media]))
-        elif named_otherwise(fact.media, fact.kind):
+        elif has_wrong_extension(fact.media, fact.kind):
             problems.append(Problem("named otherwise", f"holds {fact.kind}: read by content", fact.media))
         if fact.stated is not None:
             message = f"its header says {fact.stated:.3f} s, it holds {fact.seconds:.3f} s: all of it is read"
@@ -201,7 +201,7 @@ def _media_problems(root: Path, datasets: Sequence[DatasetSplit], facts: Sequenc
             problems.append(Problem("ends early", f"{fact.cut_short}; read as all there is", fact.media))
     problems += _cut_short(datasets, facts)
     problems += _outside(datasets, {fact.media: fact.seconds for fact in facts if fact.seconds is not None})
-    for group in identical_files(root, facts):
+    for group in find_identical_files(root, facts):
         message = f"the same bytes as {', '.join(group[1:4])}" + (
             f" and {len(group) - 4} more" if len(group) > 4 else ""
         )
@@ -243,7 +243,7 @@ def _outside(datasets: Sequence[DatasetSplit], seconds: dict[str, float]) -> lis
     return problems
 
 
-def identical_files(root: Path, facts: Iterable[MediaFacts]) -> list[list[str]]:
+def find_identical_files(root: Path, facts: Iterable[MediaFacts]) -> list[list[str]]:
     """Groups of media whose bytes are the same; only those of one size are read."""
     by_size: dict[int, list[str]] = defaultdict(list)
     for fact in facts:

@@ -20,13 +20,13 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from mirasol.config.media import MediaConfig
-from mirasol.data.media_files import is_image, open_media_file, stored_file
+from mirasol.data.media_files import find_stored_file, is_image, open_media_file
 from mirasol.data.workers import WorkerFailed, WorkerStatus
 from mirasol.errors import BadClip, UserError
 from mirasol.files import copy_folder_permissions, lock_file
 from mirasol.media.feature_extractor import MirasolFeatureExtractor
 from mirasol.media.timeline import cut_into_chunks
-from mirasol.processes import process_context
+from mirasol.processes import make_process_context
 
 CACHE_FORMAT = 1
 TENSORS = ("video", "audio", "video_mask", "audio_mask")
@@ -100,7 +100,7 @@ class ClipCache:
     def file(self, window: Window) -> Path:
         """Where the window's tensors lie, or would. Raises BadClip where the media file is missing."""
         try:
-            facts = stored_file(self.root, window[0]).stat()
+            facts = find_stored_file(self.root, window[0]).stat()
         except OSError as error:
             raise BadClip(self.root / window[0], "no such file") from error
         key = [CACHE_FORMAT, *window, facts.st_size, facts.st_mtime_ns, self.settings]
@@ -259,7 +259,7 @@ class ClipCache:
         return first, first + len(wanted) - 1
 
 
-def named(window: Window) -> str:
+def describe_window(window: Window) -> str:
     """A window as messages name it."""
     media, start, end = window
     if start is None and end is None:
@@ -319,7 +319,7 @@ def _decode_all(jobs: Sequence[tuple[Window, tuple]], workers: int, seconds: flo
         for window, job in jobs:
             yield window, _decode(job)
         return
-    context, status = process_context(), WorkerStatus(workers)
+    context, status = make_process_context(), WorkerStatus(workers)
     pool = ProcessPoolExecutor(
         workers, mp_context=context, initializer=_begin_decoding, initargs=(status, context.Value("i", 0))
     )
@@ -332,7 +332,7 @@ def _decode_all(jobs: Sequence[tuple[Window, tuple]], workers: int, seconds: flo
             future = ended.get(timeout=seconds)
             yield running[future], future.result()
     except queue.Empty:
-        stuck = status.named()
+        stuck = status.describe()
         status.kill_workers()
         raise WorkerFailed(
             f"no clip decoded within batch_seconds={seconds:g}: being decoded are {stuck}: "
@@ -340,7 +340,7 @@ def _decode_all(jobs: Sequence[tuple[Window, tuple]], workers: int, seconds: flo
         ) from None
     except BrokenProcessPool as error:
         raise WorkerFailed(
-            f"a process that decodes clips died, out of memory perhaps; being decoded were {status.named()}"
+            f"a process that decodes clips died, out of memory perhaps; being decoded were {status.describe()}"
         ) from error
     finally:
         pool.shutdown(cancel_futures=True)
@@ -361,7 +361,7 @@ _status: WorkerStatus | None = None
 
 
 def _decode_reporting(job: tuple[str, Window, str, str]) -> str | None:
-    with _status.at(named(job[1])):
+    with _status.at(describe_window(job[1])):
         return _decode(job)
 
 

@@ -11,7 +11,7 @@ from operator import attrgetter
 from pathlib import Path
 
 from mirasol.data.example import Example
-from mirasol.data.media_files import open_media_file, stored_file
+from mirasol.data.media_files import find_stored_file, open_media_file
 from mirasol.files import hash_file
 
 
@@ -23,7 +23,7 @@ class ExamplesDigest:
     missing: tuple[str, ...] = ()
 
 
-def examples_digest(
+def digest_examples(
     root: Path, examples: Sequence[Example], media: Iterable[str] | None = None, contents: bool = False
 ) -> ExamplesDigest:
     """SHA-256 of the examples as they are read, and of name and size of each media file that they name.
@@ -49,7 +49,7 @@ def examples_digest(
 
 def _size(root: Path, media: str) -> int | None:
     """Bytes of the file that holds the media, None where there is none."""
-    for path in (f"{root}/{media}", stored_file(root, media)):  # few lie in a tar, so the path is tried first
+    for path in (f"{root}/{media}", find_stored_file(root, media)):  # few lie in a tar, so the path is tried first
         try:
             facts = os.stat(path)
         except OSError:

@@ -35,7 +35,7 @@ class Arrays:
         """(name, array) of all of them."""
         return self._arrays.items()
 
-    def stored(self, folder: Path) -> "Arrays":
+    def store(self, folder: Path) -> "Arrays":
         """The same arrays, mapped from files that this writes."""
         folder.mkdir(parents=True, exist_ok=True)
         for name, array in self._arrays.items():
@@ -123,9 +123,9 @@ class ExampleTable(Sequence[Example]):
         """Size in bytes, the class lists left out."""
         return sum(array.nbytes for _, array in self.arrays.items())
 
-    def stored(self, folder: Path) -> "ExampleTable":
+    def store(self, folder: Path) -> "ExampleTable":
         """The same table, in files of `folder` instead of in memory."""
-        return ExampleTable(self.arrays.stored(folder), self.types, self._class_lists)
+        return ExampleTable(self.arrays.store(folder), self.types, self._class_lists)
 
     def without(self, windows: Iterable[tuple[str, float | None, float | None]]) -> "ExampleTable":
         """The examples about other clips than these."""
@@ -181,9 +181,9 @@ class ClipTable(Sequence[ClipExamples]):
             example = self.examples[int(self._arrays["rows"][start])]
             yield example.media, example.start, example.end
 
-    def stored(self, folder: Path, examples: ExampleTable) -> "ClipTable":
+    def store(self, folder: Path, examples: ExampleTable) -> "ClipTable":
         """The same table over `examples`, which are the same as its own, in files of `folder`."""
-        return ClipTable(examples, self._arrays.stored(folder))
+        return ClipTable(examples, self._arrays.store(folder))
 
 
 class _Packer:

@@ -10,16 +10,16 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from mirasol.config.recipe import Recipe
-from mirasol.data.clip_cache import BadWindow, ClipCache, UnreadableWindow, Window, named
-from mirasol.data.mixup import mixed, own_share, with_partners
-from mirasol.data.sampler import Batch, BatchPlan, clip_seed, names_any
-from mirasol.data.transport import FrameMemory, FrameRows, give_back, packed, unpacked
+from mirasol.data.clip_cache import BadWindow, ClipCache, UnreadableWindow, Window, describe_window
+from mirasol.data.frame_memory import FrameMemory, FrameRows, release_frames
+from mirasol.data.mixup import add_partners, draw_own_share, mix_clips
+from mirasol.data.sampler import Batch, BatchPlan, compute_clip_seed, mentions_any
 from mirasol.data.workers import WorkerStatus
 from mirasol.errors import BadClip, UserError
 from mirasol.media.augment import augment_clip, compute_decode_size
 from mirasol.media.feature_extractor import MirasolFeatureExtractor
 from mirasol.media.tokenizer import TextRows
-from mirasol.processes import process_context
+from mirasol.processes import make_process_context
 
 OTHER = {"video": "audio", "audio": "video"}
 # Bad clips in a row, drawn anew each time, that show the data to be wrong rather than some of it.
@@ -52,9 +52,9 @@ class ClipAugment:
 
     def __call__(self, tensors: Mapping[str, Tensor], batch: Batch, row: int) -> dict[str, Tensor]:
         augment = self.recipe.stages[batch.stage].augment
-        if augment.flip_except and names_any(batch.clips[row], augment.flip_except):
+        if augment.flip_except and mentions_any(batch.clips[row], augment.flip_except):
             augment = replace(augment, flip=0.0, flip_except=[])
-        return augment_clip(tensors, augment, self.image_size, clip_seed(self.recipe.seed, batch, row))
+        return augment_clip(tensors, augment, self.image_size, compute_clip_seed(self.recipe.seed, batch, row))
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,9 @@ class StepBatches(Dataset):
     ):
         self.texts = texts
         self.plan, self.extractor, self.root = plan, extractor, cache.root
-        self.caches = {name: cache.at_size(size) for name, size in decoded_sizes(plan.recipe, extractor).items()}
+        self.caches = {
+            name: cache.at_size(size) for name, size in compute_decoded_sizes(plan.recipe, extractor).items()
+        }
         self.rows, self.augment, self.status, self.on_bad = rows, augment, status, on_bad
         self._bad: dict[Window, str] = {}
 
@@ -124,8 +126,8 @@ class StepBatches(Dataset):
         batch = self.plan.batch(step)
         count, alpha = len(batch.clips), self.plan.recipe.stages[batch.stage].augment.mixup
         rows = range(count) if self.rows is None else self.rows(step)
-        loaded = with_partners(rows, count) if alpha else rows
-        batch = batch.only(loaded)
+        loaded = add_partners(rows, count) if alpha else rows
+        batch = batch.select_rows(loaded)
         clips, frames = [], FrameRows(len(batch.clips), memory)
         for row in range(len(batch.clips)):
             batch, tensors = self._clip(batch, row)
@@ -140,8 +142,8 @@ class StepBatches(Dataset):
             if modality is not None and media[f"{OTHER[modality]}_mask"][row].any():
                 media[f"{modality}_mask"][row] = False
         if alpha:
-            seeds = [clip_seed(self.plan.recipe.seed, batch, place) for place in range(len(rows))]
-            batch, media = mixed(batch, media, rows, loaded, count, [own_share(alpha, seed) for seed in seeds])
+            seeds = [compute_clip_seed(self.plan.recipe.seed, batch, place) for place in range(len(rows))]
+            batch, media = mix_clips(batch, media, rows, loaded, count, [draw_own_share(alpha, seed) for seed in seeds])
         return batch, media if self.texts is None else {**media, **self.texts(batch)}
 
     def _clip(self, batch: Batch, row: int) -> tuple[Batch, dict[str, Tensor]]:
@@ -162,19 +164,19 @@ class StepBatches(Dataset):
                     f"step {batch.step + 1}: {attempt} clips in a row cannot be read, the last is "
                     f"{self.root / bad.media}: {bad.reason}"
                 )
-            batch = self.plan.instead(batch, row, attempt, bad)
+            batch = self.plan.replace_clip(batch, row, attempt, bad)
             attempt += 1
 
     def _load(self, batch: Batch, row: int, window: Window) -> dict[str, Tensor]:
         if window in self._bad:
             raise BadClip(self.root / window[0], self._bad[window])
-        text = f"step {batch.step + 1}, {named(window)}"
+        text = f"step {batch.step + 1}, {describe_window(window)}"
         with contextlib.nullcontext() if self.status is None else self.status.at(text):
             tensors = self.caches[batch.stage].load(*window)
             return tensors if self.augment is None else self.augment(tensors, batch, row)
 
 
-def decoded_sizes(recipe: Recipe, extractor: MirasolFeatureExtractor) -> dict[str, int]:
+def compute_decoded_sizes(recipe: Recipe, extractor: MirasolFeatureExtractor) -> dict[str, int]:
     """How large, in pixels, each stage needs its frames decoded: larger than the model takes them where it crops."""
     return {
         name: compute_decode_size(extractor.image_size, stage.augment.crop) for name, stage in recipe.stages.items()
@@ -190,9 +192,9 @@ def _as_is(item):
     return item
 
 
-class _Told(Dataset):
-    """The steps in compact form, packed to travel; an error of the user's is an item too, or a worker would wrap it in
-    its traceback."""
+class CompactSteps(Dataset):
+    """The steps in compact form, as workers send them; a UserError is an item too, or the worker would wrap it in its
+    traceback."""
 
     def __init__(self, batches: StepBatches, memory: FrameMemory | None):
         self.batches, self.memory = batches, memory
@@ -200,16 +202,15 @@ class _Told(Dataset):
     def __len__(self) -> int:
         return len(self.batches)
 
-    def __getitem__(self, step: int) -> tuple[Batch, Any, dict[str, Tensor]] | UserError:
+    def __getitem__(self, step: int) -> tuple[Batch, dict[str, Tensor]] | UserError:
         try:
-            batch, media = self.batches.compact(step, self.memory)
+            return self.batches.compact(step, self.memory)
         except UserError as error:
             return error
-        return batch, *packed(media)
 
 
 class StepLoader(DataLoader):
-    """A DataLoader over `_Told` that raises the errors it is told, and makes the batches ready on `device`."""
+    """A DataLoader over `CompactSteps` that raises the errors among them and puts the batches on `device`."""
 
     device = torch.device("cpu")
 
@@ -220,10 +221,13 @@ class StepLoader(DataLoader):
         for item in items:
             if isinstance(item, UserError):
                 raise item
-            batch, layouts, media = item
+            batch, media = item
             moved = {name: value.to(self.device, non_blocking=self.pin_memory) for name, value in media.items()}
-            ready = self.dataset.batches.ready(unpacked(layouts, moved))
-            give_back(layouts, media)
+            ready = self.dataset.batches.ready(moved)
+            frames = media.get("video")
+            # Pinned frames are a copy, and mixed ones are floats in memory of their own.
+            if self.num_workers and frames is not None and frames.dtype == torch.uint8 and frames.is_shared():
+                release_frames(frames)
             yield batch, ready
 
 
@@ -243,15 +247,15 @@ def make_loader(
     device: where the tensors go, and pixels become numbers; by default they stay on the CPU
     """
     loader = StepLoader(
-        # What is pinned is a copy, which nobody here sees being made: then nothing can be given back.
-        _Told(batches, FrameMemory(0 if pin_memory else prefetch + 1) if workers else None),
+        # DataLoader copies to pinned memory by itself: then nothing can be released, and nothing is kept.
+        CompactSteps(batches, FrameMemory(0 if pin_memory else prefetch + 1) if workers else None),
         batch_size=None,
         sampler=steps,
         num_workers=workers,
         collate_fn=_as_is,
         # An iterator draws a seed for its workers: from here, so that the global generator stays untouched.
         generator=torch.Generator().manual_seed(0),
-        multiprocessing_context=process_context() if workers else None,
+        multiprocessing_context=make_process_context() if workers else None,
         prefetch_factor=prefetch if workers else None,
         pin_memory=pin_memory,
         timeout=seconds if workers else 0,

@@ -29,7 +29,7 @@ _EXTENSIONS = {
 }
 
 
-def named_otherwise(name: str, kind: str) -> bool:
+def has_wrong_extension(name: str, kind: str) -> bool:
     """Whether a file's extension says another kind than its content."""
     extensions = _EXTENSIONS.get(kind)
     return extensions is not None and not name.lower().endswith(extensions)
@@ -52,12 +52,12 @@ class TarIndex:
     written: bool = False
 
 
-def index_file(tar: Path) -> Path:
+def get_index_path(tar: Path) -> Path:
     """The file beside a tar in which `mirasol data shard` keeps where its members lie."""
     return tar.with_suffix(".index.json")
 
 
-def tar_index(path: Path) -> TarIndex:
+def read_tar_index(path: Path) -> TarIndex:
     """Where a tar's members lie, from the index file beside it, or where that is not of this tar, from the tar itself.
 
     A tar that was cut short gives the members that are whole. Raises BadClip where there is no tar.
@@ -78,7 +78,7 @@ def _tar_index(path: Path, size: int, changed: int) -> TarIndex:
 def _written_index(path: Path, size: int) -> dict[str, tuple[int, int]] | None:
     """The members that the index file of a tar of `size` bytes tells; None where there is none, or one of another."""
     try:
-        index = parse_json(index_file(path).read_bytes())
+        index = parse_json(get_index_path(path).read_bytes())
         if index["tar"] != path.name or index["bytes"] != size:
             return None
         return {name: (int(offset), int(length)) for name, (offset, length, _) in index["members"].items()}
@@ -87,7 +87,7 @@ def _written_index(path: Path, size: int) -> dict[str, tuple[int, int]] | None:
 
 
 def scan_tar(path: Path) -> TarIndex:
-    """As `tar_index`, from the tar's own headers. Reads nothing else of it."""
+    """As `read_tar_index`, from the tar's own headers. Reads nothing else of it."""
     size = path.stat().st_size
     members: dict[str, tuple[int, int]] = {}
     end = 0
@@ -106,16 +106,16 @@ def scan_tar(path: Path) -> TarIndex:
     return TarIndex(members, "" if size >= end + _BLOCK else "it ends without the mark that ends a tar")
 
 
-def split_member(media: str) -> tuple[str, str] | None:
+def split_member_path(media: str) -> tuple[str, str] | None:
     """(tar, member) of a media path that goes through a tar, else None."""
     match = _MEMBER.fullmatch(media)
     return (match[1], match[2]) if match else None
 
 
-def stored_file(root: Path, media: str) -> Path:
+def find_stored_file(root: Path, media: str) -> Path:
     """The file on disk that holds the media: itself, or its tar."""
     path = root / media
-    parts = split_member(media)
+    parts = split_member_path(media)
     return root / parts[0] if parts is not None and not path.exists() else path
 
 
@@ -135,7 +135,7 @@ def read_member(path: Path, name: str, limit: int = -1) -> bytes:
 @contextlib.contextmanager
 def open_member(path: Path, name: str) -> Iterator[tuple[BinaryIO, int]]:
     """The tar, open where the member's bytes begin, and how many they are. Raises BadClip."""
-    index = tar_index(path)
+    index = read_tar_index(path)
     try:
         offset, size = index.members[name]
     except KeyError as error:
@@ -151,10 +151,10 @@ def open_member(path: Path, name: str) -> Iterator[tuple[BinaryIO, int]]:
         yield stream, size
 
 
-def media_size(root: Path, media: str) -> int:
+def get_media_size(root: Path, media: str) -> int:
     """Bytes of a media file, or of a tar's member. Raises BadClip where it is not there."""
-    stored = stored_file(root, media)
-    parts = split_member(media)
+    stored = find_stored_file(root, media)
+    parts = split_member_path(media)
     if parts is not None and stored != root / media:
         with open_member(stored, parts[1]) as (_, size):
             return size
@@ -170,8 +170,8 @@ def open_media_file(root: Path, media: str) -> Iterator[Path]:
 
     Raises BadClip where it is not there.
     """
-    stored = stored_file(root, media)
-    parts = split_member(media)
+    stored = find_stored_file(root, media)
+    parts = split_member_path(media)
     if parts is None or stored == root / media:
         yield stored
         return

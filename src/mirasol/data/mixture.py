@@ -6,7 +6,7 @@ from fractions import Fraction
 
 from mirasol.data.example import ClipExamples
 from mirasol.data.example_table import ClipTable
-from mirasol.data.randomness import permuted, uniform
+from mirasol.data.randomness import draw_uniform, permute_index
 from mirasol.errors import UserError
 
 # Of so many positions each data set has its exact share, to within one clip.
@@ -61,7 +61,7 @@ class Mixture:
             chosen = [number for number, count in enumerate(counts) for _ in range(count)]
             places, passed = [], list(firsts)
             for index in range(BLOCK):
-                number = chosen[permuted(index, BLOCK, *self.key, "mixture", block)]
+                number = chosen[permute_index(index, BLOCK, *self.key, "mixture", block)]
                 places.append((number, passed[number]))
                 passed[number] += 1
             # A batch lies in one block or two: a few are enough, and a run of any length keeps no more.
@@ -82,6 +82,6 @@ class Mixture:
         epoch, index = divmod(own, len(clips))
         seed, stage = self.key
         if attempt:
-            index = int(uniform(seed, "instead", stage, position, attempt) * len(clips))
+            index = int(draw_uniform(seed, "instead", stage, position, attempt) * len(clips))
         order = (seed, "order", stage, epoch) if len(self.names) == 1 else (seed, "order", stage, epoch, name)
-        return name, clips[permuted(index, len(clips), *order)], epoch
+        return name, clips[permute_index(index, len(clips), *order)], epoch

@@ -13,17 +13,17 @@ from mirasol.data.sampler import Batch
 MODALITIES = ("video", "audio")
 
 
-def partner(row: int, clips: int) -> int:
+def find_partner(row: int, clips: int) -> int:
     """The row of a step's batch that a row is mixed with: its neighbour, for the order is one of chance already."""
     return (row + 1) % clips
 
 
-def with_partners(rows: Sequence[int], clips: int) -> list[int]:
+def add_partners(rows: Sequence[int], clips: int) -> list[int]:
     """These rows of a step's batch, and after them the partners that are not among them."""
-    return list(dict.fromkeys([*rows, *(partner(row, clips) for row in rows)]))
+    return list(dict.fromkeys([*rows, *(find_partner(row, clips) for row in rows)]))
 
 
-def own_share(alpha: float, seed: int) -> float:
+def draw_own_share(alpha: float, seed: int) -> float:
     """How much of a mix is the clip's own, by its seed: the larger of x and 1 - x with x from Beta(alpha, alpha).
 
     The distribution is the same on both sides, so taking the larger one leaves the mixes what they are; only which of
@@ -33,11 +33,11 @@ def own_share(alpha: float, seed: int) -> float:
     return max(share, 1 - share)
 
 
-def mixed(
+def mix_clips(
     batch: Batch, media: dict[str, Tensor], rows: Sequence[int], loaded: Sequence[int], clips: int, shares: list[float]
 ) -> tuple[Batch, dict[str, Tensor]]:
     """Each of the `rows` of a step's batch of `clips` clips mixed with its partner; `batch` and `media` hold the rows
-    `loaded`, in that order, `shares` is what `own_share` gives for each of `rows`.
+    `loaded`, in that order, `shares` is what `draw_own_share` gives for each of `rows`.
 
     Pixels and log-mel values are mixed in the units the model takes. A clip keeps its own length and its own
     modalities: a chunk that its partner does not have, or has without the modality, stays as it is. Where the two
@@ -46,7 +46,7 @@ def mixed(
     The batch then has the partners' examples too (`Batch.partners`), for the text loss is the share times the loss of
     the own answers plus the rest times that of the partner's (`Batch.row_weights`).
     """
-    others = [loaded.index(partner(row, clips)) for row in rows]
+    others = [loaded.index(find_partner(row, clips)) for row in rows]
     result, is_mixed = {}, torch.zeros(len(rows), dtype=torch.bool)
     for name in MODALITIES:
         there = media[f"{name}_mask"]
@@ -56,7 +56,7 @@ def mixed(
     media = {name: value[: len(rows)] for name, value in media.items()} | result
     shares = [share if mixed else 1.0 for share, mixed in zip(shares, is_mixed.tolist(), strict=True)]
     partners = tuple(batch.examples[other] for other in others)
-    batch = replace(batch.only(range(len(rows))), partners=partners, shares=tuple(shares))
+    batch = replace(batch.select_rows(range(len(rows))), partners=partners, shares=tuple(shares))
     longest = int(media["chunk_mask"].sum(dim=1).max())
     return batch, {name: value[:, :longest] for name, value in media.items()}
 

@@ -10,12 +10,12 @@ def hash64(*parts: int | str) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
 
 
-def uniform(*parts: int | str) -> float:
+def draw_uniform(*parts: int | str) -> float:
     """A number in (0, 1) from the parts."""
     return ((hash64(*parts) >> 11) + 0.5) * 2.0**-53
 
 
-def permuted(index: int, size: int, *key: int | str) -> int:
+def permute_index(index: int, size: int, *key: int | str) -> int:
     """Where a keyed permutation of range(size) sends `index`: any entry at once, without a table.
 
     A Feistel network of six rounds over the next power of four; numbers that fall outside are sent through again

@@ -16,7 +16,7 @@ from mirasol.data.clip_cache import BadWindow
 from mirasol.data.example import ClipExamples, Example
 from mirasol.data.example_table import ClipTable, ExampleTable
 from mirasol.data.mixture import Mixture
-from mirasol.data.randomness import hash64, uniform
+from mirasol.data.randomness import draw_uniform, hash64
 from mirasol.errors import UserError
 
 
@@ -49,7 +49,7 @@ class Batch:
     shares: tuple[float, ...] = ()
     replaced: tuple[BadWindow, ...] = ()
 
-    def only(self, rows: Sequence[int]) -> "Batch":
+    def select_rows(self, rows: Sequence[int]) -> "Batch":
         """The batch of these rows alone, in this order; `repeated` stays the whole batch's."""
 
         def chosen(values: tuple) -> tuple:
@@ -101,13 +101,13 @@ def concatenate_samples(parts: Sequence[Batch]) -> Batch:
     return Batch(parts[0].step, tuple(clips), tuple(examples), parts[0].repeated, stage=parts[0].stage)
 
 
-def clip_seed(seed: int, batch: Batch, row: int) -> int:
+def compute_clip_seed(seed: int, batch: Batch, row: int) -> int:
     """What all random changes of a row's clip in this epoch follow from."""
     clip = batch.clips[row]
     return hash64(seed, "augment", batch.stage, batch.epochs[row], clip.video_name, str(clip.start), str(clip.end))
 
 
-def names_any(clip: ClipExamples, words: Sequence[str]) -> bool:
+def mentions_any(clip: ClipExamples, words: Sequence[str]) -> bool:
     """Whether an example of the clip has one of the words, as a whole word, in its prompt, answers or candidates."""
     pattern = re.compile(rf"\b(?:{'|'.join(map(re.escape, words))})\b", re.IGNORECASE)
     texts = (text for e in clip.examples for text in (e.prompt, e.target, *e.references, *e.candidates))
@@ -117,24 +117,26 @@ def names_any(clip: ClipExamples, words: Sequence[str]) -> bool:
 KINDS = {"image": "images", "clip": "about whole clips", "segment": "with a start and an end"}
 
 
-def kind_rows(examples: ExampleTable, kind: str) -> np.ndarray:
+def select_kind(examples: ExampleTable, kind: str) -> np.ndarray:
     """Which examples are about an "image", a whole "clip" or a "segment" of one: bool [example]."""
     if kind == "image":
         return examples.image
     return ~examples.image & (examples.windowed == (kind == "segment"))
 
 
-def kinds_taken(stage: Stage) -> tuple[str, ...]:
+def list_kinds(stage: Stage) -> tuple[str, ...]:
     """The kinds of examples that a stage trains on."""
     if stage.objective == "image_text":
         return ("image",)
     return ("clip", "segment") if stage.span == "any" else (stage.span,)
 
 
-def stage_clips(examples: Iterable[Example], kinds: Collection[str], question_types: Sequence[str] | None) -> ClipTable:
+def select_clips(
+    examples: Iterable[Example], kinds: Collection[str], question_types: Sequence[str] | None
+) -> ClipTable:
     """The clips (segments, images) with the examples that a stage may draw from, in the order of the examples."""
     table = ExampleTable.of(examples)
-    wanted = np.logical_or.reduce([kind_rows(table, kind) for kind in kinds])
+    wanted = np.logical_or.reduce([select_kind(table, kind) for kind in kinds])
     if question_types is not None:
         wanted &= np.isin(table.type, [place for place, name in enumerate(table.types) if name in question_types])
     return table.clips(wanted)
@@ -153,7 +155,7 @@ def draw_questions(clip: ClipExamples, stage: Stage, *key: int | str) -> tuple[t
         weight = 1.0
         if stage.type_weights:
             weight = stage.type_weights.get(example.question_type, 1.0) / per_type[example.question_type]
-        return -math.log(uniform(*key, "question", place, example.id)) / weight
+        return -math.log(draw_uniform(*key, "question", place, example.id)) / weight
 
     ordered = [example for _, example in sorted(enumerate(clip.examples), key=arrival)]
     wanted = stage.questions_per_clip
@@ -166,12 +168,12 @@ def pick_target(example: Example, *key: int | str) -> Example:
     if not example.random_target:
         return example
     texts = example.references
-    return replace(example, target=texts[int(uniform(*key, "target", example.id) * len(texts))])
+    return replace(example, target=texts[int(draw_uniform(*key, "target", example.id) * len(texts))])
 
 
 def drop_modality(stage: Stage, *key: int | str) -> str | None:
     """The modality a clip is shown without, by the stage's shares and hash(key)."""
-    draw = uniform(*key, "drop")
+    draw = draw_uniform(*key, "drop")
     if draw < stage.drop_video:
         return "video"
     return "audio" if draw < stage.drop_video + stage.drop_audio else None
@@ -194,9 +196,9 @@ class BatchPlan:
         self.recipe = recipe
         by_name = examples if isinstance(examples, Mapping) else {"": examples}
         tables = {name: ExampleTable.of(some) for name, some in by_name.items()}
-        taken = {kind for stage in recipe.stages.values() for kind in kinds_taken(stage)}
+        taken = {kind for stage in recipe.stages.values() for kind in list_kinds(stage)}
         counts = {
-            kind: sum(int(kind_rows(table, kind).sum()) for table in tables.values())
+            kind: sum(int(select_kind(table, kind).sum()) for table in tables.values())
             for kind in KINDS
             if kind not in taken
         }
@@ -211,10 +213,10 @@ class BatchPlan:
             _check_types(types, known, f"{place}.{key}", roots)
         clips = {}
         for name, table in data_sets.items():
-            clips[name] = stage_clips(table, kinds_taken(stage), stage.question_types)
+            clips[name] = select_clips(table, list_kinds(stage), stage.question_types)
             if not clips[name]:
                 types = "any type" if stage.question_types is None else f"types {', '.join(stage.question_types)}"
-                kinds = " or ".join(KINDS[kind] for kind in kinds_taken(stage))
+                kinds = " or ".join(KINDS[kind] for kind in list_kinds(stage))
                 raise UserError(f"{place}: no examples {kinds} of {types} in {self.recipe.data.data_sets[name].root}")
         weights = {name: self.recipe.data.data_sets[name].weight for name in clips}
         return Mixture(clips, weights, (self.recipe.seed, stage_name))
@@ -237,7 +239,7 @@ class BatchPlan:
         examples = tuple(pick_target(example, seed, name, position) for example in drawn)
         return clip, examples, drop_modality(stage, seed, name, position), epoch, repeats, data_set
 
-    def instead(self, batch: Batch, row: int, attempt: int, bad: BadWindow) -> Batch:
+    def replace_clip(self, batch: Batch, row: int, attempt: int, bad: BadWindow) -> Batch:
         """The batch with another clip in place of a row's, which is `bad`; `attempt` counts from 1.
 
         Which one follows from the row's position and the attempt alone: a resumed run draws the same.
@@ -250,17 +252,17 @@ class BatchPlan:
             replaced=(*batch.replaced, bad),
         )
 
-    def stored(self, folder: Path) -> "BatchPlan":
+    def store(self, folder: Path) -> "BatchPlan":
         """The same plan, its examples in files of `folder`: processes share them, and they need not be in memory."""
         tables = {
             id(clips.examples): clips.examples for each in self.mixtures.values() for clips in each.clips.values()
         }
-        stored = {key: tables[key].stored(folder / f"table-{number}") for number, key in enumerate(tables)}
+        stored = {key: tables[key].store(folder / f"table-{number}") for number, key in enumerate(tables)}
         plan = copy.copy(self)
         plan.mixtures = {name: copy.copy(mixture) for name, mixture in self.mixtures.items()}
         for number, mixture in enumerate(plan.mixtures.values()):
             mixture.clips = {
-                name: clips.stored(folder / f"stage-{number}-{place}", stored[id(clips.examples)])
+                name: clips.store(folder / f"stage-{number}-{place}", stored[id(clips.examples)])
                 for place, (name, clips) in enumerate(mixture.clips.items())
             }
         return plan

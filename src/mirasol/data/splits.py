@@ -53,7 +53,7 @@ def read_split(data: DataSetRecipe, split: str, on_bad_clip: str = "error") -> t
     return examples, [BadWindow(problem.file, None, None, str(problem)) for problem in costly]
 
 
-def tokenizer_texts(examples: list[Example]) -> list[str]:
+def collect_tokenizer_texts(examples: list[Example]) -> list[str]:
     """The texts a tokenizer is trained on. A class list that many examples share counts once."""
     texts: list[str] = []
     class_lists: set[int] = set()

@@ -13,7 +13,7 @@ from typing import Any
 from torch.utils.data import get_worker_info
 
 from mirasol.errors import UserError
-from mirasol.processes import process_context
+from mirasol.processes import make_process_context
 
 _STATUS_BYTES = 1024
 # How PyTorch's DataLoader words it; the exceptions have no type of their own.
@@ -34,7 +34,7 @@ class WorkerStatus:
     """
 
     def __init__(self, workers: int):
-        context = process_context()
+        context = make_process_context()
         # Plain memory without locks: a process that dies while it holds one would take all others with it.
         self._texts = [context.RawArray("c", _STATUS_BYTES) for _ in range(workers + 1)]
         self._pids = context.RawArray("q", workers + 1)
@@ -67,7 +67,7 @@ class WorkerStatus:
         texts = {pid: slot.value.decode(errors="replace") for pid, slot in zip(self._pids, self._texts, strict=True)}
         return {pid: text for pid, text in texts.items() if text}
 
-    def named(self, pids: list[int] | None = None) -> str:
+    def describe(self, pids: list[int] | None = None) -> str:
         """What these processes (all by default) are at, or were when they ended, as messages say it."""
         chosen = [text for pid, text in self.current().items() if pids is None or pid in pids]
         return "; ".join(chosen) or "no clip in particular"
@@ -152,7 +152,7 @@ class WorkerStatus:
 
     def _too_long(self, seconds: float) -> WorkerFailed:
         return WorkerFailed(
-            f"no batch within batch_seconds={seconds:g}: being loaded: {self.named()}: "
+            f"no batch within batch_seconds={seconds:g}: being loaded: {self.describe()}: "
             "leave that clip out, or allow more time"
         )
 
@@ -174,7 +174,7 @@ class WorkerStatus:
 
     def _died(self, pids: list[int]) -> WorkerFailed:
         return WorkerFailed(
-            f"a worker that loads clips died, out of memory perhaps, at {self.named(pids)}: --resume goes on"
+            f"a worker that loads clips died, out of memory perhaps, at {self.describe(pids)}: --resume goes on"
         )
 
     def _gone(self) -> list[int]:

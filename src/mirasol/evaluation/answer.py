@@ -24,7 +24,7 @@ from mirasol.media.feature_extractor import MirasolFeatureExtractor
 from mirasol.media.processor import MirasolProcessor
 from mirasol.model.mirasol import MirasolForConditionalGeneration
 from mirasol.model.outputs import MirasolEncoderOutput
-from mirasol.processes import process_context
+from mirasol.processes import make_process_context
 
 T = TypeVar("T")
 MAX_NEW_TOKENS = 16
@@ -256,7 +256,7 @@ def _answer_in_processes(
     """Each process loads the checkpoint; a batch is one job."""
     threads = torch.get_num_threads()  # the same number in every process: another would round differently
     pool = ProcessPoolExecutor(
-        processes, mp_context=process_context(), initializer=torch.set_num_threads, initargs=(threads,)
+        processes, mp_context=make_process_context(), initializer=torch.set_num_threads, initargs=(threads,)
     )
     device = str(loaded.model.device)
     try:

@@ -16,7 +16,7 @@ from typing import Any
 import mirasol
 from mirasol.checkpoint import Loaded
 from mirasol.data.datasets.contract import DatasetSplit
-from mirasol.data.digest import examples_digest
+from mirasol.data.digest import digest_examples
 from mirasol.data.example import ClipExamples, Example, group_by_clip
 from mirasol.data.media_files import is_image
 from mirasol.errors import UserError
@@ -433,7 +433,7 @@ def describe_data(dataset: DatasetSplit, media_contents: bool = False) -> dict[s
         "source": dataset.name,
         "split": dataset.split,
         "data": {
-            "sha256": examples_digest(dataset.root, dataset.annotated, media, media_contents).sha256,
+            "sha256": digest_examples(dataset.root, dataset.annotated, media, media_contents).sha256,
             "sha256_of_media": "contents" if media_contents else "paths and sizes",
             "annotation_files": list(dataset.annotation_files),
             "published_examples": dataset.published.examples,

@@ -11,7 +11,7 @@ import numpy as np
 
 from mirasol.errors import UserError
 from mirasol.files import hash_file, write_folder_atomically
-from mirasol.processes import process_context
+from mirasol.processes import make_process_context
 from mirasol.synthetic.questions import (
     Question,
     captions,
@@ -125,7 +125,7 @@ def _run(jobs: list[tuple], workers: int) -> Iterator[tuple[str, str, list[str]]
     if workers == 1 or len(jobs) < 2:
         yield from map(_render_job, jobs)
         return
-    with concurrent.futures.ProcessPoolExecutor(min(workers, len(jobs)), mp_context=process_context()) as pool:
+    with concurrent.futures.ProcessPoolExecutor(min(workers, len(jobs)), mp_context=make_process_context()) as pool:
         try:
             yield from pool.map(_render_job, jobs, chunksize=4)
         finally:

@@ -17,7 +17,7 @@ from mirasol.config.parts import LossWeights
 from mirasol.config.recipe import ModelRecipe, Recipe
 from mirasol.console import Progress, print_line
 from mirasol.data.clip_cache import BadWindow, ClipCache, UnreadableWindow, write_bad_clips
-from mirasol.data.digest import ExamplesDigest, examples_digest
+from mirasol.data.digest import ExamplesDigest, digest_examples
 from mirasol.data.example import Example
 from mirasol.data.loader import (
     BatchTexts,
@@ -25,12 +25,12 @@ from mirasol.data.loader import (
     RowsOfRank,
     StepBatches,
     StepLoader,
-    decoded_sizes,
+    compute_decoded_sizes,
     make_loader,
 )
 from mirasol.data.randomness import hash64
 from mirasol.data.sampler import KINDS, BatchPlan
-from mirasol.data.splits import read_data, tokenizer_texts
+from mirasol.data.splits import collect_tokenizer_texts, read_data
 from mirasol.data.workers import WorkerStatus
 from mirasol.errors import UserError
 from mirasol.files import write_folder_atomically
@@ -110,7 +110,7 @@ def make_processor(
     if recipe.tokenizer.init is not None:
         tokenizer = load_processor(recipe.tokenizer.init).tokenizer
     else:
-        tokenizer = train_tokenizer(tokenizer_texts(examples), recipe.tokenizer.vocab_size)
+        tokenizer = train_tokenizer(collect_tokenizer_texts(examples), recipe.tokenizer.vocab_size)
     return MirasolProcessor(MirasolFeatureExtractor.for_config(config), tokenizer, config.text.max_length)
 
 
@@ -216,7 +216,7 @@ class RunExamples:
     def digests(self, root: Path) -> dict[str, ExamplesDigest]:
         """A digest of each split of each data set, by name."""
         return {
-            f"{name}/{part} examples" if name else f"{part} examples": examples_digest(root, own)
+            f"{name}/{part} examples" if name else f"{part} examples": digest_examples(root, own)
             for part, by_name in (("train", self.train), ("validation", self.validation))
             for name, own in by_name.items()
         }
@@ -273,7 +273,7 @@ def make_local_parts(recipe: Recipe, folder: RunFolder, ranks: Ranks, console: "
         write_folder_atomically(folder.path / "processor", processor.save_pretrained, replace=True)
     return LocalParts(
         processor, model, weights, regularisers, train_clips, validation_clips,
-        plan.stored(folder.path / "examples"),  # in files that the loading processes share
+        plan.store(folder.path / "examples"),  # in files that the loading processes share
         validation, Samples(validation, recipe.samples),
     )  # fmt: skip
 
@@ -304,7 +304,7 @@ def decode_clips(
 
     Returns the clips that cannot be read. Raises UnreadableWindow for the first one, with `on_bad_clip: error`.
     """
-    sizes = decoded_sizes(recipe, processor.feature_extractor) if recipe.data.decode == "before" else {}
+    sizes = compute_decoded_sizes(recipe, processor.feature_extractor) if recipe.data.decode == "before" else {}
     by_size = {
         size: plan.used_clips(name for name in sizes if sizes[name] == size) for size in dict.fromkeys(sizes.values())
     }

@@ -14,8 +14,8 @@ from mirasol.config.recipe import Recipe, Stage
 from mirasol.data.clip_cache import ClipCache
 from mirasol.data.example import ClipExamples, Example
 from mirasol.data.loader import load_media
-from mirasol.data.randomness import permuted
-from mirasol.data.sampler import draw_questions, kinds_taken, stage_clips
+from mirasol.data.randomness import permute_index
+from mirasol.data.sampler import draw_questions, list_kinds, select_clips
 from mirasol.evaluation.answer import eval_mode
 from mirasol.evaluation.metrics import average_by_type
 from mirasol.media.processor import MirasolProcessor
@@ -45,11 +45,11 @@ class Validation:
         types: list[str] | None = []
         for stage in stages:
             types = None if types is None or stage.question_types is None else [*types, *stage.question_types]
-        clips = stage_clips(examples, kinds_taken(stages[0]), types)
+        clips = select_clips(examples, list_kinds(stages[0]), types)
         count, seed = min(self.recipe.validation_clips, len(clips)), self.recipe.seed
         # Segments keep their former name in the hash, so that every version validates on the same ones.
         key = f"{part.removesuffix('segment')}slot" if part.endswith("segment") else part
-        chosen = [clips[permuted(place, len(clips), seed, "validation", key)] for place in range(count)]
+        chosen = [clips[permute_index(place, len(clips), seed, "validation", key)] for place in range(count)]
         most = max(stage.questions_per_clip for stage in stages)
         # A segment often has a single description: more questions would only repeat it.
         most = min(most, max((len(clip.examples) for clip in chosen), default=1))

@@ -10,7 +10,7 @@ import pytest
 from mirasol.data.check import check_dataset
 from mirasol.data.datasets.contract import AnnotationError
 from mirasol.data.datasets.registry import list_splits, read_dataset
-from mirasol.data.media_files import index_file, open_media_file, read_member, tar_index
+from mirasol.data.media_files import get_index_path, open_media_file, read_member, read_tar_index
 from mirasol.data.shards.write import Sharding, shard_dataset
 from mirasol.errors import BadClip, UserError
 
@@ -61,7 +61,7 @@ def test_a_whole_set_has_no_problems(shards):
 @pytest.mark.parametrize("place", ["second", "first", "none"])
 def test_of_a_shard_cut_short_whole_members_are_read(shards, place):
     tar = shards / "train" / "00000.tar"
-    offset, size = tar_index(tar).members["000000001.mp4" if place == "second" else "000000000.mp4"]
+    offset, size = read_tar_index(tar).members["000000001.mp4" if place == "second" else "000000000.mp4"]
     cut(tar, offset + size // 2 if place != "none" else 100)
     dataset = read_dataset("shards", shards, "train")
     lost = 2 if place == "second" else 4
@@ -87,7 +87,7 @@ def test_a_missing_shard_and_a_missing_member_are_counted(shards):
 
 
 def test_without_its_index_a_tar_is_read_by_its_headers(shards):
-    index_file(shards / "train" / "00000.tar").unlink()
+    get_index_path(shards / "train" / "00000.tar").unlink()
     dataset = read_dataset("shards", shards, "train")
     assert [(p.kind, p.severity) for p in dataset.problems] == [("no index", "warning")]
     assert len(dataset.examples) == 6
@@ -97,10 +97,10 @@ def test_without_its_index_a_tar_is_read_by_its_headers(shards):
 
 def test_an_index_of_another_tar_gives_an_error_and_no_other_clip(shards):
     tar = shards / "train" / "00000.tar"
-    index = json.loads(index_file(tar).read_text())
+    index = json.loads(get_index_path(tar).read_text())
     first, second = (index["members"][name] for name in ("000000000.mp4", "000000001.mp4"))
     index["members"] |= {"000000000.mp4": second, "000000001.mp4": first}
-    index_file(tar).write_text(json.dumps(index))
+    get_index_path(tar).write_text(json.dumps(index))
     with pytest.raises(BadClip, match="is not where its index says"):
         read_member(tar, "000000000.mp4")
     assert ("wrong index", "train/00000.tar") in [(p.kind, p.file) for p in check_dataset("shards", shards).problems]
@@ -108,7 +108,7 @@ def test_an_index_of_another_tar_gives_an_error_and_no_other_clip(shards):
 
 def test_changed_bytes_are_found_by_their_hash(shards):
     tar = shards / "train" / "00000.tar"
-    offset, size = tar_index(tar).members["000000001.mp4"]
+    offset, size = read_tar_index(tar).members["000000001.mp4"]
     content = bytearray(tar.read_bytes())
     content[offset + size - 9] ^= 255
     tar.write_bytes(content)

@@ -21,7 +21,7 @@ import pytest
 from mirasol.cli.main import main
 from mirasol.config.recipe import DatasetOptions
 from mirasol.data.datasets.registry import list_splits, read_dataset
-from mirasol.data.media_files import index_file, open_media_file, read_member, tar_index
+from mirasol.data.media_files import get_index_path, open_media_file, read_member, read_tar_index
 from mirasol.data.shards import write as sharding
 from mirasol.data.shards.format import ShardJob
 from mirasol.data.shards.write import Sharding, shard_dataset, write_row
@@ -166,7 +166,7 @@ def test_tars_are_plain_tars_whose_index_and_hashes_are_right(packed):
     tars = sorted(packed.glob("train/*.tar"))
     assert [tar.name for tar in tars] == ["00000.tar", "00001.tar"]
     for path in tars:
-        index = json.loads(index_file(path).read_text())["members"]
+        index = json.loads(get_index_path(path).read_text())["members"]
         with tarfile.open(path) as tar:
             members = tar.getmembers()
             # The members of one sample stand together, as WebDataset wants them.
@@ -194,8 +194,8 @@ def test_reading_a_member_reads_little_else_and_leaves_nothing_open(packed):
         return int(Path("/proc/self/io").read_text().split()[1])
 
     tar = packed / "train" / "00000.tar"
-    tar_index(tar)
-    [small] = [name for name, (_, size) in tar_index(tar).members.items() if name.startswith("000000001.json")]
+    read_tar_index(tar)
+    [small] = [name for name, (_, size) in read_tar_index(tar).members.items() if name.startswith("000000001.json")]
     gc.collect()  # lest a file that an earlier test left be closed in between
     files = len(os.listdir("/proc/self/fd"))
     before = read_bytes()
@@ -244,9 +244,9 @@ def test_killed_and_gone_on_with_by_two_processes_is_as_if_nothing_had_been(tmp_
     command = ["data", "shard", "folder", str(root), str(out), *options, "--processes", "1"]
     ended = subprocess.run([sys.executable, "-c", KILLED, *command], env=environment, capture_output=True, text=True)
     assert ended.returncode == -signal.SIGKILL, ended.stderr
-    tars = [path for path in out.glob("*/*.tar") if index_file(path).is_file()]
+    tars = [path for path in out.glob("*/*.tar") if get_index_path(path).is_file()]
     assert len(tars) == 2 and len(list(out.glob("*/.*.unfinished"))) == 1
-    finished = {path: path.stat().st_mtime_ns for tar in tars for path in (tar, index_file(tar))}
+    finished = {path: path.stat().st_mtime_ns for tar in tars for path in (tar, get_index_path(tar))}
     with pytest.raises(UserError, match="unfinished: run the `mirasol data shard` that made it again"):
         read_dataset("shards", out, "train")
     (out / "train" / ".left.unfinished").write_bytes(b"half a shard")

@@ -16,7 +16,7 @@ from mirasol.data.datasets.files import VIDEO, Files
 from mirasol.data.datasets.image_text import PROMPT as IMAGE_PROMPT
 from mirasol.data.datasets.webvid import PROMPT as CLIP_PROMPT
 from mirasol.data.example import Example
-from mirasol.data.media_files import IMAGE, read_member, tar_index
+from mirasol.data.media_files import IMAGE, read_member, read_tar_index
 from mirasol.errors import BadClip, UserError
 from mirasol.json_values import parse_json
 from mirasol.media.content import detect_content_kind
@@ -103,7 +103,7 @@ def _open_shard(files: Files, path: str) -> _Shard:
     if full.is_dir():
         names = tuple(p.rpartition("/")[2] for p in files.paths if p.rpartition("/")[0] == path)
         return _Shard(path, names, lambda name, limit: _read_file(full / name, limit))
-    index = tar_index(full)
+    index = read_tar_index(full)
     return _Shard(path, tuple(index.members), lambda name, limit: read_member(full, name, limit), index.cut)
 
 

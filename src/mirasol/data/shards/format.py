@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from mirasol.data.example import Example
-from mirasol.data.media_files import index_file
+from mirasol.data.media_files import get_index_path
 from mirasol.json_values import parse_json
 
 FORMAT = 1
@@ -28,7 +28,7 @@ _FIELDS = {f.name: f for f in dataclasses.fields(Example)}
 _TUPLES = ("candidates", "references")
 
 
-def example_row(example: Example, classes: tuple[str, ...]) -> dict[str, Any]:
+def make_example_row(example: Example, classes: tuple[str, ...]) -> dict[str, Any]:
     """An example as plain data, without `media` and without the fields that have their default.
 
     A video without a name keeps the one that it goes by, its file's (`Example.video_name`): its member has another.
@@ -42,7 +42,7 @@ def example_row(example: Example, classes: tuple[str, ...]) -> dict[str, Any]:
     return row
 
 
-def row_example(row: Mapping[str, Any], media: str, classes: tuple[str, ...]) -> Example:
+def parse_example_row(row: Mapping[str, Any], media: str, classes: tuple[str, ...]) -> Example:
     """The example of a row. Raises TypeError or ValueError for a row that is none."""
     values = {name: row[name] for name in row if name in _FIELDS}
     for name in _TUPLES:
@@ -53,7 +53,7 @@ def row_example(row: Mapping[str, Any], media: str, classes: tuple[str, ...]) ->
 
 @dataclass(frozen=True)
 class Sample:
-    """One media file and the rows (`example_row`) of all its examples; `key` names its members in the tar."""
+    """One media file and the rows (`make_example_row`) of all its examples; `key` names its members in the tar."""
 
     key: str
     media: str
@@ -91,10 +91,10 @@ class ShardJob:
         return cls(**values, samples=tuple(samples))
 
 
-def finished_index(tar: Path) -> dict[str, Any] | None:
+def read_finished_index(tar: Path) -> dict[str, Any] | None:
     """The index of a shard that is there whole; None where it still has to be written."""
     try:
-        index = parse_json(index_file(tar).read_bytes())
+        index = parse_json(get_index_path(tar).read_bytes())
         return index if tar.stat().st_size == index["bytes"] else None
     except (OSError, ValueError, KeyError, TypeError):
         return None

@@ -12,8 +12,8 @@ from mirasol.config.recipe import DatasetOptions
 from mirasol.data.datasets.contract import DatasetSplit
 from mirasol.data.datasets.files import Files
 from mirasol.data.datasets.registry import find_adapter, list_listed_splits, read_listed_split, select_usable_examples
-from mirasol.data.media_files import media_size
-from mirasol.data.shards.format import FORMAT, Sample, ShardJob, example_row, finished_index
+from mirasol.data.media_files import get_media_size
+from mirasol.data.shards.format import FORMAT, Sample, ShardJob, make_example_row, read_finished_index
 from mirasol.errors import BadClip, UserError
 from mirasol.media.transcode import Reencoding
 
@@ -69,7 +69,7 @@ class ShardPlan:
             self.sizes[split][sample.media]
             for split, jobs in self.jobs.items()
             for job in jobs
-            if finished_index(job.path) is None
+            if read_finished_index(job.path) is None
             for sample in job.samples
         )
 
@@ -84,7 +84,7 @@ class ShardPlan:
         for dataset in self.datasets:
             digest.update(json.dumps([dataset.split, dataset.facts, dataset.classes]).encode() + b"\n")
             for example in dataset.annotated:
-                digest.update(json.dumps([example.media, example_row(example, dataset.classes)]).encode() + b"\n")
+                digest.update(json.dumps([example.media, make_example_row(example, dataset.classes)]).encode() + b"\n")
             for media, size in self.sizes[dataset.split].items():
                 digest.update(json.dumps([media, size]).encode() + b"\n")
         reencode = self.sharding.reencode
@@ -139,7 +139,7 @@ def _sizes(dataset: DatasetSplit) -> dict[str, int]:
     sizes = {}
     for media in dict.fromkeys(example.media for example in dataset.examples):
         try:
-            sizes[media] = media_size(dataset.root, media)
+            sizes[media] = get_media_size(dataset.root, media)
         except BadClip:
             sizes[media] = 0  # found to be bad when its shard is written
     return sizes
@@ -149,7 +149,7 @@ def _jobs(dataset: DatasetSplit, out: Path, sharding: Sharding, sizes: dict[str,
     """Which clips go into which shard: each medium once, in the order of its first example."""
     rows: dict[str, list[dict[str, Any]]] = {media: [] for media in sizes}
     for example in dataset.examples:
-        rows[example.media].append(example_row(example, dataset.classes))
+        rows[example.media].append(make_example_row(example, dataset.classes))
     shards: list[list[Sample]] = [[]]
     filled = 0
     for number, (media, size) in enumerate(sizes.items()):

@@ -12,8 +12,8 @@ from mirasol.data.datasets.contract import Adapter, AnnotationError, Problem, Pu
 from mirasol.data.datasets.files import Files
 from mirasol.data.datasets.tables import malformed_file_error
 from mirasol.data.example import Example
-from mirasol.data.media_files import index_file, tar_index
-from mirasol.data.shards.format import EXAMPLES, FORMAT, MANIFEST, PLAN, row_example
+from mirasol.data.media_files import get_index_path, read_tar_index
+from mirasol.data.shards.format import EXAMPLES, FORMAT, MANIFEST, PLAN, parse_example_row
 from mirasol.errors import BadClip, UserError
 from mirasol.json_values import parse_json
 
@@ -89,13 +89,13 @@ def _held(
     path = root / name
     size = path.stat().st_size if path.is_file() else None
     if size == facts["bytes"]:
-        if not index_file(path).is_file():
-            rows.warn("no index", f"{index_file(path).name} is missing: the tar's own headers are read", name)
+        if not get_index_path(path).is_file():
+            rows.warn("no index", f"{get_index_path(path).name} is missing: the tar's own headers are read", name)
         return None, "", ""
     if size is None:
         return {}, "missing shard", "no such file"
     try:
-        index = tar_index(path)
+        index = read_tar_index(path)
     except BadClip as error:
         return {}, "cut short", error.reason
     kind = "cut short" if index.cut else "missing member"
@@ -125,7 +125,7 @@ def _example(row: Mapping[str, Any], held: Mapping[str, Any], classes: tuple[str
         if members is not None and match[2] not in members:
             lost[match[1]] += 1
             media = ""
-    return row_example(row, media, classes)
+    return parse_example_row(row, media, classes)
 
 
 ADAPTER = Adapter("shards of `mirasol data shard`", list_splits, read_split, options=())

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mirasol.data.datasets.contract import DatasetSplit, Problem
-from mirasol.data.media_files import index_file, open_member, scan_tar
+from mirasol.data.media_files import get_index_path, open_member, scan_tar
 from mirasol.data.shards.read import read_manifest
 from mirasol.errors import BadClip
 from mirasol.files import hash_file
@@ -46,7 +46,7 @@ def shard_problems(
 
 def _index_problems(path: Path, name: str, facts: dict[str, Any]) -> list[tuple[str, str, str]]:
     """(kind, message, member or "") for an index that is not the one that was written."""
-    index = index_file(path)
+    index = get_index_path(path)
     if not index.is_file():
         return []  # told by the dataset: the tar is read without it
     if hash_file(index) != facts["index_sha256"]:
@@ -59,10 +59,10 @@ def _member_problems(path: Path, name: str, hashes: bool) -> list[tuple[str, str
         there = scan_tar(path).members
     except BadClip as error:
         return [("wrong index", error.reason, "")]
-    if not index_file(path).is_file():
+    if not get_index_path(path).is_file():
         return []
     try:
-        listed = parse_json(index_file(path).read_bytes())["members"]
+        listed = parse_json(get_index_path(path).read_bytes())["members"]
         entries = [(member, offset, size, digest) for member, (offset, size, digest) in listed.items()]
     except (ValueError, KeyError, TypeError, AttributeError):
         return [("wrong index", "its index file cannot be read", "")]

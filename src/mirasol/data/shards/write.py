@@ -14,13 +14,13 @@ from typing import Any, Literal
 
 from mirasol.config.recipe import DatasetOptions
 from mirasol.data.datasets.contract import DatasetSplit
-from mirasol.data.media_files import index_file
-from mirasol.data.shards.format import EXAMPLES, FORMAT, MANIFEST, PLAN, ShardJob, example_row, finished_index
+from mirasol.data.media_files import get_index_path
+from mirasol.data.shards.format import EXAMPLES, FORMAT, MANIFEST, PLAN, ShardJob, make_example_row, read_finished_index
 from mirasol.data.shards.plan import Sharding, ShardPlan, plan_shards
 from mirasol.data.shards.write_shard import UNFINISHED, write_shard
 from mirasol.errors import UserError
 from mirasol.files import hash_file, write_file_atomically
-from mirasol.processes import process_context
+from mirasol.processes import make_process_context
 
 Progress = Callable[[int, int], None]
 LOCK = ".lock"
@@ -94,7 +94,7 @@ def write_shards(
     settings = plan.settings()
     with _taken(plan.out, settings) as before:
         work = [job for of_split in plan.jobs.values() for job in of_split]
-        finished = sum(finished_index(job.path) is not None for job in work)
+        finished = sum(read_finished_index(job.path) is not None for job in work)
         # Closed at an error, too: the folder stays taken until no process writes there any more.
         with closing(_written(work, processes, executor, progress)) as written:
             indices = _indices(written, plan.root, on_bad_clip)
@@ -185,7 +185,7 @@ def _written(
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """(name, index) of every shard, in the order in which they are done."""
     total = sum(len(job.samples) for job in jobs)
-    if all(finished_index(job.path) is not None for job in jobs):
+    if all(read_finished_index(job.path) is not None for job in jobs):
         processes, executor = 1, "local"  # nothing to do but to read what is there
     if executor == "ray":
         return _by_ray(jobs, total, progress)
@@ -227,7 +227,7 @@ def _write_counted(job: ShardJob) -> dict[str, Any]:
 def _by_processes(
     jobs: Sequence[ShardJob], processes: int, total: int, progress: Progress | None
 ) -> Iterator[tuple[str, Any]]:
-    context = process_context()
+    context = make_process_context()
     counter = context.Value("q", 0)
     pool = ProcessPoolExecutor(processes, mp_context=context, initializer=_take_counter, initargs=(counter,))
     try:
@@ -289,7 +289,7 @@ def _finish_split(
             "clips": len(members),
             "bytes": index["bytes"],
             "sha256": index["sha256"],
-            "index_sha256": hash_file(index_file(job.path)),
+            "index_sha256": hash_file(get_index_path(job.path)),
         }
     asked = _write_examples(dataset, out, places, lost)
     problems, reasons = [dataclasses.asdict(problem) for problem in dataset.problems], dict(dataset.reasons)
@@ -320,7 +320,7 @@ def _write_examples(
     """Writes a split's examples, their media at their `places` in the shards; returns how many each lost one costs."""
     lines, asked = [], dict.fromkeys(lost, 0)
     for example in dataset.annotated:
-        row = example_row(example, dataset.classes)
+        row = make_example_row(example, dataset.classes)
         if example.media in lost:
             asked[example.media] += 1
         elif example.media:

@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from mirasol.data.check import MediaFacts, media_facts
-from mirasol.data.media_files import index_file, is_image, open_media_file
-from mirasol.data.shards.format import Sample, ShardJob, finished_index
+from mirasol.data.check import MediaFacts, check_media_file
+from mirasol.data.media_files import get_index_path, is_image, open_media_file
+from mirasol.data.shards.format import Sample, ShardJob, read_finished_index
 from mirasol.errors import BadClip, UserError
 from mirasol.files import hash_file, write_file_atomically
 from mirasol.media.isolation import run_isolated
@@ -34,7 +34,7 @@ def write_shard(job: ShardJob, on_sample: Callable[[], None] | None = None) -> d
     Raises:
         UserError: a file that cannot be written or read to its end; shards that were finished before stay.
     """
-    found = finished_index(job.path)
+    found = read_finished_index(job.path)
     if found is not None:
         for _ in job.samples if on_sample is not None else ():
             on_sample()
@@ -52,7 +52,7 @@ def write_shard(job: ShardJob, on_sample: Callable[[], None] | None = None) -> d
         size, digest = unfinished.stat().st_size, hash_file(unfinished)
         index = {"tar": job.path.name, "bytes": size, "sha256": digest, **held}
         os.replace(unfinished, job.path)
-        write_file_atomically(index_file(job.path), json.dumps(index) + "\n")
+        write_file_atomically(get_index_path(job.path), json.dumps(index) + "\n")
     except OSError as error:
         raise UserError(
             f"{job.path}: cannot be written ({error.strerror or error}): mend that and run the same command again, "
@@ -69,7 +69,7 @@ def _write_members(job: ShardJob, stream: BinaryIO, on_sample: Callable[[], None
     settings = Reencoding.parse(job.reencode) if job.reencode else None
     with tarfile.open(fileobj=stream, mode="w", format=tarfile.GNU_FORMAT) as tar:
         for sample in job.samples:
-            facts = media_facts(Path(job.root), sample.media)
+            facts = check_media_file(Path(job.root), sample.media)
             reason = _unusable(facts)
             try:
                 if reason is None:
