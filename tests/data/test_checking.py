@@ -169,7 +169,7 @@ def test_the_command_ends_with_1_where_something_is_wrong(root, capsys):
 
 def test_the_command_ends_well_where_nothing_is_wrong(shapes, capsys):
     main(["data", "check", "folder", str(shapes), "--split", "test"])
-    assert capsys.readouterr().out.endswith("nothing is wrong\n")
+    assert capsys.readouterr().out.endswith("no problems found\n")
 
 
 def test_the_help_tells_the_choices_and_where_options_belong(capsys):

@@ -13,25 +13,25 @@ from mirasol.errors import UserError
 SHOWN = 20  # clips that are left out and named on the screen
 
 HELP = "make, check and shard data sets (data synthesize, data check, data shard)"
-DESCRIPTION = "Makes data sets on disk, checks those that are there, and packs them into shards."
+DESCRIPTION = "Makes data sets on disk, checks existing ones, and packs them into shards."
 SYNTHESIZE = """Renders shapes and sounds: real mp4 files and questions about them, deterministic in the seed.
 
   mirasol data synthesize data/shapes --seed 7 --train 0 --validation 0 --test 100
   mirasol data synthesize data/captions --kind captions --train 1000   for pretraining: images, captions or sounds"""
 
-CHECK = """Reads all annotations of a data set and opens the media: counts per split and type beside the published ones,
-missing and undecodable files, files without audio, durations, duplicates. Ends with code 1 where something is wrong.
-DATASET is folder (your own: SPLIT.jsonl or SPLIT.csv beside media files) or the name of a public data set, which
-docs/datasets.md lists; ROOT is the folder where its annotations and media lie. Which of --annotations, --class-list,
---prompt, --targets and --pattern a data set takes, its section there says; another one is refused with the list.
+CHECK = """Reads all annotations of a data set and opens the media: counts per split and type next to the published
+ones, missing and undecodable files, files without audio, durations, duplicates. Ends with code 1 if there are problems.
+DATASET is folder (your own: SPLIT.jsonl or SPLIT.csv next to media files) or the name of a public data set, which
+docs/datasets.md lists; ROOT is the folder of its annotations and media. Which of --annotations, --class-list,
+--prompt, --targets and --pattern a data set takes is in its section there; others are refused.
 
   mirasol data check folder data/shapes
   mirasol data check msrvtt_qa data/msrvtt --split test --json"""
 
 SHARD = """Packs a data set into WebDataset tars with an index: few large files instead of many small ones, on request
-encoded anew at the size that training needs. Reads as the dataset `shards` with the same examples.
-Interrupted, the same command goes on; finished shards are not made again. Clips, bytes and shards are told first, with
---dry-run nothing else is done.
+re-encoded at the size that training needs. The data set `shards` reads them, with the same examples.
+After an interruption the same command continues; finished shards are kept. Clips, bytes and shards are printed first;
+--dry-run stops there.
 
   mirasol data shard msrvtt_qa data/msrvtt data/msrvtt-shards --reencode 256@8 --processes 8
   mirasol data check shards data/msrvtt-shards --hashes"""
@@ -53,7 +53,7 @@ def add_arguments(parser: Any, make: Any) -> None:
     add_dataset_arguments(check)
     check.add_argument("--split", type=str, help="only this split")
     check.add_argument("--json", action="store_true", help="print one JSON object instead of tables")
-    check.add_argument("--skip-media", action="store_true", help="look which media files are there, but open none")
+    check.add_argument("--skip-media", action="store_true", help="look which media files exist, but open none")
     check.add_argument("--workers", type=int, default=0, help="threads that open media; 0 is one per core")
     check.add_argument("--hashes", action="store_true", help="of shards: read every byte and compare its hash")
     shard = make(SHARD)
@@ -69,9 +69,9 @@ def add_arguments(parser: Any, make: Any) -> None:
     shard.add_argument("--processes", type=int, default=0, help="processes that write shards; 0 is one per core")
     shard.add_argument("--executor", type=str, default="local", help="local processes, or ray: a Ray cluster")
     shard.add_argument(
-        "--on-bad-clip", type=str, default="error", help="skip leaves out what cannot be used, error stops at it"
+        "--on-bad-clip", type=str, default="error", help="skip leaves out unusable clips, error stops at the first"
     )
-    shard.add_argument("--dry-run", action="store_true", help="say what would be written, and write nothing")
+    shard.add_argument("--dry-run", action="store_true", help="print what would be written, and write nothing")
 
 
 def run(options: Any) -> None:
@@ -171,7 +171,7 @@ def _plan_lines(plan: Any) -> Iterator[str]:
     sharding = plan.sharding
     for split, jobs in plan.jobs.items():
         clips, length = len(plan.sizes[split]), _mb(sum(plan.sizes[split].values()))
-        before = f", before they are encoded anew ({sharding.reencode})" if sharding.reencode else ""
+        before = f", before re-encoding ({sharding.reencode})" if sharding.reencode else ""
         most = f"at most {_mb(sharding.shard_bytes)} and {sharding.clips_per_shard} clips each"
         yield f"{split}: {clips} clips, {length}{before}, into {len(jobs)} shards of {most}"
     larger = sorted(plan.larger.items(), key=lambda entry: -entry[1])
@@ -189,7 +189,7 @@ def _sharded_lines(done: Any) -> Iterator[str]:
     yield from _shortened("left out: ", [f"{entry['media']}: {entry['reason']}" for entry in done.bad])
     yield from _shortened("packed although ", [f"{media} is {reason}" for media, reason in done.cut_short.items()])
     for reason, count in Counter(done.kept.values()).items():
-        yield f"not encoded anew: {count} files ({reason})"
+        yield f"not re-encoded: {count} files ({reason})"
 
 
 def _shortened(head: str, entries: list[str]) -> Iterator[str]:

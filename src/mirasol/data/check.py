@@ -66,7 +66,7 @@ class Report:
 
     @property
     def good(self) -> bool:
-        """Whether nothing is wrong: warnings aside, no problem."""
+        """Whether there are no problems other than warnings."""
         return all(problem.severity == "warning" for problem in self.problems)
 
     def to_dict(self) -> dict[str, Any]:
@@ -329,7 +329,7 @@ def table(report: Report, most_problems: int = 20) -> str:
         lines += [f"  {problem}" for problem in problems[:most_problems]]
         if len(problems) > most_problems:
             lines.append(f"  … and {len(problems) - most_problems} more: see --json")
-    lines.append("nothing is wrong" if report.good else "something is wrong")
+    lines.append("no problems found" if report.good else "problems found")
     return "\n".join(lines)
 
 

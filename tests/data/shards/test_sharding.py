@@ -398,7 +398,7 @@ def test_what_was_not_encoded_anew_is_told(tmp_path, clips, capsys):
     root, out = tmp_path / "data", tmp_path / "shards"
     image_text(root, clips)
     main(["data", "shard", "image_text", str(root), str(out), "--reencode", "16", "--processes", "1"])
-    assert "not encoded anew: 2 files (an image)" in capsys.readouterr().err
+    assert "not re-encoded: 2 files (an image)" in capsys.readouterr().err
     assert read_dataset("shards", out, "train").facts == {"reencoded": "16"}
 
 
@@ -419,7 +419,7 @@ def test_files_cut_short_are_packed_as_they_are_counted_and_told(tmp_path, clips
         main(["data", "shard", "folder", str(root), str(out), "--processes", "1", *options])
         told = capsys.readouterr().err
         assert "packed although cut.mkv is cut short: holds data for " in told
-        assert ("not encoded anew: 1 files (cut short)" in told) == bool(options)
+        assert ("not re-encoded: 1 files (cut short)" in told) == bool(options)
         assert list(json.loads((out / "manifest.json").read_text())["splits"]["train"]["cut_short"]) == ["cut.mkv"]
         # Found in the shards, too: encoded anew it would pass for a whole file.
         whole, cut = (example.media for example in read_dataset("shards", out, "train").examples)

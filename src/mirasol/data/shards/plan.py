@@ -22,7 +22,7 @@ from mirasol.media.transcode import Reencoding
 class Sharding:
     """How a data set is cut into shards.
 
-    A shard holds at most `shard_bytes` of media, as large as they are before they are encoded anew, and at most
+    A shard holds at most `shard_bytes` of media, measured before re-encoding, and at most
     `clips_per_shard`; a medium of more than `shard_bytes` is a shard of its own. `reencode`: None keeps the media's
     own bytes.
     """

@@ -34,7 +34,7 @@ class Sharded:
     finished_before: shards that were there already; bytes: of all shards
     examples, clips: by split, those that are in the shards; not_usable: annotated examples that are not, by split
     bad: media that cannot be read, each with `media`, `kind`, `reason`
-    kept: media that were not encoded anew although that was asked for, with the reason
+    kept: media that were not re-encoded although that was requested, with the reason
     cut_short: media that are packed although they are known to be cut short, and what they hold
     """
 

@@ -27,7 +27,7 @@ def write_shard(job: ShardJob, on_sample: Callable[[], None] | None = None) -> d
     """Writes a shard's tar and then its index, unless both are there; returns the index.
 
     The index holds `members` (name → offset, size, SHA-256), `bytes` and `sha256` of the tar, `bad`: the media that
-    cannot be read, which are left out, `kept`: those that were not encoded anew, with the reason, and `cut_short`:
+    cannot be read, which are left out, `kept`: those that were not re-encoded, with the reason, and `cut_short`:
     those that are packed although they do not hold all that their header says. The same job gives the same bytes, with
     one version of PyAV where media are encoded anew. An interruption leaves no file under the shard's name.
 
@@ -99,7 +99,7 @@ def _unusable(facts: MediaFacts) -> tuple[str, str] | None:
 def _content(
     root: Path, sample: Sample, facts: MediaFacts, settings: Reencoding | None
 ) -> Iterator[tuple[Path, str, str]]:
-    """The file that goes into the tar, its name there, and why it was not encoded anew where it should have been."""
+    """The file that goes into the tar, its name there, and why it was not re-encoded although it should have been."""
     suffix = os.path.splitext(sample.media)[1].lower()
     # Encoded anew, a file that was cut short would pass for a whole one.
     why_kept = "an image" if is_image(sample.media) else "cut short" if facts.cut_short else ""
