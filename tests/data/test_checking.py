@@ -177,7 +177,7 @@ def test_the_help_tells_the_choices_and_where_options_belong(capsys):
         main(["data", "check", "--help"])
     out = capsys.readouterr().out
     assert "--targets all|one" in out
-    assert "Which of --annotations, --class-list," in out and "its section there says" in out
+    assert "Which of --annotations, --class-list," in out and "is in its section there" in out
 
 
 @pytest.mark.parametrize(

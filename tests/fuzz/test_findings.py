@@ -9,7 +9,7 @@ import pytest
 from fuzz import Fuzzer
 
 from mirasol.config.recipe_io import load_recipe
-from mirasol.data.media_files import index_file, tar_index
+from mirasol.data.media_files import get_index_path, read_tar_index
 from mirasol.data.shards.verify import _member_problems
 from mirasol.errors import UserError
 
@@ -62,8 +62,8 @@ def test_null_is_refused_where_a_recipe_has_a_number(tmp_path):
 def test_an_unreadable_index_of_a_shard_is_a_problem(tmp_path, index):
     tar = tmp_path / "00000.tar"
     tar.write_bytes(bytes(10_240))
-    index_file(tar).write_text(index, encoding="latin-1")
-    assert tar_index(tar).members == {}
+    get_index_path(tar).write_text(index, encoding="latin-1")
+    assert read_tar_index(tar).members == {}
     assert _member_problems(tar, tar.name, hashes=False) == [("wrong index", "its index file cannot be read", "")]
 
 
