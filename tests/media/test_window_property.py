@@ -1,6 +1,7 @@
 """A window equals the slice of the whole file, however the file is made."""
 
 import itertools
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -124,6 +125,13 @@ def test_still_screen_recordings(tmp_path, monkeypatch, container):
     assert clip.audio_present.all()
     assert clip.video_present.all()
     check_file(path, monkeypatch, 5)
+
+
+def test_a_window_of_a_program_stream_equals_the_slice(tmp_path, monkeypatch):
+    """In MPEG program streams many frames have no time of their own."""
+    track = Video(ramp(300), steady(300, 25), codec="mpeg2video", tick=Fraction(1, 25))
+    path = write_media(tmp_path / "a.mpg", track, Audio([(0, sweep(12, 48_000))], codec="mp2"))
+    check_file(path, monkeypatch, 25)
 
 
 @pytest.mark.parametrize(

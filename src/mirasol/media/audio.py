@@ -30,6 +30,7 @@ JUMP_SECONDS = 0.004
 CLEAR_JUMP_SECONDS = 0.040
 DOUBT_SECONDS = 0.100
 BLOCK_SECONDS = 0.5
+WARM_UP_SECONDS = 10.0  # packets that end longer before the window are not decoded
 # Channels are averaged, not added up: FFmpeg's default lets the same sound in two channels come out 1.4 times as loud
 # (in 5.1 channels 3.4 times), and clip.
 MIXING = {"rematrix_maxval": "1.0"}
@@ -130,7 +131,7 @@ class WaveformBuilder:
         """Takes the next packet."""
         self.latest, end = get_packet_times(packet, self._tick)
         self.packets_end = max(self.packets_end, end)
-        if not self.done:
+        if not self.done and not -math.inf < end < self.start - WARM_UP_SECONDS:
             self._decode(packet)
 
     def finish(self) -> None:

@@ -94,6 +94,8 @@ class Reading:
             return True  # which time stamps are meant depends on all packets before them: read from the beginning
         if self.container.format.name == "avi" and not all(map(is_index_complete, self.chosen.streams)):
             return True  # FFmpeg 8 miscounts frames after a seek in AVI files with empty ones
+        if self.container.format.name == "mpeg":
+            return True  # many frames have no time of their own, and FFmpeg guesses others after a seek
         stream = self.chosen.streams[0]
         first = self.start if self.video is None else min(self.start, self.video.wanted[0])
         if first - SEEK_RETREATS[0] <= self.span.zero:
