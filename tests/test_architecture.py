@@ -35,7 +35,7 @@ IMPORTS_TO_MEND: set[tuple[str, str]] = set()
 CIRCLES_TO_MEND = {
     frozenset({"media.audio", "media.container", "media.decoder_process", "media.reader", "media.video"}),
 }
-ROOMS_TO_MEND = {"media", "model"}
+ROOMS_TO_MEND = {"media"}
 
 
 def list_modules() -> dict[str, Path]:

@@ -10,8 +10,8 @@ import pytest
 from mirasol import UserError
 from mirasol.cli.info import describe_preset
 from mirasol.cli.main import main
+from mirasol.config.components import COMPONENTS
 from mirasol.config.presets import PRESETS
-from mirasol.model.components import COMPONENTS
 
 # For 16 chunks at the preset's resolution and 64 tokens, as closed forms once gave them too.
 FLOPS = {"tiny": 786_991_104, "1b": 8_194_080_899_072, "3b": 12_950_504_472_576}

@@ -9,8 +9,8 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from mirasol import MirasolConfig
+from mirasol.config.components import COMPONENTS
 from mirasol.cost.counting import STREAMED, build_on_meta, count_flops, count_stream_flops
-from mirasol.model.components import COMPONENTS
 
 TTM = {"read_tokens": 12, "memory_tokens": 6, "learner_hidden": 16, "hidden": 32, "heads": 2, "head_width": 16}
 COMBINERS = {

@@ -6,8 +6,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from mirasol import MirasolConfig, MirasolForConditionalGeneration
+from mirasol.config.components import component_of
 from mirasol.cost.step import LiveBytes, StepShape, count_saved_bytes, count_step_cost
-from mirasol.model.components import component_of
 
 STACK = {"depth": 1, "width": 32, "hidden": 32, "heads": 1, "head_width": 32, "dropout": 0.1}
 PARTS = {part: {"stack": STACK} for part in ("combiner", "latent", "reconstruction", "text")} | {

@@ -14,8 +14,8 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from mirasol.config.components import COMPONENTS, component_of
 from mirasol.config.model import MirasolConfig
-from mirasol.model.components import COMPONENTS, component_of
 from mirasol.model.mirasol import MirasolForConditionalGeneration
 
 # What one more chunk of a stream is computed by; the others run when a question is asked, or in training only.

@@ -7,11 +7,11 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import EncoderDecoderCache
 
+from mirasol.config.components import count_parameters
 from mirasol.config.model import MirasolConfig
 from mirasol.config.parts import IGNORED_LABEL
 from mirasol.errors import UserError
 from mirasol.model.combiner import make_combiner
-from mirasol.model.components import count_parameters
 from mirasol.model.contrastive import ContrastiveSpace
 from mirasol.model.encoder import ChunkEncoder
 from mirasol.model.hf import (

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from mirasol.config.checks import nearest_name
+from mirasol.config.components import COMPONENTS, component_of
 from mirasol.config.model import MirasolConfig
 from mirasol.config.recipe import Recipe, Stage
 from mirasol.console import format_table
 from mirasol.errors import UserError
-from mirasol.model.components import COMPONENTS, component_of
 from mirasol.model.losses import BatchTotals
 from mirasol.model.mirasol import MirasolForConditionalGeneration
 from mirasol.model.outputs import MirasolImageTextOutput, MirasolOutput

@@ -2,8 +2,10 @@
 
 from collections import Counter
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
 COMPONENTS = (
     "vit", "tubes", "audio", "combiner", "latent", "reconstruction", "text", "cross_attention", "vocabulary",
@@ -36,7 +38,7 @@ def component_of(name: str) -> str:
     return next(component for prefix, component in _PREFIXES.items() if name.startswith(prefix))
 
 
-def count_parameters(named: Iterable[tuple[str, Tensor]]) -> dict[str, int]:
+def count_parameters(named: Iterable[tuple[str, "Tensor"]]) -> dict[str, int]:
     """Parameters by component, in the order of `COMPONENTS`; they sum to the whole."""
     counts = Counter()
     for name, parameter in named:

@@ -1,6 +1,6 @@
 """Parameters by component."""
 
-from mirasol.model.components import COMPONENTS
+from mirasol.config.components import COMPONENTS
 
 
 def test_every_parameter_belongs_to_one_component(model):
