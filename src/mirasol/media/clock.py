@@ -97,7 +97,7 @@ def _place_pieces(pieces: dict[int, list[_Piece]], last_begin: float) -> PacketS
     found = [own for own in pieces.values() if own]
     if not found:
         return PacketScan(-math.inf, math.inf, (), {}, -math.inf)
-    begin = min(own[0].begin for own in found)
+    begin = min((own[1] if _is_wrapped_start(own) else own[0]).begin for own in found)
     if all(len(own) == 1 for own in found):
         return PacketScan(max(own[0].end for own in found), begin, (), {}, last_begin)
     kept = {index: _merge_pauses(own, index, pieces) for index, own in pieces.items()}

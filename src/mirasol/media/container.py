@@ -36,6 +36,7 @@ STATED_DURATION = ("mov", "matroska", "avi", "asf", "flv", "wav", "w64", "aiff",
 
 # Formats whose headers are written by programs that may not know the length yet.
 LYING_HEADERS = ("mov", "matroska", "avi", "asf", "flv")
+START_TOLERANCE = 1.0  # seconds: beyond encoder delay
 GENERATE_TIMES = 0x1  # AVFMT_FLAG_GENPTS
 LATER_SECONDS = 0.25  # packets that begin later than the header's end by more than this make the header wrong
 
@@ -201,8 +202,8 @@ def find_span(
                 return Span(zero, scan.end, measured=False, stated=end)
         return Span(zero, end, measured=False)
     scan = scan_media(path, chosen, limits)
-    if scan.joints:
-        zero = min(zero, scan.begin) if zero < 0 else scan.begin
+    if scan.shifts and abs(zero - scan.begin) > START_TOLERANCE:
+        zero = scan.begin  # FFmpeg took the start from another recording, or from times before zero
     if not math.isfinite(scan.end) or scan.end <= zero:
         raise BadClip(path, "holds no media data (cut short?)")
     return Span(zero, scan.end, measured=True, joints=scan.joints, shifts=scan.shifts)
