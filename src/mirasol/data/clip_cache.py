@@ -28,7 +28,8 @@ from mirasol.media.feature_extractor import MirasolFeatureExtractor
 from mirasol.media.timeline import cut_into_chunks
 from mirasol.processes import make_process_context
 
-CACHE_FORMAT = 1
+# Goes up whenever a file may be read otherwise than before. 2: joined files, AVI, far streams, headers that lie, HDR.
+CACHE_FORMAT = 2
 TENSORS = ("video", "audio", "video_mask", "audio_mask")
 
 # (media relative to the data's root, start in seconds or None, end in seconds or None)
