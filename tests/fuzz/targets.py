@@ -171,5 +171,6 @@ def exercise_checkpoint(root: Path, name: str) -> list[str]:
     from mirasol.checkpoint import load_checkpoint, load_processor
 
     transformers.logging.set_verbosity(transformers.logging.CRITICAL)
+    transformers.logging.disable_progress_bar()
     load = load_processor if name in ("tokenizer.json", "tokenizer_config.json") else load_checkpoint
     return gather(iter([lambda: load(root)]))

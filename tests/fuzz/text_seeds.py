@@ -187,10 +187,12 @@ def make_checkpoint(folder: Path) -> Folder:
     """A checkpoint of a very small model without training."""
     if not (folder / "tokenizer.json").is_file():
         import torch
+        import transformers
 
         from mirasol import MirasolConfig, MirasolFeatureExtractor, MirasolForConditionalGeneration, MirasolProcessor
         from mirasol.media.tokenizer import train_tokenizer
 
+        transformers.logging.disable_progress_bar()
         tokenizer = train_tokenizer(["what colour is the circle?", "red", "a bell rings twice"] * 4, 300)
         config = MirasolConfig.preset("tiny", text={"vocab_size": len(tokenizer)})
         torch.manual_seed(3)
