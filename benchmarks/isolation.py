@@ -1,11 +1,12 @@
-"""What decoding in processes of their own costs: `python benchmarks/isolation.py [--real FOLDER]`.
+"""What decoding in a process of its own costs: `python benchmarks/isolation.py [--real FOLDER]`.
 
-Processor seconds a clip of the loader with two workers, decoder processes included, as `reading.py` measures them, and
-the same with the decoding in the workers themselves. The two alternate; the cost is the median of the ratios of pairs
-that follow each other, minus one. `--memory CLIPS` reads so many clips of the tiny model through one decoder process
-instead and reports the memory of both processes on the way.
+Processor seconds to read a clip and compute its spectrogram, which is what a loading worker does for each clip of
+`reading.py`: with the decoding in the decoder process, both processes together, and with it in the process that reads.
+The two alternate clip by clip, so that both meet the same machine. The cost is the ratio of the sums of a block of
+clips, minus one; quartiles over blocks.
 
-Writes benchmarks/results/isolation.json and .md.
+`--memory CLIPS` reads so many clips of the tiny model through one decoder process instead and reports the memory of
+both processes on the way. Writes benchmarks/results/isolation.json and .md, or isolation_memory.
 """
 
 from __future__ import annotations
@@ -13,9 +14,9 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import statistics
 import tempfile
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,44 +30,77 @@ from _measure import (
 )
 
 GOAL = 0.05
+BLOCKS = 8
 
 
 def format_report(results: dict[str, Any], facts: dict[str, Any]) -> str:
     rows = [
-        [name, f"{1000 * row['in_process']:.1f}", f"{1000 * row['isolated']:.1f}"]
+        [name, row["pairs"], f"{1000 * row['in_process']:.1f}", f"{1000 * row['isolated']:.1f}"]
         + [f"{100 * row['cost'][part]:+.1f} %" for part in ("low", "median", "high")]
         for name, row in results.items()
     ]
-    columns = ["clips", "ms of a core in the workers", "in decoder processes", "lower quartile", "cost", "upper"]
+    columns = [
+        "clips",
+        "pairs",
+        "ms in the reading process",
+        "ms in a decoder process",
+        "lower quartile",
+        "cost",
+        "upper",
+    ]
     return (
-        f"# Decoding in processes of their own\n\n{format_markdown_table(columns, rows)}\n"
+        f"# Decoding in a process of its own\n\n{format_markdown_table(columns, rows)}\n"
         f"Goal: a cost of at most {100 * GOAL:g} %.\n\n{json.dumps(facts)}\n"
     )
 
 
-def compare(root: Path, media: list[str], settings: dict[str, Any], rounds: int, repeats: int) -> dict[str, Any]:
-    """Processor seconds a clip, isolated and in process, and the quartiles of the cost."""
-    from _in_process import InProcessCache
-    from _reading_measure import PER_STEP, WORKERS, make_batches, make_recipe, time_loader
+def run_here(limits: object, file: object, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
+    """`run_isolated` without another process."""
+    return function(*args, **kwargs)
 
-    from mirasol.data.example import Example
-    from mirasol.data.loader import StepBatches
-    from mirasol.data.sampler import BatchPlan
+
+def measure_processor_seconds(pids: list[int]) -> float:
+    """Processor seconds so far of this process and of all threads of those with the given ids."""
+    tasks = (task for pid in pids for task in Path(f"/proc/{pid}/task").iterdir())
+    return time.process_time() + sum(int((task / "schedstat").read_text().split()[0]) for task in tasks) / 1e9
+
+
+def compare(root: Path, media: list[str], settings: dict[str, Any], rounds: int) -> dict[str, Any]:
+    """Processor seconds a clip, isolated and in this process, and the quartiles of the cost."""
+    from _reading_measure import find_descendants
+
+    from mirasol.media import isolation
     from mirasol.media.feature_extractor import MirasolFeatureExtractor
 
-    clips = len(media) * rounds
-    examples = [Example(f"{n}", name, None, None, "?", "!", video=f"{n}") for n, name in enumerate(media)]
-    plan = BatchPlan(make_recipe(root, clips + (2 * WORKERS + 1) * PER_STEP, PER_STEP), examples)
-    isolated = make_batches(root, plan, settings)
-    here = StepBatches(plan, InProcessCache(None, root, settings), MirasolFeatureExtractor(**settings))
-    pairs = []
-    for number in range(repeats):
-        kinds = [("isolated", isolated), ("in_process", here)]
-        row = {name: time_loader(batches, clips // PER_STEP) / PER_STEP for name, batches in kinds[:: (-1) ** number]}
-        pairs.append(row)
-        print(f"  {row['isolated'] / row['in_process'] - 1:+.1%}", flush=True)
-    medians = {name: statistics.median(pair[name] for pair in pairs) for name in ("isolated", "in_process")}
-    return {**medians, "cost": compute_quartiles([pair["isolated"] / pair["in_process"] - 1 for pair in pairs])}
+    extractor = MirasolFeatureExtractor(**settings)
+    run_isolated = isolation.run_isolated
+
+    def read(file: Path, run: Callable[..., Any]) -> float:
+        isolation.run_isolated = run
+        begin = measure_processor_seconds(decoders)
+        extractor.tensors(extractor.read(file))
+        return measure_processor_seconds(decoders) - begin
+
+    decoders: list[int] = []
+    for run in (run_isolated, run_here):
+        for name in media:
+            read(root / name, run)
+    decoders = find_descendants([os.getpid()])[1:]
+    blocks = []
+    for _ in range(BLOCKS):
+        sums = {"isolated": 0.0, "in_process": 0.0}
+        for number in range(rounds):
+            kinds = [("isolated", run_isolated), ("in_process", run_here)]
+            for name in media:
+                for kind, run in kinds[:: 1 if number % 2 else -1]:
+                    sums[kind] += read(root / name, run)
+        blocks.append(sums)
+        print(f"  {sums['isolated'] / sums['in_process'] - 1:+.1%}", flush=True)
+    isolation.run_isolated = run_isolated
+    count = len(media) * rounds
+    means = {kind: sum(block[kind] for block in blocks) / BLOCKS / count for kind in ("isolated", "in_process")}
+    cost = compute_quartiles([block["isolated"] / block["in_process"] - 1 for block in blocks])
+    return {**means, "pairs": BLOCKS * count, "cost": cost}
 
 
 def measure_memory(root: Path, media: list[str], clips: int) -> list[dict[str, float]]:
@@ -89,15 +123,12 @@ def measure_memory(root: Path, media: list[str], clips: int) -> list[dict[str, f
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = make_parser("isolation", __doc__)
     parser.add_argument("--real", type=Path, default=os.environ.get("MIRASOL_REAL_DATA"), help="folder of real clips")
-    parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--memory", type=int, metavar="CLIPS", help="read so many clips and report memory instead")
     return parser.parse_args(arguments)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     options = parse_arguments(arguments)
-    if options.quick:
-        options.repeats, options.real = 1, None
 
     import torch
     from _reading_measure import list_kinds, render_small_clips
@@ -115,9 +146,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
             write_results(out, {**facts, "rows": rows}, f"# Memory, MiB\n\n{text}\n{json.dumps(facts)}\n")
             return
         results = {}
-        for name, (where, media, settings, rounds) in list_kinds(root, small, options.real, options.quick).items():
+        real = None if options.quick else options.real
+        for name, (where, media, settings, rounds) in list_kinds(root, small, real, options.quick).items():
             print(name, flush=True)
-            results[name] = compare(where, media, settings, rounds, options.repeats)
+            results[name] = compare(where, media, settings, 1 if options.quick else max(1, rounds // 6))
     facts |= {"surroundings": describe_surroundings(), "gflops_after": calibrate()}
     write_results(options.out, {"goal": GOAL, **facts, "results": results}, format_report(results, facts))
 
