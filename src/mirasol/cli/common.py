@@ -100,7 +100,7 @@ def add_dataset_arguments(parser: ArgumentParser) -> None:
 
 
 def add_dataset_options(parser: ArgumentParser) -> None:
-    """Declares the options of data sets, those of `mirasol.data.datasets.DatasetOptions`."""
+    """Declares the options of data sets, those of `mirasol.config.recipe.DatasetOptions`."""
     parser.add_argument("--annotations", type=str, help="folder of the annotation files if it is not ROOT")
     parser.add_argument("--class-list", type=str, help="text file with one class name per line")
     parser.add_argument("--prompt", type=str, help="prompt of examples that have no question")

@@ -91,7 +91,7 @@ def read_choices(files: Files, split: str, options: DatasetOptions) -> Rows:
 
 
 def _find_right_choice(answer: str, choices: tuple[str, ...]) -> int | None:
-    # DatasetOptions can be numbers too ("2"): as an index is how the original means them.
+    # Options can be numbers too ("2"): as an index is how the original means them.
     if answer.isascii() and answer.isdigit() and int(answer) < len(choices):
         return int(answer)
     return choices.index(answer) if answer in choices else None
