@@ -9,7 +9,7 @@ from rich.console import Console
 
 from mirasol import UserError
 from mirasol.checkpoint import load_checkpoint
-from mirasol.cli.demo import Demo, DemoSettings, demo_recipe, run_demo
+from mirasol.cli.demo import Demo, DemoSettings, find_demo_recipe, run_demo
 from mirasol.cli.main import main
 from mirasol.data.datasets.folder import read_examples
 from mirasol.evaluation.answer import answer_clips
@@ -141,7 +141,7 @@ def test_the_packages_own_recipe_is_found_from_anywhere(settings, tmp_path, monk
     monkeypatch.chdir(tmp_path)
     run_demo(changed(settings, output="here", recipe=None), Console(quiet=True))
     repository = pathlib.Path(__file__).resolve().parent.parent
-    assert demo_recipe().read_bytes() == (repository / "recipes" / "demo.yaml").read_bytes()
+    assert find_demo_recipe().read_bytes() == (repository / "recipes" / "demo.yaml").read_bytes()
     assert begun[0].output == str(pathlib.Path("here/train"))
 
 

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from mirasol import MirasolFeatureExtractor
 from mirasol.config.augment import Augment, SpecAugment
-from mirasol.evaluation.figures import colour_values
+from mirasol.evaluation.figures import map_to_colours
 from mirasol.media.augment import augment_clip, compute_decode_size, shift_clip
 from mirasol.model.losses import text_loss
 from mirasol.model.transformer import LayerDrop
@@ -39,7 +39,7 @@ def sound(audio: Tensor, mask: Tensor | None = None) -> np.ndarray:
     """A log-mel [T, S, M], low notes at the bottom; on one scale, so that rows can be compared."""
     values = audio.flatten(0, 1).float().T.flip(0).clamp(-1, 0.5).numpy()
     scale = np.concatenate([values, np.full((1, values.shape[1]), -1.0), np.full((1, values.shape[1]), 0.5)])
-    picture = colour_values(scale)[:-2]
+    picture = map_to_colours(scale)[:-2]
     if mask is not None:
         picture[:, ~mask.repeat_interleave(audio.shape[1]).numpy()] = ABSENT
     return np.asarray(Image.fromarray(picture).resize((WIDTH, HEIGHT), Image.Resampling.NEAREST))

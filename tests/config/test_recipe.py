@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from mirasol.config.model import MirasolConfig
-from mirasol.config.recipe import Recipe, changed_keys
+from mirasol.config.recipe import Recipe, find_changed_keys
 from mirasol.config.recipe_io import load_recipe, recipe_from_dict
 from mirasol.errors import UserError
 
@@ -95,22 +95,23 @@ def test_missing_key_and_missing_file(values, tmp_path):
 def test_a_recipe_survives_yaml(recipe):
     again = recipe_from_dict(yaml.safe_load(yaml.safe_dump(recipe.to_dict(), sort_keys=False)))
     assert again == recipe
-    assert again.fingerprint() == recipe.fingerprint()
+    assert again.compute_fingerprint() == recipe.compute_fingerprint()
 
 
 def test_changed_keys_names_what_decides_the_weights_and_nothing_else(recipe):
     before = recipe.to_dict()
-    assert changed_keys(before, dataclasses.replace(recipe, workers=2, output="elsewhere", keep_last=9).to_dict()) == []
+    after = dataclasses.replace(recipe, workers=2, output="elsewhere", keep_last=9).to_dict()
+    assert find_changed_keys(before, after) == []
     after = dataclasses.replace(recipe, seed=4).to_dict()
     after["optimizer"]["learning_rate"] = 0.5
-    assert changed_keys(before, after) == ["optimizer.learning_rate", "seed"]
+    assert find_changed_keys(before, after) == ["optimizer.learning_rate", "seed"]
     swapped = {**before, "stages": dict(reversed(before["stages"].items()))}
-    assert changed_keys(before, swapped) == ["stages (their order)"]
+    assert find_changed_keys(before, swapped) == ["stages (their order)"]
 
 
 def test_fingerprint_sees_the_order_of_stages(recipe):
     swapped = dataclasses.replace(recipe, stages=dict(reversed(recipe.stages.items())))
-    assert swapped.fingerprint() != recipe.fingerprint()
+    assert swapped.compute_fingerprint() != recipe.compute_fingerprint()
 
 
 @pytest.mark.parametrize(
@@ -149,7 +150,7 @@ def test_the_recipe_of_a_run_is_read_with_the_keys_of_its_time(file, values):
 
 
 def test_stage_at_counts_through_the_stages(recipe):
-    places = [recipe.stage_at(step) for step in range(recipe.total_steps)]
+    places = [recipe.find_stage(step) for step in range(recipe.total_steps)]
     assert places == [("slots", k) for k in range(3)] + [("questions", k) for k in range(5)]
 
 

@@ -6,7 +6,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from mirasol import MirasolConfig, MirasolForConditionalGeneration
-from mirasol.config.components import component_of
+from mirasol.config.components import find_component
 from mirasol.cost.step import LiveBytes, StepShape, count_saved_bytes, count_step_cost
 
 STACK = {"depth": 1, "width": 32, "hidden": 32, "heads": 1, "head_width": 32, "dropout": 0.1}
@@ -25,7 +25,7 @@ def a_model(trained=None, device="meta") -> MirasolForConditionalGeneration:
     with torch.device(device):
         model = MirasolForConditionalGeneration(MirasolConfig.preset("tiny", **PARTS)).train()
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(trained is None or component_of(name) in trained)
+        parameter.requires_grad_(trained is None or find_component(name) in trained)
     return model
 
 

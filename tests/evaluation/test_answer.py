@@ -13,10 +13,10 @@ from mirasol.evaluation.answer import (
     AnswerStreamer,
     answer_clips,
     answer_in_batches,
-    attention_by_chunk,
-    clip_key,
+    compute_attention_by_chunk,
     eval_mode,
     load_clip,
+    make_clip_key,
 )
 from mirasol.evaluation.controls import CONTROLS
 
@@ -84,7 +84,9 @@ def test_a_character_is_streamed_whole():
 
 
 def test_attention_is_a_share_for_every_chunk(loaded, tensors, prompts):
-    attention = attention_by_chunk(loaded.model, loaded.processor, tensors[0], prompts[0], ["red"] * len(prompts[0]))
+    attention = compute_attention_by_chunk(
+        loaded.model, loaded.processor, tensors[0], prompts[0], ["red"] * len(prompts[0])
+    )
     assert attention.shape == (len(prompts[0]), len(tensors[0]["video_mask"]))
     assert (attention >= 0).all()
     assert torch.allclose(attention.sum(1), torch.ones(len(attention)), atol=1e-5)
@@ -92,7 +94,7 @@ def test_attention_is_a_share_for_every_chunk(loaded, tensors, prompts):
 
 def test_attention_of_an_answer_cut_within_a_character_is_that_of_its_characters(loaded, tensors, prompts):
     cut, whole = (
-        attention_by_chunk(loaded.model, loaded.processor, tensors[0], prompts[0][:1], [answer])
+        compute_attention_by_chunk(loaded.model, loaded.processor, tensors[0], prompts[0][:1], [answer])
         for answer in ("red" + "\ufffd" * 30, "red")
     )
     assert torch.equal(cut, whole)
@@ -100,8 +102,8 @@ def test_attention_of_an_answer_cut_within_a_character_is_that_of_its_characters
 
 def test_attention_does_not_depend_on_the_other_questions(loaded, tensors, prompts):
     answers = ["red", "a much longer answer than that"]
-    together = attention_by_chunk(loaded.model, loaded.processor, tensors[0], prompts[0][:2], answers)
-    single = attention_by_chunk(loaded.model, loaded.processor, tensors[0], prompts[0][:1], answers[:1])
+    together = compute_attention_by_chunk(loaded.model, loaded.processor, tensors[0], prompts[0][:2], answers)
+    single = compute_attention_by_chunk(loaded.model, loaded.processor, tensors[0], prompts[0][:1], answers[:1])
     assert torch.allclose(together[:1], single, atol=1e-5)
 
 
@@ -118,7 +120,7 @@ def answer_one(loaded, clip, root, controls=()):
 
 
 def test_every_question_is_asked_once_and_in_order_under_every_control(clips, answered):
-    assert [row["clip"] for row in answered] == [clip_key(clip) for clip in clips]
+    assert [row["clip"] for row in answered] == [make_clip_key(clip) for clip in clips]
     for clip, row in zip(clips, answered, strict=True):
         assert row["answered"].keys() == {"test", *CONTROLS}
         assert all(list(own) == [example.id for example in clip.examples] for own in row["answered"].values())

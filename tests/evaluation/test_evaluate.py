@@ -16,15 +16,15 @@ from mirasol.data.datasets.folder import read_examples
 from mirasol.data.datasets.registry import read_dataset
 from mirasol.evaluation.answer import AnswerSettings
 from mirasol.evaluation.compare import compare_results
-from mirasol.evaluation.evaluate import checkpoint_hash, evaluate_dataset, score_file, write_evaluation
+from mirasol.evaluation.evaluate import evaluate_dataset, hash_checkpoint, score_file, write_evaluation
 from mirasol.evaluation.journal import Journal
 from mirasol.evaluation.metrics import CANDIDATES, OPEN, Estimate, collect_columns
 from mirasol.evaluation.report import (
-    accuracy_by_length,
+    compute_accuracy_by_length,
     count_confusions,
     describe_row,
+    find_most_confused,
     format_length,
-    most_confused,
     write_report,
 )
 from mirasol.media.timeline import ChunkGrid
@@ -86,11 +86,11 @@ def test_a_result_states_what_could_make_it_differ(evaluated, loaded, tmp_path):
     assert record["data"]["prompt"] == "what is seen"
     folder = tmp_path / "checkpoint"
     shutil.copytree(loaded.folder, folder)
-    assert record["checkpoint"]["sha256"] == checkpoint_hash(folder)
+    assert record["checkpoint"]["sha256"] == hash_checkpoint(folder)
     weights = bytearray((folder / "model.safetensors").read_bytes())
     weights[-1] ^= 1
     (folder / "model.safetensors").write_bytes(weights)
-    assert record["checkpoint"]["sha256"] != checkpoint_hash(folder)
+    assert record["checkpoint"]["sha256"] != hash_checkpoint(folder)
 
 
 def test_the_screen_is_not_flooded(untrained, multiple_choice, tmp_path, capsys):
@@ -404,12 +404,12 @@ def test_a_split_without_published_answers_gives_predictions_alone(loaded, class
 def test_plots_contain_every_question(evaluated, loaded):
     scores = evaluated.protocols[CANDIDATES]
     judged, grid = scores.judged, loaded.processor.feature_extractor.grid
-    bars = accuracy_by_length(judged, evaluated.chunks, grid)
+    bars = compute_accuracy_by_length(judged, evaluated.chunks, grid)
     counts = [int(bar.name.rpartition("n = ")[2]) for bar in bars]
     assert sum(counts) == len(judged)
     right = sum(item.value for item in judged)
     assert sum(count * bar.value for count, bar in zip(counts, bars, strict=True)) == pytest.approx(right)
-    assert sum(times for *_, times in most_confused(judged)) == sum(not item.right for item in judged)
+    assert sum(times for *_, times in find_most_confused(judged)) == sum(not item.right for item in judged)
     matrix, names = count_confusions(judged, ("red", "blue", "low", "a bell", "two", "never"))
     assert matrix.sum() == len(judged) and matrix.trace() == right
     assert "never" not in names, "classes that neither occur nor are chosen are left out"

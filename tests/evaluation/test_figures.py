@@ -17,16 +17,16 @@ from mirasol.evaluation.figures import (
     Curve,
     ScoreBar,
     check_figure_format,
-    colour_values,
+    convert_to_svg,
     draw_confusion,
     draw_curves,
     draw_learning,
     draw_scores,
-    figure_to_svg,
-    picture_url,
+    find_validation_accuracy,
+    make_picture_url,
+    map_to_colours,
     smooth_points,
     spread_apart,
-    validation_accuracy,
     write_figures,
 )
 
@@ -44,20 +44,20 @@ def open_picture(url):
 
 def test_a_picture_survives_the_data_url():
     pixels = np.random.default_rng(0).integers(0, 256, (17, 23, 3), dtype=np.uint8)
-    assert np.array_equal(open_picture(picture_url(pixels)), pixels)
-    assert open_picture(picture_url(pixels, largest=40)).shape == (17, 23, 3), "never made larger"
-    assert open_picture(picture_url(np.zeros((100, 300, 3), np.uint8), largest=50)).shape == (50, 150, 3)
+    assert np.array_equal(open_picture(make_picture_url(pixels)), pixels)
+    assert open_picture(make_picture_url(pixels, largest=40)).shape == (17, 23, 3), "never made larger"
+    assert open_picture(make_picture_url(np.zeros((100, 300, 3), np.uint8), largest=50)).shape == (50, 150, 3)
 
 
 def test_colours_grow_brighter_with_the_value_and_take_any_range():
-    brightness = colour_values(np.linspace(-3, 5, 50)[None]).astype(int).sum(-1)[0]
+    brightness = map_to_colours(np.linspace(-3, 5, 50)[None]).astype(int).sum(-1)[0]
     assert (np.diff(brightness) >= 0).all()
     assert brightness[0] < 100 < 400 < brightness[-1]
-    assert colour_values(np.zeros((2, 2))).shape == (2, 2, 3)
+    assert map_to_colours(np.zeros((2, 2))).shape == (2, 2, 3)
 
 
 def test_an_svg_follows_the_page_and_refers_to_nothing_else():
-    svg = figure_to_svg(draw_scores(BARS), "scores & more")
+    svg = convert_to_svg(draw_scores(BARS), "scores & more")
     parsed = ElementTree.fromstring(svg)  # well-formed
     assert parsed[0].text == "scores & more"
     assert not [value for value in COLOURS.values() if value in svg], "every colour of the page is a variable"
@@ -82,7 +82,7 @@ def test_a_chart_draws_every_point_and_marks_the_stages():
     figure = draw_curves([curve], (4, 2), marks={0: "first", 50: "<second>"}, end_labels=True)
     axes = figure.axes[0]
     assert axes.lines[0].get_xydata().tolist() == [[0, 5.0], [50, 1.0], [100, 0.2]]
-    words = {text.text for text in ElementTree.fromstring(figure_to_svg(figure, "")).iter("text")}
+    words = {text.text for text in ElementTree.fromstring(convert_to_svg(figure, "")).iter("text")}
     assert {" first", " <second>"} <= words or {"first", "<second>"} <= words
 
 
@@ -100,8 +100,8 @@ def test_labels_at_the_ends_do_not_overlap():
 
 
 def test_a_chart_of_nothing_is_a_chart():
-    assert figure_to_svg(draw_curves([Curve("none", [], "ink")], (3, 2), end_labels=True), "").startswith("<svg")
-    assert figure_to_svg(draw_scores([]), "").startswith("<svg")
+    assert convert_to_svg(draw_curves([Curve("none", [], "ink")], (3, 2), end_labels=True), "").startswith("<svg")
+    assert convert_to_svg(draw_scores([]), "").startswith("<svg")
     assert draw_learning([], {}) is None
 
 
@@ -118,14 +118,14 @@ def test_validation_accuracy_is_read_from_logs_of_any_version_and_of_several_dat
     other = {"accuracy": 0.9, "by_type": {"describe": {"accuracy": 0.9}}}
     line = {"kind": "validation", "step": 3, "clip": part}
     for name in ("segment", "slot"):
-        assert validation_accuracy({**line, name: other}) == {"sight": 0.5, "describe": 0.9}
+        assert find_validation_accuracy({**line, name: other}) == {"sight": 0.5, "describe": 0.9}
     several = {"kind": "validation", "step": 3, "a_clip": part, "b_segment": part}
-    assert validation_accuracy(several) == {"a: sight": 0.5, "b: sight": 0.5}
-    assert validation_accuracy({"kind": "train", "step": 3}) == {}
+    assert find_validation_accuracy(several) == {"a: sight": 0.5, "b: sight": 0.5}
+    assert find_validation_accuracy({"kind": "train", "step": 3}) == {}
 
 
 def test_a_confusion_shows_each_count():
-    svg = figure_to_svg(draw_confusion(np.array([[3, 1], [0, 2]]), ["dog & cat", "rain"]), "")
+    svg = convert_to_svg(draw_confusion(np.array([[3, 1], [0, 2]]), ["dog & cat", "rain"]), "")
     words = [text.text for text in ElementTree.fromstring(svg).iter("text")]
     assert {"3", "1", "2", "dog & cat", "rain"} <= set(words)
 

@@ -1,11 +1,11 @@
 import numpy as np
 import pytest
 
-from mirasol.evaluation.intervals import class_mean_interval, mean_intervals, sign_test
+from mirasol.evaluation.intervals import compute_class_mean_interval, compute_mean_intervals, compute_sign_test
 
 
 def interval(values, videos, **settings):
-    return mean_intervals(np.asarray(values, float), videos, np.ones((len(values), 1), bool), **settings)[0]
+    return compute_mean_intervals(np.asarray(values, float), videos, np.ones((len(values), 1), bool), **settings)[0]
 
 
 def test_an_interval_holds_the_mean_and_is_the_same_for_one_seed():
@@ -39,19 +39,19 @@ def test_the_width_is_that_of_the_normal_approximation():
 
 def test_a_group_without_questions_has_no_interval():
     groups = np.array([[True, False], [True, False]])
-    first, second = mean_intervals(np.array([1.0, 0.0]), ["a", "b"], groups)
+    first, second = compute_mean_intervals(np.array([1.0, 0.0]), ["a", "b"], groups)
     assert (first.low, first.high) == (0, 1)
     assert (second.low, second.high) == (None, None)
 
 
 def test_the_class_mean_leaves_out_classes_that_a_replicate_lacks():
     values, groups = np.array([1.0, 1.0, 1.0]), np.eye(3, dtype=bool)
-    assert class_mean_interval(values, ["a", "b", "c"], groups).low == 1.0
+    assert compute_class_mean_interval(values, ["a", "b", "c"], groups).low == 1.0
 
 
 def test_mcnemar_by_hand():
-    assert sign_test(0, 0) == 1
-    assert sign_test(5, 5) == 1
-    assert sign_test(0, 5) == pytest.approx(2 / 32)
-    assert sign_test(1, 5) == sign_test(5, 1) == pytest.approx(2 * (1 + 6) / 64)
-    assert sign_test(3_000, 3_400) < 1e-6
+    assert compute_sign_test(0, 0) == 1
+    assert compute_sign_test(5, 5) == 1
+    assert compute_sign_test(0, 5) == pytest.approx(2 / 32)
+    assert compute_sign_test(1, 5) == compute_sign_test(5, 1) == pytest.approx(2 * (1 + 6) / 64)
+    assert compute_sign_test(3_000, 3_400) < 1e-6

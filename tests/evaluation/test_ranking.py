@@ -8,9 +8,9 @@ from mirasol.evaluation.ranking import (
     area_under_curve,
     average_over_classes,
     average_precision,
+    compute_ranking_intervals,
     d_prime,
     is_right_in_top,
-    mean_intervals,
 )
 
 RIGHT = np.array([True, False, True, False])
@@ -86,13 +86,15 @@ def test_intervals_of_map_and_area_hold_the_values_and_draw_videos():
     labels = np.eye(4, dtype=bool)[generator.integers(0, 4, 160)]
     scores = generator.normal(size=labels.shape) + 1.2 * labels
     videos = [f"v{n}" for n in range(160)]
-    found = mean_intervals(scores, labels, videos)
+    found = compute_ranking_intervals(scores, labels, videos)
     for one, metric in zip(found, (average_precision, area_under_curve), strict=True):
         assert one.low < average_over_classes(metric, scores, labels) < one.high
-    assert found == mean_intervals(scores[::-1], labels[::-1], videos[::-1]), "the order changes nothing"
-    repeated = mean_intervals(scores.repeat(5, axis=0), labels.repeat(5, axis=0), np.repeat(videos, 5).tolist())
+    assert found == compute_ranking_intervals(scores[::-1], labels[::-1], videos[::-1]), "the order changes nothing"
+    repeated = compute_ranking_intervals(
+        scores.repeat(5, axis=0), labels.repeat(5, axis=0), np.repeat(videos, 5).tolist()
+    )
     assert [(one.low, one.high) for one in repeated] == [pytest.approx((one.low, one.high)) for one in found]
-    assert mean_intervals(scores, np.zeros_like(labels), videos)[0].low is None
+    assert compute_ranking_intervals(scores, np.zeros_like(labels), videos)[0].low is None
 
 
 def test_the_width_of_the_area_is_that_of_its_normal_approximation():
@@ -102,5 +104,5 @@ def test_the_width_of_the_area_is_that_of_its_normal_approximation():
     area = area_under_curve(scores, right)
     q1, q2 = area / (2 - area), 2 * area**2 / (1 + area)  # Hanley and McNeil 1982
     error = np.sqrt((area * (1 - area) + 199 * (q1 - area**2) + 199 * (q2 - area**2)) / 200**2)
-    found = mean_intervals(scores[:, None], right[:, None], [f"v{n}" for n in range(400)])[1]
+    found = compute_ranking_intervals(scores[:, None], right[:, None], [f"v{n}" for n in range(400)])[1]
     assert found.high - found.low == pytest.approx(2 * 1.96 * error, rel=0.15)

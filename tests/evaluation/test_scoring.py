@@ -14,7 +14,7 @@ from mirasol.data.example import Example
 from mirasol.evaluation.compare import compare_results
 from mirasol.evaluation.evaluate import describe_data, score_file, write_scores
 from mirasol.evaluation.metrics import format_scores, normalise, normalise_lightly, score_answers, score_choices
-from mirasol.evaluation.predictions import Prediction, official_format, read_predictions
+from mirasol.evaluation.predictions import Prediction, format_official_predictions, read_predictions
 
 CLASSES = ("bark", "meow", "rain")
 
@@ -204,14 +204,14 @@ def test_a_malformed_line_is_named(tmp_path):
 
 def test_official_formats_are_read_back_to_what_was_written(activitynet, choices, tmp_path):
     said = {"v_a_1": Prediction("yes"), "v_b_2": Prediction("cup")}
-    name, content = official_format("activitynet_qa", activitynet.annotated, said)
+    name, content = format_official_predictions("activitynet_qa", activitynet.annotated, said)
     assert read_predictions(predicted(tmp_path, content, name), "activitynet_qa", []) == said
     chosen = {"7_0": Prediction(choice=3), "8_0": Prediction(choice=0)}
-    name, content = official_format("nextqa_mc", choices.annotated, chosen)
+    name, content = format_official_predictions("nextqa_mc", choices.annotated, chosen)
     assert content["7_0"] == {"prediction": 3, "answer": 1}
     assert read_predictions(predicted(tmp_path, content, name), "nextqa_mc", []) == chosen
     open_ended = [Example("7_0", "", None, None, "why", "a", video="7")]
-    name, content = official_format("nextqa_oe", open_ended, {"7_0": Prediction("b c")})
+    name, content = format_official_predictions("nextqa_oe", open_ended, {"7_0": Prediction("b c")})
     assert content == {"7": {"0": "b c"}}
     assert read_predictions(predicted(tmp_path, content, name), "nextqa_oe", []) == {"7_0": Prediction("b c")}
 
@@ -219,7 +219,7 @@ def test_official_formats_are_read_back_to_what_was_written(activitynet, choices
 def test_the_challenge_s_format_of_epic_sounds_is_read_back(tmp_path):
     said = {"P01_11_0": Prediction(scores=(0.5, -1.0, 2.0)), "P01_11_1": Prediction(scores=(0.0, 1.0, 2.0))}
     examples = [clip(id, "bark") for id in said]
-    name, content = official_format("epic_sounds", examples, said)
+    name, content = format_official_predictions("epic_sounds", examples, said)
     assert content["results"]["P01_11_0"] == {"interaction": {"0": 0.5, "1": -1.0, "2": 2.0}}
     assert content["challenge"] == "audio_based_interaction_recognition"
     assert read_predictions(predicted(tmp_path, content, name), "epic_sounds", []) == said

@@ -55,12 +55,12 @@ def wups(nltk_data):
     ],
 )
 def test_words_are_as_similar_as_by_hand(wups, first, second, similarity):
-    assert wups.word_score(first, second, 0.0) == pytest.approx(similarity)
+    assert wups.score_word(first, second, 0.0) == pytest.approx(similarity)
 
 
 def test_below_the_threshold_a_tenth_counts(wups):
-    assert wups.word_score("dog", "cat", 0.9) == pytest.approx(0.1 * DOG_CAT)
-    assert wups.word_score("beast", "animal", 0.9) == 1
+    assert wups.score_word("dog", "cat", 0.9) == pytest.approx(0.1 * DOG_CAT)
+    assert wups.score_word("beast", "animal", 0.9) == 1
 
 
 def test_answers_become_lemmas_without_stop_words(wups):
@@ -111,7 +111,7 @@ def test_a_zipped_wordnet_is_read_and_what_is_missing_is_named(nltk_data, tmp_pa
     shutil.make_archive(str(wordnet), "zip", wordnet.parent, "wordnet")
     shutil.rmtree(wordnet)
     zipped = Wups(tmp_path / "data")
-    assert zipped.word_score("dog", "cat", 0.0) == pytest.approx(DOG_CAT)
+    assert zipped.score_word("dog", "cat", 0.0) == pytest.approx(DOG_CAT)
     assert zipped.facts == Wups(nltk_data).facts, "the same files, which a result states"
     wordnet.with_suffix(".zip").unlink()
     with pytest.raises(UserError, match=r"has no corpora/wordnet/data.noun: get it with `python -m nltk.downloader"):

@@ -59,13 +59,13 @@ def test_small_attention(masked):
     q, k, v = leaf(2, 3, 4, 8), leaf(2, 3, 5, 8), leaf(2, 3, 5, 8)
     mask = torch.ones(4, 5, dtype=torch.bool).tril() if masked else None
     plain = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-    assert_same(kernels.small_attention(q, k, v, mask), plain, [q, k, v])
+    assert_same(kernels.attend_small(q, k, v, mask), plain, [q, k, v])
 
 
 def test_a_row_that_may_look_nowhere_is_zero_and_has_no_gradient():
     q, k, v = leaf(1, 1, 2, 4), leaf(1, 1, 3, 4), leaf(1, 1, 3, 4)
     mask = torch.tensor([[True, True, False], [False, False, False]])
-    mixed = kernels.small_attention(q, k, v, mask)
+    mixed = kernels.attend_small(q, k, v, mask)
     assert (mixed[0, 0, 1] == 0).all()
     of_q, of_k, of_v = gradients(mixed, [q, k, v])
     assert (of_q[0, 0, 1] == 0).all()
@@ -77,7 +77,7 @@ def test_what_is_no_number_is_not_hidden():
     with torch.no_grad():
         k[0, 0, 1] = float("nan")
     mask = torch.ones(4, 4, dtype=torch.bool).tril()
-    found = kernels.small_attention(q, k, v, mask).isnan()
+    found = kernels.attend_small(q, k, v, mask).isnan()
     assert found[0, 0, 1:].all() and not found[0, 0, 0].any() and not found[0, 1].any()
 
 
@@ -173,7 +173,7 @@ def test_an_adapter_computes_for_itself():
 
 def test_long_sequences_and_dropout_stay_with_torchs_attention(monkeypatch):
     calls = []
-    monkeypatch.setattr(kernels, "small_attention", lambda q, *_: calls.append("small") or q)
+    monkeypatch.setattr(kernels, "attend_small", lambda q, *_: calls.append("small") or q)
     monkeypatch.setattr(kernels, "attend_sdpa", lambda q, *_: calls.append("sdpa") or q)
     short, long = torch.zeros(1, 1, 512, 4), torch.zeros(1, 1, 513, 4)
     kernels.attend_on_processor(short, short, short, None, 0.0)

@@ -26,7 +26,7 @@ def test_the_average_follows_the_weights():
         average.update(1000)
         expected = (1 + expected) / 2
     torch.testing.assert_close(average.values["weight"], torch.full((1, 2), expected))
-    with average.as_weights():
+    with average.use_as_weights():
         torch.testing.assert_close(model.weight.detach(), torch.full((1, 2), expected))
     assert torch.equal(model.weight.detach(), torch.ones(1, 2))
     torch.testing.assert_close(average.values["weight"], torch.full((1, 2), expected))

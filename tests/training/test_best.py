@@ -51,7 +51,7 @@ def test_the_best_checkpoint_stays_and_is_found_again(values, console, monkeypat
     values["stages"] = {"questions": {"steps": 7, "clips_per_step": 2, "questions_per_clip": 2}}
     folder = train(recipe_from_dict(values), console=console).parent
     # Written at 2 and 4, since they were the best so far, and at 3, 6 and 7.
-    assert Checkpoints(folder / "checkpoints", 1).steps() == [4, 7]
+    assert Checkpoints(folder / "checkpoints", 1).list_steps() == [4, 7]
     assert json.loads((export_run(folder, tmp_path / "best", best=True) / "training.json").read_text())["steps"] == 4
 
 

@@ -70,7 +70,7 @@ def test_only_the_newest_are_kept(saved):
     checkpoints, tensors = saved
     checkpoints.save(4, tensors, STATE)
     checkpoints.wait()
-    assert checkpoints.steps() == [2, 4]
+    assert checkpoints.list_steps() == [2, 4]
     assert sorted(path.name for path in checkpoints.folder.iterdir()) == ["step-00000002", "step-00000004"]
 
 

@@ -55,7 +55,7 @@ def kills(seed: int) -> list[dict]:
 
 
 def newest(values) -> int:
-    return max(Checkpoints(Path(values["output"]) / "checkpoints", 2).steps(), default=0)
+    return max(Checkpoints(Path(values["output"]) / "checkpoints", 2).list_steps(), default=0)
 
 
 def test_a_run_killed_ten_times_ends_in_the_same_bits(trainings, values):

@@ -30,7 +30,7 @@ def ended_well(trainings) -> None:
 
 
 def saved(values) -> list[int]:
-    return Checkpoints(Path(values["output"]) / "checkpoints", 2).steps()
+    return Checkpoints(Path(values["output"]) / "checkpoints", 2).list_steps()
 
 
 def copied(values, name: str):

@@ -8,7 +8,7 @@ import torch
 from mirasol.config.model import MirasolConfig
 from mirasol.config.recipe import OptimizerRecipe, Recipe, Stage
 from mirasol.model.mirasol import MirasolForConditionalGeneration
-from mirasol.training.optim import Optimizer, decay_groups, learning_rate
+from mirasol.training.optim import Optimizer, compute_learning_rate, split_by_decay
 
 
 def recipe_with(optimizer: OptimizerRecipe, **stages: Stage) -> Recipe:
@@ -22,7 +22,7 @@ def test_warm_up_rises_to_the_peak_and_the_schedules_end_where_they_should():
     """Half-way down: cosine and linear in the middle of what follows the warm-up, the plateau in its last tenth."""
     for schedule, half_way in (("cosine", 55), ("linear", 55), ("plateau", 91)):
         settings = OptimizerRecipe(learning_rate=2.0, warmup_steps=10, schedule=schedule, final_scale=0.1)
-        rates = [learning_rate(recipe_with(settings), step) for step in range(101)]
+        rates = [compute_learning_rate(recipe_with(settings), step) for step in range(101)]
         assert rates[0] == pytest.approx(0.2)
         assert rates[9] == rates[10] == max(rates) == 2.0
         assert rates[10:] == sorted(rates[10:], reverse=True)
@@ -32,13 +32,13 @@ def test_warm_up_rises_to_the_peak_and_the_schedules_end_where_they_should():
 
 def test_constant_schedule_and_no_warm_up():
     settings = OptimizerRecipe(learning_rate=2.0, warmup_steps=0, schedule="constant")
-    assert {learning_rate(recipe_with(settings), step) for step in (0, 50, 100)} == {2.0}
+    assert {compute_learning_rate(recipe_with(settings), step) for step in (0, 50, 100)} == {2.0}
 
 
 def test_a_stage_scales_the_rate():
     settings = OptimizerRecipe(learning_rate=2.0, warmup_steps=0, schedule="constant")
     recipe = recipe_with(settings, a=Stage(steps=5), b=Stage(steps=5, learning_rate_scale=0.5))
-    assert [learning_rate(recipe, step) for step in (4, 5)] == [2.0, 1.0]
+    assert [compute_learning_rate(recipe, step) for step in (4, 5)] == [2.0, 1.0]
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +48,7 @@ def model():
 
 
 def test_only_weights_of_linear_and_convolution_layers_decay(model):
-    decay, rest = decay_groups(model)
+    decay, rest = split_by_decay(model)
     assert decay.keys() | rest.keys() == dict(model.named_parameters()).keys()
     assert not decay.keys() & rest.keys()
     assert all(parameter.ndim >= 2 for parameter in decay.values())
@@ -67,7 +67,7 @@ def test_the_optimizer_decays_just_these(model):
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
     optimizer.step()
-    decay, rest = decay_groups(model)
+    decay, rest = split_by_decay(model)
     for name, parameter in decay.items():
         torch.testing.assert_close(parameter, before[name] * 0.95)
     for name, parameter in rest.items():

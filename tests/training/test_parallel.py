@@ -21,7 +21,7 @@ from mirasol.errors import UserError
 from mirasol.training.distributed import seed_noise
 from mirasol.training.export import export_run
 from mirasol.training.logging import read_metrics
-from mirasol.training.stages import trainable_component
+from mirasol.training.stages import find_trainable_component
 from mirasol.training.trainer import train
 
 STACK = {"depth": 1, "width": 32, "hidden": 32, "heads": 1, "head_width": 32, "dropout": 0.0, "bias": False}
@@ -192,7 +192,7 @@ def test_two_processes_take_and_validate_the_clips_of_a_mixture_as_one_does(ran,
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_two_processes_freeze_keeps_its_bits(ran, kind, tmp_path):
     first, second = (load_file(of_step(ran[2] / f"turns-{kind}", step, tmp_path)) for step in (1, 2))
-    moved = {trainable_component(name) for name in first if not torch.equal(first[name], second[name])}
+    moved = {find_trainable_component(name) for name in first if not torch.equal(first[name], second[name])}
     assert moved == {"text", "vit"}
 
 

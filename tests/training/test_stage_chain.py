@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from mirasol.config.recipe_io import load_recipe
 from mirasol.synthetic.synthesize import synthesize
 from mirasol.training.logging import read_metrics
-from mirasol.training.stages import trainable_component
+from mirasol.training.stages import find_trainable_component
 from mirasol.training.trainer import train
 
 RECIPES = Path(__file__).parents[2] / "recipes" / "tiny"
@@ -52,7 +52,9 @@ def test_the_four_recipes_run_each_from_the_last_and_train_what_they_say(tmp_pat
     for first, second in (("image_text", "video_text"), ("video_text", "audio"), ("audio", "finetune")):
         assert weights[first].keys() == weights[second].keys()
         moved[second] = {
-            trainable_component(key) for key, value in weights[second].items() if not value.equal(weights[first][key])
+            find_trainable_component(key)
+            for key, value in weights[second].items()
+            if not value.equal(weights[first][key])
         }
     assert moved["audio"] == {"audio"}
     assert {"text", "vocabulary", "contrastive"}.isdisjoint(moved["video_text"])

@@ -14,7 +14,13 @@ from mirasol.config.recipe import Stage
 from mirasol.config.recipe_io import recipe_from_dict
 from mirasol.errors import UserError
 from mirasol.training.logging import read_metrics
-from mirasol.training.stages import TRAINABLE, StageWeights, loss_reaches, stage_losses, trainable_component
+from mirasol.training.stages import (
+    TRAINABLE,
+    StageWeights,
+    compute_stage_losses,
+    find_trainable_component,
+    loss_reaches,
+)
 from mirasol.training.trainer import train
 
 ALL_BUT_TEXT = ["vit", "tubes", "audio", "combiner", "latent", "reconstruction", "cross_attention"]
@@ -112,7 +118,7 @@ def test_what_a_loss_reaches_is_what_gets_a_gradient(objective, weights, switche
             "video": torch.randn(4, 3, 4, 3, 32, 32), "audio": torch.randn(4, 3, 16, 64),
             "chunk_mask": torch.ones(4, 3, dtype=torch.bool), "video_mask": present, "audio_mask": present.flip(0),
         }  # fmt: skip
-    stage_losses(model, stage, tensors).loss.backward()
+    compute_stage_losses(model, stage, tensors).loss.backward()
     for name, parameter in model.named_parameters():
         moves = parameter.grad is not None and bool(parameter.grad.abs().max() > 0)
         assert moves == loss_reaches(stage, name, model.config), name
@@ -136,8 +142,8 @@ def test_stages_of_one_run_take_turns_and_a_resumed_run_knows_whose_turn_it_is(s
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(StageWeights, "enter", halted)
         train(recipe_from_dict({**values, "output": str(tmp_path / "again")}), console=console)
-    assert {trainable_component(name) for name in states["sound"]} == {"audio"}
-    assert {trainable_component(name) for name in states["text"]} == {"text", "vocabulary"}
+    assert {find_trainable_component(name) for name in states["sound"]} == {"audio"}
+    assert {find_trainable_component(name) for name in states["text"]} == {"text", "vocabulary"}
     assert states[None] == states["sound"] | states["text"]
 
     folder = tmp_path / "again"

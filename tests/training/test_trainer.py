@@ -45,7 +45,7 @@ def test_a_run_killed_in_the_middle_of_a_checkpoint_resumes_bit_identically(valu
     assert killed.wait() == -signal.SIGKILL, killed.text
     output = Path(values["output"])
     assert not (output / "checkpoint").exists()
-    assert Checkpoints(output / "checkpoints", 2).steps() == [2, 4], "an unfinished checkpoint counts as none"
+    assert Checkpoints(output / "checkpoints", 2).list_steps() == [2, 4], "an unfinished checkpoint counts as none"
     assert max(line["step"] for line in read_metrics(output / "metrics.jsonl")) >= 6
 
     resumed = run(values, console, resume=True)
@@ -109,7 +109,7 @@ def test_a_finished_run_leaves_what_it_should(finished_once, data_root, examples
     assert [line["step"] for line in validations] == [4, 8]
     assert "hearing" in validations[0]["clip"]["by_type"]
     assert list((folder / "tensorboard").glob("events*"))
-    assert Checkpoints(folder / "checkpoints", 2).steps() == [6, 8]
+    assert Checkpoints(folder / "checkpoints", 2).list_steps() == [6, 8]
     assert (folder / "bad_clips.jsonl").read_text() == ""
     recorded = json.loads((folder / "run.json").read_text())
     assert recorded["versions"]["torch"] == torch.__version__
@@ -204,7 +204,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_step_and_names_the_samples(v
     assert "\n" not in str(caught.value)
     assert len(stepped) == 4
     assert (Path(values["output"]) / "error.txt").read_text().strip() == str(caught.value)
-    assert Checkpoints(Path(values["output"]) / "checkpoints", 2).steps() == [2, 4]
+    assert Checkpoints(Path(values["output"]) / "checkpoints", 2).list_steps() == [2, 4]
 
 
 def test_a_full_disk_that_the_log_meets_first_is_told_with_what_is_left(values, console, monkeypatch):
@@ -296,7 +296,7 @@ def test_a_damaged_checkpoint_is_passed_over_with_a_warning(values, console, fin
     assert (run(values, console, resume=True) / "model.safetensors").read_bytes() == weights
     assert "warning" in console.file.getvalue()
     assert f"{damaged} is damaged" in console.file.getvalue()
-    assert Checkpoints(finished_run / "checkpoints", 2).steps() == [6, 8]
+    assert Checkpoints(finished_run / "checkpoints", 2).list_steps() == [6, 8]
 
 
 def test_with_all_checkpoints_damaged_nothing_begins_anew(values, console, finished_run):

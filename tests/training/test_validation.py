@@ -9,7 +9,7 @@ from mirasol.data.clip_cache import ClipCache
 from mirasol.data.datasets.folder import read_examples
 from mirasol.errors import UserError
 from mirasol.training import validation
-from mirasol.training.stages import stage_losses
+from mirasol.training.stages import compute_stage_losses
 from mirasol.training.trainer import train
 from mirasol.training.validation import Validation
 
@@ -31,9 +31,9 @@ def test_clips_are_validated_a_microbatch_at_a_time_or_as_many_as_asked_for(
 
     def counted(model, stage, batch):
         sizes.append(len(batch["chunk_mask"]))
-        return stage_losses(model, stage, batch)
+        return compute_stage_losses(model, stage, batch)
 
-    monkeypatch.setattr(validation, "stage_losses", counted)
+    monkeypatch.setattr(validation, "compute_stage_losses", counted)
     # Rounding aside, what each clip has by itself stays the same.
     stage = replace(recipe.stages["questions"], clips_per_step=4)
     recipe = replace(recipe, stages={"questions": stage}, validation_clips=4)
@@ -56,7 +56,7 @@ def test_stages_that_are_not_validated_are_told_at_the_start(recipe, examples):
     assert validation.absent == []
     assert Validation(recipe, whole).absent == ["segment"]
     assert Validation(recipe, {"a": whole, "b": examples}).absent == ["a_segment"]
-    validation.without({(example.media, example.start, example.end) for example in whole})
+    validation.leave_out({(example.media, example.start, example.end) for example in whole})
     assert validation.absent == ["clip"]
 
 

@@ -123,7 +123,7 @@ class DemoFolder:
         write_file_atomically(self.marker, json.dumps(self.state, indent=1) + "\n")
 
 
-def demo_recipe() -> Path:
+def find_demo_recipe() -> Path:
     """The package's own recipe for the demo. Raises UserError where the package was installed without it."""
     file = Path(str(importlib.resources.files("mirasol"))) / "recipes" / "demo.yaml"
     if not file.is_file():
@@ -139,7 +139,7 @@ def run_demo(settings: DemoSettings, console: Console, figures: str | None = Non
     """
     from mirasol.config.recipe_io import load_recipe
 
-    recipe = load_recipe(settings.recipe or demo_recipe())
+    recipe = load_recipe(settings.recipe or find_demo_recipe())
     folder = DemoFolder(settings)
     recipe = replace(recipe, output=str(folder.run), data=replace(recipe.data, root=str(folder.data)))
     folder.create()

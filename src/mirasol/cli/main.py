@@ -103,7 +103,7 @@ def make_parser(arguments: Sequence[str]) -> ArgumentParser:
         commands.add_subcommand(name, sub, help=command.HELP)
         command.add_arguments(sub, make)
         if command in (train, plan) and arguments[:1] == [name] and {"-h", "--help"} & set(arguments):
-            sub.epilog = train.recipe_help()
+            sub.epilog = train.format_recipe_help()
     return parser
 
 

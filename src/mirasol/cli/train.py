@@ -62,7 +62,7 @@ def split_overrides(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     return own, overrides
 
 
-def recipe_help() -> str:
+def format_recipe_help() -> str:
     """All keys of a recipe with their types and defaults, for the help."""
     from mirasol.config.recipe import Recipe, Stage
 

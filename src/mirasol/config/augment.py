@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from mirasol.errors import UserError
 
 
-def shift_step(frames_per_chunk: int, spectrogram_frames: int) -> int:
+def compute_shift_step(frames_per_chunk: int, spectrogram_frames: int) -> int:
     """The fewest frames that last a whole number of mel frames."""
     return frames_per_chunk // math.gcd(frames_per_chunk, spectrogram_frames)
 
@@ -86,7 +86,7 @@ class Augment:
                 f"{where}augment.spec_augment.frequency_width={masks.frequency_width} exceeds the model's "
                 f"{num_mel_bins} mel bins (audio.num_mel_bins)"
             )
-        step = shift_step(frames_per_chunk, spectrogram_frames)
+        step = compute_shift_step(frames_per_chunk, spectrogram_frames)
         if 0 < self.time_shift < step:
             raise UserError(
                 f"{where}augment.time_shift={self.time_shift} has no effect: with {spectrogram_frames} mel frames for "

@@ -11,7 +11,7 @@ from mirasol.errors import UserError
 Part = TypeVar("Part")
 
 
-def nearest_name(name: str, known: Sequence[str], prefix: str = "") -> str:
+def suggest_nearest_name(name: str, known: Sequence[str], prefix: str = "") -> str:
     """The end of an error message about an unknown `name`: the nearest known name, or all of them.
 
     prefix: the path that the known names continue, such as `stages.questions.`.
@@ -76,7 +76,7 @@ def make_part(kind: type[Part], value: Any, path: str) -> Part:
     known = [field.name for field in fields]
     for key in value:
         if key not in known:
-            raise UserError(f"{path}: unknown key {key!r} in {kind.__name__}{nearest_name(key, known)}")
+            raise UserError(f"{path}: unknown key {key!r} in {kind.__name__}{suggest_nearest_name(key, known)}")
     for field in fields:
         if field.name not in value and field.default is field.default_factory is dataclasses.MISSING:
             raise UserError(f"{path}.{field.name} is missing: {kind.__name__} needs it")

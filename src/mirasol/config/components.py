@@ -31,7 +31,7 @@ _PREFIXES = {
 }
 
 
-def component_of(name: str) -> str:
+def find_component(name: str) -> str:
     """The component that a parameter or submodule of the model belongs to, by its dotted name."""
     if name.startswith("text.blocks.") and ".cross_" in name:
         return "cross_attention"
@@ -42,5 +42,5 @@ def count_parameters(named: Iterable[tuple[str, "Tensor"]]) -> dict[str, int]:
     """Parameters by component, in the order of `COMPONENTS`; they sum to the whole."""
     counts = Counter()
     for name, parameter in named:
-        counts[component_of(name)] += parameter.numel()
+        counts[find_component(name)] += parameter.numel()
     return {component: counts[component] for component in COMPONENTS}

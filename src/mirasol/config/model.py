@@ -6,7 +6,7 @@ from typing import Any
 
 from transformers import PreTrainedConfig
 
-from mirasol.config.checks import make_part, merge_mappings, nearest_name
+from mirasol.config.checks import make_part, merge_mappings, suggest_nearest_name
 from mirasol.config.media import MEDIA_SETTINGS, MediaConfig
 from mirasol.config.parts import (
     AudioConfig,
@@ -21,7 +21,7 @@ from mirasol.config.parts import (
     VideoConfig,
     ViTConfig,
 )
-from mirasol.config.presets import PRESETS, check_preset, tiny_parts
+from mirasol.config.presets import PRESETS, check_preset, make_tiny_parts
 from mirasol.errors import UserError
 
 CHECKPOINT_FORMAT = 1
@@ -76,7 +76,7 @@ class MirasolConfig(PreTrainedConfig):
             "chunking": chunking, "video": video, "audio": audio, "vit": vit, "combiner": combiner, "latent": latent,
             "reconstruction": reconstruction, "text": text, "contrastive": contrastive, "loss_weights": loss_weights,
         }  # fmt: skip
-        defaults = tiny_parts()
+        defaults = make_tiny_parts()
         for name, kind in PARTS.items():
             part = defaults[name] if given[name] is None else given[name]
             part = merge_mappings(defaults[name] or {}, part) if isinstance(part, Mapping) else part
@@ -191,7 +191,7 @@ class MirasolConfig(PreTrainedConfig):
         values = PRESETS[name]()
         for part, fields in parts.items():
             if part not in values:
-                raise UserError(f"unknown part {part!r}{nearest_name(part, list(values))}")
+                raise UserError(f"unknown part {part!r}{suggest_nearest_name(part, list(values))}")
             if fields is None and part != "contrastive":
                 raise UserError(f"{part}=None: only the part contrastive may be missing")
             values[part] = merge_mappings(values[part] or {}, fields) if isinstance(fields, Mapping) else fields
@@ -209,4 +209,4 @@ def _refuse_unknown(kwargs: dict[str, Any]) -> None:
     }
     for key in kwargs:
         if key not in base and not key.startswith("_") and not hasattr(PreTrainedConfig, key):
-            raise UserError(f"unknown key {key!r} in MirasolConfig{nearest_name(key, [*PARTS])}")
+            raise UserError(f"unknown key {key!r} in MirasolConfig{suggest_nearest_name(key, [*PARTS])}")

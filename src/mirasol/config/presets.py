@@ -2,11 +2,11 @@
 
 from typing import Any
 
-from mirasol.config.checks import nearest_name
+from mirasol.config.checks import suggest_nearest_name
 from mirasol.errors import UserError
 
 
-def tiny_parts() -> dict[str, Any]:
+def make_tiny_parts() -> dict[str, Any]:
     """About 1.5M weights: trains on two CPU cores in minutes."""
 
     def stack(depth: int) -> dict[str, Any]:
@@ -46,7 +46,7 @@ def tiny_parts() -> dict[str, Any]:
     }
 
 
-def paper_tubes() -> list[dict[str, Any]]:
+def make_paper_tubes() -> list[dict[str, Any]]:
     """Sparse tubes of an 8-frame chunk: 403 tokens at 224 pixels. TubeViT's own set does not fit 8 frames; this one has
     the 1.5M weights of the supplement, section 4."""
     return [
@@ -57,10 +57,10 @@ def paper_tubes() -> list[dict[str, Any]]:
     ]
 
 
-def _paper_parts(vit: dict[str, Any], text: dict[str, Any]) -> dict[str, Any]:
+def _make_paper_parts(vit: dict[str, Any], text: dict[str, Any]) -> dict[str, Any]:
     """What both sizes of the paper share: 16 chunks of 8 frames, and everything between the ViT and the text."""
 
-    def gated_stack() -> dict[str, Any]:
+    def make_gated_stack() -> dict[str, Any]:
         # With a gate and without biases this has 128 x 2^20 weights, the supplement's "128M" (section 4).
         return {
             "depth": 8, "width": 1024, "hidden": 4096, "heads": 16, "head_width": 64, "gated": True, "bias": False,
@@ -69,7 +69,7 @@ def _paper_parts(vit: dict[str, Any], text: dict[str, Any]) -> dict[str, Any]:
     adapter = {"depth": 8, "width": 1024, "hidden": 4096, "heads": 16, "head_width": 64}
     return {
         "chunking": {"chunk_seconds": None, "num_chunks": 16, "image_mean": 0.5, "image_std": 0.5},
-        "video": {"image_size": 224, "frames_per_chunk": 8, "tubes": paper_tubes()},
+        "video": {"image_size": 224, "frames_per_chunk": 8, "tubes": make_paper_tubes()},
         "audio": {
             "num_mel_bins": 128,
             "spectrogram_frames": 32,
@@ -78,38 +78,38 @@ def _paper_parts(vit: dict[str, Any], text: dict[str, Any]) -> dict[str, Any]:
             "shared_projection": True,
         },
         "vit": vit,
-        "combiner": {"stack": gated_stack(), "m": 32},
-        "latent": {"stack": gated_stack()},
-        "reconstruction": {"stack": gated_stack(), "image_size": 64, "patch": (4, 8, 8)},
+        "combiner": {"stack": make_gated_stack(), "m": 32},
+        "latent": {"stack": make_gated_stack()},
+        "reconstruction": {"stack": make_gated_stack(), "image_size": 64, "patch": (4, 8, 8)},
         "text": {"vocab_size": 256_000, "max_length": 64, "cross_attention_every": 2, **text},
         "contrastive": {"width": 512},
         "loss_weights": {},
     }
 
 
-def large_parts() -> dict[str, Any]:
+def make_large_parts() -> dict[str, Any]:
     """The paper's 3B model: ViT-H and a wide text decoder."""
     vit = {"depth": 32, "width": 1280, "hidden": 5120, "heads": 16, "head_width": 80}
     decoder = {"depth": 18, "width": 1536, "hidden": 12288, "heads": 12, "head_width": 128}
-    return _paper_parts(vit, {"stack": decoder, "cross_attention_ffn": True})
+    return _make_paper_parts(vit, {"stack": decoder, "cross_attention_ffn": True})
 
 
-def small_parts() -> dict[str, Any]:
+def make_small_parts() -> dict[str, Any]:
     """The paper's small model of 1.15B: ViT-L and a gated text decoder."""
     vit = {"depth": 24, "width": 1024, "hidden": 4096, "heads": 16, "head_width": 64}
     decoder = {
         "depth": 8, "width": 1024, "hidden": 4096, "heads": 16, "head_width": 64, "gated": True, "bias": False,
     }  # fmt: skip
-    return _paper_parts(vit, {"stack": decoder})
+    return _make_paper_parts(vit, {"stack": decoder})
 
 
-PRESETS = {"3b": large_parts, "1b": small_parts, "tiny": tiny_parts}
+PRESETS = {"3b": make_large_parts, "1b": make_small_parts, "tiny": make_tiny_parts}
 
 
 def check_preset(name: str) -> None:
     """Raises UserError for an unknown preset."""
     if name not in PRESETS:
-        raise UserError(f"unknown preset {name!r}{nearest_name(name, list(PRESETS))}")
+        raise UserError(f"unknown preset {name!r}{suggest_nearest_name(name, list(PRESETS))}")
 
 
 # Parameters of each component, where the supplement states them (section 4, "Model Details"). They do not add up to its

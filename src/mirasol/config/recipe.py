@@ -33,7 +33,7 @@ class DatasetOptions:
     targets: Literal["all", "one"] = "all"
     pattern: str | None = None
 
-    def chosen(self) -> dict[str, Any]:
+    def list_changed(self) -> dict[str, Any]:
         """The options that are not at their defaults."""
         return {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if getattr(self, f.name) != f.default}
 
@@ -374,7 +374,7 @@ class Recipe:
         """Seconds after which a process that does not answer counts as lost."""
         return 2 * self.batch_seconds if self.process_seconds is None else self.process_seconds
 
-    def stage_at(self, step: int) -> tuple[str, int]:
+    def find_stage(self, step: int) -> tuple[str, int]:
         """Name of the stage that step `step` (from 0) belongs to, and the step's number within it (from 0)."""
         assert 0 <= step < self.total_steps
         for name, stage in self.stages.items():
@@ -387,7 +387,7 @@ class Recipe:
         """Plain data, for JSON and YAML."""
         return json.loads(json.dumps(dataclasses.asdict(self)))
 
-    def fingerprint(self) -> str:
+    def compute_fingerprint(self) -> str:
         """Hash of all keys that affect the weights: runs with equal fingerprints train the same weights."""
         fixed = {key: value for key, value in flatten(self.to_dict()).items() if key not in FREE_TO_CHANGE}
         facts = [fixed, list(self.stages)]
@@ -490,7 +490,7 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return result
 
 
-def changed_keys(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
+def find_changed_keys(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
     """Dotted keys that differ between two recipes (from `to_dict`) and affect the weights."""
     old, new = flatten(before), flatten(after)
     differing = {key for key in old.keys() | new.keys() if old.get(key) != new.get(key)}

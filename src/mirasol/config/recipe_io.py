@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mirasol.config.checks import merge_mappings, nearest_name
+from mirasol.config.checks import merge_mappings, suggest_nearest_name
 from mirasol.config.recipe import DataRecipe, DataSetRecipe, Recipe, Stage
 from mirasol.errors import UserError
 
@@ -102,11 +102,11 @@ def _translate(values: Any, kind: type, prefix: str, old_keys: list[str]) -> Non
         if key in values:
             old_keys.append(f"{prefix}{key}")
             values[renamed.key] = renamed.value(values.pop(key))
-    for key, entry, inner in _parts(values, kind):
+    for key, entry, inner in _iterate_parts(values, kind):
         _translate(entry, inner, f"{prefix}{key}.", old_keys)
 
 
-def _parts(values: Mapping[str, Any], kind: type) -> Iterator[tuple[str, Any, type]]:
+def _iterate_parts(values: Mapping[str, Any], kind: type) -> Iterator[tuple[str, Any, type]]:
     """(dotted key, values, dataclass) of each part of a recipe within `kind`."""
     for key, inner in typing.get_type_hints(kind).items():
         if key not in values:
@@ -165,18 +165,20 @@ def _check_keys(values: Any, kind: type, prefix: str, where: str) -> None:
             new = f"{renamed.key}: {renamed.value(value)}" if isinstance(value, str) else f"{renamed.key} instead"
             raise UserError(f"{where}: {prefix}{key}: renamed to {renamed.key}, use {new}")
         if key not in fields:
-            raise UserError(f"{where}: unknown key {prefix + str(key)!r}{nearest_name(str(key), list(fields), prefix)}")
+            raise UserError(
+                f"{where}: unknown key {prefix + str(key)!r}{suggest_nearest_name(str(key), list(fields), prefix)}"
+            )
         if typing.get_origin(hints[key]) is dict and not isinstance(value, Mapping):
             raise UserError(f"{where}: {prefix}{key}: expected a mapping of names, got {value!r}")
         if value is None and types.NoneType not in typing.get_args(hints[key]):
-            raise UserError(f"{where}: {prefix}{key}: null, expected {_type_name(hints[key])}")
-    for key, value, inner in _parts(values, kind):
+            raise UserError(f"{where}: {prefix}{key}: null, expected {_format_type(hints[key])}")
+    for key, value, inner in _iterate_parts(values, kind):
         _check_keys(value, inner, f"{prefix}{key}.", where)
     for name, f in fields.items():
         required = f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
         if required and name not in values:
-            raise UserError(f"{where}: missing key {prefix + name!r} ({_type_name(hints[name])})")
+            raise UserError(f"{where}: missing key {prefix + name!r} ({_format_type(hints[name])})")
 
 
-def _type_name(kind: Any) -> str:
+def _format_type(kind: Any) -> str:
     return str(kind) if isinstance(kind, types.GenericAlias | types.UnionType) else kind.__name__

@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from mirasol.config.components import COMPONENTS, component_of
+from mirasol.config.components import COMPONENTS, find_component
 from mirasol.config.model import MirasolConfig
 from mirasol.model.mirasol import MirasolForConditionalGeneration
 
@@ -93,7 +93,7 @@ def _count_by_component(model: nn.Module, run: Callable[[], None]) -> dict[str, 
     def watch(name: str, module: nn.Module) -> None:
         def enter(*inputs: object) -> None:
             settle()
-            inside.append(component_of(f"{name}."))
+            inside.append(find_component(f"{name}."))
 
         def leave(*outputs: object) -> None:
             settle()

@@ -9,7 +9,7 @@ from mirasol.config.recipe import OptimizerRecipe, Recipe
 from mirasol.cost.step import StepCost
 from mirasol.media.augment import compute_decode_size
 from mirasol.model.kernels import find_layers
-from mirasol.training.optim import decay_groups
+from mirasol.training.optim import split_by_decay
 
 FLOAT = 4  # bytes: weights, gradients and moments are float32
 
@@ -64,7 +64,7 @@ def count_weight_bytes(model: nn.Module) -> int:
 
 def count_optimizer_bytes(model: nn.Module, settings: OptimizerRecipe) -> int:
     """Bytes of the optimizer's moments: two for each trained weight, one for each weight of Muon's matrices."""
-    decay, no_decay = decay_groups(model)
+    decay, no_decay = split_by_decay(model)
     numbers = sum(parameter.numel() for parameter in [*decay.values(), *no_decay.values()])
     matrices = sum(parameter.numel() for parameter in decay.values() if parameter.ndim == 2)
     return FLOAT * (2 * numbers - (matrices if settings.name == "muon" else 0))

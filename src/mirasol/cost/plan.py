@@ -30,7 +30,7 @@ from mirasol.data.splits import read_data
 from mirasol.errors import UserError
 from mirasol.media.timeline import ChunkGrid, cut_into_chunks
 from mirasol.model.mirasol import MirasolForConditionalGeneration
-from mirasol.training.build import with_media_size
+from mirasol.training.build import change_media_size
 from mirasol.training.stages import Regularisers, StageWeights
 
 SAMPLED_CLIPS = 32
@@ -185,9 +185,9 @@ def find_planned_config(recipe: Recipe, preset: str | None, notes: list[str]) ->
         return config
     if preset is not None:
         notes.append(f"model.init={recipe.model.init}: counted as a model of the preset {preset}")
-        return with_media_size(MirasolConfig.preset(preset, **recipe.model.overrides), recipe.model)
+        return change_media_size(MirasolConfig.preset(preset, **recipe.model.overrides), recipe.model)
     try:
-        return with_media_size(read_config(find_checkpoint(recipe.model.init)), recipe.model)
+        return change_media_size(read_config(find_checkpoint(recipe.model.init)), recipe.model)
     except UserError as error:
         raise UserError(f"model.init: {error}, or plan with --preset, e.g. --preset 3b") from error
 

@@ -69,7 +69,7 @@ class RowsOfRank:
     world_size: int
 
     def __call__(self, step: int) -> list[int]:
-        stage, _ = self.recipe.stage_at(step)
+        stage, _ = self.recipe.find_stage(step)
         accumulation = self.recipe.accumulation
         share = self.recipe.stages[stage].clips_per_step // (accumulation * self.world_size)
         starts = [(part * self.world_size + self.rank) * share for part in range(accumulation)]

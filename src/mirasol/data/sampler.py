@@ -223,7 +223,7 @@ class BatchPlan:
 
     def batch(self, step: int) -> Batch:
         """The batch of step `step`, counted from 0 over all stages."""
-        name, step_in_stage = self.recipe.stage_at(step)
+        name, step_in_stage = self.recipe.find_stage(step)
         first = step_in_stage * self.recipe.stages[name].clips_per_step
         positions = tuple(range(first, first + self.recipe.stages[name].clips_per_step))
         rows = zip(*(self._row(name, place) for place in positions), strict=True)

@@ -125,7 +125,7 @@ def _fill_rows(rows: Sequence[Sequence[T]]) -> list[list[T]]:
 
 
 @torch.inference_mode()
-def attention_by_chunk(
+def compute_attention_by_chunk(
     model: MirasolForConditionalGeneration,
     processor: MirasolProcessor,
     clip: Mapping[str, Tensor],
@@ -206,7 +206,7 @@ class AnswerSettings:
 ClipRow = dict[str, Any]
 
 
-def clip_key(clip: ClipExamples) -> list[Any]:
+def make_clip_key(clip: ClipExamples) -> list[Any]:
     """Identifies a clip within its data set."""
     return [clip.media, clip.start, clip.end]
 
@@ -300,7 +300,7 @@ def _answer_batch(
     loads: Sequence[Mapping[str, Tensor] | str],
     settings: AnswerSettings,
 ) -> list[ClipRow]:
-    rows: list[ClipRow] = [{"clip": clip_key(clip)} for clip in batch]
+    rows: list[ClipRow] = [{"clip": make_clip_key(clip)} for clip in batch]
     usable = [place for place, tensors in enumerate(loads) if not isinstance(tensors, str)]
     for row, tensors in zip(rows, loads, strict=True):
         if isinstance(tensors, str):

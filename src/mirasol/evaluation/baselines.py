@@ -15,12 +15,12 @@ T = TypeVar("T")
 TRAIN = "train"
 
 
-def chance_of(example: Example) -> float:
+def compute_chance(example: Example) -> float:
     """What guessing among the example's candidates scores on average: 1 / their number, 0 for open answers."""
     return 1 / len(example.candidates) if example.candidates else 0.0
 
 
-def most_frequent_right(rights: Sequence[Iterable[T]]) -> T | None:
+def find_most_frequent_right(rights: Sequence[Iterable[T]]) -> T | None:
     """The constant answer that is right most often, None without any; `rights` are the right answers by question."""
     counts = Counter(answer for answers in rights for answer in set(answers))
     return counts.most_common(1)[0][0] if counts else None
@@ -56,14 +56,14 @@ class AnswerPrior:
             answer = form(example.target)
             self._all[answer] += 1
             self._by_prompt[example.prompt][answer] += 1
-        self.constant = _most_frequent(self._all)
+        self.constant = _find_most_frequent(self._all)
 
     def __bool__(self) -> bool:
         return bool(self._all)
 
     def guess(self, prompt: str) -> str:
         """The most frequent answer to the prompt, or to any prompt where this one is new; ties go by alphabet."""
-        return _most_frequent(self._by_prompt[prompt]) if prompt in self._by_prompt else self.constant
+        return _find_most_frequent(self._by_prompt[prompt]) if prompt in self._by_prompt else self.constant
 
     def choose(self, prompt: str, candidates: Sequence[str]) -> int:
         """Index of the candidate that was right most often to this prompt, then to any prompt; of equals the first."""
@@ -72,5 +72,5 @@ class AnswerPrior:
         return max(range(len(forms)), key=lambda place: (to_prompt[forms[place]], self._all[forms[place]], -place))
 
 
-def _most_frequent(counts: Counter[str]) -> str:
+def _find_most_frequent(counts: Counter[str]) -> str:
     return min(counts, key=lambda answer: (-counts[answer], answer), default="")

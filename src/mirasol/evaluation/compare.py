@@ -11,7 +11,7 @@ import numpy as np
 from mirasol.console import format_table
 from mirasol.data.datasets.tables import raise_if_not_utf8, read_text
 from mirasol.errors import UserError
-from mirasol.evaluation.intervals import mean_intervals, sign_test
+from mirasol.evaluation.intervals import compute_mean_intervals, compute_sign_test
 from mirasol.evaluation.metrics import OPEN, PREDICTION_FILES
 from mirasol.evaluation.predictions import parse_line
 from mirasol.json_values import parse_json
@@ -109,11 +109,19 @@ def _compute_difference(pairs: Sequence[tuple[dict[str, Any], dict[str, Any]]], 
     right = np.array([[row.get("value", row["right"]) for row in pair] for pair in pairs], dtype=float)
     gained = right[:, 1] - right[:, 0]
     videos = [a["video"] for a, _ in pairs]
-    interval = mean_intervals(gained, videos, np.ones((len(pairs), 1), dtype=bool), seed)[0]
+    interval = compute_mean_intervals(gained, videos, np.ones((len(pairs), 1), dtype=bool), seed)[0]
     lost, won = int((gained < 0).sum()), int((gained > 0).sum())
     first, second = right.mean(axis=0).tolist()
     return Difference(
-        first, second, float(gained.mean()), interval.low, interval.high, len(pairs), lost, won, sign_test(lost, won)
+        first,
+        second,
+        float(gained.mean()),
+        interval.low,
+        interval.high,
+        len(pairs),
+        lost,
+        won,
+        compute_sign_test(lost, won),
     )
 
 

@@ -20,7 +20,7 @@ from mirasol.data.digest import digest_examples
 from mirasol.data.example import ClipExamples, Example, group_by_clip
 from mirasol.data.media_files import is_image
 from mirasol.errors import UserError
-from mirasol.evaluation.answer import UNTOUCHED, AnswerSettings, ClipRow, answer_in_batches, clip_key
+from mirasol.evaluation.answer import UNTOUCHED, AnswerSettings, ClipRow, answer_in_batches, make_clip_key
 from mirasol.evaluation.journal import Journal
 from mirasol.evaluation.metrics import (
     CANDIDATES,
@@ -34,10 +34,10 @@ from mirasol.evaluation.metrics import (
     score_answers,
     score_choices,
     score_wups,
-    with_answers,
+    select_answered,
 )
-from mirasol.evaluation.predictions import Prediction, find_unmatched, official_format, read_predictions
-from mirasol.evaluation.tables import normalisation_of
+from mirasol.evaluation.predictions import Prediction, find_unmatched, format_official_predictions, read_predictions
+from mirasol.evaluation.tables import find_normalisation
 from mirasol.evaluation.wups import Wups
 from mirasol.files import hash_file, write_file_atomically
 from mirasol.media.processor import MirasolProcessor
@@ -112,21 +112,21 @@ def evaluate_dataset(
     clips, media = group_by_clip(examples), loaded.model.config.media_settings()
     record = {
         **describe_data(dataset, hash_media),
-        "checkpoint": {"name": str(loaded.folder.name), "sha256": checkpoint_hash(loaded.folder)},
+        "checkpoint": {"name": str(loaded.folder.name), "sha256": hash_checkpoint(loaded.folder)},
         "settings": {
             "max_new_tokens": settings.max_new_tokens,
             "controls": list(settings.controls),
             "device": loaded.model.device.type,
             **{name: media[name] for name in STATED_SETTINGS},
         },
-        "versions": package_versions(),
+        "versions": collect_package_versions(),
     }
     if journal is None:
         rows = [row for batch in answer_in_batches(loaded, clips, settings, processes, progress) for row in batch]
     else:
         with Journal.open(journal, record) as kept:
             answered = {tuple(row["clip"]) for row in kept.rows}
-            left = [clip for clip in clips if tuple(clip_key(clip)) not in answered]
+            left = [clip for clip in clips if tuple(make_clip_key(clip)) not in answered]
             for batch in answer_in_batches(loaded, left, settings, processes, progress):
                 kept.append(batch)
             rows = list(kept.rows)
@@ -197,7 +197,7 @@ def _score_rows(
             name: {
                 "how": HOW[name],
                 **one.to_dict(),
-                "headline_over_annotated": _headline_over_annotated(one, counts["n_annotated"]),
+                "headline_over_annotated": _compute_headline_over_annotated(one, counts["n_annotated"]),
                 "controls": {key: control.to_dict()["metrics"] for key, control in controls[name].items()},
             }
             for name, one in protocols.items()
@@ -215,7 +215,7 @@ def _split_usable(
     examples: list[Example] = []
     unusable, chunks = [], {}
     for clip in clips:
-        row = by_clip[tuple(clip_key(clip))]
+        row = by_clip[tuple(make_clip_key(clip))]
         if "reason" in row:
             window = {"media": clip.media, "start": clip.start, "end": clip.end}
             unusable.append({**window, "reason": row["reason"], "questions": len(clip.examples)})
@@ -232,11 +232,11 @@ def _collect_predictions(rows: Sequence[ClipRow], name: str) -> dict[str, Predic
         for id, answer in row.get("answered", {}).get(name, {}).items():
             scores = answer.get("scores")
             choice = max(range(len(scores)), key=scores.__getitem__) if scores else None
-            predictions[id] = Prediction(answer["answer"], choice, _log_softmax(scores) if scores else None)
+            predictions[id] = Prediction(answer["answer"], choice, _compute_log_softmax(scores) if scores else None)
     return predictions
 
 
-def _log_softmax(scores: Sequence[float]) -> tuple[float, ...]:
+def _compute_log_softmax(scores: Sequence[float]) -> tuple[float, ...]:
     highest = max(scores)
     total = highest + math.log(math.fsum(math.exp(score - highest) for score in scores))
     return tuple(score - total for score in scores)
@@ -250,16 +250,16 @@ def _score_protocols(
     known: Sequence[Example],
 ) -> dict[str, ProtocolScores]:
     """Scores by protocol; candidate scoring where every question has candidates and some answer is published."""
-    form = normalisation_of(dataset.name)
+    form = find_normalisation(dataset.name)
     scores = {OPEN: score_answers(dataset.name, examples, predictions, form, known=known)}
     if wups is not None:
         scores[WUPS] = score_wups(dataset.name, examples, predictions, wups)
-    if with_answers(examples) and all(predictions[example.id].scores is not None for example in examples):
+    if select_answered(examples) and all(predictions[example.id].scores is not None for example in examples):
         scores[CANDIDATES] = score_choices(dataset.name, examples, predictions, dataset.classes, known=known)
     return scores
 
 
-def _headline_over_annotated(scores: ProtocolScores, annotated: int) -> float | None:
+def _compute_headline_over_annotated(scores: ProtocolScores, annotated: int) -> float | None:
     """The headline with every annotated example that was not asked counted as wrong; None where it is not a mean."""
     headline = scores.metrics.get(scores.headline)
     if headline is None or headline.value is None or scores.headline == "mAP":
@@ -283,7 +283,7 @@ def _count_examples(
     }
 
 
-def checkpoint_hash(folder: Path) -> str:
+def hash_checkpoint(folder: Path) -> str:
     """Hash of the names and contents of a checkpoint's files, in hexadecimal."""
     digest = hashlib.sha256()
     for file in sorted(path for path in folder.iterdir() if path.suffix in (".json", ".safetensors")):
@@ -303,12 +303,12 @@ def write_evaluation(folder: Path, evaluation: Evaluation) -> list[str]:
     for protocol, scores in evaluation.protocols.items():
         judged = {item.example.id: item for item in scores.judged}
         rows = [
-            _prediction_line(example, evaluation.predictions[example.id], judged.get(example.id), protocol)
+            _make_prediction_line(example, evaluation.predictions[example.id], judged.get(example.id), protocol)
             for example in evaluation.examples
         ]
         written.append(PREDICTION_FILES[protocol])
         _write_lines(folder / written[-1], rows)
-    official = official_format(evaluation.dataset.name, evaluation.examples, evaluation.predictions)
+    official = format_official_predictions(evaluation.dataset.name, evaluation.examples, evaluation.predictions)
     if official is not None:
         written.append(official[0])
         write_file_atomically(folder / official[0], json.dumps(official[1], ensure_ascii=False) + "\n")
@@ -316,7 +316,7 @@ def write_evaluation(folder: Path, evaluation: Evaluation) -> list[str]:
     return [*written, RESULTS]
 
 
-def _prediction_line(
+def _make_prediction_line(
     example: Example, prediction: Prediction, judged: JudgedAnswer | None, protocol: str
 ) -> dict[str, Any]:
     line = {
@@ -401,7 +401,7 @@ def _check_fits(dataset: DatasetSplit, predictions: Path, chosen: bool, normalis
         raise UserError(f"{predictions}: has choices or scores, but {dataset.name} is open: give `answer` texts")
 
 
-def package_versions() -> dict[str, str | None]:
+def collect_package_versions() -> dict[str, str | None]:
     """Versions of everything that computes a result; None for a package that is not installed."""
     import numpy
     import torch
@@ -452,7 +452,7 @@ def write_scores(folder: Path, dataset: DatasetSplit, scores: ProtocolScores, tr
         **describe_data(dataset),
         "protocols": {scores.protocol: scores.to_dict()},
         "train_baselines": train_baselines,
-        "versions": package_versions(),
+        "versions": collect_package_versions(),
     }
     rows = [item.to_dict() | ({"value": item.value} if scores.protocol == WUPS else {}) for item in scores.judged]
     _write_lines(folder / PREDICTION_FILES[OPEN], rows)

@@ -115,7 +115,7 @@ class ScoreBar:
 def draw_scores(bars: Sequence[ScoreBar]) -> "Figure":
     """Horizontal bars with intervals, an upright line for each baseline and a marker for each control."""
     bars = bars[:_MOST_ROWS]
-    with _style():
+    with _apply_style():
         figure = _create_figure(10.2, 0.42 * len(bars) + 0.75)
         axes = figure.subplots()
         axes.grid(False)
@@ -148,10 +148,10 @@ def _draw_references(axes: "Axes", bar: ScoreBar, place: float) -> None:
             )
     for (_, value), (marker, filled) in zip(bar.marks.items(), MARKERS, strict=False):
         if value is not None:
-            axes.plot(value, place, **_marker_style(marker, filled), clip_on=False, zorder=4)
+            axes.plot(value, place, **_choose_marker_style(marker, filled), clip_on=False, zorder=4)
 
 
-def _marker_style(marker: str, filled: bool) -> dict[str, Any]:
+def _choose_marker_style(marker: str, filled: bool) -> dict[str, Any]:
     face = COLOURS["ink" if filled else "card"]
     return {
         "marker": marker,
@@ -176,7 +176,7 @@ def _draw_legend(figure: "Figure", bars: Sequence[ScoreBar]) -> None:
     for name, dashes in zip(bars[0].lines if bars else (), _DASHES, strict=False):
         handles.append(Line2D([], [], color=COLOURS["ink"], linewidth=1.5, linestyle=dashes, label=name))
     for name, (marker, filled) in zip(bars[0].marks if bars else (), MARKERS, strict=False):
-        handles.append(Line2D([], [], **_marker_style(marker, filled), label=name))
+        handles.append(Line2D([], [], **_choose_marker_style(marker, filled), label=name))
     if handles:
         figure.legend(handles=handles, loc="outside lower left", ncols=len(handles), handlelength=1.6, fontsize=8.5)
 
@@ -197,7 +197,7 @@ def draw_curves(
     """
     from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-    with _style():
+    with _apply_style():
         figure = _create_figure(*size)
         axes = figure.subplots()
         for curve in curves:
@@ -273,7 +273,7 @@ def draw_losses(log: Sequence[Mapping[str, Any]]) -> dict[str, tuple[str, str, "
             Curve("running mean", smooth, "accent"),
             Curve("validation, whole clips", validation, "ink", "dashed"),
         ]
-        figure = draw_curves(curves, (3.4, 2.0), y_range=(0, high or 1.0), marks=stage_starts(log))
+        figure = draw_curves(curves, (3.4, 2.0), y_range=(0, high or 1.0), marks=find_stage_starts(log))
         figures[title] = (f"{smooth[-1][1]:.3f}", unit, figure)
     return figures
 
@@ -282,17 +282,17 @@ def draw_learning(log: Sequence[Mapping[str, Any]], colours: Mapping[str, str]) 
     """Validation accuracy of every question type over training; None without a validation."""
     curves: dict[str, list[tuple[float, float]]] = {}
     for row in log:
-        for name, accuracy in validation_accuracy(row).items():
+        for name, accuracy in find_validation_accuracy(row).items():
             curves.setdefault(name, []).append((row["step"], accuracy))
     if not curves:
         return None
     names = sorted(curves, key=lambda name: (list(colours).index(name) if name in colours else len(colours), name))
     later = iter(TYPE_COLOURS[len(colours) % 8 :] + TYPE_COLOURS * len(names))
     lines = [Curve(name, curves[name], colours.get(name) or next(later)) for name in names]
-    return draw_curves(lines, (10.2, 3.3), y_range=(0, 1), percent=True, marks=stage_starts(log), end_labels=True)
+    return draw_curves(lines, (10.2, 3.3), y_range=(0, 1), percent=True, marks=find_stage_starts(log), end_labels=True)
 
 
-def validation_accuracy(row: Mapping[str, Any]) -> dict[str, float]:
+def find_validation_accuracy(row: Mapping[str, Any]) -> dict[str, float]:
     """Accuracy by question type of a validation line, all its parts together; nothing for other lines."""
     if row["kind"] != "validation":
         return {}
@@ -304,7 +304,7 @@ def validation_accuracy(row: Mapping[str, Any]) -> dict[str, float]:
     return found
 
 
-def stage_starts(log: Sequence[Mapping[str, Any]]) -> dict[float, str]:
+def find_stage_starts(log: Sequence[Mapping[str, Any]]) -> dict[float, str]:
     """First logged step of each stage and the stage's name."""
     train = [row for row in log if row["kind"] == "train"]
     return {next(rows)["step"]: stage for stage, rows in groupby(train, key=lambda row: row["stage"])}
@@ -325,11 +325,11 @@ def draw_confusion(counts: np.ndarray, classes: Sequence[str], most_names: int =
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     named = len(classes) <= most_names
     side = min(10.2, 2.6 + 0.26 * len(classes)) if named else 6.0
-    with _style():
+    with _apply_style():
         figure = _create_figure(side, side * 0.85 if named else side)
         axes = figure.subplots()
         axes.grid(False)
-        image = axes.imshow(shares, cmap=_light_to_accent(), vmin=0, vmax=1, interpolation="nearest")
+        image = axes.imshow(shares, cmap=_make_accent_colormap(), vmin=0, vmax=1, interpolation="nearest")
         axes.set(xlabel="chosen", ylabel="target")
         if named:
             axes.set_xticks(range(len(classes)), classes, rotation=90, color=COLOURS["ink"])
@@ -351,7 +351,7 @@ def draw_confusion(counts: np.ndarray, classes: Sequence[str], most_names: int =
     return figure
 
 
-def _light_to_accent() -> "Colormap":
+def _make_accent_colormap() -> "Colormap":
     from matplotlib.colors import LinearSegmentedColormap
 
     return LinearSegmentedColormap.from_list("mirasol", ["#f7f3ea", "#f0b48a", "#b4531f", "#5e2408"])
@@ -362,7 +362,7 @@ def draw_one_clip(one: "OneClip") -> "Figure":
     chunks, questions = len(one.edges) - 1, len(one.judged)
     missing = chunks - len(one.reconstruction)  # nothing can be expected of the first chunk
     heights = [1, 1, 1.3, 0.38 * max(questions, 1)]
-    with _style():
+    with _apply_style():
         figure = _create_figure(10.2, 0.62 * sum(heights) + 0.6)
         rows = figure.add_gridspec(4, 1, height_ratios=heights)
         strips = (("seen", one.frames, 0), ("expected" if missing else "reconstructed", one.reconstruction, missing))
@@ -383,7 +383,7 @@ def draw_one_clip(one: "OneClip") -> "Figure":
         axes.set(yticks=[], xlim=(0, chunks))
         axes.set_ylabel("heard", rotation=0, ha="right", va="center")
         axes = figure.add_subplot(rows[3])
-        axes.imshow(one.attention, cmap=_light_to_accent(), aspect="auto", vmin=0)
+        axes.imshow(one.attention, cmap=_make_accent_colormap(), aspect="auto", vmin=0)
         axes.set_yticks(range(questions), [f"{item.example.prompt} {item.predicted}" for item in one.judged])
         axes.set(xticks=[])
         for axes in figure.axes:
@@ -399,10 +399,10 @@ def _draw_strip(axes: "Axes", frames: Sequence[np.ndarray] | np.ndarray, first: 
     axes.set(xlim=(0, chunks), ylim=(0, 0.94), xticks=[], yticks=[])
 
 
-def figure_to_svg(figure: "Figure", title: str) -> str:
+def convert_to_svg(figure: "Figure", title: str) -> str:
     """The figure as inline SVG of a page: its colours are the page's variables, and it refers to no other file."""
     buffer = io.StringIO()
-    with _style():
+    with _apply_style():
         figure.savefig(
             buffer, format="svg", transparent=True, metadata=dict.fromkeys(("Date", "Creator", "Format", "Type"))
         )
@@ -426,14 +426,14 @@ def write_figures(folder: Path, figures: Mapping[str, "Figure"], file_format: st
     files = []
     for name, figure in figures.items():
         files.append(folder / f"{re.sub(r'[^a-z0-9]+', '-', name.lower()).strip('-')}.{file_format}")
-        with _style():
+        with _apply_style():
             # Without a date the same numbers give the same file.
             dated = {"CreationDate": None} if file_format == "pdf" else {}
             figure.savefig(files[-1], format=file_format, dpi=200, metadata=dated)
     return files
 
 
-def picture_url(pixels: np.ndarray, largest: int | None = None) -> str:
+def make_picture_url(pixels: np.ndarray, largest: int | None = None) -> str:
     """A picture, uint8 [height, width, 3], as a PNG data URL; made smaller where it is higher than `largest` pixels."""
     from PIL import Image
 
@@ -445,7 +445,7 @@ def picture_url(pixels: np.ndarray, largest: int | None = None) -> str:
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
-def colour_values(values: np.ndarray) -> np.ndarray:
+def map_to_colours(values: np.ndarray) -> np.ndarray:
     """Numbers [height, width] as colours, uint8 [height, width, 3]: the smallest dark, the largest bright."""
     from matplotlib import colormaps
 
@@ -453,7 +453,7 @@ def colour_values(values: np.ndarray) -> np.ndarray:
     return colormaps["inferno"]((values - low) / max(high - low, 1e-9), bytes=True)[..., :3]
 
 
-def _style() -> AbstractContextManager[None]:
+def _apply_style() -> AbstractContextManager[None]:
     import matplotlib
 
     return matplotlib.rc_context(_STYLE)

@@ -19,7 +19,7 @@ class Interval:
     high: float | None
 
 
-def mean_intervals(
+def compute_mean_intervals(
     values: Float[np.ndarray, " question"],
     videos: Sequence[str],
     groups: Bool[np.ndarray, "question group"],
@@ -27,12 +27,12 @@ def mean_intervals(
     replicates: int = REPLICATES,
 ) -> list[Interval]:
     """The interval of the mean value of each group of questions."""
-    parts = list(_replicate_means(values, videos, groups, seed, replicates))
+    parts = list(_compute_replicate_means(values, videos, groups, seed, replicates))
     means = np.concatenate(parts, axis=1) if parts else np.empty((groups.shape[1], 0))
     return [compute_interval(row) for row in means]
 
 
-def class_mean_interval(
+def compute_class_mean_interval(
     values: Float[np.ndarray, " question"],
     videos: Sequence[str],
     groups: Bool[np.ndarray, "question group"],
@@ -40,7 +40,7 @@ def class_mean_interval(
     replicates: int = REPLICATES,
 ) -> Interval:
     """The interval of the mean of the groups' (classes') mean values; a replicate counts the groups it contains."""
-    parts = [np.nanmean(means, axis=0) for means in _replicate_means(values, videos, groups, seed, replicates)]
+    parts = [np.nanmean(means, axis=0) for means in _compute_replicate_means(values, videos, groups, seed, replicates)]
     return compute_interval(np.concatenate(parts)) if parts else Interval(None, None)
 
 
@@ -67,7 +67,7 @@ def draw_replicates(
         yield np.ascontiguousarray(times.T.astype(np.uint16))
 
 
-def _replicate_means(values, videos, groups, seed: int, replicates: int) -> Iterator[np.ndarray]:
+def _compute_replicate_means(values, videos, groups, seed: int, replicates: int) -> Iterator[np.ndarray]:
     """Group means of the replicates, [group, replicate], NaN where a replicate has no question of a group."""
     videos_count, video = number_videos(videos)
     values = np.asarray(values, dtype=float)
@@ -97,7 +97,7 @@ def compute_interval(replicated: Float[np.ndarray, " replicate"], around: float 
     return Interval(float(low), float(high))
 
 
-def sign_test(first_only: int, second_only: int) -> float:
+def compute_sign_test(first_only: int, second_only: int) -> float:
     """Two-sided exact McNemar test: the probability that the questions that only one of two models got right split at
     least as unevenly if both models are equally good. 1 without such questions. Assumes independent questions."""
     total = first_only + second_only

@@ -20,10 +20,10 @@ from mirasol.data.datasets.contract import Problem
 from mirasol.data.example import Example
 from mirasol.errors import UserError
 from mirasol.evaluation import ranking
-from mirasol.evaluation.baselines import AnswerPrior, chance_of, most_frequent_right
-from mirasol.evaluation.intervals import Interval, class_mean_interval, mean_intervals
+from mirasol.evaluation.baselines import AnswerPrior, compute_chance, find_most_frequent_right
+from mirasol.evaluation.intervals import Interval, compute_class_mean_interval, compute_mean_intervals
 from mirasol.evaluation.predictions import Prediction
-from mirasol.evaluation.tables import TableRow, headline_of, table_rows, wups_rows
+from mirasol.evaluation.tables import TableRow, find_headline, find_table_rows, find_wups_rows
 from mirasol.evaluation.wups import Wups
 
 OPEN = "open generation"
@@ -104,8 +104,8 @@ def average_by_type(values: Iterable[tuple[str, float]]) -> TypeScore:
 
 
 def score_chance(examples: Iterable[Example]) -> TypeScore:
-    """What guessing among the candidates scores on average, see `chance_of`."""
-    return average_by_type((example.type_name, chance_of(example)) for example in examples)
+    """What guessing among the candidates scores on average, see `compute_chance`."""
+    return average_by_type((example.type_name, compute_chance(example)) for example in examples)
 
 
 @dataclass(frozen=True)
@@ -207,16 +207,16 @@ def score_answers(
     the training split, for the baselines of blind guessing.
     """
     form = NORMALISATIONS[normalisation]
-    examples = with_answers(examples)
-    rights = [{form(text) for text in right_texts(example)} for example in examples]
+    examples = select_answered(examples)
+    rights = [{form(text) for text in list_right_texts(example)} for example in examples]
     judged = []
     for example, right in zip(examples, rights, strict=True):
         answer = None if (prediction := predictions.get(example.id)) is None else prediction.answer
         judged.append(JudgedAnswer(example, answer, float(answer is not None and form(answer) in right)))
-    rows = _rows_of(dataset, examples)
+    rows = _find_rows(dataset, examples)
     metrics = compute_table(rows, judged, seed)
     if dataset == "activitynet_qa":
-        metrics["free_official_script"] = Estimate(_official_free(judged), None, None, len(judged))
+        metrics["free_official_script"] = Estimate(_compute_official_free(judged), None, None, len(judged))
     baselines = Baselines(examples, rights)
     if prior := AnswerPrior(known, form):
         baselines.add("train majority", [prior.constant in right for right in rights])
@@ -226,10 +226,10 @@ def score_answers(
         OPEN,
         normalisation,
         metrics,
-        baselines.estimates(),
-        headline_of(dataset),
+        baselines.compute_estimates(),
+        find_headline(dataset),
         tuple(judged),
-        baseline_rows=baselines.by_row(rows),
+        baseline_rows=baselines.compute_by_row(rows),
     )
 
 
@@ -240,17 +240,19 @@ def score_wups(
 
     Questions without a published answer are left out.
     """
-    examples = with_answers(examples)
+    examples = select_answered(examples)
     answers = [None if (found := predictions.get(example.id)) is None else found.answer for example in examples]
 
     def judge(answers: Sequence[str | None], threshold: float) -> list[JudgedAnswer]:
         return [
-            JudgedAnswer(e, text, 0.0 if text is None else wups.score(text, right_texts(e), e.question_type, threshold))
+            JudgedAnswer(
+                e, text, 0.0 if text is None else wups.score(text, list_right_texts(e), e.question_type, threshold)
+            )
             for e, text in zip(examples, answers, strict=True)
         ]
 
     judged = judge(answers, 0.0)
-    rows = wups_rows(dataset, [example.type_name for example in examples])
+    rows = find_wups_rows(dataset, [example.type_name for example in examples])
     metrics = compute_table(rows, judged, seed)
     strict = compute_table(rows, judge(answers, WUPS_THRESHOLD), seed)
     metrics |= {f"{name}@{WUPS_THRESHOLD}": estimate for name, estimate in strict.items()}
@@ -262,11 +264,11 @@ def score_wups(
         WUPS,
         None,
         metrics,
-        baselines.estimates(),
+        baselines.compute_estimates(),
         rows[-1].name,
         tuple(judged),
         facts={"computed_with": wups.facts},
-        baseline_rows=baselines.by_row(rows),
+        baseline_rows=baselines.compute_by_row(rows),
     )
 
 
@@ -285,13 +287,13 @@ def score_choices(
     Raises:
         UserError: a choice or a number of scores that does not fit the candidates.
     """
-    examples = with_answers(examples)
-    places = [right_places(example, classes) for example in examples]
+    examples = select_answered(examples)
+    places = [find_right_places(example, classes) for example in examples]
     judged = [
         _judge_choice(e, predictions.get(e.id), classes, right) for e, right in zip(examples, places, strict=True)
     ]
     single = all(len(right) == 1 for right in places)
-    metrics, name, rows = {}, headline_of(dataset), _rows_of(dataset, examples)
+    metrics, name, rows = {}, find_headline(dataset), _find_rows(dataset, examples)
     ranked = classes and all(p.scores is not None for e in examples if (p := predictions.get(e.id)) is not None)
     if ranked and examples:
         labels = np.zeros((len(examples), len(classes)), dtype=bool)
@@ -301,7 +303,7 @@ def score_choices(
         name = next(iter(metrics))
         rows = (TableRow(name), *rows)
     if not ranked or (single and any(example.question_type for example in examples)):
-        metrics |= compute_table(_rows_of(dataset, examples), judged, seed)
+        metrics |= compute_table(_find_rows(dataset, examples), judged, seed)
     baselines = Baselines(examples if single else (), places if single else ())
     if single and (prior := AnswerPrior(known, keep_unchanged)):
         chosen = [prior.choose(example.prompt, example.candidates or classes) for example in examples]
@@ -311,11 +313,11 @@ def score_choices(
         CANDIDATES,
         None,
         metrics,
-        baselines.estimates() if single else {},
+        baselines.compute_estimates() if single else {},
         name,
         tuple(judged),
         facts=facts,
-        baseline_rows=baselines.by_row(rows) if single else {},
+        baseline_rows=baselines.compute_by_row(rows) if single else {},
     )
 
 
@@ -330,19 +332,19 @@ class Baselines(Generic[T]):
         self.examples = examples
         self.values: dict[str, Sequence[float | bool]] = {}
         if rights is not None:
-            self.add("chance", [chance_of(example) for example in examples])
-            constant = most_frequent_right(rights)
+            self.add("chance", [compute_chance(example) for example in examples])
+            constant = find_most_frequent_right(rights)
             self.add("majority", [constant in set(right) for right in rights])
 
     def add(self, name: str, values: Sequence[float | bool]) -> None:
         """Adds a baseline by its value on every question."""
         self.values[name] = values
 
-    def estimates(self) -> dict[str, Estimate]:
+    def compute_estimates(self) -> dict[str, Estimate]:
         """The mean of each baseline over all questions."""
-        return {name: Estimate(_mean(values), None, None, len(values)) for name, values in self.values.items()}
+        return {name: Estimate(_compute_mean(values), None, None, len(values)) for name, values in self.values.items()}
 
-    def by_row(self, rows: Sequence[TableRow]) -> dict[str, dict[str, float | None]]:
+    def compute_by_row(self, rows: Sequence[TableRow]) -> dict[str, dict[str, float | None]]:
         """The mean of each baseline over the questions of each row of a table."""
         found: dict[str, dict[str, float | None]] = {}
         for name, values in self.values.items():
@@ -350,27 +352,27 @@ class Baselines(Generic[T]):
             for example, value in zip(self.examples, values, strict=True):
                 groups[example.question_type].append(value)
             found[name] = {
-                row.name: _mean([value for kind, own in groups.items() if row.includes(kind) for value in own])
+                row.name: _compute_mean([value for kind, own in groups.items() if row.includes(kind) for value in own])
                 for row in rows
             }
         return found
 
 
-def _mean(values: Sequence[float | bool]) -> float | None:
+def _compute_mean(values: Sequence[float | bool]) -> float | None:
     return sum(values) / len(values) if values else None
 
 
-def with_answers(examples: Sequence[Example]) -> list[Example]:
+def select_answered(examples: Sequence[Example]) -> list[Example]:
     """The examples of which the data set publishes an answer."""
     return [example for example in examples if example.target]
 
 
-def right_texts(example: Example) -> tuple[str, ...]:
+def list_right_texts(example: Example) -> tuple[str, ...]:
     """All texts that are right. Those of a clip with several labels are right only together, as in the target."""
     return example.references if example.target in example.references else (example.target,)
 
 
-def right_places(example: Example, classes: Sequence[str]) -> tuple[int, ...]:
+def find_right_places(example: Example, classes: Sequence[str]) -> tuple[int, ...]:
     """Indices of the right answers among the candidates, or else the classes."""
     if example.answer_index is not None:
         return (example.answer_index,)
@@ -404,8 +406,8 @@ def _judge_choice(
     return JudgedAnswer(example, candidates[choice], float(choice in right))
 
 
-def _rows_of(dataset: str, examples: Sequence[Example]) -> tuple[TableRow, ...]:
-    return table_rows(dataset, [example.type_name for example in examples])
+def _find_rows(dataset: str, examples: Sequence[Example]) -> tuple[TableRow, ...]:
+    return find_table_rows(dataset, [example.type_name for example in examples])
 
 
 def compute_table(rows: Sequence[TableRow], judged: Sequence[JudgedAnswer], seed: int = 0) -> dict[str, Estimate]:
@@ -413,7 +415,7 @@ def compute_table(rows: Sequence[TableRow], judged: Sequence[JudgedAnswer], seed
     values = np.array([item.value for item in judged])
     groups = np.array([[row.includes(item.example.question_type) for row in rows] for item in judged], dtype=bool)
     groups = groups.reshape(len(judged), len(rows))
-    intervals = mean_intervals(values, [item.example.video_name for item in judged], groups, seed)
+    intervals = compute_mean_intervals(values, [item.example.video_name for item in judged], groups, seed)
     return {
         row.name: _estimate_row(values, groups[:, place], interval)
         for place, (row, interval) in enumerate(zip(rows, intervals, strict=True))
@@ -441,15 +443,15 @@ def compute_class_metrics(
     if single:
         best, among = ranking.is_right_in_top(scores, labels, 1), ranking.is_right_in_top(scores, labels, 5)
         for name, right in (("top-1", best), ("top-5", among)):
-            interval = mean_intervals(right, videos, np.ones((n, 1), dtype=bool), seed)[0]
+            interval = compute_mean_intervals(right, videos, np.ones((n, 1), dtype=bool), seed)[0]
             metrics[name] = Estimate(float(right.mean()), interval.low, interval.high, n)
         present = labels[:, labels.any(axis=0)]
         by_class = [best[column].mean() for column in present.T]
-        interval = class_mean_interval(best, videos, present, seed)
+        interval = compute_class_mean_interval(best, videos, present, seed)
         metrics["mean class accuracy"] = Estimate(float(np.mean(by_class)), interval.low, interval.high, n)
     area = ranking.average_over_classes(ranking.area_under_curve, scores, labels)
     precision = ranking.average_over_classes(ranking.average_precision, scores, labels)
-    of_precision, of_area = ranking.mean_intervals(scores, labels, videos, seed)
+    of_precision, of_area = ranking.compute_ranking_intervals(scores, labels, videos, seed)
     # d-prime rises with the area, so its percentiles are those of the area.
     bounds = (ranking.d_prime(math.nan if bound is None else bound) for bound in (of_area.low, of_area.high))
     for name, value, low, high in (
@@ -457,15 +459,15 @@ def compute_class_metrics(
         ("AUC", area, of_area.low, of_area.high),
         ("d-prime", ranking.d_prime(area), *bounds),
     ):
-        metrics[name] = Estimate(_finite_or_none(value), _finite_or_none(low), _finite_or_none(high), n)
+        metrics[name] = Estimate(_replace_infinite(value), _replace_infinite(low), _replace_infinite(high), n)
     return metrics
 
 
-def _finite_or_none(value: float | None) -> float | None:
+def _replace_infinite(value: float | None) -> float | None:
     return value if value is not None and math.isfinite(value) else None
 
 
-def _official_free(judged: Sequence[JudgedAnswer]) -> float | None:
+def _compute_official_free(judged: Sequence[JudgedAnswer]) -> float | None:
     """The "Free" that ActivityNet-QA's script prints: it divides the right answers by the numbers of the types that
     come fourth and later in the order of their first appearance, which are not the types of Free."""
     counts = Counter(item.example.question_type for item in judged)  # keeps the order of first appearance

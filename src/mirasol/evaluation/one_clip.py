@@ -13,9 +13,9 @@ from torch import Tensor
 from mirasol.checkpoint import Loaded
 from mirasol.data.media_files import open_media_file
 from mirasol.errors import BadClip
-from mirasol.evaluation.answer import attention_by_chunk
+from mirasol.evaluation.answer import compute_attention_by_chunk
 from mirasol.evaluation.evaluate import Evaluation
-from mirasol.evaluation.figures import colour_values, picture_url
+from mirasol.evaluation.figures import make_picture_url, map_to_colours
 from mirasol.evaluation.metrics import OPEN, JudgedAnswer
 from mirasol.media.clip import Clip
 
@@ -61,7 +61,7 @@ def examine_clip(loaded: Loaded, clip: Clip, media: str, judged: Sequence[Judged
         # Each predicted frame represents several frames of the chunk.
         predicted = predicted.repeat_interleave(frames // settings.frames, dim=1)
     prompts, answers = [item.example.prompt for item in judged], [item.predicted or "" for item in judged]
-    attention = attention_by_chunk(model, processor, tensors, prompts, answers)
+    attention = compute_attention_by_chunk(model, processor, tensors, prompts, answers)
     return OneClip(
         media=media,
         edges=clip.timeline.edges,
@@ -116,7 +116,9 @@ def describe_one_clip(one: OneClip) -> dict[str, Any]:
         "is_expected": is_expected,
         "frames_per_chunk": one.reconstruction.shape[1] if len(one.reconstruction) else 1,
         # Low tones at the bottom.
-        "spectrogram": picture_url(colour_values(one.spectrogram.T[::-1])) if one.spectrogram is not None else None,
+        "spectrogram": make_picture_url(map_to_colours(one.spectrogram.T[::-1]))
+        if one.spectrogram is not None
+        else None,
         "questions": [
             {
                 "prompt": item.example.prompt,
@@ -133,4 +135,4 @@ def describe_one_clip(one: OneClip) -> dict[str, Any]:
 def _draw_filmstrip(frames: np.ndarray) -> str:
     """The frames of one chunk, [F, height, width, 3], in one row: the page shows one of them, and plays all of them
     under the pointer."""
-    return picture_url(np.ascontiguousarray(np.concatenate(list(frames), axis=1)), LARGEST_FRAME)
+    return make_picture_url(np.ascontiguousarray(np.concatenate(list(frames), axis=1)), LARGEST_FRAME)

@@ -177,7 +177,7 @@ def find_unmatched(predictions: Mapping[str, Prediction], examples: Iterable[Exa
     return problems
 
 
-def official_format(
+def format_official_predictions(
     dataset: str, examples: Sequence[Example], predictions: Mapping[str, Prediction]
 ) -> tuple[str, Any] | None:
     """Name and content of the file that the data set's official script reads; None where it has none."""

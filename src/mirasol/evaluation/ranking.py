@@ -88,7 +88,7 @@ def _sum_runs(weights: np.ndarray, rows: np.ndarray, starts: np.ndarray) -> np.n
     return np.add.reduceat(weights[rows], starts, axis=0, dtype=np.uint32).astype(float)
 
 
-def mean_intervals(
+def compute_ranking_intervals(
     scores: Float[np.ndarray, "example category"],
     labels: Bool[np.ndarray, "example category"],
     videos: Sequence[str],

@@ -16,16 +16,16 @@ from mirasol.evaluation.evaluate import Evaluation
 from mirasol.evaluation.figures import (
     TYPE_COLOURS,
     ScoreBar,
+    convert_to_svg,
     draw_confusion,
     draw_learning,
     draw_losses,
     draw_one_clip,
     draw_scores,
-    figure_to_svg,
-    picture_url,
+    make_picture_url,
     write_figures,
 )
-from mirasol.evaluation.intervals import mean_intervals
+from mirasol.evaluation.intervals import compute_mean_intervals
 from mirasol.evaluation.metrics import (
     CANDIDATES,
     MAIN_BASELINES,
@@ -123,10 +123,10 @@ def _render_page(loaded: Loaded, evaluation: Evaluation, extras: ReportExtras, f
 
     def draw(name: str, figure: "Figure") -> str:
         figures[name] = figure
-        return figure_to_svg(figure, name)
+        return convert_to_svg(figure, name)
 
     record, unusable = evaluation.record, evaluation.record["unusable_clips"]
-    colours = type_colours(evaluation)
+    colours = choose_type_colours(evaluation)
     losses = draw_losses(extras.log)
     learning = draw_learning(extras.log, colours)
     return environment.get_template("report.html.jinja").render(
@@ -177,7 +177,7 @@ def _collect_facts(record: Mapping[str, Any]) -> dict[str, str]:
     return {**{f"{name} hash": value for name, value in hashes.items()}, **settings, **record["versions"]}
 
 
-def type_colours(evaluation: Evaluation) -> dict[str, str]:
+def choose_type_colours(evaluation: Evaluation) -> dict[str, str]:
     """A colour for every question type, the same all over the page; none where there are more types than colours."""
     scores = next(iter(evaluation.protocols.values()))
     types = order_rows({item.example.type_name for item in scores.judged})
@@ -207,7 +207,7 @@ def _describe_protocol(
     right = [item for item in scores.judged if item.right]
     wrong = [item for item in scores.judged if not item.right]
     bars = collect_bars(scores, columns, {control.replace("_", " ") for control in controls}, colours)
-    by_length = accuracy_by_length(scores.judged, evaluation.chunks, loaded.processor.feature_extractor.grid)
+    by_length = compute_accuracy_by_length(scores.judged, evaluation.chunks, loaded.processor.feature_extractor.grid)
     confusion = count_confusions(scores.judged, evaluation.dataset.classes) if name == CANDIDATES else None
     record = evaluation.record["protocols"][name]
     return {
@@ -224,7 +224,7 @@ def _describe_protocol(
         "lengths": draw(f"{name} by length", draw_scores(by_length)) if len(by_length) > 1 else None,
         "one_length": by_length[0].name if len(by_length) == 1 else None,
         "confusion": draw(f"{name} confusion", draw_confusion(*confusion)) if confusion is not None else None,
-        "confusions": most_confused(scores.judged),
+        "confusions": find_most_confused(scores.judged),
         "right": [_describe_example(item, loaded, evaluation) for item in choose_examples(right)],
         "wrong": [_describe_example(item, loaded, evaluation) for item in choose_examples(wrong)],
         "right_count": len(right),
@@ -279,7 +279,9 @@ def collect_bars(
     return bars
 
 
-def accuracy_by_length(judged: Sequence[JudgedAnswer], chunks: Mapping[str, int], grid: ChunkGrid) -> list[ScoreBar]:
+def compute_accuracy_by_length(
+    judged: Sequence[JudgedAnswer], chunks: Mapping[str, int], grid: ChunkGrid
+) -> list[ScoreBar]:
     """Accuracy of up to five bins of about equally many questions, by the length of their clips; with 95 % intervals
     over videos."""
     lengths = np.array([chunks[item.example.id] for item in judged])
@@ -289,7 +291,7 @@ def accuracy_by_length(judged: Sequence[JudgedAnswer], chunks: Mapping[str, int]
     bins = np.searchsorted(edges[1:-1], lengths, side="right")
     values = np.array([item.value for item in judged])
     chosen = bins[:, None] == np.unique(bins)
-    intervals = mean_intervals(values, [item.example.video_name for item in judged], chosen)
+    intervals = compute_mean_intervals(values, [item.example.video_name for item in judged], chosen)
     bars = []
     for inside, interval in zip(chosen.T, intervals, strict=True):
         label = format_length(int(lengths[inside].min()), int(lengths[inside].max()), grid)
@@ -308,7 +310,7 @@ def format_length(shortest: int, longest: int, grid: ChunkGrid) -> str:
     return f"{seconds} s{' or more' if longest == grid.max_chunks else ''} ({chunks})"
 
 
-def most_confused(judged: Sequence[JudgedAnswer]) -> list[tuple[str, str, int]]:
+def find_most_confused(judged: Sequence[JudgedAnswer]) -> list[tuple[str, str, int]]:
     """(target, answer, times) of the most frequent wrong answers; ties in alphabetical order."""
     wrong = Counter((item.example.target, item.predicted or "") for item in judged if not item.right)
     ranked = sorted(wrong.items(), key=lambda pair: (-pair[1], pair[0]))[:MOST_CONFUSIONS]
@@ -369,7 +371,7 @@ def _draw_frames(item: JudgedAnswer, loaded: Loaded, root: Path, count: int = 4)
     video = tensors["video"]
     chosen = np.unique(np.linspace(0, len(video) - 1, count).round().astype(int))
     frames = [video[int(place), video.shape[1] // 2].permute(1, 2, 0).numpy() for place in chosen]
-    return picture_url(np.ascontiguousarray(np.concatenate(frames, axis=1)), 112)
+    return make_picture_url(np.ascontiguousarray(np.concatenate(frames, axis=1)), 112)
 
 
 def format_seconds(seconds: float) -> str:

@@ -18,18 +18,18 @@ class TableRow:
         return self.types is None or question_type in self.types
 
 
-def _single_rows(*types: str) -> tuple[TableRow, ...]:
+def _make_single_rows(*types: str) -> tuple[TableRow, ...]:
     return tuple(TableRow(name, (name,)) for name in types)
 
 
 # Xu et al. 2017: by first word.
-_MSRVTT = (*_single_rows("what", "who", "how", "when", "where"), TableRow("All"))
+_MSRVTT = (*_make_single_rows("what", "who", "how", "when", "where"), TableRow("All"))
 # Yu et al. 2019: three types, Free, All, and Free by kind of answer.
 _ACTIVITYNET = (
-    *_single_rows("Motion", "Spatial relationship", "Temporal relationship"),
+    *_make_single_rows("Motion", "Spatial relationship", "Temporal relationship"),
     TableRow("Free", FREE),
     TableRow("All"),
-    *_single_rows(*FREE),
+    *_make_single_rows(*FREE),
 )
 # Xiao et al. 2021; questions about what came before and what comes next are one column.
 _NEXT_MC = (
@@ -46,12 +46,12 @@ _NEXT_MC = (
     TableRow("Acc"),
 )
 _NEXT_OE = (
-    *_single_rows("CW", "CH"),
+    *_make_single_rows("CW", "CH"),
     TableRow("C", ("CW", "CH")),
     TableRow("TN", ("TN", "TP")),
-    *_single_rows("TC"),
+    *_make_single_rows("TC"),
     TableRow("T", ("TN", "TP", "TC")),
-    *_single_rows("DB", "DC", "DL", "DO"),
+    *_make_single_rows("DB", "DC", "DL", "DO"),
     TableRow("D", ("DB", "DC", "DL", "DO")),
     TableRow("All"),
 )
@@ -63,27 +63,27 @@ _TABLES = {
 }
 
 
-def table_rows(dataset: str, types: Sequence[str]) -> tuple[TableRow, ...]:
+def find_table_rows(dataset: str, types: Sequence[str]) -> tuple[TableRow, ...]:
     """The rows of a data set's table; without a table of its own, a row for each of `types` and one for all."""
     if dataset in _TABLES:
         return _TABLES[dataset]
     own = sorted(set(types) - {"untyped"})
-    return (*_single_rows(*own), TableRow("All"))
+    return (*_make_single_rows(*own), TableRow("All"))
 
 
-def wups_rows(dataset: str, types: Sequence[str]) -> tuple[TableRow, ...]:
+def find_wups_rows(dataset: str, types: Sequence[str]) -> tuple[TableRow, ...]:
     """The rows of a table of WUPS; NExT-QA's are named as in its papers."""
     if dataset != "nextqa_oe":
-        return (*table_rows(dataset, types)[:-1], TableRow("WUPS"))
+        return (*find_table_rows(dataset, types)[:-1], TableRow("WUPS"))
     summed = {"C": "WUPS_C", "T": "WUPS_T", "D": "WUPS_D", "All": "WUPS"}
     return tuple(TableRow(summed.get(row.name, row.name), row.types) for row in _NEXT_OE)
 
 
-def headline_of(dataset: str) -> str:
+def find_headline(dataset: str) -> str:
     """Name of the row that represents the data set."""
-    return table_rows(dataset, ())[-1].name if dataset != "activitynet_qa" else "All"
+    return find_table_rows(dataset, ())[-1].name if dataset != "activitynet_qa" else "All"
 
 
-def normalisation_of(dataset: str) -> str:
+def find_normalisation(dataset: str) -> str:
     """Key of `NORMALISATIONS` by which generated answers are compared."""
     return "folded" if dataset == "folder" else "light"

@@ -79,11 +79,11 @@ class WordNet:
                 raise UserError(f"index.{name}: is not in WordNet's format ({error})") from error
             exceptions = (line.split() for line in _split_lines(read(f"{name}.exc")))
             self._exceptions[part] = {form: lemmas for form, *lemmas in filter(None, exceptions)}
-        self.hypernyms = cache(self._hypernyms)
-        self.first_sense = cache(self._first_sense)
-        self.similarity = cache(self._similarity)
+        self.hypernyms = cache(self._find_hypernyms)
+        self.first_sense = cache(self._find_first_sense)
+        self.similarity = cache(self._compute_similarity)
 
-    def lemmas(self, word: str, part: str) -> list[str]:
+    def find_lemmas(self, word: str, part: str) -> list[str]:
         """The forms a word may be inflected from, itself first, that WordNet has as this part of speech."""
         if word in self._exceptions[part]:
             forms = self._exceptions[part][word]
@@ -102,10 +102,10 @@ class WordNet:
     def _select_known(self, forms: list[str], part: str) -> list[str]:
         return [form for form in dict.fromkeys(forms) if form in self._index[part]]
 
-    def _first_sense(self, word: str) -> Sense | None:
+    def _find_first_sense(self, word: str) -> Sense | None:
         """The first sense of a word, as a noun before a verb, adjective, adverb; None for an unknown word."""
         for part in PARTS:
-            for lemma in self.lemmas(word.lower(), part):
+            for lemma in self.find_lemmas(word.lower(), part):
                 return part, self._index[part][lemma][0]
         return None
 
@@ -119,7 +119,7 @@ class WordNet:
             )
         return fields
 
-    def _hypernyms(self, sense: Sense) -> tuple[Sense, ...]:
+    def _find_hypernyms(self, sense: Sense) -> tuple[Sense, ...]:
         """The senses that a sense is a kind or an instance of."""
         if sense == _ROOT:
             return ()
@@ -128,7 +128,7 @@ class WordNet:
         pointers = (fields[first + 4 * k : first + 4 * k + 3] for k in range(int(fields[first - 1])))
         return tuple((part, int(offset)) for kind, offset, part in pointers if kind in _HYPERNYMS)
 
-    def _name(self, sense: Sense) -> str:
+    def _format_name(self, sense: Sense) -> str:
         """NLTK's name of a sense, by which it orders equals: "dog.n.01"."""
         if sense == _ROOT:
             return "*ROOT*"
@@ -153,7 +153,7 @@ class WordNet:
         above = self.hypernyms(sense)
         return 1 + choose(self._measure_depth(one, choose) for one in above) if above else 0
 
-    def _similarity(self, first: Sense, second: Sense) -> float:
+    def _compute_similarity(self, first: Sense, second: Sense) -> float:
         """Wu and Palmer (1994): twice the depth of the lowest sense above both over the sum of their depths through it.
 
         0 where no sense is above both. "Lowest" goes by the shortest way to the root, its depth by the longest. Only if
@@ -167,7 +167,7 @@ class WordNet:
             return 0.0
         deepest = max(self._measure_depth(one, min) for one in shared)
         lowest = [one for one in shared if self._measure_depth(one, min) == deepest]
-        subsumer = first if first in lowest else min(lowest, key=self._name)
+        subsumer = first if first in lowest else min(lowest, key=self._format_name)
         depth = self._measure_depth(subsumer, max) + 1
         above = self._measure_distances(subsumer, with_root)
 
@@ -205,7 +205,7 @@ class Wups:
     def __init__(self, folder: Path):
         self.folder = Path(folder)
         if not self.folder.is_dir():
-            raise UserError(f"--wordnet {folder}: no such folder: {self._download_hint()}")
+            raise UserError(f"--wordnet {folder}: no such folder: {self._suggest_download()}")
         try:
             import nltk
             from nltk.stem import PorterStemmer
@@ -245,9 +245,9 @@ class Wups:
                     return members.read(f"{place.rpartition('/')[2]}/{name}")
         except (OSError, KeyError, zipfile.BadZipFile) as error:
             raise UserError(f"{archive if archive.is_file() else file}: cannot be read ({error})") from error
-        raise UserError(f"--wordnet {self.folder}: has no {place}/{name}: {self._download_hint()}")
+        raise UserError(f"--wordnet {self.folder}: has no {place}/{name}: {self._suggest_download()}")
 
-    def _download_hint(self) -> str:
+    def _suggest_download(self) -> str:
         command = f"python -m nltk.downloader -d {self.folder} wordnet averaged_perceptron_tagger_eng"
         return f"get it with `{command}`"
 
@@ -268,13 +268,13 @@ class Wups:
         if part is None:
             [(_, tag)] = self._tagger.tag([word])
             part = _PARTS.get(tag[:2], "n")
-        lemma = min(self.wordnet.lemmas(word, part), key=len, default=word)
+        lemma = min(self.wordnet.find_lemmas(word, part), key=len, default=word)
         if self.wordnet.first_sense(lemma) is not None:
             return lemma
         stem = self._stem(word)
         return stem if self.wordnet.first_sense(stem) is not None else word
 
-    def word_score(self, first: str, second: str, threshold: float) -> float:
+    def score_word(self, first: str, second: str, threshold: float) -> float:
         """Similarity of the first senses of two words; a tenth of it below the threshold."""
         if first == second:
             return 1.0
@@ -298,7 +298,7 @@ class Wups:
         """Product of each word's best score among the others; words without one are skipped, as in the script."""
         product, counted = 1.0, False
         for word in words:
-            best = max((self.word_score(word, other, threshold) for other in others), default=0.0)
+            best = max((self.score_word(word, other, threshold) for other in others), default=0.0)
             if best > 0:
                 product, counted = product * best, True
         return product if counted else 0.0

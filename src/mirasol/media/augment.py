@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float16, Shaped, UInt8
 from torch import Tensor
 from torch.nn import functional as F
 
-from mirasol.config.augment import Augment, SpecAugment, shift_step
+from mirasol.config.augment import Augment, SpecAugment, compute_shift_step
 from mirasol.media.spectrogram import SILENCE
 
 # Shapes of a crop, width to height: what image models are usually trained with.
@@ -38,7 +38,7 @@ def augment_clip(tensors: Mapping[str, Tensor], augment: Augment, image_size: in
     if augment.time_shift:
         (chunks, frames), bands = result["video"].shape[:2], result["audio"].shape[1]
         most = min(augment.time_shift, chunks * frames // 2)
-        result = shift_clip(result, draw_shift(most, shift_step(frames, bands), _generator(seed, "shift")))
+        result = shift_clip(result, draw_shift(most, compute_shift_step(frames, bands), _generator(seed, "shift")))
     if augment.crop < 1:
         side = result["video"].shape[-1]
         box = draw_crop_box(augment.crop, side, _generator(seed, "crop"))
@@ -65,7 +65,7 @@ def shift_clip(tensors: Mapping[str, Tensor], frames: int) -> dict[str, Tensor]:
 
     What is outside the clip is treated as the reader treats what is outside a stream: the nearest frame is held,
     sound is silence, and a chunk that is entirely outside has neither. Picture and sound move by
-    the same time, so `frames` is a multiple of `shift_step`.
+    the same time, so `frames` is a multiple of `compute_shift_step`.
     """
     video, audio = tensors["video"], tensors["audio"]
     (chunks, per_chunk), bands = video.shape[:2], audio.shape[1]

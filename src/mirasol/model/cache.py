@@ -96,6 +96,6 @@ class StreamState:
         return sum(cache.nbytes for cache in self.caches) + (0 if self.memory is None else self.memory.nbytes)
 
 
-def narrowest(*windows: int | None) -> int | None:
+def find_narrowest(*windows: int | None) -> int | None:
     """The smallest window; None is unlimited."""
     return min((window for window in windows if window is not None), default=None)

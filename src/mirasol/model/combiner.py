@@ -12,7 +12,7 @@ from torch.nn.attention.flex_attention import BlockMask
 
 from mirasol.config.model import MirasolConfig
 from mirasol.config.parts import StackConfig, VideoConfig
-from mirasol.model.cache import KeyValueCache, StreamState, narrowest
+from mirasol.model.cache import KeyValueCache, StreamState, find_narrowest
 from mirasol.model.kernels import PLAIN, Kernels, choose_kernels
 from mirasol.model.masks import BlockCausal, ResamplerMask
 from mirasol.model.token_turing import TokenTuringCombiner
@@ -85,7 +85,7 @@ class AttentionCombiner(nn.Module):
     def begin(self, batch: int, window: int | None = None) -> StreamState:
         """The state before the first chunk of a stream; the scope `chunk` needs none."""
         layers = self.depth if self.scope == "past" else 0
-        return StreamState(caches=[KeyValueCache(narrowest(self.window, window)) for _ in range(layers)])
+        return StreamState(caches=[KeyValueCache(find_narrowest(self.window, window)) for _ in range(layers)])
 
 
 class StackCombiner(AttentionCombiner):

@@ -37,7 +37,7 @@ ATTENTION = ("eager", "sdpa", "flex_attention")
 # What the backward pass computes again: nothing, the feed-forwards' hidden layers, or whole layers.
 RECOMPUTE = ("none", "hidden", "block")
 
-# Queries times keys up to which `small_attention` serves. Above, the scores no longer fit a processor's caches, and
+# Queries times keys up to which `attend_small` serves. Above, the scores no longer fit a processor's caches, and
 # torch's flash kernel catches up.
 LARGEST_SCORES = 512 * 512
 
@@ -45,7 +45,7 @@ Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
 
 
-def _linear_gradients(
+def _compute_linear_gradients(
     needed: Sequence[bool], gradient: Tensor, inputs: Tensor, bias: Tensor | None
 ) -> tuple[Tensor | None, Tensor | None]:
     """Gradients of a linear's weight and bias."""
@@ -73,7 +73,7 @@ class _NormedLinears(Function):
         of_normed, of_linears = None, []
         for index, gradient in enumerate(gradients):
             weight, bias = weights_biases[2 * index : 2 * index + 2]
-            of_linears += _linear_gradients(ctx.needs_input_grad[4 + 2 * index :], gradient, normed, bias)
+            of_linears += _compute_linear_gradients(ctx.needs_input_grad[4 + 2 * index :], gradient, normed, bias)
             of_input = gradient @ weight
             of_normed = of_input if of_normed is None else of_normed.add_(of_input)
         of_norm = torch.ops.aten.native_layer_norm_backward(
@@ -119,7 +119,7 @@ class _ActivatedLinear(Function):
         with torch.enable_grad():
             hidden = hidden.detach().requires_grad_()
             activated = ctx.activation(hidden)
-        of_linear = _linear_gradients(ctx.needs_input_grad[2:], gradient, activated.detach(), bias)
+        of_linear = _compute_linear_gradients(ctx.needs_input_grad[2:], gradient, activated.detach(), bias)
         (of_hidden,) = torch.autograd.grad(activated, hidden, gradient @ weight)
         return of_hidden, None, *of_linear
 
@@ -141,7 +141,7 @@ def activate_and_project_recomputing(
     return _ActivatedLinear.apply(hidden, activation, linear.weight, linear.bias)
 
 
-def _attention_weights(q: Tensor, k: Tensor, mask: Tensor | None) -> Tensor:
+def _compute_attention_weights(q: Tensor, k: Tensor, mask: Tensor | None) -> Tensor:
     """Attention weights; a row whose keys are all masked gets zeros, as in torch's own attention."""
     scores = (q / math.sqrt(q.shape[-1])) @ k.mT
     if mask is None:
@@ -154,20 +154,20 @@ class _SmallAttention(Function):
     @staticmethod
     def forward(ctx, q, k, v, mask):
         ctx.save_for_backward(q, k, v, mask)
-        return _attention_weights(q, k, mask) @ v
+        return _compute_attention_weights(q, k, mask) @ v
 
     @staticmethod
     @once_differentiable
     def backward(ctx, gradient):
         q, k, v, mask = ctx.saved_tensors
-        weights = _attention_weights(q, k, mask)
+        weights = _compute_attention_weights(q, k, mask)
         of_weights = gradient @ v.mT
         of_scores = torch.ops.aten._softmax_backward_data(of_weights, weights, -1, weights.dtype)
         of_scores /= math.sqrt(q.shape[-1])
         return of_scores @ k, of_scores.mT @ q, weights.mT @ gradient, None
 
 
-def small_attention(
+def attend_small(
     q: Float[Tensor, "batch head query width"],
     k: Float[Tensor, "batch head key width"],
     v: Float[Tensor, "batch head key width"],
@@ -208,10 +208,10 @@ def attend_sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: f
 
 def attend_on_processor(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float) -> Tensor:
     """`attend_sdpa` for training in low precision on a CPU, where torch's flash kernel is 2 to 4 times slower than
-    `small_attention` for short sequences, its backward pass above all."""
+    `attend_small` for short sequences, its backward pass above all."""
     if dropout or q.shape[-2] * k.shape[-2] > LARGEST_SCORES:
         return attend_sdpa(q, k, v, mask, dropout)
-    return small_attention(q, k, v, mask)
+    return attend_small(q, k, v, mask)
 
 
 def attend_flex(q: Tensor, k: Tensor, v: Tensor, mask: BlockMask) -> Tensor:
@@ -220,13 +220,13 @@ def attend_flex(q: Tensor, k: Tensor, v: Tensor, mask: BlockMask) -> Tensor:
 
 
 @functools.cache
-def _compiled_flex_attention() -> Callable[..., Tensor]:
+def _compile_flex_attention() -> Callable[..., Tensor]:
     return torch.compile(flex_attention)
 
 
 def attend_flex_compiled(q: Tensor, k: Tensor, v: Tensor, mask: BlockMask) -> Tensor:
     """Flex attention on a GPU in a layer that is not compiled: without the compiler it would make all the scores."""
-    return _compiled_flex_attention()(q, k, v, block_mask=mask)
+    return _compile_flex_attention()(q, k, v, block_mask=mask)
 
 
 @dataclass(frozen=True)
@@ -307,7 +307,7 @@ def choose_kernels(x: Tensor, layers: nn.ModuleList) -> Kernels:
     )
 
 
-def in_full_precision(x: Tensor) -> contextlib.AbstractContextManager:
+def disable_autocast(x: Tensor) -> contextlib.AbstractContextManager:
     """A context without autocast on the device of x."""
     return torch.autocast(x.device.type, enabled=False)
 
@@ -348,19 +348,19 @@ def recompute_activations(
         if isinstance(module.__dict__.get("forward"), Recomputed):
             # transformers looks at the flag to tell whether a model is checkpointed.
             del module.forward, module.gradient_checkpointing
-    wanted = [module for module in model.modules() if _recomputed_as(module) == what]
+    wanted = [module for module in model.modules() if _find_recomputed_kind(module) == what]
     for module in wanted[::every]:
         module.forward, module.gradient_checkpointing = Recomputed(module, checkpoint_function), True
 
 
-def _recomputed_as(module: nn.Module) -> str | None:
+def _find_recomputed_kind(module: nn.Module) -> str | None:
     """The kind of `RECOMPUTE` that a module belongs to, which its class names."""
     return getattr(type(module), "recomputed_as", None)
 
 
 def find_layers(model: nn.Module) -> Iterator[nn.Module]:
     """Every Transformer layer of a model: what is compiled, recomputed or sharded as one piece."""
-    return (module for module in model.modules() if _recomputed_as(module) == "block")
+    return (module for module in model.modules() if _find_recomputed_kind(module) == "block")
 
 
 def compile_layers(model: nn.Module, backend: str = "inductor", forward_only: bool = False) -> None:

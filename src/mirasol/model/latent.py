@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from mirasol.config.model import MirasolConfig
-from mirasol.model.cache import KeyValueCache, StreamState, narrowest
+from mirasol.model.cache import KeyValueCache, StreamState, find_narrowest
 from mirasol.model.masks import BlockCausal
 from mirasol.model.transformer import Stack, sinusoid
 
@@ -49,7 +49,7 @@ class CausalLatentModel(nn.Module):
 
     def begin(self, window: int | None = None) -> StreamState:
         """The state before the first chunk of a stream."""
-        window = narrowest(self.window, window)
+        window = find_narrowest(self.window, window)
         return StreamState(caches=[KeyValueCache(window) for _ in self.stack.blocks])
 
     def step(self, x: Float[Tensor, "batch 1 m width"], state: StreamState) -> Float[Tensor, "batch 1 m width"]:

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from mirasol.config.model import MirasolConfig
 from mirasol.config.parts import IGNORED_LABEL
-from mirasol.model.kernels import call_and_recompute, in_full_precision
+from mirasol.model.kernels import call_and_recompute, disable_autocast
 
 # 256 MiB of logits in fp32: 262 tokens of a vocabulary of 256,000.
 LOGITS_AT_ONCE = 2**26
@@ -233,7 +233,7 @@ def contrastive_loss(
     image to text and from text to image, so it is taken once.
     """
     # Autocast would round the cosines to bf16, and the temperature would magnify the error.
-    with in_full_precision(images):
+    with disable_autocast(images):
         logits = images.float() @ texts.float().T / temperature.float()
     if bias is not None:
         logits = logits + bias

@@ -43,14 +43,15 @@ def score_candidates(
     at_once = max(1, _TOKENS_AT_ONCE // width)
     for ids, real in zip(candidate_ids.split(at_once, dim=1), candidate_mask.split(at_once, dim=1), strict=True):
         likelihood = torch.zeros(ids.shape, dtype=torch.float32, device=ids.device)
-        likelihood[..., 0] = token_log_likelihood(text, after_prompt, ids[..., 0])
+        likelihood[..., 0] = compute_token_log_likelihood(text, after_prompt, ids[..., 0])
         if width > 1:
             visible = make_candidate_mask(prompt_mask.bool(), real)
             hidden, _ = text(ids.flatten(1), visible, latents, latent_mask, cache, longest=length + width)
             cache.self_attention_cache.crop(-visible.shape[2])  # the next candidates follow the prompt, not these
             target = real[..., 1:]
             before = hidden.unflatten(1, ids.shape[1:])[..., :-1, :][target]
-            likelihood[..., 1:][target] = token_log_likelihood(text, before, ids[..., 1:][target][:, None])[:, 0]
+            found = compute_token_log_likelihood(text, before, ids[..., 1:][target][:, None])
+            likelihood[..., 1:][target] = found[:, 0]
         parts.append(likelihood.masked_fill(~real, 0.0).sum(-1))
 
     tokens = candidate_mask.sum(-1)
@@ -70,7 +71,7 @@ def make_candidate_mask(
     return torch.cat([prompt[:, None, :].expand(-1, count * width, -1), earlier], dim=2)[:, None]
 
 
-def token_log_likelihood(
+def compute_token_log_likelihood(
     text: TextDecoder, hidden: Float[Tensor, "place width"], ids: Int[Tensor, "place choice"]
 ) -> Float[Tensor, "place choice"]:
     """Log-probability of each of several next tokens, a few places at a time: each has logits over the vocabulary."""

@@ -17,7 +17,7 @@ from mirasol.model.mirasol import MirasolForConditionalGeneration
 from mirasol.pretrained.image import read_image_source
 from mirasol.pretrained.openmammut import find_special_ids, read_openmammut_source
 from mirasol.pretrained.report import PretrainedReport
-from mirasol.pretrained.weights import Copy, Fill, PretrainedWeights, shape_error
+from mirasol.pretrained.weights import Copy, Fill, PretrainedWeights, make_shape_error
 
 SPECIALS = ("pad_token", "bos_token", "eos_token", "sep_token")
 
@@ -149,7 +149,7 @@ def _make_checked(source: PretrainedWeights, copy: Copy, wanted: tuple[int, ...]
     value = source.make_tensor(copy)
     rows_fit = len(value) <= wanted[0] if copy.partial else len(value) == wanted[0]
     if tuple(value.shape[1:]) != wanted[1:] or not rows_fit:
-        raise shape_error(source.name, " + ".join(copy.sources), value.shape, copy.target, wanted)
+        raise make_shape_error(source.name, " + ".join(copy.sources), value.shape, copy.target, wanted)
     return value
 
 

@@ -60,7 +60,7 @@ class PretrainedWeights:
         """Raises UserError, with both shapes, for a tensor whose first axis is not `width`, the model's own."""
         shape = self.shape(name)
         if shape[0] != width:
-            raise shape_error(self.name, name, shape, target, (width, *shape[1:]))
+            raise make_shape_error(self.name, name, shape, target, (width, *shape[1:]))
 
     def make_tensor(self, copy: Copy) -> Tensor:
         """The target's value in float32. Raises UserError if the source lacks a tensor that it is made of."""
@@ -79,7 +79,7 @@ class PretrainedWeights:
         }
 
 
-def shape_error(source: str, names: str, shape: Iterable[int], target: str, wanted: Iterable[int]) -> UserError:
+def make_shape_error(source: str, names: str, shape: Iterable[int], target: str, wanted: Iterable[int]) -> UserError:
     """The error for a tensor whose shape is not its target's."""
     return UserError(
         f"{source}: {names} has shape {list(shape)}, but {target} takes {list(wanted)}: "

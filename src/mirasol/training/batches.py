@@ -117,7 +117,7 @@ class BatchStream:
         loaded = iter(self.loader)
         self.status.take_over()
         for step in range(self.first_step, recipe.total_steps):
-            with self.clock.waiting():
+            with self.clock.count_waiting():
                 rows, tensors, shares = self._load(loaded, step)
                 clips = recipe.stages[rows.stage].clips_per_step
                 totals = make_batch_totals(shares, clips, recipe.accumulation, self.config, self.ranks)

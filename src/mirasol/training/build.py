@@ -65,7 +65,7 @@ def pick_device(name: str, local_rank: int = 0) -> torch.device:
 def load_initial(recipe: Recipe) -> Loaded | None:
     """The checkpoint that `model.init` names, with the recipe's frame size and number of chunks; None without one.
 
-    Raises UserError for a checkpoint that cannot be used, and as `with_media_size`.
+    Raises UserError for a checkpoint that cannot be used, and as `change_media_size`.
     """
     settings = recipe.model
     if settings.init is None:
@@ -74,12 +74,12 @@ def load_initial(recipe: Recipe) -> Loaded | None:
     config = initial.model.config
     if settings.image_size is not None and settings.image_size != config.video.image_size:
         initial.model.set_image_size(settings.image_size)
-    with_media_size(config, settings)
+    change_media_size(config, settings)
     initial.processor.feature_extractor = MirasolFeatureExtractor.for_config(config)
     return initial
 
 
-def with_media_size(config: MirasolConfig, settings: ModelRecipe) -> MirasolConfig:
+def change_media_size(config: MirasolConfig, settings: ModelRecipe) -> MirasolConfig:
     """Changes the config of `model.init` to the recipe's frame size and number of chunks. Returns it.
 
     Raises UserError for a number of chunks if the checkpoint cuts clips by seconds.
@@ -126,7 +126,7 @@ def make_outline(recipe: Recipe, processor: MirasolProcessor) -> MirasolForCondi
     """The model of `make_model` on the meta device: another process has its weights."""
     if recipe.model.init is not None:
         config = MirasolConfig.from_pretrained(find_checkpoint(recipe.model.init))
-        with_media_size(config, recipe.model)
+        change_media_size(config, recipe.model)
     else:
         config = _new_config(recipe, processor)
     with torch.device("meta"):
@@ -206,14 +206,14 @@ class RunExamples:
         """The validation examples of all data sets."""
         return list(itertools.chain.from_iterable(self.validation.values()))
 
-    def train_without(self, bad: Collection[Interval]) -> dict[str, list[Example]]:
+    def exclude_train_clips(self, bad: Collection[Interval]) -> dict[str, list[Example]]:
         """The training examples by data set, without those on bad clips."""
         return {
             name: [example for example in own if (example.media, example.start, example.end) not in bad]
             for name, own in self.train.items()
         }
 
-    def digests(self, root: Path) -> dict[str, ExamplesDigest]:
+    def compute_digests(self, root: Path) -> dict[str, ExamplesDigest]:
         """A digest of each split of each data set, by name."""
         return {
             f"{name}/{part} examples" if name else f"{part} examples": digest_examples(root, own)
@@ -263,10 +263,10 @@ def make_local_parts(recipe: Recipe, folder: RunFolder, ranks: Ranks, console: "
     bad = decode_clips(recipe, folder, plan, validation, processor, validation_clips, console)
     if bad:
         intervals = {(entry.media, entry.start, entry.end) for entry in bad}
-        plan = BatchPlan(recipe, examples.train_without(intervals))
-        validation.without(intervals)
+        plan = BatchPlan(recipe, examples.exclude_train_clips(intervals))
+        validation.leave_out(intervals)
     report_bad_clips(folder, examples, bad, console)
-    digests = examples.digests(recipe.data.folder)
+    digests = examples.compute_digests(recipe.data.folder)
     folder.start([*examples.absent, *bad], weights.to_dict(), model.config.to_dict(), digests)
     report_use_of_data(plan, validation, weights, console)
     if not (folder.path / "processor").exists():
@@ -309,7 +309,7 @@ def decode_clips(
         size: plan.used_clips(name for name in sizes if sizes[name] == size) for size in dict.fromkeys(sizes.values())
     }
     own_size = cache.settings["image_size"]
-    by_size[own_size] = list(dict.fromkeys([*by_size.get(own_size, []), *validation.windows()]))
+    by_size[own_size] = list(dict.fromkeys([*by_size.get(own_size, []), *validation.list_windows()]))
     workers, policy = max(os.cpu_count() or 1, recipe.workers), recipe.data.on_bad_clip
     with Progress(console, "Decoding clips", sum(map(len, by_size.values())), "clips") as progress:
 
@@ -333,7 +333,7 @@ def report_bad_clips(folder: RunFolder, examples: RunExamples, bad: list[BadWind
     """Prints how many clips cannot be read, and how many were missing from the start."""
     file = folder.path / "bad_clips.jsonl"
     if bad:
-        usable = examples.train_without({(entry.media, entry.start, entry.end) for entry in bad})
+        usable = examples.exclude_train_clips({(entry.media, entry.start, entry.end) for entry in bad})
         lost = len(examples.all_train) - sum(map(len, usable.values()))
         print_line(console, f"{len(bad)} clips cannot be read and are left out ({lost} training examples): see {file}")
     if examples.absent:
@@ -373,7 +373,7 @@ def build_loader(recipe: Recipe, parts: LocalParts, ranks: Ranks, status: Worker
     return make_loader(batches, steps, recipe.workers, device.type == "cuda", recipe.batch_seconds, prefetch, device)
 
 
-def checkpoint_tensors(
+def collect_checkpoint_tensors(
     model: MirasolForConditionalGeneration, optimizer: Optimizer, average: WeightAverage | None
 ) -> Tensors:
     """All tensors of a checkpoint, by part."""
@@ -413,7 +413,7 @@ class Run(LocalParts):
 
     def tensors(self) -> Tensors:
         """All tensors of a checkpoint."""
-        return checkpoint_tensors(self.model, self.optimizer, self.average)
+        return collect_checkpoint_tensors(self.model, self.optimizer, self.average)
 
 
 def build_run(recipe: Recipe, folder: RunFolder, ranks: Ranks, signals: StopSignals, console: "Console") -> Run:
@@ -429,8 +429,8 @@ def build_run(recipe: Recipe, folder: RunFolder, ranks: Ranks, signals: StopSign
     optimizer = Optimizer(parts.model, recipe.optimizer)
     average = None if recipe.ema is None else WeightAverage(parts.model, recipe.ema)
     checkpoints = Checkpoints(folder.path / "checkpoints", recipe.keep_last, ranks)
-    tensors = checkpoint_tensors(parts.model, optimizer, average)
-    state = checkpoints.load_newest(tensors, recipe.fingerprint(), partial(warn, console))
+    tensors = collect_checkpoint_tensors(parts.model, optimizer, average)
+    state = checkpoints.load_newest(tensors, recipe.compute_fingerprint(), partial(warn, console))
     folder.clear_error()
     first_step = state["step"]
     log = RunLog(folder.path, first_step, make_tracker(recipe)) if ranks.is_first else None

@@ -70,7 +70,7 @@ class Checkpoints:
         self._failure: BaseException | None = None
         self._last_step: int | None = None
 
-    def steps(self) -> list[int]:
+    def list_steps(self) -> list[int]:
         """Steps of the checkpoints, ascending."""
         if not self.folder.is_dir():
             return []
@@ -107,7 +107,7 @@ class Checkpoints:
         self._writing = None
         if self._failure is not None:
             failure, self._failure = self._failure, None
-            last = self.steps()[-1:]
+            last = self.list_steps()[-1:]
             kept = f"{self.path(last[0])} is complete: continue with --resume" if last else "there is none yet"
             raise UserError(
                 f"{self.folder}: a checkpoint could not be written ({_describe(failure)}); the one before: {kept}"
@@ -156,8 +156,8 @@ class Checkpoints:
         unfinished.rename(self.path(step))
         sync_to_disk(self.folder)
         # Later ones are damaged: the run was resumed from a checkpoint before them.
-        kept = [found for found in self.steps() if found <= step][-self.keep_last :]
-        for other in self.steps():
+        kept = [found for found in self.list_steps() if found <= step][-self.keep_last :]
+        for other in self.list_steps():
             if other not in kept and other != best:
                 remove_folder(self.path(other))
 
@@ -169,7 +169,7 @@ class Checkpoints:
         Raises:
             UserError: all of them are damaged, the checkpoint belongs to another recipe, or its weights do not fit.
         """
-        steps = self.ranks.broadcast(self.steps())
+        steps = self.ranks.broadcast(self.list_steps())
         for step in reversed(steps):
             try:
                 state = self.load(step, tensors, fingerprint)
@@ -205,7 +205,7 @@ class Checkpoints:
                 no_dist=self.ranks.host is None,
             )
         except dcp.CheckpointException as error:
-            cause = _cause(error)
+            cause = _find_cause(error)
             if isinstance(cause, OSError):
                 raise DamagedFile(str(cause)) from error
             raise
@@ -240,7 +240,7 @@ def _check_tensors(folder: Path, tensors: Tensors, stored: Mapping[str, TensorSt
             )
 
 
-def _cause(error: BaseException) -> BaseException:
+def _find_cause(error: BaseException) -> BaseException:
     """The error of the lowest rank that failed, unwrapped from torch.distributed.checkpoint's exception."""
     if isinstance(error, dcp.CheckpointException) and error.failures:
         return error.failures[min(error.failures)][0]
@@ -248,5 +248,5 @@ def _cause(error: BaseException) -> BaseException:
 
 
 def _describe(error: BaseException) -> str:
-    cause = _cause(error)
+    cause = _find_cause(error)
     return " ".join(str(cause).split())[:200] or type(cause).__name__

@@ -47,7 +47,7 @@ class DamagedFile(OSError):
     """A file of a checkpoint is missing or not as it was written; the message names it."""
 
 
-def _completed(value: Any) -> Future:
+def _make_completed_future(value: Any) -> Future:
     future: Future = Future()
     future.set_result(value)
     return future
@@ -89,7 +89,7 @@ class ShardWriter(StorageWriter):
                 offset += data.nbytes
             stream.flush()
             os.fsync(stream.fileno())
-        return _completed(results)
+        return _make_completed_future(results)
 
     def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
         """Writes `.metadata`, once all processes have written their data."""
@@ -169,7 +169,7 @@ class ShardReader(StorageReader):
             target = planner.resolve_tensor(item).detach()
             target.copy_(part)
             planner.commit_tensor(item, target)
-        return _completed(None)
+        return _make_completed_future(None)
 
     def _read(self, piece: Piece) -> Tensor:
         try:

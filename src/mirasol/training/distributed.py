@@ -30,7 +30,7 @@ from mirasol.model.kernels import compile_layers, find_layers
 from mirasol.model.losses import BatchTotals
 from mirasol.model.mirasol import MirasolForConditionalGeneration
 from mirasol.model.outputs import MirasolImageTextOutput, MirasolOutput
-from mirasol.training.stages import stage_losses
+from mirasol.training.stages import compute_stage_losses
 
 # The model's outputs hold views (latents by chunk), and nothing changes them in place.
 warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
@@ -311,7 +311,7 @@ class _StagePass(nn.Module):
     def forward(
         self, tensors: Mapping[str, Tensor], batch_totals: BatchTotals | None
     ) -> tuple[Tensor, list[LossOutput]]:
-        output = stage_losses(self.model, self.stage, tensors, batch_totals)
+        output = compute_stage_losses(self.model, self.stage, tensors, batch_totals)
         loss = output.loss
         for name, value in output.items():
             if isinstance(value, Tensor):
@@ -359,7 +359,7 @@ class ParallelModel:
         options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
         set_model_state_dict(self.model, weights, options=options)
 
-    def precision(self) -> contextlib.AbstractContextManager[object]:
+    def use_precision(self) -> contextlib.AbstractContextManager[object]:
         """The recipe's arithmetic, for a pass of the model."""
         if self.recipe.precision == "bf16" and self.kind != "fsdp":
             return torch.autocast(self.device.type, torch.bfloat16)
@@ -379,13 +379,13 @@ class ParallelModel:
         the global batch, on every process. Returns the output; its losses have no gradient."""
         assert self._stage is not None
         if self._ddp is None:
-            with self.precision():
-                output = stage_losses(self.model, self._stage, tensors, batch_totals)
+            with self.use_precision():
+                output = compute_stage_losses(self.model, self._stage, tensors, batch_totals)
             # FSDP and DDP take the mean over processes where a sum is needed.
             (output.loss * self.ranks.world_size).backward()
             return output
         with contextlib.nullcontext() if is_last else self._ddp.no_sync():
-            with self.precision():
+            with self.use_precision():
                 loss, (output,) = self._ddp(tensors, batch_totals)
             (loss * self.ranks.world_size).backward()
         return output

@@ -19,7 +19,7 @@ from mirasol.training.build import Run
 from mirasol.training.checkpoint import Checkpoints, save_model
 from mirasol.training.checkpoint_io import DamagedFile
 from mirasol.training.logging import BestStep, read_metrics
-from mirasol.training.run_folder import versions
+from mirasol.training.run_folder import collect_versions
 from mirasol.training.stages import Regularisers
 
 
@@ -43,12 +43,12 @@ def export_run(
     recipe, facts = _read_run(run)
     checkpoints = Checkpoints(run / "checkpoints", recipe.keep_last)
     if best:
-        step = _best_step(run, checkpoints.steps(), recipe.keep_best)
+        step = _find_best_step(run, checkpoints.list_steps(), recipe.keep_best)
     finished = (run / "checkpoint").is_dir()
     if step is None and not finished:
-        if not checkpoints.steps():
+        if not checkpoints.list_steps():
             raise UserError(f"{run}: this run has no checkpoint yet: continue it with `mirasol train --resume`")
-        step = checkpoints.steps()[-1]
+        step = checkpoints.list_steps()[-1]
     if average and recipe.ema is None:
         raise UserError(f"{run}: this run has no average of its weights: leave out --ema, or train with ema")
     averaged = recipe.ema is not None and average is not False
@@ -66,7 +66,7 @@ def export_run(
         training = {**facts, "steps": step, "averaged": averaged, "weights_sha256": digest, "recipe": recipe.to_dict()}
         (folder / "training.json").write_text(json.dumps(training, indent=1) + "\n", encoding="utf-8")
         (folder / "README.md").write_text(
-            model_card(recipe, training, _find_validation(run, step), model), encoding="utf-8"
+            format_model_card(recipe, training, _find_validation(run, step), model), encoding="utf-8"
         )
 
     write_folder_atomically(out, fill, replace=True)
@@ -82,7 +82,7 @@ def write_finished_model(run: Run, weights: Mapping[str, Tensor]) -> None:
             "steps": run.recipe.total_steps,
             "training_seconds": round(run.clock.seconds(), 1),
             "weights_sha256": hash_file(target / "model.safetensors"),
-            "versions": versions(),
+            "versions": collect_versions(),
             "recipe": run.recipe.to_dict(),
         }
         (target / "training.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
@@ -101,7 +101,7 @@ def _read_run(run: Path) -> tuple[Recipe, dict[str, Any]]:
     return recipe, parse_own_json(facts.read_text(encoding="utf-8"), facts, "restore a copy of it")
 
 
-def _best_step(run: Path, steps: list[int], metric: str | None) -> int:
+def _find_best_step(run: Path, steps: list[int], metric: str | None) -> int:
     """Of the steps that have a checkpoint, the one with the best `metric`, or the best mean accuracy over the
     validation's parts."""
     lines = [
@@ -127,10 +127,10 @@ def _load_checkpoint(
     averaged: bool,
 ) -> MirasolForConditionalGeneration:
     """The model as it was after `step` steps."""
-    if step not in checkpoints.steps():
-        raise UserError(f"{run}: has no checkpoint after {step} steps: {_list_steps(checkpoints.steps())}")
+    if step not in checkpoints.list_steps():
+        raise UserError(f"{run}: has no checkpoint after {step} steps: {_list_steps(checkpoints.list_steps())}")
     model = MirasolForConditionalGeneration(_load_config(recipe, facts))
-    stage = recipe.stages[recipe.stage_at(step - 1)[0]]
+    stage = recipe.stages[recipe.find_stage(step - 1)[0]]
     model.config.loss_weights = stage.loss_weights
     Regularisers(model).enter(stage)
     try:
@@ -167,7 +167,7 @@ def _list_steps(steps: list[int]) -> str:
     return f"there are {', '.join(map(str, steps))}" if steps else "there is none"
 
 
-def model_card(
+def format_model_card(
     recipe: Recipe,
     facts: Mapping[str, Any],
     validation: Mapping[str, Any] | None,

@@ -42,14 +42,14 @@ class Clock:
         self.replaced += clips
 
     @contextlib.contextmanager
-    def waiting(self) -> Iterator[None]:
+    def count_waiting(self) -> Iterator[None]:
         """Counts the time in this context as waiting for data."""
         began = time.monotonic()
         yield
         self.waited += time.monotonic() - began
 
     @contextlib.contextmanager
-    def paused(self) -> Iterator[None]:
+    def exclude_time(self) -> Iterator[None]:
         """Leaves the time in this context out of the rates."""
         began = time.monotonic()
         yield

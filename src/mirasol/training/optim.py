@@ -14,10 +14,10 @@ from mirasol.config.recipe import OptimizerRecipe, Recipe
 COOLDOWN_SHARE = 0.2
 
 
-def learning_rate(recipe: Recipe, step: int) -> float:
+def compute_learning_rate(recipe: Recipe, step: int) -> float:
     """The learning rate of step `step` (from 0): linear warm-up, then the schedule over all stages together."""
     settings, total = recipe.optimizer, recipe.total_steps
-    stage, _ = recipe.stage_at(step)
+    stage, _ = recipe.find_stage(step)
     peak = settings.learning_rate * recipe.stages[stage].learning_rate_scale
     if step < settings.warmup_steps:
         return peak * (step + 1) / settings.warmup_steps
@@ -31,7 +31,7 @@ def learning_rate(recipe: Recipe, step: int) -> float:
     return peak * (settings.final_scale + (1 - settings.final_scale) * remaining)
 
 
-def decay_groups(model: nn.Module) -> tuple[dict[str, nn.Parameter], dict[str, nn.Parameter]]:
+def split_by_decay(model: nn.Module) -> tuple[dict[str, nn.Parameter], dict[str, nn.Parameter]]:
     """Trainable parameters by name: with weight decay (weights of linear and convolution layers) and without (norms,
     biases, embeddings, learned positions and queries)."""
     decaying = {
@@ -80,7 +80,7 @@ class Optimizer:
     """The optimizers of a run behind one `step`: Adam or AdamW, or Muon for hidden matrices and AdamW for the rest."""
 
     def __init__(self, model: nn.Module, settings: OptimizerRecipe):
-        decay, no_decay = decay_groups(model)
+        decay, no_decay = split_by_decay(model)
         by_name = {**decay, **no_decay}
         self.parameters = list(by_name.values())
         self.members: list[torch.optim.Optimizer] = []
@@ -152,7 +152,7 @@ class Optimizer:
                         state[moment] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
 
 
-def _local(values: list[Tensor]) -> list[Tensor]:
+def _list_local_parts(values: list[Tensor]) -> list[Tensor]:
     """This process's parts of sharded tensors."""
     return [value.to_local() if hasattr(value, "to_local") else value for value in values]
 
@@ -173,14 +173,16 @@ class WeightAverage:
     def update(self, steps: int) -> None:
         """Adds the weights after `steps` steps to the average."""
         decay = min(self.decay, (1 + steps) / (10 + steps))
-        torch._foreach_lerp_(_local(list(self.values.values())), _local(list(self.parameters.values())), 1 - decay)
+        torch._foreach_lerp_(
+            _list_local_parts(list(self.values.values())), _list_local_parts(list(self.parameters.values())), 1 - decay
+        )
 
     def tensors(self) -> dict[str, Tensor]:
         """The average by name, for checkpoints."""
         return self.values
 
     @contextlib.contextmanager
-    def as_weights(self) -> Iterator[None]:
+    def use_as_weights(self) -> Iterator[None]:
         """Gives the model the average as its weights while this is open."""
         self._exchange()
         try:
@@ -190,7 +192,11 @@ class WeightAverage:
 
     @torch.no_grad()
     def _exchange(self) -> None:
-        pairs = zip(_local(list(self.parameters.values())), _local(list(self.values.values())), strict=True)
+        pairs = zip(
+            _list_local_parts(list(self.parameters.values())),
+            _list_local_parts(list(self.values.values())),
+            strict=True,
+        )
         for weight, average in pairs:
             kept = weight.clone()
             weight.copy_(average)

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 import mirasol
-from mirasol.config.recipe import Recipe, changed_keys
+from mirasol.config.recipe import Recipe, find_changed_keys
 from mirasol.config.recipe_io import read_run_recipe
 from mirasol.data.clip_cache import BadWindow, write_bad_clips
 from mirasol.data.digest import ExamplesDigest
@@ -110,7 +110,7 @@ class RunFolder:
                 f"{self.path}: this run has lost its recipe.yaml and cannot be resumed: choose another output"
             )
         (before, old_keys), after = read_run_recipe(file), self.recipe.to_dict()
-        changed = changed_keys(before, after)
+        changed = find_changed_keys(before, after)
         if changed:
             raise UserError(
                 f"{self.path}: cannot resume with a changed recipe: {changed[0]} differs from {file} "
@@ -162,7 +162,7 @@ class RunFolder:
         if self._find_run():
             raise UserError(f"{self.path}: another process has started a run here: choose another output, or --resume")
         write_bad_clips(self.path / "bad_clips.jsonl", bad)
-        environment = {**describe_environment(), "fingerprint": self.recipe.fingerprint(), "data": data}
+        environment = {**describe_environment(), "fingerprint": self.recipe.compute_fingerprint(), "data": data}
         environment["components"] = dict(components or {})
         environment["model_config"] = dict(model_config or {})
         environment["examples"] = {name: found.sha256 for name, found in (examples or {}).items()}
@@ -230,7 +230,7 @@ def hash_data_files(recipe: Recipe) -> dict[str, str]:
     return hashes
 
 
-def versions() -> dict[str, str]:
+def collect_versions() -> dict[str, str]:
     """Versions of the packages that a run depends on."""
     found = {"mirasol": mirasol.__version__, "python": platform.python_version()}
     for name in ("torch", "transformers", "tokenizers", "av", "numpy", "safetensors"):
@@ -250,14 +250,14 @@ def describe_environment() -> dict[str, Any]:
         "torch_threads": torch.get_num_threads(),
         "gpu": gpu,
     }
-    return {"versions": versions(), "hardware": hardware, "commit": find_git_commit()}
+    return {"versions": collect_versions(), "hardware": hardware, "commit": find_git_commit()}
 
 
 def find_git_commit() -> str | None:
     """Commit of the repository of this package's source, with `+changes` if files differ; None without a repository."""
     package = Path(mirasol.__file__).resolve().parent
 
-    def git(*arguments: str) -> str | None:
+    def run_git(*arguments: str) -> str | None:
         try:
             result = subprocess.run(["git", "-C", package, *arguments], capture_output=True, text=True, timeout=20)
         except (OSError, subprocess.TimeoutExpired):
@@ -265,8 +265,8 @@ def find_git_commit() -> str | None:
         return result.stdout.strip() if result.returncode == 0 else None
 
     # An installed package may be inside the repository of another project.
-    top = git("rev-parse", "--show-toplevel")
+    top = run_git("rev-parse", "--show-toplevel")
     if top is None or Path(top).resolve() / "src" / "mirasol" != package:
         return None
-    commit, status = git("rev-parse", "HEAD"), git("status", "--porcelain", "--untracked-files=no")
+    commit, status = run_git("rev-parse", "HEAD"), run_git("status", "--porcelain", "--untracked-files=no")
     return f"{commit}+changes" if commit and status else commit

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from mirasol.config.checks import nearest_name
-from mirasol.config.components import COMPONENTS, component_of
+from mirasol.config.checks import suggest_nearest_name
+from mirasol.config.components import COMPONENTS, find_component
 from mirasol.config.model import MirasolConfig
 from mirasol.config.recipe import Recipe, Stage
 from mirasol.console import format_table
@@ -19,12 +19,12 @@ from mirasol.model.outputs import MirasolImageTextOutput, MirasolOutput
 TRAINABLE = (*COMPONENTS, "contrastive")
 
 
-def trainable_component(name: str) -> str:
+def find_trainable_component(name: str) -> str:
     """The name in `Stage.trains` that a parameter belongs to."""
-    return "contrastive" if name.startswith("contrastive.") else component_of(name)
+    return "contrastive" if name.startswith("contrastive.") else find_component(name)
 
 
-def stage_losses(
+def compute_stage_losses(
     model: MirasolForConditionalGeneration,
     stage: Stage,
     tensors: Mapping[str, Tensor],
@@ -42,7 +42,7 @@ def loss_reaches(stage: Stage, name: str, config: MirasolConfig) -> bool:
     """
     if stage.objective == "image_text":
         return _image_loss_reaches(stage, name, config)
-    weights, component = stage.loss_weights, trainable_component(name)
+    weights, component = stage.loss_weights, find_trainable_component(name)
     mels = config.reconstruction.audio and weights.audio > 0
     pixels = weights.video > 0
     if component == "contrastive":
@@ -65,7 +65,7 @@ def loss_reaches(stage: Stage, name: str, config: MirasolConfig) -> bool:
 def _image_loss_reaches(stage: Stage, name: str, config: MirasolConfig) -> bool:
     """`loss_reaches` for `model.image_text`: 2D patches, the shared ViT and the text decoder."""
     contrastive, text = stage.loss_weights.contrastive > 0, stage.loss_weights.text > 0
-    component = trainable_component(name)
+    component = find_trainable_component(name)
     if component == "contrastive":
         return contrastive
     if component == "cross_attention" or name.startswith("text.output."):
@@ -110,22 +110,22 @@ class StageWeights:
                 "set model.overrides.contrastive, e.g. {width: 64}"
             )
         names = [name for name, _ in self.model.named_parameters()]
-        present = {trainable_component(name) for name in names}
+        present = {find_trainable_component(name) for name in names}
         reached = [name for name in names if loss_reaches(stage, name, config)]
         chosen = set(present if stage.trains is None else stage.trains)
         for component in stage.trains or ():
             if component not in TRAINABLE:
                 raise UserError(
-                    f"{place}.trains: unknown component {component!r}{nearest_name(component, list(TRAINABLE))}"
+                    f"{place}.trains: unknown component {component!r}{suggest_nearest_name(component, list(TRAINABLE))}"
                 )
             if component not in present:
                 raise UserError(f"{place}.trains: this model has no weights of {component!r}: leave it out")
-            if component not in {trainable_component(name) for name in reached}:
+            if component not in {find_trainable_component(name) for name in reached}:
                 raise UserError(
                     f"{place}.trains: no loss of this stage (objective {stage.objective}) reaches {component!r}: "
                     f"leave it out{_suggest_weight(stage)}"
                 )
-        trained = frozenset(name for name in reached if trainable_component(name) in chosen)
+        trained = frozenset(name for name in reached if find_trainable_component(name) in chosen)
         if not trained:
             raise UserError(f"{place}: no loss reaches any weight that the stage trains{_suggest_weight(stage)}")
         return trained
@@ -146,7 +146,7 @@ class StageWeights:
         sizes = {name: parameter.numel() for name, parameter in self.model.named_parameters()}
         rows = []
         for component in TRAINABLE:
-            own = [name for name in sizes if trainable_component(name) == component]
+            own = [name for name in sizes if find_trainable_component(name) == component]
             if own:
                 trained = {stage: sum(sizes[n] for n in own if n in names) for stage, names in self.trained.items()}
                 rows.append(ComponentRow(component, sum(sizes[name] for name in own), trained))

@@ -18,7 +18,7 @@ from mirasol.training.build import Run, build_run, warn
 from mirasol.training.distributed import LossOutput, join_ranks, seed_noise
 from mirasol.training.export import write_finished_model
 from mirasol.training.measures import NonFiniteLoss, check_finite, feature_spread
-from mirasol.training.optim import learning_rate
+from mirasol.training.optim import compute_learning_rate
 from mirasol.training.run_folder import RunFolder
 from mirasol.training.signals import StopSignals
 
@@ -70,7 +70,7 @@ def run_steps(run: Run) -> None:
     progress = Progress(run.console, "Training", run.recipe.total_steps, "steps", run.first_step)
     with close_run(run), run.ranks.raise_if_rank_lost(), progress:
         for batch in run.batches:
-            if batch.step == run.first_step or run.recipe.stage_at(batch.step)[1] == 0:
+            if batch.step == run.first_step or run.recipe.find_stage(batch.step)[1] == 0:
                 enter_stage(run, batch.stage)
             values = training_step(run, batch)
             after_step(run, batch.step + 1, values, progress)
@@ -88,7 +88,7 @@ def enter_stage(run: Run, name: str) -> None:
 
 def training_step(run: Run, batch: StepBatch) -> StepValues:
     """One optimizer step. Returns its values; raises NonFiniteLoss before anything reaches the weights."""
-    rate = learning_rate(run.recipe, batch.step)
+    rate = compute_learning_rate(run.recipe, batch.step)
     run.optimizer.set_learning_rate(rate)
     if not run.model.training:  # after a validation
         run.model.train()
@@ -161,7 +161,7 @@ def validate(run: Run, done: int) -> bool:
     Every process validates all clips: sharded weights are gathered by all processes together.
     """
     where = run.model, run.processor, run.validation_clips, run.device
-    with run.clock.paused(), run.parallel.precision(), use_average(run):
+    with run.clock.exclude_time(), run.parallel.use_precision(), use_average(run):
         # The last bits may differ between GPUs, and all processes have to save together.
         parts = run.ranks.broadcast(run.validation.run(*where))
         is_best = run.best is not None and run.best.add(done, parts)
@@ -176,15 +176,15 @@ def validate(run: Run, done: int) -> bool:
 @contextlib.contextmanager
 def use_average(run: Run) -> Iterator[None]:
     """Gives the model its averaged weights, if there are any, for as long as the context is open."""
-    with contextlib.nullcontext() if run.average is None else run.average.as_weights():
+    with contextlib.nullcontext() if run.average is None else run.average.use_as_weights():
         yield
         run.parallel.reshard()
 
 
 def save_checkpoint(run: Run, done: int) -> None:
     """Begins to write the checkpoint after `done` steps."""
-    with run.clock.paused():
-        state = {"seconds": run.clock.seconds(), "fingerprint": run.recipe.fingerprint()}
+    with run.clock.exclude_time():
+        state = {"seconds": run.clock.seconds(), "fingerprint": run.recipe.compute_fingerprint()}
         run.checkpoints.save(done, run.tensors(), state, run.best.step if run.best is not None else None)
 
 

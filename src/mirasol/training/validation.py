@@ -19,7 +19,7 @@ from mirasol.data.sampler import draw_questions, list_kinds, select_clips
 from mirasol.evaluation.answer import eval_mode
 from mirasol.evaluation.metrics import average_by_type
 from mirasol.media.processor import MirasolProcessor
-from mirasol.training.stages import stage_losses
+from mirasol.training.stages import compute_stage_losses
 
 
 class Validation:
@@ -33,9 +33,9 @@ class Validation:
         self._wanted: list[str] = []
         for data_set, some in (examples if isinstance(examples, Mapping) else {"": examples}).items():
             own = [stage for stage in recipe.stages.values() if data_set in (stage.data_sets or (data_set,))]
-            for kind in dict.fromkeys(map(_kind, own)):
+            for kind in dict.fromkeys(map(_name_kind, own)):
                 part = f"{data_set}_{kind}" if data_set else kind
-                stages = [stage for stage in own if _kind(stage) == kind]
+                stages = [stage for stage in own if _name_kind(stage) == kind]
                 self._wanted.append(part)
                 rows = self._rows(some, part, stages)
                 if rows:
@@ -61,11 +61,11 @@ class Validation:
         """Parts that stages train on and the validation splits have no usable example of."""
         return [part for part in self._wanted if part not in self.parts]
 
-    def windows(self) -> list[tuple[str, float | None, float | None]]:
+    def list_windows(self) -> list[tuple[str, float | None, float | None]]:
         """Every (media, start, end) that is validated on."""
         return list(dict.fromkeys((c.media, c.start, c.end) for part in self.parts.values() for c, _ in part))
 
-    def without(self, bad: set[tuple[str, float | None, float | None]]) -> None:
+    def leave_out(self, bad: set[tuple[str, float | None, float | None]]) -> None:
         """Leaves out clips that cannot be decoded."""
         self.parts = {
             name: [row for row in part if (row[0].media, row[0].start, row[0].end) not in bad]
@@ -96,7 +96,7 @@ class Validation:
             examples = [example for _, own in batch_rows for example in own]
             text = processor.encode_text([e.prompt for e in examples], [e.target for e in examples])
             batch = {name: value.to(device) for name, value in {**media, **text}.items()}
-            output = stage_losses(model, stage, batch)
+            output = compute_stage_losses(model, stage, batch)
             for loss_name, loss in output.items():
                 if loss_name.endswith("_loss") and loss_name != "text_loss":
                     dense[loss_name] += float(loss) * len(batch_rows) / len(part)
@@ -106,7 +106,7 @@ class Validation:
         return summarize_rows(judged, dense)
 
 
-def _kind(stage: Stage) -> str:
+def _name_kind(stage: Stage) -> str:
     """What a stage is validated on: its span, or "image"."""
     return "image" if stage.objective == "image_text" else stage.span
 

@@ -89,7 +89,7 @@ def read_listed_split(name: str, files: Files, split: str, options: DatasetOptio
         reasons=dict(rows.reasons),
         classes=rows.classes,
         published=published,
-        facts={**({"classes": len(rows.classes)} if rows.classes else {}), **options.chosen(), **rows.facts},
+        facts={**({"classes": len(rows.classes)} if rows.classes else {}), **options.list_changed(), **rows.facts},
         annotation_files=tuple(rows.annotation_files),
         read_as=name,
     )
@@ -119,7 +119,7 @@ def find_adapter(name: str, options: DatasetOptions) -> Adapter:
     if name not in DATASETS:
         raise UserError(f"data set {name!r} is not known: choose {', '.join(DATASETS)}")
     adapter = DATASETS[name]
-    for option in options.chosen():
+    for option in options.list_changed():
         if option not in adapter.options:
             can = ", ".join(adapter.options) or "none"
             raise UserError(f"{option}={getattr(options, option)}: {name} does not have this option; it has {can}")

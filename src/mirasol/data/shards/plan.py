@@ -92,7 +92,7 @@ class ShardPlan:
             "format": FORMAT,
             "data set": self.datasets[0].name,
             "splits": [dataset.split for dataset in self.datasets],
-            "options": self.options.chosen(),
+            "options": self.options.list_changed(),
             "shard_bytes": self.sharding.shard_bytes,
             "clips_per_shard": self.sharding.clips_per_shard,
             "reencode": str(reencode) if reencode is not None else None,
