@@ -66,6 +66,6 @@ def test_a_run_says_once_what_its_validation_lacks(values, data_root, console):
     train(recipe_from_dict(values), console=console)
     warned = [line for line in console.file.getvalue().splitlines() if line.startswith("warning: not validated")]
     assert warned == [
-        "warning: not validated: segment: the validation split has no example of the kind and question types that the "
-        "stages train on there"
+        "warning: not validated: segment: the validation split has no examples of the kind and question types "
+        "that the stages train on"
     ]
