@@ -18,7 +18,7 @@ if TYPE_CHECKING:  # this file is read before jaxtyping's import hook is there, 
 
 __all__ = ["image_shapes", "shapes", "untrained"]
 
-if "PYTEST_XDIST_WORKER" in os.environ:  # workers share the cores; read when torch is imported, so not yet too late
+if "PYTEST_XDIST_WORKER" in os.environ:  # workers share the cores; torch, which reads it, is not imported before
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 REPOSITORY = Path(__file__).resolve().parent.parent

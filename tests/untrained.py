@@ -4,7 +4,6 @@ that has learnt nothing."""
 from pathlib import Path
 
 import pytest
-import torch
 from made_once import make_once
 
 
@@ -44,6 +43,8 @@ def only_stream(kind: str, source: Path, target: Path) -> Path:
 @pytest.fixture(scope="session")
 def untrained(tmp_path_factory, shapes) -> Path:
     """A checkpoint's folder with random weights and a tokenizer of the data's text."""
+    import torch
+
     from mirasol import MirasolConfig, MirasolFeatureExtractor, MirasolForConditionalGeneration, MirasolProcessor
     from mirasol.data.datasets.folder import read_examples
     from mirasol.media.tokenizer import train_tokenizer
