@@ -72,7 +72,7 @@ def test_empty_file(tmp_path):
 def test_text_renamed_mp4(tmp_path, text):
     path = tmp_path / "text.mp4"
     path.write_text(text)
-    refused(path, "not a media file that can be read")
+    refused(path, "not a media file that can be read|seems to be a file of FFmpeg's format (srt|concat|ppm_pipe)")
 
 
 def test_noise(tmp_path):

@@ -3,6 +3,7 @@
 import contextlib
 import math
 import os
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -10,12 +11,14 @@ from pathlib import Path
 
 import av
 import av.error
+import av.logging
 from av.container import InputContainer
 from av.packet import Packet
 from av.stream import Discard, Disposition
 from av.stream import Stream as AvStream
 
 from mirasol.errors import BadClip
+from mirasol.media.animated_webp import decode_animated_webp, is_animated_webp
 from mirasol.media.clock import JOINABLE_FORMATS, PacketScan, RisingClock, scan_packets
 from mirasol.media.content import OTHER_FORMATS, PAGE, detect_content_kind
 from mirasol.media.decoder_process import report_progress
@@ -25,15 +28,19 @@ from mirasol.media.limits import Limits
 # opened too.
 FORMATS = (
     "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,asf,flv,mpegts,mpeg,mpegvideo,"
-    "ogg,wav,w64,aiff,flac,mp3,aac,ac3,gif,ivf,mxf,amr,caf,au,wv,eac3,dts"
+    "ogg,wav,w64,aiff,flac,mp3,aac,ac3,gif,ivf,mxf,amr,caf,au,wv,eac3,dts,apng,h264,hevc"
 )
+CONTAINER_OPTIONS = {"format_whitelist": FORMATS, "protocol_whitelist": "file"}
 READ_FORMATS = (
-    "read are mp4, mov, 3gp, mkv, webm, avi, wmv, flv, ts, mpg, vob, ogg, mxf, ivf, gif, wav, w64, aiff, caf, au, "
-    "flac, mp3, aac, ac3, eac3, dts, amr and wv files"
+    "read are mp4, mov, 3gp, mkv, webm, avi, wmv, flv, ts, mpg, vob, ogg, mxf, ivf, gif, apng, animated webp, raw "
+    "h264 and hevc, wav, w64, aiff, caf, au, flac, mp3, aac, ac3, eac3, dts, amr and wv files"
 )
 # Formats whose headers state the duration; for the others FFmpeg estimates it from the bit rate, so packets are read.
 STATED_DURATION = ("mov", "matroska", "avi", "asf", "flv", "wav", "w64", "aiff", "flac")
 
+# Video without a container: packets have no times.
+RAW_VIDEO = {"h264": "H.264", "hevc": "HEVC"}
+RAW_RATE = 25  # frames a second where the header states none, as FFmpeg assumes
 # Formats whose headers are written by programs that may not know the length yet.
 LYING_HEADERS = ("mov", "matroska", "avi", "asf", "flv")
 START_TOLERANCE = 1.0  # seconds: beyond encoder delay
@@ -104,23 +111,8 @@ def open_media(path: str | os.PathLike, limits: Limits) -> Iterator[InputContain
     if size == 0:
         raise BadClip(path, "the file is empty")
     limits.check_bytes(path, size)
-    options = {"format_whitelist": FORMATS, "protocol_whitelist": "file"}
-    try:
-        # The prefix keeps a name such as "concat:a|b" a name.
-        container = av.open(
-            f"file:{file}",
-            metadata_errors="replace",
-            container_options=options,
-            options={"max_pixels": str(limits.max_pixels)},
-        )
-    except (av.error.FFmpegError, OSError, ValueError) as error:
-        with file.open("rb") as stream:
-            kind = detect_content_kind(stream.read(512))
-        reason = f"not a media file that can be read, or cut short ({_words(error)})"
-        if kind in OTHER_FORMATS:
-            reason = f"is a {OTHER_FORMATS[kind]}, which is not read: {READ_FORMATS}"
-        raise BadClip(path, PAGE if kind == "html" else reason) from error
-    with container:
+    with contextlib.ExitStack() as closed_later:
+        container = closed_later.enter_context(_open_container(path, limits, closed_later))
         if container.format.name == "avi":
             # AVI has no presentation times. PyAV asks FFmpeg to make them up, and under B-frames they run backwards.
             container.flags &= ~GENERATE_TIMES
@@ -129,6 +121,62 @@ def open_media(path: str | os.PathLike, limits: Limits) -> Iterator[InputContain
             yield container
         except av.error.FFmpegError as error:
             raise BadClip(path, f"cannot be decoded ({_words(error)})") from error
+
+
+def _open_container(path: str | os.PathLike, limits: Limits, closed_later: contextlib.ExitStack) -> InputContainer:
+    settings = {
+        "metadata_errors": "replace",
+        "container_options": dict(CONTAINER_OPTIONS),
+        "options": {"max_pixels": str(limits.max_pixels)},
+    }
+    try:
+        # The prefix keeps a name such as "concat:a|b" a name.
+        return av.open(f"file:{Path(path)}", **settings)
+    except (av.error.FFmpegError, OSError, ValueError) as error:
+        with open(path, "rb") as stream:
+            beginning = stream.read(512)
+        if is_animated_webp(beginning):
+            return av.open(closed_later.enter_context(decode_animated_webp(path, limits, report_progress)), **settings)
+        raise BadClip(path, _describe_refusal(path, beginning, error)) from error
+
+
+def _describe_refusal(path: str | os.PathLike, beginning: bytes, error: Exception) -> str:
+    """Why a file is not opened: its format where that is known, or FFmpeg's reason."""
+    kind = detect_content_kind(beginning)
+    if kind == "html":
+        return PAGE
+    if kind in OTHER_FORMATS:
+        return f"is a {OTHER_FORMATS[kind]}, which is not read: {READ_FORMATS}"
+    probed = _find_refused_format(path) if isinstance(error, av.error.ArgumentError) else ""
+    if probed:
+        return f"seems to be a file of FFmpeg's format {probed}, which is not read: {READ_FORMATS}"
+    return f"not a media file that can be read, or cut short ({_words(error)})"
+
+
+def _find_refused_format(path: str | os.PathLike) -> str:
+    """FFmpeg's name of a format outside `FORMATS`, "" where it says none: only its log has it, nothing is opened."""
+    if threading.active_count() > 1:
+        return ""  # a decoder that another thread closes would wait for ever for its log to be written
+    level = av.logging.get_level()
+    av.logging.set_level(av.logging.ERROR)
+    try:
+        with av.logging.Capture(local=False) as lines:
+            av.open(f"file:{Path(path)}", container_options=dict(CONTAINER_OPTIONS)).close()
+    except (av.error.FFmpegError, OSError, ValueError):
+        return next((name for _, name, words in lines if words.startswith("Format not on whitelist")), "")
+    finally:
+        av.logging.set_level(level)
+    return ""
+
+
+def get_format_name(container: InputContainer) -> str:
+    """FFmpeg's name of the format of an open file, "webp" for animated WebP."""
+    return container.format.name if container.file is None else "webp"
+
+
+def is_raw_video(container: InputContainer) -> bool:
+    """Whether an open file is video without a container, whose frames have no times."""
+    return container.format.name in RAW_VIDEO
 
 
 def choose_streams(container: InputContainer, path: str | os.PathLike, limits: Limits) -> ChosenStreams:
@@ -149,6 +197,11 @@ def choose_streams(container: InputContainer, path: str | os.PathLike, limits: L
         notes.append("no video track: answered from sound alone")
     if audio is None:
         notes.append("no audio track")
+    if video is not None and is_raw_video(container) and video.codec_context is not None:
+        stated = video.codec_context.framerate
+        source = "as its header states" if stated else "which is assumed: its header states no rate"
+        words = f"raw {RAW_VIDEO[container.format.name]} has no times: {float(stated or RAW_RATE):g} frames a second"
+        notes.append(f"{words}, {source}")
     chosen = ChosenStreams(video, audio, tuple(notes))
     for stream in container.streams:
         if stream not in chosen.streams:
@@ -214,7 +267,7 @@ def _goes_on_after(
 ) -> bool:
     """Whether packets begin later than the header's end, as far as the index or the packets near that end show."""
     kind = container.format.name.split(",")[0]
-    if kind not in LYING_HEADERS:
+    if kind not in LYING_HEADERS or container.file is not None:
         return False
     if kind in ("mov", "avi") and all(is_index_complete(stream) for stream in chosen.streams):
         return any(find_index_end(stream) > end + LATER_SECONDS for stream in chosen.streams)
@@ -279,10 +332,13 @@ def read_packets(
     container: InputContainer, streams: list[AvStream], errors: list[str], clock: RisingClock | None = None
 ) -> Iterator[Packet]:
     """Packets with data of the given streams in file order; ends where the file cannot be read further (`errors`)."""
+    position = 0 if is_raw_video(container) else None
     try:
         for packet in container.demux(streams):
             report_progress()
             if packet.size:
+                if position is not None:
+                    packet.dts, position = position, position + (packet.duration or 0)
                 if clock is not None:
                     clock.place(packet)
                 yield packet

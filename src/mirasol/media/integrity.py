@@ -93,15 +93,16 @@ _TS_PACKETS = ((188, 0), (192, 4), (204, 0))  # bytes of a packet, and where in 
 _TS_SEEN = 4  # packets in a row whose marks say that this is their size
 # From here on a size in a wav's header is what programs write that cannot know it, such as into a pipe.
 _WAV_UNKNOWN = 0x7FFF_F000
+_PNG_SEARCHED = 1024  # bytes at the end in which the last chunk is, whatever programs append
 _MP3_SEARCHED = 4096  # bytes in which the first frame begins
 
 
 def describe_early_end(path: str | os.PathLike, container: str) -> str:
     """Why a file seems to be cut short, "" where nothing says so; `container` is FFmpeg's name of its format.
 
-    Sure of MPEG transport streams within a packet, of wav, and of mp3 with a Xing, Info or VBRI header. The last page
-    of an Ogg stream has a mark, which writers that were stopped leave out, too. Of raw AAC or AC-3, of mp3 without such
-    a header, and of Matroska without a duration nothing is known.
+    Sure of MPEG transport streams within a packet, of wav, of animated PNG, and of mp3 with a Xing, Info or VBRI
+    header. The last page of an Ogg stream has a mark, which writers that were stopped leave out, too. Of raw AAC
+    or AC-3, of mp3 without such a header, and of Matroska without a duration nothing is known.
     """
     look = _LOOKS.get(container)
     if look is None:
@@ -168,9 +169,15 @@ def _mp3_bytes(frame: bytes) -> int | None:
     return int.from_bytes(tag[10:14], "big") if tag[:4] == b"VBRI" else None
 
 
+def _apng(stream: BinaryIO, size: int) -> str:
+    stream.seek(max(0, size - _PNG_SEARCHED))
+    return "" if b"IEND" in stream.read() else "its last chunk is missing"
+
+
 _LOOKS: dict[str, Callable[[BinaryIO, int], str]] = {
     "mpegts": _transport_stream,
     "ogg": _ogg,
     "wav": _wav,
     "mp3": _mp3,
+    "apng": _apng,
 }

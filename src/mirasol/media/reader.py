@@ -18,13 +18,16 @@ from mirasol.errors import BadClip, UserError
 from mirasol.media.audio import WaveformBuilder
 from mirasol.media.clock import RisingClock
 from mirasol.media.container import (
+    RAW_RATE,
     ChosenStreams,
     Span,
     choose_streams,
     find_index_end,
     find_span,
+    get_format_name,
     get_packet_times,
     is_index_complete,
+    is_raw_video,
     missing_bytes,
     open_media,
     read_packets,
@@ -60,7 +63,8 @@ class Reading:
 
     def add_video(self, image_size: int, fit: str, limits: Limits) -> None:
         wanted = [self.span.zero + time for times in self.timeline.frame_times for time in times]
-        self.video = FrameSampler(self.path, self.chosen.video, wanted, image_size, fit, limits)
+        raw = is_raw_video(self.container)
+        self.video = FrameSampler(self.path, self.chosen.video, wanted, image_size, fit, limits, count_frames=raw)
 
     def add_audio(self, sample_rate: int) -> None:
         last_edge = self.span.zero + self.timeline.edges[-1]
@@ -94,8 +98,10 @@ class Reading:
             return True  # which time stamps are meant depends on all packets before them: read from the beginning
         if self.container.format.name == "avi" and not all(map(is_index_complete, self.chosen.streams)):
             return True  # FFmpeg 8 miscounts frames after a seek in AVI files with empty ones
-        if self.container.format.name == "mpeg":
+        if self.container.format.name == "mpeg" or is_raw_video(self.container):
             return True  # many frames have no time of their own, and FFmpeg guesses others after a seek
+        if self.container.format.name == "apng":
+            return True  # pictures change those before them, and FFmpeg finds no place to begin at
         stream = self.chosen.streams[0]
         first = self.start if self.video is None else min(self.start, self.video.wanted[0])
         if first - SEEK_RETREATS[0] <= self.span.zero:
@@ -350,7 +356,7 @@ def probe_media(path: str | os.PathLike, limits: Limits = DEFAULT_LIMITS) -> Med
         return MediaInfo(
             file=str(path),
             bytes=os.path.getsize(path),
-            container=container.format.name,
+            container=get_format_name(container),
             duration=span.seconds,
             duration_measured=span.measured,
             video=_video_info(container, chosen, path) if chosen.video is not None else None,
@@ -366,16 +372,17 @@ def _video_info(container: InputContainer, chosen: ChosenStreams, path: str | os
     codec = stream.codec_context
     turn, _ = read_orientation(_first_frame(container, stream, path))
     aspect = float(stream.sample_aspect_ratio or 1) or 1.0
+    rate = (codec.framerate or RAW_RATE) if is_raw_video(container) else stream.average_rate
     shown = (round(codec.width * aspect), codec.height)
     return VideoInfo(
         index=stream.index,
-        codec=codec.name,
+        codec="webp" if get_format_name(container) == "webp" else codec.name,
         width=codec.width,
         height=codec.height,
         display_size=shown[::-1] if turn.transpose else shown,
         rotation=turn.words,
         sample_aspect_ratio=aspect,
-        average_rate=float(stream.average_rate) if stream.average_rate else None,
+        average_rate=float(rate) if rate else None,
     )
 
 

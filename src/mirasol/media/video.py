@@ -110,7 +110,8 @@ class FrameSampler:
     Feed it the packets of one stream in file order, then `finish`. A frame is on show from its presentation time until
     the next one's; before the first frame the first is used. Packets are held back until it is clear that their group
     of pictures is needed: a group that ends before the next wanted time is dropped undecoded. In a group that is
-    needed, frames that are neither wanted nor referenced by others are left out where the decoder can.
+    needed, frames that are neither wanted nor referenced by others are left out where the decoder can. `count_frames`:
+    the stream has no times, so each frame begins where the one before it ends.
     """
 
     file: object
@@ -119,6 +120,7 @@ class FrameSampler:
     size: int
     fit: str
     limits: Limits
+    count_frames: bool = False
     frames: UInt8[np.ndarray, "frame 3 height width"] = field(init=False)
     times: Float64[np.ndarray, " frame"] = field(init=False)
     counts: VideoCounts = field(default_factory=VideoCounts)
@@ -265,6 +267,8 @@ class FrameSampler:
         seconds = frame.duration * self._tick if frame.duration else self._usual_seconds
         stamp = frame.dts if frame.pts is None else frame.pts
         self.counts.frames_untimed += frame.pts is None
+        if self.count_frames:
+            stamp = 0 if self.last_end is None else round(self.last_end / self._tick)
         time = self._shown_time + self._usual_seconds if stamp is None else stamp * self._tick
         if not math.isfinite(time):
             time = 0.0
