@@ -2,6 +2,8 @@
 
 import signal
 
+LONGEST_QUOTE = 80
+
 
 class UserError(ValueError):
     """Wrong input from the user; the message names the offending value and the fix in one line."""
@@ -35,3 +37,11 @@ class Stopped(Exception):
     def exit_code(self) -> int:
         """130 for Ctrl-C, as shells expect of an interrupted command; 0 for a scheduler's signal."""
         return 130 if self.signal_number == signal.SIGINT else 0
+
+
+def quote_text(text: str) -> str:
+    """A text in quotes for a message; the middle of a long one is left out, and its length is given."""
+    if len(text) <= LONGEST_QUOTE:
+        return repr(text)
+    half = LONGEST_QUOTE // 2
+    return f"{text[:half] + ' … ' + text[-half:]!r} ({len(text)} characters)"

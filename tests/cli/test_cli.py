@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 
@@ -192,6 +193,40 @@ def test_a_bad_clip_is_named_with_its_reason(name, refused, untrained, clip, tmp
 def test_bad_arguments_are_named(arguments, word, refused, untrained, clip):
     known = {"CHECKPOINT": untrained, "CLIP": clip}
     assert word in refused(*[known.get(argument, argument) for argument in arguments])
+
+
+def test_a_question_that_is_not_utf8_is_refused(refused, untrained, clip):
+    message = refused("ask", untrained, clip, b"caf\xe9?".decode(errors="surrogateescape"))
+    assert r"QUESTION 'caf\udce9?': not UTF-8 text (its character 4)" in message
+
+
+def test_a_prompt_that_is_not_utf8_is_refused(refused, tmp_path):
+    message = refused("data", "check", "folder", tmp_path, "--prompt", b"\xff".decode(errors="surrogateescape"))
+    assert "--prompt" in message and "not UTF-8 text" in message
+
+
+def test_a_question_that_is_too_long_is_not_printed_in_full(refused, untrained, clip):
+    message = refused("ask", untrained, clip, "is it " + "very " * 5000 + "loud?")
+    assert "max_text_length" in message and "'is it very" in message and "loud?' (25011 characters)" in message
+    assert len(message) < 300
+
+
+def test_an_empty_answer_is_shown_as_such(capsys, monkeypatch, untrained, clip):
+    def answer_nothing(model, processor, clips, prompts, *, streamer=None, **settings):
+        return [[""]]
+
+    monkeypatch.setattr("mirasol.evaluation.answer.answer_clips", answer_nothing)
+    question = ["ask", untrained, clip, "what is red?"]
+    assert run(capsys, *question).out == "(empty answer)\n"
+    assert json.loads(run(capsys, *question, "--json").out)["answer"] == ""
+
+
+def test_a_file_whose_name_is_not_utf8_is_answered_as_json(untrained, clip, tmp_path):
+    name = b"caf\xe9.mp4".decode(errors="surrogateescape")
+    shutil.copy(clip, tmp_path / name)
+    command = [sys.executable, "-m", "mirasol.cli", "ask", untrained, tmp_path / name, "what?", "--json"]
+    ended = subprocess.run(command, capture_output=True, text=True, check=True, timeout=600)
+    assert r"caf\udce9.mp4" in json.loads(ended.stdout)["file"].encode("unicode_escape").decode()
 
 
 # Evaluate

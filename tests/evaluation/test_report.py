@@ -14,7 +14,7 @@ from mirasol.evaluation.controls import CONTROLS
 from mirasol.evaluation.evaluate import evaluate_dataset
 from mirasol.evaluation.metrics import OPEN, JudgedAnswer
 from mirasol.evaluation.one_clip import choose_clip, examine_clip, examine_evaluated_clip
-from mirasol.evaluation.report import ReportExtras, choose_examples, write_report
+from mirasol.evaluation.report import ReportExtras, choose_examples, most_confused, write_report
 
 VOID = {"meta", "img", "br"}
 
@@ -141,6 +141,15 @@ def test_nothing_that_was_asked_or_answered_becomes_markup(render, evaluation):
     page = Page(render(evaluation=changed))
     assert all(tag != "script" for tag, _ in page.found)
     assert hostile in page.text
+
+
+@pytest.mark.parametrize(("predicted", "shown"), [("", "(empty answer)"), (None, "(no answer)"), ("red", "red")])
+def test_an_answer_without_text_is_shown_in_words(render, evaluation, predicted, shown):
+    changed = change_judged(evaluation, predicted=predicted, target="blue")
+    [judged] = changed.protocols[OPEN].judged
+    assert judged.shown_answer == shown
+    assert most_confused([judged]) == [("blue", shown, 1)]
+    assert shown in Page(render(evaluation=dataclasses.replace(changed, controls={OPEN: {}}))).text
 
 
 def test_a_clip_of_one_chunk_without_video_or_audio_can_be_shown(render, extras, one_clip):

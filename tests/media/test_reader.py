@@ -143,6 +143,12 @@ def test_audio_that_is_longer(tmp_path):
     assert has_note(clip, "video ends 1000 ms early: 8 frames show its last frame")
 
 
+def test_a_video_that_ends_after_the_last_wanted_frame_has_no_frame_to_hold(tmp_path):
+    clip = read(write_media(tmp_path / "a.mkv", video(49), sound(2.0, codec="pcm_s16le")))
+    assert clip.video_present.all()
+    assert [note for note in clip.notes if "early" in note] == ["video ends 40 ms early"]
+
+
 @pytest.mark.parametrize(("name", "codec"), [("a.mp4", "aac"), ("a.mkv", "libopus")])
 def test_gaps_are_silence_and_what_follows_keeps_its_time(tmp_path, name, codec):
     pieces = [(0.0, tone(0.48)), (1.2, tone(0.8))]

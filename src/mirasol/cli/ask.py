@@ -40,9 +40,10 @@ def add_arguments(parser: ArgumentParser, make: MakeParser) -> None:
 def run(options: Namespace) -> None:
     """Reads, answers, prints."""
     from mirasol.checkpoint import find_checkpoint, load_checkpoint
-    from mirasol.cli.common import check_device, check_positive
+    from mirasol.cli.common import check_device, check_positive, check_utf8
 
     check_positive("--max-new-tokens", options.max_new_tokens)
+    check_utf8("QUESTION", options.question)
     find_checkpoint(options.checkpoint)
 
     from mirasol.media.isolation import start_decoder
@@ -50,6 +51,7 @@ def run(options: Namespace) -> None:
     start_decoder()  # is ready by the time the checkpoint is loaded
 
     from mirasol.evaluation.answer import AnswerStreamer, answer_clips
+    from mirasol.evaluation.predictions import EMPTY_ANSWER
 
     began = time.perf_counter()
     loaded = load_checkpoint(options.checkpoint, check_device(options.device))
@@ -70,7 +72,7 @@ def run(options: Namespace) -> None:
         "answer": time.perf_counter() - read_at,
     }
     if not options.json:
-        sys.stdout.write("\n")
+        sys.stdout.write("\n" if answer else f"{EMPTY_ANSWER}\n")
         return
     record = {
         "answer": answer,
@@ -82,7 +84,9 @@ def run(options: Namespace) -> None:
         "notes": list(clip.notes),
         "seconds": {name: round(value, 3) for name, value in seconds.items()},
     }
-    sys.stdout.write(json.dumps(record, ensure_ascii=False) + "\n")
+    # A file's name need not be UTF-8: its bytes are written as escapes.
+    text = json.dumps(record, ensure_ascii=False).encode("utf-8", errors="backslashreplace").decode()
+    sys.stdout.write(text + "\n")
 
 
 def _print_notes(loaded: Loaded, clip: Clip, file: str) -> None:

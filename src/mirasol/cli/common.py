@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mirasol.config.recipe import DatasetOptions
-from mirasol.errors import UserError
+from mirasol.errors import UserError, quote_text
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser, Namespace
@@ -32,6 +32,16 @@ def check_positive(name: str, value: int) -> int:
     if value < 1:
         raise UserError(f"{name} {value}: must be at least 1")
     return value
+
+
+def check_utf8(name: str, text: str) -> str:
+    """Returns the text. Raises UserError if the command line's bytes were not UTF-8: they arrive as surrogates."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        where = f"its character {error.start + 1}"
+        raise UserError(f"{name} {quote_text(text)}: not UTF-8 text ({where}): set the terminal to UTF-8") from error
+    return text
 
 
 def check_device(name: str) -> str:
@@ -111,7 +121,10 @@ def add_dataset_options(parser: ArgumentParser) -> None:
 
 
 def read_dataset_options(chosen: Namespace) -> DatasetOptions:
-    """The data set's options among parsed arguments. Raises UserError for an unknown choice."""
+    """The data set's options among parsed arguments. Raises UserError for an unknown choice, and for a prompt that is
+    not UTF-8."""
     if chosen.targets not in ("all", "one"):
         raise UserError(f"--targets {chosen.targets}: choose all or one")
+    if chosen.prompt is not None:
+        check_utf8("--prompt", chosen.prompt)
     return DatasetOptions(chosen.annotations, chosen.class_list, chosen.prompt, chosen.targets, chosen.pattern)

@@ -260,7 +260,7 @@ class Demo:
         self.console.print(f"\n\nAll {len(judged)} questions about this clip:")
         for item in judged:
             verdict = "" if item.right else f"  (right: {item.example.target})"
-            self.console.print(f"  {item.example.prompt}  {item.predicted}{verdict}", markup=False)
+            self.console.print(f"  {item.example.prompt}  {item.shown_answer}{verdict}", markup=False)
         return examine_clip(loaded, clip, media, judged)
 
     def write_report(

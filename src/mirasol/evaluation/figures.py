@@ -384,7 +384,7 @@ def draw_one_clip(one: "OneClip") -> "Figure":
         axes.set_ylabel("heard", rotation=0, ha="right", va="center")
         axes = figure.add_subplot(rows[3])
         axes.imshow(one.attention, cmap=_make_accent_colormap(), aspect="auto", vmin=0)
-        axes.set_yticks(range(questions), [f"{item.example.prompt} {item.predicted}" for item in one.judged])
+        axes.set_yticks(range(questions), [f"{item.example.prompt} {item.shown_answer}" for item in one.judged])
         axes.set(xticks=[])
         for axes in figure.axes:
             axes.grid(False)

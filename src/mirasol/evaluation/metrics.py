@@ -22,7 +22,7 @@ from mirasol.errors import UserError
 from mirasol.evaluation import ranking
 from mirasol.evaluation.baselines import AnswerPrior, compute_chance, find_most_frequent_right
 from mirasol.evaluation.intervals import Interval, compute_class_mean_interval, compute_mean_intervals
-from mirasol.evaluation.predictions import Prediction
+from mirasol.evaluation.predictions import EMPTY_ANSWER, NO_ANSWER, Prediction
 from mirasol.evaluation.tables import TableRow, find_headline, find_table_rows, find_wups_rows
 from mirasol.evaluation.wups import Wups
 
@@ -133,6 +133,11 @@ class JudgedAnswer:
     example: Example
     predicted: str | None
     value: float
+
+    @property
+    def shown_answer(self) -> str:
+        """The answer as reports show it: one that is empty or missing becomes a remark in brackets."""
+        return NO_ANSWER if self.predicted is None else self.predicted or EMPTY_ANSWER
 
     @property
     def right(self) -> bool:

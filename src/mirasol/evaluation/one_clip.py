@@ -122,7 +122,7 @@ def describe_one_clip(one: OneClip) -> dict[str, Any]:
         "questions": [
             {
                 "prompt": item.example.prompt,
-                "answer": item.predicted or "",
+                "answer": item.shown_answer,
                 "target": item.example.target,
                 "right": item.right,
                 "attention": [(float(share), float(share) / strongest) for share in row],

@@ -27,6 +27,9 @@ CHALLENGE = {
     "t_mod": 2,
 }
 
+# How an answer without text is shown to a reader.
+EMPTY_ANSWER = "(empty answer)"
+NO_ANSWER = "(no answer)"
 _LARGEST = sys.float_info.max
 
 

@@ -312,7 +312,7 @@ def format_length(shortest: int, longest: int, grid: ChunkGrid) -> str:
 
 def find_most_confused(judged: Sequence[JudgedAnswer]) -> list[tuple[str, str, int]]:
     """(target, answer, times) of the most frequent wrong answers; ties in alphabetical order."""
-    wrong = Counter((item.example.target, item.predicted or "") for item in judged if not item.right)
+    wrong = Counter((item.example.target, item.shown_answer) for item in judged if not item.right)
     ranked = sorted(wrong.items(), key=lambda pair: (-pair[1], pair[0]))[:MOST_CONFUSIONS]
     return [(*pair, count) for pair, count in ranked]
 
@@ -352,7 +352,7 @@ def _describe_example(item: JudgedAnswer, loaded: Loaded, evaluation: Evaluation
     return {
         "prompt": example.prompt,
         "target": example.target,
-        "answer": item.predicted or "",
+        "answer": item.shown_answer,
         "right": item.right,
         "type": example.question_type,
         "media": example.media,

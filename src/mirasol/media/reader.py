@@ -209,9 +209,8 @@ class Reading:
             notes.append(f"video begins {late * 1000:.0f} ms late: {early} frames show its first frame")
         if not video.cut_off and self.end - video.last_end > NOTED_SECONDS:
             held = sum(time >= video.last_end for time in video.wanted)
-            notes.append(
-                f"video ends {(self.end - video.last_end) * 1000:.0f} ms early: {held} frames show its last frame"
-            )
+            what = f": {held} frames show its last frame" if held else ""
+            notes.append(f"video ends {(self.end - video.last_end) * 1000:.0f} ms early{what}")
         repeats = int((video.times[1:] == video.times[:-1]).sum())
         if repeats:
             notes.append(

@@ -7,7 +7,7 @@ import torch
 from transformers import BatchFeature, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from mirasol.config.parts import IGNORED_LABEL
-from mirasol.errors import UserError
+from mirasol.errors import UserError, quote_text
 
 SPECIAL_TOKENS = ("<pad>", "<bos>", "<eos>", "<sep>", "<unk>")
 
@@ -111,11 +111,11 @@ class TextRows:
         return self.tokenizer(texts, add_special_tokens=False, return_attention_mask=False)["input_ids"]
 
     def check_lengths(self, rows: list[list[int]], texts: list[str]) -> None:
-        """Raises UserError, quoting its text, for a row that is too long."""
+        """Raises UserError, quoting the beginning and end of its text, for a row that is too long."""
         for row, text in zip(rows, texts, strict=True):
             if len(row) > self.max_length:
                 raise UserError(
-                    f"text of {len(row)} tokens exceeds max_text_length={self.max_length}: shorten {text!r}"
+                    f"text of {len(row)} tokens exceeds max_text_length={self.max_length}: shorten {quote_text(text)}"
                 )
 
 
