@@ -1,10 +1,13 @@
+import csv
 import json
 from pathlib import Path
 
 import pytest
 
 from mirasol.data.datasets.folder import read_examples
+from mirasol.data.datasets.registry import read_dataset
 from mirasol.data.example import Example
+from mirasol.data.media_files import open_media_file
 from mirasol.errors import UserError
 
 GOOD = {"id": "a", "file": "clips/a.mp4", "prompt": "what plays?", "target": "a bell"}
@@ -80,12 +83,18 @@ def test_a_csv_row_of_another_width_is_named_with_its_column(tmp_path):
         read_examples(tmp_path, "train")
 
 
-def test_a_link_that_leads_out_of_the_folder_is_refused(tmp_path):
-    (tmp_path / "secret").mkdir()
+def test_links_of_folders_are_followed_wherever_they_lead(tmp_path):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "disk" / "a.mp4").write_bytes(b"film")
     root = tmp_path / "data"
     root.mkdir()
-    (root / "clips").symlink_to(tmp_path / "secret")
-    assert "leads outside" in error_of(root, GOOD)
+    (root / "clips").symlink_to(tmp_path / "disk")
+    write(root, GOOD, GOOD | {"id": "b", "file": "clips/b.mp4"})
+    assert [example.media for example in read_examples(root, "train")] == ["clips/a.mp4", "clips/b.mp4"]
+    dataset = read_dataset("folder", root, "train")
+    assert [example.id for example in dataset.examples] == ["a"] and [e.id for e in dataset.missing] == ["b"]
+    with open_media_file(root, dataset.examples[0].media) as path:
+        assert path.read_bytes() == b"film"
 
 
 def test_links_of_files_are_followed_to_where_they_lead(tmp_path):
@@ -98,8 +107,64 @@ def test_links_of_files_are_followed_to_where_they_lead(tmp_path):
     inside = [GOOD | {"file": file, "id": file} for file in ("clips/in.mp4", "./clips//b.mp4", "a.mp4")]
     write(root, *inside)
     assert [example.media for example in read_examples(root, "train")] == ["clips/in.mp4", "clips/b.mp4", "a.mp4"]
-    message = error_of(root, *inside, GOOD | {"file": "clips/out.mp4"})
-    assert "line 4: file 'clips/out.mp4' leads outside" in message
+    write(root, GOOD | {"file": "clips/out.mp4"})
+    assert [example.media for example in read_dataset("folder", root, "train").examples] == ["clips/out.mp4"]
+
+
+@pytest.mark.parametrize("id", [7, -1, 10**30])
+def test_a_number_is_an_id(tmp_path, id):
+    write(tmp_path, GOOD | {"id": id})
+    assert [example.id for example in read_examples(tmp_path, "train")] == [str(id)]
+    assert f"id '{id}' was already used on line 1" in error_of(tmp_path, GOOD | {"id": id}, GOOD | {"id": str(id)})
+
+
+@pytest.mark.parametrize("id", [True, 1.5, [1]])
+def test_other_values_are_no_ids(tmp_path, id):
+    assert "field 'id' must be text" in error_of(tmp_path, GOOD | {"id": id})
+
+
+@pytest.mark.parametrize("delimiter", [",", ";", "\t"], ids=["comma", "semicolon", "tab"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be"])
+def test_tables_as_spreadsheets_write_them(tmp_path, delimiter, encoding):
+    rows = [("file", "prompt", "target", "start"), ("a.mp4", "was hört man?", "a, b; c\td", "2.5")]
+    mark = "\ufeff" if encoding.endswith("e") else ""
+    with (tmp_path / "train.csv").open("w", encoding=encoding, newline="") as stream:
+        stream.write(mark)
+        csv.writer(stream, delimiter=delimiter).writerows(rows)
+    assert read_examples(tmp_path, "train") == [Example("2", "a.mp4", 2.5, None, "was hört man?", "a, b; c\td")]
+
+
+def test_a_jsonl_file_may_be_utf16(tmp_path):
+    (tmp_path / "train.jsonl").write_text(json.dumps(GOOD) + "\n", encoding="utf-16")
+    assert [example.id for example in read_examples(tmp_path, "train")] == ["a"]
+
+
+@pytest.mark.parametrize("suffix", ["csv", "jsonl"])
+@pytest.mark.parametrize(
+    ("encoding", "message"),
+    [
+        ("utf-16-le", "looks like UTF-16 text without a byte order mark: save it as UTF-8"),
+        ("utf-16-be", "looks like UTF-16 text without a byte order mark: save it as UTF-8"),
+        ("utf-32", "is UTF-32 text: save it as UTF-8"),
+    ],
+)
+def test_other_encodings_are_named(tmp_path, suffix, encoding, message):
+    file = tmp_path / f"train.{suffix}"
+    file.write_text("file,prompt,target\na.mp4,what?,a bell\n", encoding=encoding)
+    with pytest.raises(UserError, match=f"^{file}, line 1, column 1: {message}$"):
+        read_examples(tmp_path, "train")
+
+
+def test_utf16_that_is_cut_is_named_with_its_byte(tmp_path):
+    (tmp_path / "train.csv").write_bytes("file,prompt,target\n".encode("utf-16") + b"\0")
+    with pytest.raises(UserError, match="is UTF-16 text, damaged at byte 41: save it as UTF-8"):
+        read_examples(tmp_path, "train")
+
+
+def test_a_table_called_tsv_is_not_overlooked(tmp_path):
+    (tmp_path / "train.tsv").write_text("file\tprompt\ttarget\na.mp4\twhat?\ta bell\n")
+    with pytest.raises(UserError, match=r"train.tsv: rename it to train.csv, which may be separated by tabs"):
+        read_examples(tmp_path, "train")
 
 
 def test_an_id_used_twice_names_both_lines(tmp_path):

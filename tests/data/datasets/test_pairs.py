@@ -197,6 +197,35 @@ def test_members_of_one_name_in_two_folders_of_a_tar_are_two_samples(data):
     ]
 
 
+def test_keys_with_dots_are_samples_of_their_own(data):
+    members = {
+        **sample("22.05", caption=b"a bell"),
+        **sample("22.051", caption=b"a drum"),
+        **sample("22.06", None, status="failed_to_download", error_message="404"),
+        **sample("7", caption=b"a horn"),
+        "7.seen.json": b"{}",
+        **sample("7.A", caption=b"a flute"),
+        **sample("7.a", caption=b"a lute"),
+    }
+    data.put("00000.tar", tar(members))
+    dataset = read_dataset("video2dataset", data.root, "train")
+    assert [(e.id, e.media, e.target) for e in dataset.examples] == [
+        ("00000.tar/22.05", "00000.tar/22.05.mp4", "a bell"),
+        ("00000.tar/22.051", "00000.tar/22.051.mp4", "a drum"),
+        ("00000.tar/7", "00000.tar/7.mp4", "a horn"),
+        ("00000.tar/7.A", "00000.tar/7.A.mp4", "a flute"),
+        ("00000.tar/7.a", "00000.tar/7.a.mp4", "a lute"),
+    ]
+    assert dataset.reasons == {"download failed": 1}
+    assert kinds(dataset) == [("download failed", "00000.tar/22.06")]
+
+
+def test_a_picture_of_longer_name_without_a_caption_is_no_sample(data):
+    data.put("00000.tar", tar({**sample("0", JPEG, extension="jpg"), "0.mask.jpg": JPEG}))
+    dataset = read_dataset("img2dataset", data.root, "train")
+    assert [e.media for e in dataset.examples] == ["00000.tar/0.jpg"] and not dataset.problems
+
+
 def test_the_files_format_has_the_same_members(data):
     for name, content in {**sample("000000"), **sample("000001", PAGE)}.items():
         data.put(f"00000/{name}", content)

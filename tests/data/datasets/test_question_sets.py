@@ -91,6 +91,17 @@ def test_activitynet_joins_on_the_id_and_finds_both_names(data, name):
     ]
 
 
+def test_ids_and_video_names_may_be_numbers_or_text(data):
+    data.put("v_7.mp4")
+    data.put("video6513.mp4")
+    activitynet(data, [{**question(1), "video_name": 7, "question_id": 12}], [{**answer(1), "question_id": "12"}])
+    [example] = read_dataset("activitynet_qa", data.root, "test").examples
+    assert (example.id, example.media, example.target) == ("12", "v_7.mp4", "no")
+    data.put("val_qa.json", json.dumps([{**MSRVTT[0], "id": "158607", "video_id": "video6513"}]))
+    [example] = read_dataset("msrvtt_qa", data.root, "val").examples
+    assert (example.id, example.media) == ("158607", "video6513.mp4")
+
+
 def test_activitynet_counts_every_row_that_does_not_join(data):
     data.put("v_okC18bPTils.mp4")
     activitynet(data, [question(1), question(2), question(1)], [answer(1), answer(3), answer(4, 9), answer(1)])

@@ -7,6 +7,7 @@ from mirasol.data.datasets.registry import read_dataset
 from mirasol.data.datasets.tables import (
     JsonArray,
     is_whole_number,
+    read_csv_header,
     read_csv_rows,
     read_json_lines,
     read_json_object,
@@ -97,6 +98,29 @@ def test_rows_of_another_width_are_skipped_with_line_and_column(data):
         (4, 2, "1 fields, 2 expected"),
         (5, 9, "3 fields, 2 expected"),
     ]
+
+
+@pytest.mark.parametrize("delimiter", [";", "\t"])
+def test_the_delimiter_is_the_one_of_the_first_row(data, delimiter):
+    path = data.put("x.csv", f"b{delimiter}a\n1,5{delimiter}2\n")
+    assert rows_of(path)[0] == [(2, {"a": "2", "b": "1,5"})]
+    assert read_csv_header(path) == ["b", "a"]
+    assert rows_of(path, header=False)[0][1] == (2, {"a": "1,5", "b": "2"})
+    bare = data.put("y.csv", f"x, y, z{delimiter}1\n")
+    assert rows_of(bare, header=False)[0] == [(1, {"a": "x, y, z", "b": "1"})]
+    either = data.put("z.csv", f"x,y{delimiter}1\n")
+    assert rows_of(either, header=False)[0] == [(1, {"a": "x", "b": f"y{delimiter}1"})], "the comma goes first"
+
+
+def test_a_delimiter_that_is_not_known_shows_in_the_message(data):
+    assert "expected a,b; found a|b" in fatal(lambda: rows_of(data.put("x.csv", "a|b\n1|2\n")))[4]
+
+
+def test_the_header_of_a_utf16_table_is_read(data):
+    path = data.put("x.csv", "ä\tb\n1\t2\n".encode("utf-16"))
+    assert read_csv_header(path) == ["ä", "b"]
+    assert rows_of(path, columns=("ä",))[0] == [(2, {"ä": "1"})]
+    assert read_csv_header(data.put("y.csv", "a,b\n".encode("utf-16-le"))) == []
 
 
 def test_a_quote_that_does_not_close_is_told_where_it_opened(data):

@@ -3,7 +3,7 @@
 from mirasol.config.recipe import DatasetOptions
 from mirasol.data.datasets.contract import Adapter, Published, Rows
 from mirasol.data.datasets.files import Files
-from mirasol.data.datasets.tables import JsonArray
+from mirasol.data.datasets.tables import ID, JsonArray
 from mirasol.data.example import Example
 
 FILES = {"train": "train", "validation": "val", "test": "test"}
@@ -40,9 +40,9 @@ def read_split(files: Files, split: str, options: DatasetOptions) -> Rows:
     rows.annotation_files.append(shown)
     answers = _answers(files, split, rows)
     asked = set()
-    fields = {"video_name": str, "question": str, "question_id": str}
+    fields = {"video_name": ID, "question": str, "question_id": ID}
     for index, item in questions.iterate_valid(rows, fields):
-        id, video = item["question_id"], item["video_name"]
+        id, video = str(item["question_id"]), str(item["video_name"])
         asked.add(id)
         if answers is not None and id not in answers:
             rows.skip("no answer", f"question {id!r} has no answer", shown, *questions.locate(index))
@@ -71,15 +71,16 @@ def _answers(files: Files, split: str, rows: Rows) -> dict[str, tuple[str, str]]
     shown, answers = files.shown(path), {}
     rows.annotation_files.append(shown)
     items = JsonArray(path, shown)
-    for index, item in items.iterate_valid(rows, {"answer": str, "type": int, "question_id": str}):
+    for index, item in items.iterate_valid(rows, {"answer": str, "type": int, "question_id": ID}):
+        id = str(item["question_id"])
         if not 0 <= item["type"] < len(TYPES):
             message = f"type {item['type']} is out of range: 0 to {len(TYPES) - 1}"
             rows.skip("malformed", message, shown, *items.locate(index), rows=0)
-        elif item["question_id"] in answers:
-            message = f"answer {item['question_id']!r} was already given: the first one counts"
+        elif id in answers:
+            message = f"answer {id!r} was already given: the first one counts"
             rows.skip("duplicate id", message, shown, *items.locate(index), rows=0)
         else:
-            answers[item["question_id"]] = (item["answer"], TYPES[item["type"]])
+            answers[id] = (item["answer"], TYPES[item["type"]])
     return answers
 
 

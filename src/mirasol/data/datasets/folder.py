@@ -7,7 +7,8 @@ Each line of a jsonl file is one example:
 
 `file`, `prompt` and `target` are required. `file` is relative to ROOT, `start` and `end` are seconds; an example
 without an `id` is called after its line's number. A csv file has a header with the same names; an empty field is null,
-and candidates are separated by "|".
+and candidates are separated by "|". Its fields may be separated by tabs or semicolons as well. Any of these files may
+be UTF-16.
 """
 
 import math
@@ -48,6 +49,8 @@ def find_split_file(root: Path, split: str) -> Path:
     if not root.is_dir():
         raise UserError(f"{root}: no such data folder")
     if split not in list_folder_splits(root):
+        if (root / f"{split}.tsv").is_file():
+            raise UserError(f"{root / split}.tsv: rename it to {split}.csv, which may be separated by tabs")
         known = ", ".join(list_folder_splits(root)) or "none (no *.jsonl or *.csv file)"
         raise UserError(f"{root} has no split {split!r}; there are: {known}")
     found = [path for path in (root / f"{split}{suffix}" for suffix in SUFFIXES) if path.is_file()]
@@ -92,7 +95,6 @@ def read_split(files: Files, split: str, options: DatasetOptions) -> Rows:
 
 def _read_rows(path: Path, file: str, rows: Rows) -> Iterator[tuple[int, Example]]:
     """(line number, example) of every row; those that are not an example are skipped in `rows`."""
-    paths = _MediaPaths(path.parent)
     is_csv = path.suffix == ".csv"
     if is_csv:
         table = read_csv_rows(path, file, rows, REQUIRED, optional=OPTIONAL, refuse_others=True)
@@ -100,7 +102,7 @@ def _read_rows(path: Path, file: str, rows: Rows) -> Iterator[tuple[int, Example
         table = read_json_lines(path, file, rows, dict.fromkeys(REQUIRED, str))
     for line, row in table:
         try:
-            example = _parse_row(_parse_csv_fields(row) if is_csv else row, line, paths)
+            example = _parse_row(_parse_csv_fields(row) if is_csv else row, line, path.parent)
         except _BadRow as error:
             rows.skip(error.kind, str(error), file, line)
             continue
@@ -121,44 +123,18 @@ def _parse_csv_fields(fields: dict[str, str]) -> dict[str, Any]:
     return row
 
 
-class _MediaPaths:
-    """Makes sure that a media path stays inside the root, also through links: data sets are untrusted."""
+def _check_path(file: str, root: Path) -> str:
+    """The path without empty parts. Raises _BadRow for one that is not below the root.
 
-    def __init__(self, root: Path):
-        self.root = root
-        self.real_root = root.resolve()
-        # Where each folder leads: resolving it for every file took most of the reading.
-        self.folders: dict[str, Path | None] = {}
-        self.checked: dict[str, str] = {}  # many examples share a file: each is looked up on the disk once
-
-    def check(self, file: str) -> str:
-        """The path without empty parts. Raises _BadRow for one that leads out of the root."""
-        if file not in self.checked:
-            self.checked[file] = self._check_path(file)
-        return self.checked[file]
-
-    def _check_path(self, file: str) -> str:
-        parts = file.split("/")
-        if not parts[0] or ".." in parts or "\0" in file or "\\" in file:
-            raise _BadRow(f"file {file!r} must be a path inside {self.root}, without '..'")
-        parts = [part for part in parts if part not in ("", ".")] or ["."]
-        folder = "/".join(parts[:-1])
-        if folder not in self.folders:
-            self.folders[folder] = self._resolve(folder)
-        real = self.folders[folder]
-        if real is not None and os.path.islink(f"{real}/{parts[-1]}"):
-            real = self._resolve("/".join(parts))
-        if real is None:
-            raise _BadRow(f"file {file!r} leads outside {self.root}")
-        return "/".join(parts)
-
-    def _resolve(self, path: str) -> Path | None:
-        """Where a path below the root leads, None where that is outside of it."""
-        real = (self.real_root / path).resolve()
-        return real if real.is_relative_to(self.real_root) else None
+    Links are followed wherever they lead, as for all data sets: the root's owner made them.
+    """
+    parts = file.split("/")
+    if not parts[0] or ".." in parts or "\0" in file or "\\" in file:
+        raise _BadRow(f"file {file!r} must be a path inside {root}, without '..'")
+    return "/".join(part for part in parts if part not in ("", ".")) or "."
 
 
-def _parse_row(row: dict[str, Any], line: int, paths: _MediaPaths) -> Example:
+def _parse_row(row: dict[str, Any], line: int, root: Path) -> Example:
     """The example of a row. Raises _BadRow."""
     for name in row:
         if name not in REQUIRED and name not in OPTIONAL:
@@ -167,8 +143,8 @@ def _parse_row(row: dict[str, Any], line: int, paths: _MediaPaths) -> Example:
     if start is not None and end is not None and start >= end:
         raise _BadRow(f"start {start:g} must be before end {end:g}")
     return Example(
-        id=_check_text(row.get("id", str(line)), "id"),
-        media=paths.check(_check_text(row["file"], "file")),
+        id=_check_id(row.get("id", line)),
+        media=_check_path(_check_text(row["file"], "file"), root),
         start=start,
         end=end,
         prompt=_check_text(row["prompt"], "prompt"),
@@ -186,6 +162,12 @@ def _check_text(value: Any, name: str, may_be_empty: bool = False) -> str:
     if not is_utf8(value):
         raise _BadRow(f"field {name!r} is not UTF-8 text", "not UTF-8")
     return value
+
+
+def _check_id(value: Any) -> str:
+    """The id as text: whole numbers are ids too."""
+    is_number = isinstance(value, int) and not isinstance(value, bool)
+    return _check_text(str(value) if is_number else value, "id")
 
 
 def _check_seconds(value: Any, name: str) -> float | None:

@@ -37,8 +37,8 @@ def _format(path: Path) -> tuple[str, str, bool] | None:
     return None
 
 
-def _delimiter(path: Path) -> str:
-    return "\t" if path.suffix.lower() == ".tsv" else ","
+def _delimiter(path: Path) -> str | None:
+    return "\t" if path.suffix.lower() == ".tsv" else None
 
 
 def list_splits(files: Files) -> list[str]:

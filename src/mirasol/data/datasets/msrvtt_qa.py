@@ -6,7 +6,7 @@ from pathlib import Path
 from mirasol.config.recipe import DatasetOptions
 from mirasol.data.datasets.contract import Adapter, AnnotationError, Problem, Published, Rows
 from mirasol.data.datasets.files import Files
-from mirasol.data.datasets.tables import JsonArray, read_csv_header, read_csv_rows, read_json_lines
+from mirasol.data.datasets.tables import ID, JsonArray, read_csv_header, read_csv_rows, read_json_lines
 from mirasol.data.example import Example
 
 # The original goes first: only it has both the ids and the whole questions.
@@ -54,14 +54,14 @@ Parsed = Iterator[tuple[int | None, int | None, str, str, str, str]]  # line, co
 
 def _original(path: Path, shown: str, rows: Rows) -> Parsed:
     items = JsonArray(path, shown)
-    fields = {"answer": str, "id": int, "question": str, "video_id": int}
+    fields = {"answer": str, "id": ID, "question": str, "video_id": ID}
     for _, item in items.iterate_valid(rows, fields):
-        yield None, None, str(item["id"]), f"video{item['video_id']}", item["question"], item["answer"]
+        yield None, None, str(item["id"]), _video(str(item["video_id"])), item["question"], item["answer"]
 
 
 def _lines(path: Path, shown: str, rows: Rows) -> Parsed:
     # This variant has no ids: the line's number stands for one.
-    for line, item in read_json_lines(path, shown, rows, {"answer": str, "question": str, "video_id": (str, int)}):
+    for line, item in read_json_lines(path, shown, rows, {"answer": str, "question": str, "video_id": ID}):
         yield line, None, str(line), _video(str(item["video_id"])), item["question"], item["answer"]
 
 

@@ -1,5 +1,10 @@
-"""Reading annotation files: json, jsonl, csv, lists of names. Every problem has a file, a line and a column."""
+"""Reading annotation files: json, jsonl, csv, lists of names. Every problem has a file, a line and a column.
 
+Files are UTF-8, or UTF-16 with a byte order mark, as spreadsheets write it. The fields of a table are separated by
+commas, tabs or semicolons.
+"""
+
+import codecs
 import csv
 import io
 import itertools
@@ -14,6 +19,11 @@ from mirasol.data.datasets.contract import AnnotationError, Problem, Rows
 from mirasol.json_values import InvalidJson, parse_json
 
 _DIGITS = 18  # of the longest number in a field
+_BEGINNING = 1024  # bytes from which an encoding is recognised
+_LONGEST_HEADER = 2**20  # bytes
+_OTHER_DELIMITERS = ("\t", ";")
+# What identifies things, as a json field: a number is taken as its text.
+ID = (str, int)
 # Bytes that are not UTF-8 become such surrogates, so that one bad caption costs one row and not the file. JSON can
 # contain escaped surrogates, too.
 _NOT_UTF8 = re.compile("[\ud800-\udfff]")
@@ -21,9 +31,32 @@ _NOT_UTF8 = re.compile("[\ud800-\udfff]")
 csv.field_size_limit(16 * 2**20)
 
 
-def read_text(path: Path) -> str:
-    """A text file as UTF-8, without a byte order mark. Bytes that are not UTF-8 stay, as lone surrogates."""
-    return path.read_bytes().decode("utf-8-sig", errors="surrogateescape")
+def read_text(path: Path, file: str | None = None) -> str:
+    """A text file, UTF-8 or UTF-16, without a byte order mark. Bytes that are not UTF-8 stay, as lone surrogates.
+
+    file: the file's name in messages; its path by default
+
+    Raises AnnotationError for other encodings that can be recognised, and for damaged UTF-16.
+    """
+    return _decode_text(path.read_bytes(), file or str(path))
+
+
+def _decode_text(content: bytes, file: str) -> str:
+    if content.startswith((codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)):
+        raise _wrong_encoding_error("is UTF-32 text", file)
+    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        try:
+            return content.decode("utf-16")
+        except UnicodeDecodeError as error:
+            raise _wrong_encoding_error(f"is UTF-16 text, damaged at byte {error.start + 1}", file) from error
+    beginning = content[:_BEGINNING]
+    if 0 in beginning and beginning.count(0) * 4 >= len(beginning):
+        raise _wrong_encoding_error("looks like UTF-16 text without a byte order mark", file)
+    return content.decode("utf-8-sig", errors="surrogateescape")
+
+
+def _wrong_encoding_error(found: str, file: str) -> AnnotationError:
+    return AnnotationError(Problem("not UTF-8", f"{found}: save it as UTF-8", file, 1, 1))
 
 
 def is_utf8(text: str) -> bool:
@@ -45,7 +78,7 @@ class JsonArray:
     """
 
     def __init__(self, path: Path, file: str):
-        self.file, self.text = file, read_text(path)
+        self.file, self.text = file, read_text(path, file)
         self.items = parse_annotation_json(self.text, file)
         if not isinstance(self.items, list):
             raise malformed_file_error(f"must hold an array of objects, not {describe_type(self.items)}", file, 1, 1)
@@ -87,7 +120,7 @@ def parse_annotation_json(text: str, file: str, pairs: Callable[[list[tuple[str,
 
 def read_json_object(path: Path, file: str) -> dict[str, Any]:
     """The object of a json file. Raises AnnotationError where it contains none."""
-    text = read_text(path)
+    text = read_text(path, file)
     value = parse_annotation_json(text, file)
     if not isinstance(value, dict):
         raise malformed_file_error(f"must hold one object, not {describe_type(value)}", file, 1, 1)
@@ -111,7 +144,7 @@ def read_json_lines(
 ) -> Iterator[tuple[int, dict[str, Any]]]:
     """(line number, object) of every line of a jsonl file that is not blank; lines without an object that has these
     `fields` are skipped in `rows`."""
-    for number, line in enumerate(read_text(path).split("\n"), start=1):
+    for number, line in enumerate(read_text(path, file).split("\n"), start=1):
         if not line.strip():
             continue
         try:
@@ -162,7 +195,7 @@ def read_csv_rows(
     optional: Sequence[str] = (),
     refuse_others: bool = False,
     header: bool = True,
-    delimiter: str = ",",
+    delimiter: str | None = None,
     skip_initial_space: bool = False,
     comment: str | None = None,
     quoted: bool = True,
@@ -171,15 +204,17 @@ def read_csv_rows(
 
     With a `header`, columns are found by name, in any order; those of `optional` are given where the file has them,
     others are ignored, or refused with `refuse_others`. Without a header, `columns` are all columns in their order.
+    Without a `delimiter`, the first row shows whether fields are separated by commas, tabs or semicolons.
     Lines at the top that begin with `comment` are left out. If fields are not `quoted`, quotes are ordinary characters.
     Rows with too few or too many fields, or with bytes that are not UTF-8, are skipped in `rows`.
 
-    Raises AnnotationError for another header, and for quotes that are not closed.
+    Raises AnnotationError for another header, another encoding, and for quotes that are not closed.
     """
-    table = _iterate_csv(
-        path, file, delimiter=delimiter, skip_initial_space=skip_initial_space, comment=comment, quoted=quoted
-    )
+    lines, skipped = _read_lines(path, file, comment)
     width = len(columns)
+    if delimiter is None:
+        delimiter = _detect_delimiter(lines[0] if lines else "", None if header else width)
+    table = _iterate_csv(lines, skipped, file, delimiter, skip_initial_space, quoted)
     if header:
         _, names = next(table, (1, []))
         names = [name.strip() for name in names]
@@ -229,31 +264,54 @@ def raise_if_wrong_header(
         raise AnnotationError(Problem("wrong header", message, file, 1, 1))
 
 
-def read_csv_header(path: Path, delimiter: str = ",") -> list[str]:
-    """The first row of a csv file; empty where there is none. Reads no more than it needs."""
+def read_csv_header(path: Path, delimiter: str | None = None) -> list[str]:
+    """The first row of a csv file; empty where there is none, or none that can be read. Reads no more than it needs.
+
+    The delimiter is detected as in `read_csv_rows`.
+    """
     with path.open("rb") as stream:
-        first = stream.readline(2**20).decode("utf-8-sig", errors="surrogateescape")
+        content = stream.readline(_LONGEST_HEADER)
+        if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+            content += stream.read(_LONGEST_HEADER)
+            content = content[: len(content) // 2 * 2]
     try:
-        return [name.strip() for name in next(csv.reader([first], delimiter=delimiter), [])]
+        first = _decode_text(content, str(path)).partition("\n")[0]
+    except AnnotationError:
+        return []  # reading the table says why
+    if delimiter is None:
+        delimiter = _detect_delimiter(first)
+    return [name.strip() for name in _split_fields(first, delimiter)]
+
+
+def _detect_delimiter(first: str, width: int | None = None) -> str:
+    """How the fields of a table's first line are separated. Without the number of fields, `width`, another delimiter
+    than a comma is recognised where the line has no comma."""
+    delimiters = (",", *_OTHER_DELIMITERS)
+    if width is None:
+        return next((each for each in delimiters if each in first), ",")
+    return next((each for each in delimiters if len(_split_fields(first, each)) == width), ",")
+
+
+def _split_fields(line: str, delimiter: str) -> list[str]:
+    try:
+        return next(csv.reader([line], delimiter=delimiter), [])
     except csv.Error:
         return []
 
 
-def _iterate_csv(
-    path: Path,
-    file: str,
-    *,
-    delimiter: str = ",",
-    skip_initial_space: bool = False,
-    comment: str | None = None,
-    quoted: bool = True,
-) -> Iterator[tuple[int, list[str]]]:
-    """(line number, fields) of every row that is not empty. Raises AnnotationError for quotes that are not closed."""
-    lines = io.StringIO(read_text(path), newline="").readlines()
+def _read_lines(path: Path, file: str, comment: str | None) -> tuple[list[str], int]:
+    """A table's lines with their ends, and how many comment lines at the top are left out."""
+    lines = io.StringIO(read_text(path, file), newline="").readlines()
     skipped = 0
     if comment is not None:
         skipped = sum(1 for _ in itertools.takewhile(lambda line: line.startswith(comment), lines))
-        lines = lines[skipped:]
+    return lines[skipped:], skipped
+
+
+def _iterate_csv(
+    lines: list[str], skipped: int, file: str, delimiter: str, skip_initial_space: bool, quoted: bool
+) -> Iterator[tuple[int, list[str]]]:
+    """(line number, fields) of every row that is not empty. Raises AnnotationError for quotes that are not closed."""
     quoting = csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE
     reader = csv.reader(lines, delimiter=delimiter, skipinitialspace=skip_initial_space, strict=True, quoting=quoting)
     line = skipped + 1
@@ -263,15 +321,17 @@ def _iterate_csv(
         except StopIteration:
             return
         except csv.Error as error:
-            raise malformed_file_error(f"is not csv ({error})", file, line, _open_quote(path, line)) from error
+            raise malformed_file_error(
+                f"is not csv ({error})", file, line, _open_quote(lines, line - skipped)
+            ) from error
         if fields:
             yield line, fields
         line = skipped + reader.line_num + 1
 
 
-def _open_quote(path: Path, line: int) -> int:
-    """Column, from 1, of the last quote of a line: where the field begins that is not closed."""
-    return read_text(path).split("\n")[line - 1].rfind('"') + 1 or 1
+def _open_quote(lines: list[str], line: int) -> int:
+    """Column, from 1, of the last quote of a line, from 1: where the field begins that is not closed."""
+    return lines[line - 1].rfind('"') + 1 or 1
 
 
 def _end_of_field(fields: Sequence[str], delimiter: str, quoted: bool) -> int:
@@ -286,7 +346,7 @@ def _end_of_field(fields: Sequence[str], delimiter: str, quoted: bool) -> int:
 def read_names(path: Path, file: str) -> tuple[str, ...]:
     """The names of a text file with one name on each line, in its order. Raises AnnotationError for a repeated one."""
     names: dict[str, int] = {}
-    for number, line in enumerate(read_text(path).split("\n"), start=1):
+    for number, line in enumerate(read_text(path, file).split("\n"), start=1):
         name = line.strip()
         if not name:
             continue

@@ -23,6 +23,7 @@ from mirasol.media.content import detect_content_kind
 
 SPLITS = {"train": "train", "val": "validation", "validation": "validation", "test": "test"}
 _SHARD = re.compile(r"\d+")
+_CAPTIONS = (".json", ".txt")
 _BEGINNING = 512  # bytes that tell what a file is
 
 
@@ -35,14 +36,41 @@ class _Shard:
     read: Callable[[str, int], bytes]
     cut: str = ""
 
-    def samples(self) -> Iterator[tuple[str, dict[str, str]]]:
-        """(key, {extension: member}); a key is all before the first dot of a member's name, its folder included."""
+    def samples(self, media: tuple[str, ...]) -> Iterator[tuple[str, dict[str, str]]]:
+        """(key, {extension: member}) of samples that have files with the extensions `media`.
+
+        A key is all before the first dot of a member's name, its folder included, as webdataset has it. Where that
+        gives no media, or media and a caption have a longer name in common, keys with dots are meant ("22.05.mp4").
+        """
         samples: dict[str, dict[str, str]] = {}
         for name in self.members:
             folder, slash, base = name.removeprefix("./").rpartition("/")
             key, _, extension = base.partition(".")
-            samples.setdefault(f"{folder}{slash}{key}", {})[f".{extension.lower()}"] = name
-        yield from samples.items()
+            more, dot, last = f".{extension}".rpartition(".")
+            samples.setdefault(f"{folder}{slash}{key}", {})[f"{more}{dot}{last.lower()}"] = name
+        for key, members in samples.items():
+            dotted = _group_dotted(members, media)
+            rest = {end: name for end, name in members.items() if end.rpartition(".")[0] not in dotted}
+            if rest or not dotted:
+                yield key, rest
+            yield from ((f"{key}{more}", own) for more, own in dotted.items())
+
+
+def _group_dotted(members: dict[str, str], media: tuple[str, ...]) -> dict[str, dict[str, str]]:
+    """The samples among one key's members whose own keys contain dots: what follows the key, e.g. ".05", and their
+    members by extension."""
+    groups: dict[str, dict[str, str]] = {}
+    for extension, name in members.items():
+        more, dot, last = extension.rpartition(".")
+        if more:
+            groups.setdefault(more, {})[f"{dot}{last}"] = name
+    with_media = {more for more, own in groups.items() if not own.keys().isdisjoint(media)}
+    with_caption = {more for more, own in groups.items() if not own.keys().isdisjoint(_CAPTIONS)}
+    if not members.keys().isdisjoint(media):
+        chosen = with_media & with_caption
+    else:
+        chosen = with_media | with_caption if with_media else set()
+    return {more: own for more, own in groups.items() if more in chosen}
 
 
 def guess_split(path: str) -> str:
@@ -116,7 +144,7 @@ def _read_shard(
     files: Files, shard: _Shard, prompt: str, extensions: tuple[str, ...], failures_inside: bool, rows: Rows
 ) -> None:
     seen = 0
-    for key, members in shard.samples():
+    for key, members in shard.samples(extensions):
         seen += 1
         name = next((members[extension] for extension in extensions if extension in members), None)
         place = f"{shard.path}/{key}"
