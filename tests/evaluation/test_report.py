@@ -14,7 +14,7 @@ from mirasol.evaluation.controls import CONTROLS
 from mirasol.evaluation.evaluate import evaluate_dataset
 from mirasol.evaluation.metrics import OPEN, JudgedAnswer
 from mirasol.evaluation.one_clip import choose_clip, examine_clip, examine_evaluated_clip
-from mirasol.evaluation.report import ReportExtras, choose_examples, most_confused, write_report
+from mirasol.evaluation.report import ReportExtras, choose_examples, find_most_confused, write_report
 
 VOID = {"meta", "img", "br"}
 
@@ -148,7 +148,7 @@ def test_an_answer_without_text_is_shown_in_words(render, evaluation, predicted,
     changed = change_judged(evaluation, predicted=predicted, target="blue")
     [judged] = changed.protocols[OPEN].judged
     assert judged.shown_answer == shown
-    assert most_confused([judged]) == [("blue", shown, 1)]
+    assert find_most_confused([judged]) == [("blue", shown, 1)]
     assert shown in Page(render(evaluation=dataclasses.replace(changed, controls={OPEN: {}}))).text
 
 
