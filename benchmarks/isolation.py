@@ -69,8 +69,8 @@ def compare(root: Path, media: list[str], settings: dict[str, Any], rounds: int)
     """Processor seconds a clip, isolated and in this process, and the quartiles of the cost."""
     from _reading_measure import find_descendants
 
-    from mirasol.media import isolation
     from mirasol.media.feature_extractor import MirasolFeatureExtractor
+    from mirasol.media.isolation import decoders as isolation
 
     extractor = MirasolFeatureExtractor(**settings)
     run_isolated = isolation.run_isolated

@@ -12,7 +12,8 @@ import av
 import numpy as np
 
 from mirasol.errors import BadClip, UserError
-from mirasol.media import decoder_process, isolation
+from mirasol.media.isolation import decoders as isolation
+from mirasol.media.isolation import shared as decoder_process
 from mirasol.media.limits import DEFAULT_LIMITS
 
 STEP = 2**25

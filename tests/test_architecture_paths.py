@@ -65,13 +65,13 @@ def find_missed_step(steps: list[tuple[str, str]], calls: list[tuple[str, str]])
 @pytest.fixture
 def decoding_here(monkeypatch):
     """Files are decoded in this process, where calls can be recorded."""
-    from mirasol.media import isolation
+    from mirasol.media.isolation import decoders as isolation
 
     def run_isolated(limits, file, function, /, *arguments, **named):
         return function(*arguments, **named)
 
     run_isolated.__code__ = run_isolated.__code__.replace(
-        co_filename=f"{SOURCE}/media/isolation.py", co_qualname="run_isolated"
+        co_filename=f"{SOURCE}/media/isolation/decoders.py", co_qualname="run_isolated"
     )
     monkeypatch.setattr(isolation, "run_isolated", run_isolated)
 

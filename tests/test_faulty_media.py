@@ -10,7 +10,7 @@ import pytest
 
 from mirasol.cli.main import main
 from mirasol.data.loader import StepBatches
-from mirasol.media import isolation
+from mirasol.media.isolation import decoders as isolation
 from mirasol.media.limits import DEFAULT_LIMITS
 
 IDLE_SECONDS, MEMORY = 1.0, 2**28

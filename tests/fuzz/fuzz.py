@@ -32,7 +32,7 @@ from media_seeds import render_seeds
 from mutations import Mutation, draw_byte_mutation, draw_text_mutation, draw_token_mutation, mutate
 
 from mirasol.errors import BadClip
-from mirasol.media.isolation import run_isolated
+from mirasol.media.isolation.decoders import run_isolated
 from mirasol.media.limits import Limits
 
 KINDS = ("media", "annotations", "tars", "predictions", "recipes", "config", "safetensors", "tokenizers")

@@ -11,9 +11,9 @@ import av.error
 
 from mirasol.errors import UserError
 from mirasol.media.content import detect_content_kind
-from mirasol.media.decoder_process import report_progress
 from mirasol.media.image import check_image, read_image
 from mirasol.media.integrity import inspect_media
+from mirasol.media.isolation.shared import report_progress
 from mirasol.media.limits import Limits
 from mirasol.media.reader import read_window
 from mirasol.media.timeline import ChunkGrid

@@ -7,7 +7,7 @@ import pytest
 from fuzz import KINDS, Finding, Fuzzer, State, load_state, replay
 from mutations import mutate
 
-from mirasol.media import isolation
+from mirasol.media.isolation import decoders as isolation
 
 SLOW_KINDS = ("config", "safetensors", "tokenizers")
 

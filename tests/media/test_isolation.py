@@ -17,8 +17,8 @@ import torch
 from media_making import Audio, Video, ramp, steady, tone, write_media
 
 from mirasol.errors import BadClip, UserError
-from mirasol.media import isolation
-from mirasol.media.isolation import Decoder, run_isolated, start_decoder
+from mirasol.media.isolation import decoders as isolation
+from mirasol.media.isolation.decoders import Decoder, run_isolated, start_decoder
 from mirasol.media.limits import DEFAULT_LIMITS, Limits
 
 LINUX = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the memory of others is known on Linux only")
@@ -161,7 +161,7 @@ def test_a_decoder_ends_with_a_reader_that_is_killed(tmp_path, at_work):
     code = (
         f"import sys; sys.path.insert(0, {str(Path(faults.__file__).parent)!r})\n"
         "import decoder_faults as faults, os, time\n"
-        "from mirasol.media.isolation import _pool, run_isolated\n"
+        "from mirasol.media.isolation.decoders import _pool, run_isolated\n"
         "from mirasol.media.limits import DEFAULT_LIMITS\n"
         "pid = run_isolated(DEFAULT_LIMITS, 'a', faults.pid)\n"
         f"open({str(file)!r} + '.new', 'w').write(str(pid)); os.rename({str(file)!r} + '.new', {str(file)!r})\n"

@@ -46,7 +46,7 @@ def run(options: Namespace) -> None:
     check_utf8("QUESTION", options.question)
     find_checkpoint(options.checkpoint)
 
-    from mirasol.media.isolation import start_decoder
+    from mirasol.media.isolation.decoders import start_decoder
 
     start_decoder()  # is ready by the time the checkpoint is loaded
 

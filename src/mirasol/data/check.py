@@ -20,7 +20,7 @@ from mirasol.files import hash_file
 from mirasol.media.content import PAGE, detect_content_kind
 from mirasol.media.image import check_image
 from mirasol.media.integrity import inspect_media
-from mirasol.media.isolation import run_isolated
+from mirasol.media.isolation.decoders import run_isolated
 from mirasol.media.limits import DEFAULT_LIMITS
 from mirasol.media.reader import END_TOLERANCE
 

@@ -19,7 +19,7 @@ from jaxtyping import Bool, Float
 
 from mirasol.media.container import get_packet_times
 from mirasol.media.decoded import AudioCounts
-from mirasol.media.decoder_process import allocate_array
+from mirasol.media.isolation.shared import allocate_array
 from mirasol.media.timeline import Timeline
 
 # A jump of the time stamps by more than this is a gap or an overlap. Matroska rounds to whole milliseconds, so less

@@ -21,7 +21,7 @@ from mirasol.errors import BadClip
 from mirasol.media.animated_webp import decode_animated_webp, is_animated_webp
 from mirasol.media.clock import JOINABLE_FORMATS, PacketScan, RisingClock, scan_packets
 from mirasol.media.content import OTHER_FORMATS, PAGE, detect_content_kind
-from mirasol.media.decoder_process import report_progress
+from mirasol.media.isolation.shared import report_progress
 from mirasol.media.limits import Limits
 
 # Only plain files in formats that hold their own data: playlists and the like name other files, which would then be

@@ -75,7 +75,7 @@ class MirasolFeatureExtractor(FeatureExtractionMixin):
             BadClip: the file cannot be used or is over one of the `limits`, see `read_clip`; or it makes the decoder
                 crash, stall or take too much memory.
         """
-        from mirasol.media.isolation import run_isolated
+        from mirasol.media.isolation.decoders import run_isolated
         from mirasol.media.reader import read_window
 
         decoded = run_isolated(
@@ -99,7 +99,7 @@ class MirasolFeatureExtractor(FeatureExtractionMixin):
     ) -> UInt8[Tensor, "3 height width"]:
         """Reads an image file in the shape of one video frame. Raises BadClip as `mirasol.media.image.read_image`."""
         from mirasol.media.image import read_image
-        from mirasol.media.isolation import run_isolated
+        from mirasol.media.isolation.decoders import run_isolated
 
         settings = {"image_size": self.image_size, "fit": self.fit, "limits": limits}
         return torch.from_numpy(run_isolated(limits, path, read_image, path, **settings))

@@ -20,7 +20,7 @@ from jaxtyping import Float64, UInt8
 from mirasol.errors import BadClip
 from mirasol.media.container import get_packet_times
 from mirasol.media.decoded import VideoCounts
-from mirasol.media.decoder_process import allocate_array
+from mirasol.media.isolation.shared import allocate_array
 from mirasol.media.limits import Limits
 from mirasol.media.tone_mapping import get_transfer, map_tones
 

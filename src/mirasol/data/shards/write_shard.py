@@ -16,7 +16,7 @@ from mirasol.data.media_files import get_index_path, is_image, open_media_file
 from mirasol.data.shards.format import Sample, ShardJob, read_finished_index
 from mirasol.errors import BadClip, UserError
 from mirasol.files import hash_file, write_file_atomically
-from mirasol.media.isolation import run_isolated
+from mirasol.media.isolation.decoders import run_isolated
 from mirasol.media.limits import DEFAULT_LIMITS
 from mirasol.media.transcode import Reencoding, reencode_media
 

@@ -1,6 +1,6 @@
 """Decoding in a process of its own: a file that crashes, stalls or floods the decoder is one `BadClip`.
 
-The decoder (`mirasol.media.decoder_process`) stays for the next file. It is a plain child process, so daemonic
+The decoder (`mirasol.media.isolation.process`) stays for the next file. It is a plain child process, so daemonic
 processes such as loading workers may have one, and ends with the process that reads, however that one ends.
 """
 
@@ -26,7 +26,7 @@ import numpy as np
 
 import mirasol
 from mirasol.errors import BadClip, UserError
-from mirasol.media.decoder_process import PAGE, make_memory, receive_message, send_message
+from mirasol.media.isolation.shared import PAGE, make_memory, receive_message, send_message
 from mirasol.media.limits import DEFAULT_LIMITS, Limits
 from mirasol.processes import STOP_SIGNALS
 
@@ -89,7 +89,7 @@ def start_decoder() -> None:
 def decoder_program(descriptors: tuple[int, int, int]) -> str:
     """What a decoder process runs; `descriptors` are the arguments of `serve`."""
     home = str(Path(mirasol.__file__).parents[1])
-    start = f"import sys; sys.path.insert(0, {home!r}); from mirasol.media.decoder_process import serve"
+    start = f"import sys; sys.path.insert(0, {home!r}); from mirasol.media.isolation.process import serve"
     return f"{start}; serve{descriptors}"
 
 
