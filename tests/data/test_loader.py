@@ -164,10 +164,10 @@ def test_a_limit_interrupts_whatever_waits_and_names_the_sample():
     status.report("step 3, a.mp4")
     reading, _ = os.pipe()
     told = r"no batch within batch_seconds=0\.1: being loaded: step 3, a\.mp4"
-    with pytest.raises(WorkerFailed, match=told), status.within(0.1):
+    with pytest.raises(WorkerFailed, match=told), status.limit_wait(0.1):
         os.read(reading, 1)
     before = signal.getsignal(signal.SIGALRM)
-    with status.within(600):
+    with status.limit_wait(600):
         assert 0 < signal.getitimer(signal.ITIMER_REAL)[0] <= 600
     assert signal.getitimer(signal.ITIMER_REAL) == (0, 0), "nothing rings once it is done"
     assert signal.getsignal(signal.SIGALRM) is before
@@ -175,14 +175,14 @@ def test_a_limit_interrupts_whatever_waits_and_names_the_sample():
 
 def test_a_batch_that_broke_off_with_its_worker_tells_of_the_worker():
     status = WorkerStatus(1)
-    with pytest.raises(EOFError), status.within(60):  # no worker began
+    with pytest.raises(EOFError), status.limit_wait(60):  # no worker began
         raise EOFError
     worker = make_process_context().Process(target=_take_a_slot_and_die, args=(status,))
     worker.start()
     # As a connection tells it: before the process itself has ended.
     while not status.current():
         time.sleep(0.01)
-    with pytest.raises(WorkerFailed, match="died, out of memory perhaps, at step 4, b.mp4"), status.within(60):
+    with pytest.raises(WorkerFailed, match="died, out of memory perhaps, at step 4, b.mp4"), status.limit_wait(60):
         raise ConnectionResetError
     worker.join()
 
@@ -231,7 +231,7 @@ def end_and_wait(pid: int) -> None:
 
 def test_a_workers_end_interrupts_the_wait_for_a_batch(worker):
     status, pid = worker
-    with pytest.raises(WorkerFailed, match="died, out of memory perhaps, at number 1"), status.within(60):
+    with pytest.raises(WorkerFailed, match="died, out of memory perhaps, at number 1"), status.limit_wait(60):
         end_and_wait(pid)
 
 
@@ -240,7 +240,7 @@ def test_a_workers_end_interrupts_nothing_else_and_is_told_before_the_next_wait(
     os.kill(pid, signal.SIGKILL)
     while any(process.pid == pid for process in multiprocessing.active_children()):
         time.sleep(0.01)
-    with pytest.raises(WorkerFailed, match="died, out of memory perhaps, at number 1"), status.within(60):
+    with pytest.raises(WorkerFailed, match="died, out of memory perhaps, at number 1"), status.limit_wait(60):
         pytest.fail("there is no need to wait")
 
 
@@ -264,4 +264,4 @@ def test_a_run_that_fails_hands_back_too_once_those_it_killed_have_ended(values,
     with pytest.raises(UserError, match="on purpose"):
         train(recipe_from_dict({**values, "workers": 1}), console=console)
     assert signal.getsignal(signal.SIGCHLD) is not worker_status._leave
-    assert killed[0]._gone(), "the worker has ended"
+    assert killed[0]._find_ended(), "the worker has ended"

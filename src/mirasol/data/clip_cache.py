@@ -362,7 +362,7 @@ _status: WorkerStatus | None = None
 
 
 def _decode_reporting(job: tuple[str, Window, str, str]) -> str | None:
-    with _status.at(describe_window(job[1])):
+    with _status.report_while(describe_window(job[1])):
         return _decode(job)
 
 

@@ -171,7 +171,7 @@ class StepBatches(Dataset):
         if window in self._bad:
             raise BadClip(self.root / window[0], self._bad[window])
         text = f"step {batch.step + 1}, {describe_window(window)}"
-        with contextlib.nullcontext() if self.status is None else self.status.at(text):
+        with contextlib.nullcontext() if self.status is None else self.status.report_while(text):
             tensors = self.caches[batch.stage].load(*window)
             return tensors if self.augment is None else self.augment(tensors, batch, row)
 

@@ -1,4 +1,4 @@
-"""What the processes that load clips are at, so that one that dies or hangs can be named."""
+"""What each process that loads clips is working on, so that one that dies or hangs can be named."""
 
 import contextlib
 import multiprocessing
@@ -16,21 +16,22 @@ from mirasol.errors import UserError
 from mirasol.processes import make_process_context
 
 _STATUS_BYTES = 1024
-# How PyTorch's DataLoader words it; the exceptions have no type of their own.
+# Messages of PyTorch's DataLoader, whose exceptions have no type of their own.
 _DIED = re.compile(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\)")
-_TOO_LONG = re.compile(r"DataLoader timed out after ([\d.]+) seconds")
+_TIMED_OUT = re.compile(r"DataLoader timed out after ([\d.]+) seconds")
 # How long a process may take to end once its connections have: the kernel closes these first.
 _ENDING_SECONDS = 5.0
 
 
 class WorkerFailed(UserError):
-    """A process that loads clips died (killed, out of memory, crashed) or was at one batch for too long."""
+    """A process that loads clips died (killed, out of memory, crashed) or took too long over one batch."""
 
 
 class WorkerStatus:
-    """What each loading process is at, in memory that outlives the process: who hangs or dies can be named.
+    """What each loading process is working on, in memory that outlives the process: who hangs or dies can be named.
 
-    `workers` processes report here, and the one that made it; it reaches them as an argument when they start.
+    `workers` processes report here, and so does the one that created it; they receive it as an argument when they
+    start.
     """
 
     def __init__(self, workers: int):
@@ -49,15 +50,15 @@ class WorkerStatus:
         self._pids[slot] = os.getpid()
 
     def report(self, text: str) -> None:
-        """Says what the calling process works on now; "" for nothing."""
+        """Records what the calling process is working on; "" for nothing."""
         info = get_worker_info()
         if info is not None and self._slot == 0:
             self.enter(info.id + 1)
         self._texts[self._slot].value = text.encode()[: _STATUS_BYTES - 1]
 
     @contextlib.contextmanager
-    def at(self, text: str) -> Iterator[None]:
-        """Reports `text` until the work is done. It stays where the process ends, or raises, before that."""
+    def report_while(self, text: str) -> Iterator[None]:
+        """Reports `text` until the work is done. The report remains if the process ends, or raises, before that."""
         self.report(text)
         yield
         self.report("")
@@ -68,33 +69,36 @@ class WorkerStatus:
         return {pid: text for pid, text in texts.items() if text}
 
     def describe(self, pids: list[int] | None = None) -> str:
-        """What these processes (all by default) are at, or were when they ended, as messages say it."""
+        """What these processes (all by default) are working on, or were when they ended, for messages."""
         chosen = [text for pid, text in self.current().items() if pids is None or pid in pids]
         return "; ".join(chosen) or "no clip in particular"
 
     def kill_workers(self) -> None:
-        """Ends those that hang, without asking."""
+        """Kills all workers: those that hang do not react to other signals."""
         for pid in set(self._pids[1:]) - {0}:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
             self._killed.add(pid)
 
     def take_over(self) -> None:
-        """From here to `hand_back` a worker's end is told of by `within` alone. To be called once workers have begun.
+        """Until `hand_back`, only `limit_wait` reports that a worker has ended. Call it once the workers have started.
 
-        PyTorch tells of it by an exception in the main thread, wherever that one happens to be: amid closing a log, or
-        handling the error by which the same end showed itself first.
+        PyTorch reports it by an exception in the main thread, wherever that thread is: while a log closes, or while it
+        handles the error that the same end caused first.
         """
         if threading.current_thread() is threading.main_thread():
             self._theirs = signal.signal(signal.SIGCHLD, _leave)
 
     def hand_back(self) -> None:
-        """PyTorch tells of its workers' ends again. Those that were killed here end first, lest it tell of them; where
-        one cannot, as at a disk that is gone, everything stays as it is."""
+        """Lets PyTorch report again that its workers have ended.
+
+        Waits first for those that were killed here, so that it does not report them. If one cannot end, for example
+        because its disk is gone, nothing changes.
+        """
         if self._theirs is None:
             return
         deadline = time.monotonic() + _ENDING_SECONDS
-        while self._killed - set(self._gone()):
+        while self._killed - set(self._find_ended()):
             if time.monotonic() > deadline:
                 return
             time.sleep(0.01)
@@ -102,12 +106,12 @@ class WorkerStatus:
         self._theirs = None
 
     @contextlib.contextmanager
-    def within(self, seconds: float) -> Iterator[None]:
-        """Raises WorkerFailed, with the samples the workers are at, where what is done meanwhile takes longer, or where
-        a worker has died or dies: at once after `take_over`.
+    def limit_wait(self, seconds: float) -> Iterator[None]:
+        """Raises WorkerFailed, with the samples being loaded, if the block takes longer, or if a worker has died or
+        dies: at once after `take_over`.
 
-        DataLoader's own limit is not enough: with a batch half received it waits for its worker without one. Signals
-        interrupt any wait of the main thread; another thread has DataLoader's limit alone.
+        DataLoader's own limit is not enough: once a batch is half received, it waits for its worker without a limit.
+        Signals interrupt any wait of the main thread; other threads have DataLoader's limit alone.
         """
         signalled = threading.current_thread() is threading.main_thread()
         before = signal.getsignal(signal.SIGALRM)
@@ -121,8 +125,8 @@ class WorkerStatus:
 
         def ring(number: int, frame: object) -> None:
             stand_down()
-            error = self._too_long(seconds)
-            # Whoever still waits for them is to give up too.
+            error = self._make_timeout_error(seconds)
+            # Whatever still waits for them must give up too.
             self.kill_workers()
             raise error
 
@@ -131,10 +135,10 @@ class WorkerStatus:
                 self._theirs(number, frame)
             except RuntimeError as raised:
                 stand_down()
-                raise (self._failure(raised) or raised) from None
-            if gone := self._gone():  # PyTorch does not see those that multiprocessing has taken note of
+                raise (self._explain_error(raised) or raised) from None
+            if gone := self._find_ended():  # PyTorch misses those that multiprocessing has already reaped
                 stand_down()
-                raise self._died(gone)
+                raise self._make_death_error(gone)
 
         try:
             if signalled:
@@ -146,38 +150,38 @@ class WorkerStatus:
             yield
         except (EOFError, OSError, RuntimeError) as raised:
             stand_down()
-            raise (self._failure(raised) or raised) from raised.__cause__
+            raise (self._explain_error(raised) or raised) from raised.__cause__
         finally:
             stand_down()
 
-    def _too_long(self, seconds: float) -> WorkerFailed:
+    def _make_timeout_error(self, seconds: float) -> WorkerFailed:
         return WorkerFailed(
             f"no batch within batch_seconds={seconds:g}: being loaded: {self.describe()}: "
             "leave that clip out, or allow more time"
         )
 
-    def _failure(self, error: Exception) -> WorkerFailed | None:
-        """What an error met while waiting for a batch says about a worker, with the sample it was at; None for others.
+    def _explain_error(self, error: Exception) -> WorkerFailed | None:
+        """The failure of a worker behind an error raised while waiting for a batch; None if no worker is to blame.
 
-        A worker that dies breaks off whatever it was sending; that may be seen before its end is.
+        A worker that dies breaks off what it was sending; that may be noticed before its end is.
         """
-        if found := _TOO_LONG.search(str(error)):
-            return self._too_long(float(found[1]))
+        if found := _TIMED_OUT.search(str(error)):
+            return self._make_timeout_error(float(found[1]))
         if found := _DIED.search(str(error)):
-            return self._died([int(pid) for pid in found[1].split(",")])
+            return self._make_death_error([int(pid) for pid in found[1].split(",")])
         deadline = time.monotonic() + _ENDING_SECONDS
         while any(self._pids[1:]) and time.monotonic() < deadline:
-            if gone := self._gone():
-                return self._died(gone)
+            if gone := self._find_ended():
+                return self._make_death_error(gone)
             time.sleep(0.01)
         return None
 
-    def _died(self, pids: list[int]) -> WorkerFailed:
+    def _make_death_error(self, pids: list[int]) -> WorkerFailed:
         return WorkerFailed(
-            f"a worker that loads clips died, out of memory perhaps, at {self.describe(pids)}: --resume goes on"
+            f"a worker that loads clips died, out of memory perhaps, at {self.describe(pids)}: continue with --resume"
         )
 
-    def _gone(self) -> list[int]:
+    def _find_ended(self) -> list[int]:
         """The workers that have ended."""
         return sorted(set(self._pids[1:]) - {0} - {process.pid for process in multiprocessing.active_children()})
 

@@ -132,7 +132,7 @@ class BatchStream:
         own: list[tuple[Batch, dict[str, Tensor]]] = []
 
         def load() -> RankShare:
-            with self.status.within(self.recipe.batch_seconds):
+            with self.status.limit_wait(self.recipe.batch_seconds):
                 rows, tensors = next(loaded)
             own.append((rows, tensors))
             if self.ranks.world_size == self.recipe.accumulation == 1:
