@@ -2,6 +2,7 @@
 
 import gc
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ import pytest
 import torch
 from media_making import Audio, Video, ramp, steady, tone, write_media
 
+from mirasol import MirasolConfig, MirasolFeatureExtractor
 from mirasol.errors import BadClip, UserError
 from mirasol.media.isolation import decoders as isolation
 from mirasol.media.isolation.decoders import Decoder, run_isolated, start_decoder
@@ -260,3 +262,16 @@ def test_decoders_are_for_one_process_only():
     assert decoder.alive
     decoder.kill()
     wait_until_ended(decoder.pid)
+
+
+def test_relative_paths_start_where_the_reader_is_now(shapes, tmp_path, monkeypatch):
+    clip = next(shapes.glob("clips/test/*.mp4"))
+    start_decoder()
+    (tmp_path / "elsewhere").mkdir()
+    shutil.copy(clip, tmp_path / "elsewhere" / "clip.mp4")
+    extractor = MirasolFeatureExtractor.for_config(MirasolConfig.preset("tiny"))
+    monkeypatch.chdir(clip.parent)
+    before = extractor.read(clip.name)
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    after = extractor.read("clip.mp4")
+    assert (before.frames == after.frames).all() and len(after.frames)

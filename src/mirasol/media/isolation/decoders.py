@@ -93,6 +93,13 @@ def decoder_program(descriptors: tuple[int, int, int]) -> str:
     return f"{start}; serve{descriptors}"
 
 
+def _get_working_folder() -> str | None:
+    """The folder that relative paths start from; None if it was deleted."""
+    with suppress(FileNotFoundError):
+        return os.getcwd()
+    return None
+
+
 class Decoder:
     """A decoder process and the connection to it. For one thread at a time."""
 
@@ -138,7 +145,7 @@ class Decoder:
         self._wait_for_start()
         returned, self._returned = self._returned, []
         try:
-            send_message(self._connection, pickle.dumps((job, limits.max_memory, returned), 5))
+            send_message(self._connection, pickle.dumps((job, _get_working_folder(), limits.max_memory, returned), 5))
             self._wait(limits, file)
             message = receive_message(self._connection)
         except ConnectionError:

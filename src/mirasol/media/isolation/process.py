@@ -53,7 +53,10 @@ def serve(connection: int, lifeline: int, progress: int) -> None:
         report_progress()
         limited = -1
         while (message := receive_message(stream)) is not None:
-            job, memory, returned = pickle.loads(message[0])
+            job, folder, memory, returned = pickle.loads(message[0])
+            if folder is not None:  # relative paths are the reader's, who may have moved since the last job
+                with suppress(OSError):
+                    os.chdir(folder)
             regions.take_back(returned)
             if memory != limited:
                 _limit_memory(memory)
