@@ -10,7 +10,7 @@ import av
 import av.error
 
 from mirasol.errors import UserError
-from mirasol.media.content import detect_content_kind
+from mirasol.media.formats.content import detect_content_kind
 from mirasol.media.image import check_image, read_image
 from mirasol.media.integrity import inspect_media
 from mirasol.media.isolation.shared import report_progress

@@ -3,7 +3,7 @@
 import pytest
 
 from mirasol import BadClip
-from mirasol.media.content import detect_content_kind
+from mirasol.media.formats.content import detect_content_kind
 from mirasol.media.image import read_image
 from mirasol.media.reader import probe_media
 

@@ -11,7 +11,8 @@ from media_making import number_of, ramp
 from PIL import Image
 
 from mirasol import BadClip, ChunkGrid, read_clip
-from mirasol.media import animated_webp, container
+from mirasol.media import container
+from mirasol.media.formats import animated_webp
 from mirasol.media.integrity import describe_early_end, find_truncated_end
 from mirasol.media.limits import Limits
 from mirasol.media.reader import probe_media

@@ -17,7 +17,7 @@ from mirasol.data.media_files import has_wrong_extension, is_image, open_media_f
 from mirasol.data.shards.verify import shard_problems
 from mirasol.errors import BadClip, UserError
 from mirasol.files import hash_file
-from mirasol.media.content import PAGE, detect_content_kind
+from mirasol.media.formats.content import PAGE, detect_content_kind
 from mirasol.media.image import check_image
 from mirasol.media.integrity import inspect_media
 from mirasol.media.isolation.decoders import run_isolated

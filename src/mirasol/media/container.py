@@ -18,9 +18,9 @@ from av.stream import Discard, Disposition
 from av.stream import Stream as AvStream
 
 from mirasol.errors import BadClip
-from mirasol.media.animated_webp import decode_animated_webp, is_animated_webp
 from mirasol.media.clock import JOINABLE_FORMATS, PacketScan, RisingClock, scan_packets
-from mirasol.media.content import OTHER_FORMATS, PAGE, detect_content_kind
+from mirasol.media.formats.animated_webp import decode_animated_webp, is_animated_webp
+from mirasol.media.formats.content import OTHER_FORMATS, PAGE, detect_content_kind
 from mirasol.media.isolation.shared import report_progress
 from mirasol.media.limits import Limits
 

@@ -11,7 +11,7 @@ from jaxtyping import UInt8
 
 from mirasol.config.media import FITS
 from mirasol.errors import BadClip, UserError
-from mirasol.media.content import PAGE, detect_content_kind
+from mirasol.media.formats.content import PAGE, detect_content_kind
 from mirasol.media.limits import DEFAULT_LIMITS, Limits
 from mirasol.media.video import composite_on_black, draw_square, read_orientation
 

@@ -19,7 +19,7 @@ from mirasol.data.example import Example
 from mirasol.data.media_files import IMAGE, read_member, read_tar_index
 from mirasol.errors import BadClip, UserError
 from mirasol.json_values import parse_json
-from mirasol.media.content import detect_content_kind
+from mirasol.media.formats.content import detect_content_kind
 
 SPLITS = {"train": "train", "val": "validation", "validation": "validation", "test": "test"}
 _SHARD = re.compile(r"\d+")
