@@ -112,12 +112,12 @@ def faulty_program(descriptors: tuple[int, int, int]) -> str:
     return f"import sys; sys.path.insert(0, {here!r}); {install}; {_program(descriptors)}"
 
 
-_program = isolation.decoder_program
+_program = isolation.format_decoder_program
 
 
 def install_faults(idle_seconds: float, memory: int) -> None:
     """Decoders of this process have faults from now on, and less time and memory than by default."""
-    isolation.decoder_program = faulty_program
+    isolation.format_decoder_program = faulty_program
     object.__setattr__(DEFAULT_LIMITS, "max_idle_seconds", idle_seconds)
     object.__setattr__(DEFAULT_LIMITS, "max_memory", memory)
 

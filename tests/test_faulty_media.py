@@ -28,7 +28,7 @@ def faulty_decoders(monkeypatch):
     before = DEFAULT_LIMITS.max_idle_seconds, DEFAULT_LIMITS.max_memory
     pool = isolation._Pool()
     monkeypatch.setattr(isolation, "_pool", pool)
-    monkeypatch.setattr(isolation, "decoder_program", isolation.decoder_program)
+    monkeypatch.setattr(isolation, "format_decoder_program", isolation.format_decoder_program)
     faults.install_faults(IDLE_SECONDS, MEMORY)
     carried = faults.FaultsToInstall(IDLE_SECONDS, MEMORY)
     monkeypatch.setattr(StepBatches, "__getstate__", lambda self: {**vars(self), "faults": carried})

@@ -18,9 +18,9 @@ from matplotlib.patches import FancyBboxPatch
 from mirasol import MirasolFeatureExtractor
 from mirasol.checkpoint import load_checkpoint
 from mirasol.evaluation.answer import answer_clips
-from mirasol.synthetic.questions import Question, all_questions
+from mirasol.synthetic.questions import Question, list_all_questions
 from mirasol.synthetic.render import write_clip
-from mirasol.synthetic.scenes import Scene, split_scene
+from mirasol.synthetic.scenes import Scene, make_split_scene
 
 SEED = 20261126
 SHAPES, SOUNDS = 4, 4  # shown and heard in the scene
@@ -33,8 +33,8 @@ SOURCES = {"sight": "seen", "hearing": "heard", "order": "in order", "bound": "s
 def choose_scene() -> Scene:
     """The first scene of the seed with enough events, a question of every type among them."""
     for index in range(10_000):
-        scene = split_scene(SEED, "test", index)
-        types = {question.question_type for question in all_questions(scene)}
+        scene = make_split_scene(SEED, "test", index)
+        types = {question.question_type for question in list_all_questions(scene)}
         if len(scene.shapes) == SHAPES and len(scene.sounds) == SOUNDS and types >= SOURCES.keys():
             return scene
     raise AssertionError("no scene with that many events")
@@ -44,7 +44,7 @@ def choose_questions(scene: Scene) -> list[Question]:
     """One question of each type; of those that need both streams two."""
     chosen = []
     for question_type, count in (("sight", 1), ("hearing", 1), ("order", 1), ("bound", 2), ("range", 1)):
-        mine = [question for question in all_questions(scene) if question.question_type == question_type]
+        mine = [question for question in list_all_questions(scene) if question.question_type == question_type]
         templates = dict.fromkeys(question.template for question in mine)
         firsts = [next(question for question in mine if question.template == template) for template in templates]
         chosen += firsts[-count:]

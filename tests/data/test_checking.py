@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from mirasol.cli.main import main
-from mirasol.data.check import check_dataset, table
+from mirasol.data.check import check_dataset, format_report
 
 
 def write_clip(path, seconds: float = 1.0, container: str = "mp4") -> None:
@@ -136,7 +136,7 @@ def test_a_file_that_cannot_be_read_on_is_a_problem_of_its_split(tmp_path):
 def test_counts_stand_beside_the_published(tmp_path):
     rows = [{"answer": "red", "category_id": 1, "id": 1, "question": "what is it?", "video_id": 1}]
     (tmp_path / "val_qa.json").write_text(json.dumps(rows))
-    text = table(check_dataset("msrvtt_qa", tmp_path))
+    text = format_report(check_dataset("msrvtt_qa", tmp_path))
     assert "validation: 1 examples (published 12278), 1 videos (published 497)" in text
     assert "  what: 1 (published 8337)" in text and "  who: 0 (published 3439)" in text
 

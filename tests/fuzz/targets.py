@@ -108,14 +108,14 @@ def exercise_annotations(root: Path, dataset: str) -> list[str]:
 
 
 def _annotation_attempts(root: Path, dataset: str) -> Iterator[Callable[[], object]]:
-    from mirasol.data.check import check_dataset, table
+    from mirasol.data.check import check_dataset, format_report
     from mirasol.data.datasets.registry import list_splits, read_dataset, select_usable_examples
 
     splits: list[str] = []
     yield lambda: splits.extend(list_splits(dataset, root))
     for split in splits:
         yield lambda split=split: select_usable_examples(read_dataset(dataset, root, split), "skip")
-    yield lambda: table(check_dataset(dataset, root, open_media=False))
+    yield lambda: format_report(check_dataset(dataset, root, open_media=False))
 
 
 def exercise_shards(root: Path, dataset: str) -> list[str]:
@@ -124,7 +124,7 @@ def exercise_shards(root: Path, dataset: str) -> list[str]:
 
 
 def _shard_attempts(root: Path, dataset: str) -> Iterator[Callable[[], object]]:
-    from mirasol.data.check import check_dataset, table
+    from mirasol.data.check import check_dataset, format_report
     from mirasol.data.datasets.registry import list_splits, read_dataset
     from mirasol.data.media_files import open_media_file, scan_tar
 
@@ -139,7 +139,7 @@ def _shard_attempts(root: Path, dataset: str) -> Iterator[Callable[[], object]]:
         yield lambda split=split: open_all(split)
     for tar in sorted(root.rglob("*.tar")):
         yield lambda tar=tar: scan_tar(tar)
-    yield lambda: table(check_dataset(dataset, root, hashes=dataset == "shards", open_media=False))
+    yield lambda: format_report(check_dataset(dataset, root, hashes=dataset == "shards", open_media=False))
 
 
 def exercise_predictions(root: Path, dataset: str) -> list[str]:

@@ -10,7 +10,7 @@ from fuzz import Fuzzer
 
 from mirasol.config.recipe_io import load_recipe
 from mirasol.data.media_files import get_index_path, read_tar_index
-from mirasol.data.shards.verify import _member_problems
+from mirasol.data.shards.verify import _find_member_problems
 from mirasol.errors import UserError
 
 # (seed, mutations, number of the case) of media, rendered and mutated here
@@ -64,7 +64,7 @@ def test_an_unreadable_index_of_a_shard_is_a_problem(tmp_path, index):
     tar.write_bytes(bytes(10_240))
     get_index_path(tar).write_text(index, encoding="latin-1")
     assert read_tar_index(tar).members == {}
-    assert _member_problems(tar, tar.name, hashes=False) == [("wrong index", "its index file cannot be read", "")]
+    assert _find_member_problems(tar, tar.name, hashes=False) == [("wrong index", "its index file cannot be read", "")]
 
 
 def test_matrices_of_predictions(tmp_path):

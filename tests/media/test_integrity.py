@@ -57,7 +57,7 @@ def test_sound_alone_is_whole(tmp_path):
 
 
 def test_a_file_whose_end_cannot_be_sought_is_read_through(tmp_path, monkeypatch):
-    monkeypatch.setattr(integrity, "_found_near_end", lambda *_: False)
+    monkeypatch.setattr(integrity, "_is_found_near_end", lambda *_: False)
     assert find_truncated_end(written(tmp_path, "a.webm", *BOTH)) is None
 
 

@@ -81,7 +81,7 @@ def test_a_file_that_takes_too_much_memory_is_a_bad_clip(pool):
 def test_memory_that_a_file_leaves_is_not_the_next_ones(pool):
     run_isolated(DEFAULT_LIMITS, "some.mp4", faults.work, 0.0)
     [decoder] = pool.idle
-    pool.give_back(pool.take(), Limits(max_memory=4 * decoder.private_bytes() - 4096))
+    pool.give_back(pool.take(), Limits(max_memory=4 * decoder.measure_private_bytes() - 4096))
     assert not pool.idle
     wait_until_ended(decoder.pid)
 
@@ -211,7 +211,7 @@ def test_a_forked_process_has_decoders_of_its_own(pool):
 
 
 def test_a_decoder_that_cannot_start_is_no_fault_of_the_file(pool, monkeypatch):
-    monkeypatch.setattr(isolation, "decoder_program", lambda descriptors: "raise SystemExit(7)")
+    monkeypatch.setattr(isolation, "format_decoder_program", lambda descriptors: "raise SystemExit(7)")
     with pytest.raises(RuntimeError, match=r"no decoder process can be started \(exit code 7\)"):
         run_isolated(SOON, "a", faults.pid)
 

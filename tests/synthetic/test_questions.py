@@ -11,13 +11,13 @@ from mirasol.synthetic.questions import (
     TEMPLATES,
     TRAINING_CAP,
     Question,
-    all_questions,
-    describe,
-    questions,
-    story,
+    choose_questions,
+    describe_slots,
+    list_all_questions,
+    make_stories,
 )
-from mirasol.synthetic.scenes import SLOT_COUNTS, Scene, make_scene, split_scene, stable_hash
-from mirasol.synthetic.synthesize import clip_questions
+from mirasol.synthetic.scenes import SLOT_COUNTS, Scene, compute_stable_hash, make_scene, make_split_scene
+from mirasol.synthetic.synthesize import list_clip_questions
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +42,7 @@ def scene_of(slots: int, shapes: dict[int, str], sounds: dict[int, str]) -> Scen
 
 
 def answers(scene: Scene, question_type: str) -> dict[str, str]:
-    return {q.prompt: q.target for q in all_questions(scene) if q.question_type == question_type}
+    return {q.prompt: q.target for q in list_all_questions(scene) if q.question_type == question_type}
 
 
 STAGE = scene_of(
@@ -116,26 +116,26 @@ def test_count_and_range():
 
 
 def test_story_and_describe():
-    assert {q.prompt: q.target for q in story(STAGE)} == {
+    assert {q.prompt: q.target for q in make_stories(STAGE)} == {
         "list the shapes in order": "circle square cross",
         "list the colours in order": "red blue red",
         "list the motions in order": "left up down",
         "list the sounds in order": "bell drum buzz bell",
         "list the pitches in order": "low high low low",
     }
-    assert [(q.start, q.end, q.target) for q in describe(STAGE)] == [
+    assert [(q.start, q.end, q.target) for q in describe_slots(STAGE)] == [
         (0, 1, "red circle left , low bell"),
         (1, 2, "blue square up , high drum"),
         (2, 3, "nothing , low buzz"),
         (3, 4, "red cross down , silence"),
         (4, 5, "nothing , low bell"),
     ]
-    assert describe(scene_of(4, {}, {1: "low buzz"}))[0].start == 1
+    assert describe_slots(scene_of(4, {}, {1: "low buzz"}))[0].start == 1
 
 
 def test_a_prompt_has_one_answer_among_its_candidates(scenes):
     for scene in scenes:
-        asked = all_questions(scene)
+        asked = list_all_questions(scene)
         assert len({q.prompt for q in asked}) == len(asked)
         for question in asked:
             assert question.target in question.candidates
@@ -147,7 +147,7 @@ def test_every_template_is_used_and_every_candidate_is_an_answer(scenes):
     found = defaultdict(set)
     offered = defaultdict(set)
     for scene in [*scenes, *(make_scene(seed) for seed in range(1000, 2000))]:
-        for question in all_questions(scene):
+        for question in list_all_questions(scene):
             found[question.question_type, question.template].add(question.target)
             offered[question.question_type, question.template].update(question.candidates)
     assert set(found) == {(kind, name) for kind, templates in TEMPLATES.items() for name in templates}
@@ -176,7 +176,7 @@ def test_shifting_the_sound_by_whole_slots_changes_every_bound_answer(scenes):
 def test_evaluation_sets_are_spread_over_the_types(scenes):
     total = Counter()
     for scene in scenes:
-        asked = questions(scene, np.random.default_rng(0), training=False)
+        asked = choose_questions(scene, np.random.default_rng(0), training=False)
         counts = Counter(q.question_type for q in asked)
         assert all(count <= EVALUATION_CAPS[kind] for kind, count in counts.items())
         assert counts["count"] == 1
@@ -187,14 +187,14 @@ def test_evaluation_sets_are_spread_over_the_types(scenes):
 
 def test_training_sets_hold_both_counts_and_no_more_than_their_cap(scenes):
     for scene in scenes:
-        asked = questions(scene, np.random.default_rng(0), training=True)
-        assert len(asked) == min(TRAINING_CAP, len(all_questions(scene)))
+        asked = choose_questions(scene, np.random.default_rng(0), training=True)
+        assert len(asked) == min(TRAINING_CAP, len(list_all_questions(scene)))
         assert sum(q.question_type == "count" for q in asked) == 2
 
 
 def test_questions_are_a_function_of_scene_and_generator(scenes):
     for training in (True, False):
-        first, second = (questions(scenes[5], np.random.default_rng(3), training=training) for _ in range(2))
+        first, second = (choose_questions(scenes[5], np.random.default_rng(3), training=training) for _ in range(2))
         assert first == second
 
 
@@ -203,8 +203,10 @@ def samples() -> dict[str, list[tuple[Question, int]]]:
     """Questions with their scene's number of slots, as synthesize() writes them."""
     drawn = {}
     for split, count in (("train", 3000), ("test", 600)):
-        pairs = ((split_scene(17, split, index), index) for index in range(count))
-        drawn[split] = [(q, scene.slots) for scene, index in pairs for q in clip_questions(scene, 17, split, index)]
+        pairs = ((make_split_scene(17, split, index), index) for index in range(count))
+        drawn[split] = [
+            (q, scene.slots) for scene, index in pairs for q in list_clip_questions(scene, 17, split, index)
+        ]
     return drawn
 
 
@@ -238,7 +240,7 @@ def test_counts_do_not_follow_from_the_length_of_the_clip(samples):
 def test_what_training_alone_asks_is_never_in_a_test_set(samples):
     assert {q.question_type for q, _ in samples["test"]} == set(QUESTION_TYPES)
     assert {q.question_type for q, _ in samples["train"]} == {*QUESTION_TYPES, "describe", "story"}
-    assert stable_hash("questions", 17, "train", 0) != stable_hash("questions", 17, "test", 0)
+    assert compute_stable_hash("questions", 17, "train", 0) != compute_stable_hash("questions", 17, "test", 0)
 
 
 def test_the_documentation_lists_every_template():

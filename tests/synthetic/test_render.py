@@ -131,7 +131,7 @@ def test_sounds_are_heard_in_their_slots_and_nowhere_else(scenes):
             for half in (slot, slot + 0.5):
                 part = waveform[round(half * rate) : round((half + 0.5) * rate)]
                 loudness = np.sqrt(np.mean(part**2))
-                assert loudness > 0.028 if scene.sound_at(slot) else loudness < 0.015
+                assert loudness > 0.028 if scene.find_sound(slot) else loudness < 0.015
 
 
 def spectrum(sound: np.ndarray, rate: int) -> np.ndarray:

@@ -8,8 +8,8 @@ from mirasol.data.datasets.folder import read_examples
 from mirasol.data.example import group_by_clip
 from mirasol.errors import UserError
 from mirasol.synthetic.questions import QUESTION_TYPES
-from mirasol.synthetic.scenes import SPLITS, split_scene
-from mirasol.synthetic.synthesize import KINDS, clip_id, synthesize
+from mirasol.synthetic.scenes import SPLITS, make_split_scene
+from mirasol.synthetic.synthesize import KINDS, format_clip_id, synthesize
 
 pytest.importorskip("av")
 
@@ -31,7 +31,9 @@ def test_the_folder_reads_as_a_data_set(root):
     for split, count in COUNTS.items():
         examples = read_examples(root, split)
         whole = [group for group in group_by_clip(examples) if group.start is None]
-        assert [group.media for group in whole] == [f"clips/{split}/{clip_id(split, i)}.mp4" for i in range(count)]
+        assert [group.media for group in whole] == [
+            f"clips/{split}/{format_clip_id(split, i)}.mp4" for i in range(count)
+        ]
         assert all((root / example.media).is_file() for example in examples)
         assert len({example.id for example in examples}) == len(examples)
 
@@ -48,7 +50,7 @@ def test_every_slot_with_an_event_is_described_in_training(root):
             assert group.end == group.start + 1
             assert [example.question_type for example in group.examples] == ["describe"]
     described = [example for example in read_examples(root, "train") if example.question_type == "describe"]
-    scenes = [split_scene(4, "train", index) for index in range(COUNTS["train"])]
+    scenes = [make_split_scene(4, "train", index) for index in range(COUNTS["train"])]
     assert len(described) == sum(len({e.slot for e in (*scene.shapes, *scene.sounds)}) for scene in scenes)
 
 

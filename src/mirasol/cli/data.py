@@ -82,7 +82,7 @@ def run(options: Any) -> None:
 def _check(chosen: Any) -> None:
     from mirasol.cli.common import read_dataset_options
     from mirasol.console import count_cores, make_console, show_progress
-    from mirasol.data.check import check_dataset, table
+    from mirasol.data.check import check_dataset, format_report
 
     with show_progress(make_console(), "Opening", "files") as report:
         found = check_dataset(
@@ -95,7 +95,7 @@ def _check(chosen: Any) -> None:
             workers=chosen.workers or count_cores(),
             progress=report,
         )
-    sys.stdout.write((json.dumps(found.to_dict()) if chosen.json else table(found)) + "\n")
+    sys.stdout.write((json.dumps(found.to_dict()) if chosen.json else format_report(found)) + "\n")
     if not found.good:
         raise SystemExit(1)
 
@@ -147,7 +147,7 @@ def _shard(chosen: Any) -> None:
         Sharding(chosen.shard_bytes, chosen.clips_per_shard, reencode),
         on_bad_clip=chosen.on_bad_clip,
     )
-    for line in _plan_lines(plan):
+    for line in _format_plan(plan):
         out.print(line, markup=False)
     if chosen.dry_run:
         return
@@ -159,45 +159,46 @@ def _shard(chosen: Any) -> None:
             executor=chosen.executor,
             progress=report,
         )
-    for line in _sharded_lines(done):
+    for line in _format_result(done):
         out.print(line, markup=False)
     before = f", {done.finished_before} of them finished before" if done.finished_before else ""
     seconds = time.monotonic() - began
-    out.print(f"{chosen.out}: {done.shards} shards{before}, {_mb(done.bytes)} in {seconds:.0f} s")
+    out.print(f"{chosen.out}: {done.shards} shards{before}, {_format_megabytes(done.bytes)} in {seconds:.0f} s")
 
 
-def _plan_lines(plan: Any) -> Iterator[str]:
+def _format_plan(plan: Any) -> Iterator[str]:
     """What will be written: clips, bytes and shards of every split, media larger than a shard, want of room."""
     sharding = plan.sharding
     for split, jobs in plan.jobs.items():
-        clips, length = len(plan.sizes[split]), _mb(sum(plan.sizes[split].values()))
+        clips, length = len(plan.sizes[split]), _format_megabytes(sum(plan.sizes[split].values()))
         before = f", before re-encoding ({sharding.reencode})" if sharding.reencode else ""
-        most = f"at most {_mb(sharding.shard_bytes)} and {sharding.clips_per_shard} clips each"
+        most = f"at most {_format_megabytes(sharding.shard_bytes)} and {sharding.clips_per_shard} clips each"
         yield f"{split}: {clips} clips, {length}{before}, into {len(jobs)} shards of {most}"
     larger = sorted(plan.larger.items(), key=lambda entry: -entry[1])
-    entries = [f"{media} ({_mb(length)})" for media, length in larger]
-    yield from _shortened("larger than a shard may be, so alone in one: ", entries)
-    left, free = plan.bytes_left(), plan.free_bytes()
+    entries = [f"{media} ({_format_megabytes(length)})" for media, length in larger]
+    yield from _shorten_list("larger than a shard may be, so alone in one: ", entries)
+    left, free = plan.count_bytes_left(), plan.find_free_bytes()
     if left > free and sharding.reencode is None:
-        yield f"{plan.out}: {_mb(left)} are to be written, but its disk has {_mb(free)} free"
+        needed, room = _format_megabytes(left), _format_megabytes(free)
+        yield f"{plan.out}: {needed} are to be written, but its disk has {room} free"
 
 
-def _sharded_lines(done: Any) -> Iterator[str]:
+def _format_result(done: Any) -> Iterator[str]:
     for split, examples in done.examples.items():
         lost = f", {done.not_usable[split]} examples left out" if done.not_usable[split] else ""
         yield f"{split}: {examples} examples on {done.clips[split]} clips{lost}"
-    yield from _shortened("left out: ", [f"{entry['media']}: {entry['reason']}" for entry in done.bad])
-    yield from _shortened("packed although ", [f"{media} is {reason}" for media, reason in done.cut_short.items()])
+    yield from _shorten_list("left out: ", [f"{entry['media']}: {entry['reason']}" for entry in done.bad])
+    yield from _shorten_list("packed although ", [f"{media} is {reason}" for media, reason in done.cut_short.items()])
     for reason, count in Counter(done.kept.values()).items():
         yield f"not re-encoded: {count} files ({reason})"
 
 
-def _shortened(head: str, entries: list[str]) -> Iterator[str]:
+def _shorten_list(head: str, entries: list[str]) -> Iterator[str]:
     """A line for each entry, for the first `SHOWN` of them."""
     yield from (head + entry for entry in entries[:SHOWN])
     if len(entries) > SHOWN:
         yield f"{head}… and {len(entries) - SHOWN} more: see manifest.json"
 
 
-def _mb(count: int) -> str:
+def _format_megabytes(count: int) -> str:
     return f"{count / 1e6:,.1f} MB"

@@ -14,7 +14,7 @@ from mirasol.data.datasets.files import Files
 from mirasol.data.datasets.registry import find_adapter, list_listed_splits, read_listed_split
 from mirasol.data.example import Example
 from mirasol.data.media_files import has_wrong_extension, is_image, open_media_file
-from mirasol.data.shards.verify import shard_problems
+from mirasol.data.shards.verify import find_shard_problems
 from mirasol.errors import BadClip, UserError
 from mirasol.files import hash_file
 from mirasol.media.formats.content import PAGE, detect_content_kind
@@ -104,21 +104,23 @@ def check_dataset(
             dataset = read_listed_split(name, files, one, options)
         except AnnotationError as error:
             problems.append(error.problem)
-            entries[one] = _entry(None)
+            entries[one] = _describe_split(None)
             continue
         datasets.append(dataset)
-        entries[dataset.split] = _entry(dataset)
+        entries[dataset.split] = _describe_split(dataset)
         problems += dataset.problems
-    problems += _shared_videos(datasets)
+    problems += _find_shared_videos(datasets)
     facts = _open_all(files.root, datasets, workers, progress) if open_media else []
-    found_wrong = _media_problems(files.root, datasets, facts)
+    found_wrong = _find_media_problems(files.root, datasets, facts)
     if name == "shards":
-        found_wrong += shard_problems(files.root, datasets, {p.file for p in found_wrong if p.examples}, hashes=hashes)
+        found_wrong += find_shard_problems(
+            files.root, datasets, {p.file for p in found_wrong if p.examples}, hashes=hashes
+        )
     problems += found_wrong
-    return Report(entries, _media(datasets, facts, found_wrong), tuple(problems))
+    return Report(entries, _describe_media(datasets, facts, found_wrong), tuple(problems))
 
 
-def _entry(dataset: DatasetSplit | None) -> dict[str, Any]:
+def _describe_split(dataset: DatasetSplit | None) -> dict[str, Any]:
     if dataset is None:
         return {"examples": 0, "videos": 0, "types": {}, "published": {}, "facts": {}}
     published = dataset.published
@@ -140,7 +142,7 @@ def count_types(dataset: DatasetSplit) -> dict[str, int]:
     return dict(Counter(example.type_name for example in dataset.annotated).most_common())
 
 
-def _shared_videos(datasets: Sequence[DatasetSplit]) -> list[Problem]:
+def _find_shared_videos(datasets: Sequence[DatasetSplit]) -> list[Problem]:
     """Videos that are in more than one split."""
     where: dict[str, dict[str, None]] = defaultdict(dict)
     for dataset in datasets:
@@ -185,7 +187,7 @@ def check_media_file(root: Path, media: str) -> MediaFacts:
     return MediaFacts(media, size, info.duration, seen, heard, kind, held=held, ending=ending, stated=info.stated)
 
 
-def _media_problems(root: Path, datasets: Sequence[DatasetSplit], facts: Sequence[MediaFacts]) -> list[Problem]:
+def _find_media_problems(root: Path, datasets: Sequence[DatasetSplit], facts: Sequence[MediaFacts]) -> list[Problem]:
     examples = Counter(example.media for dataset in datasets for example in dataset.examples)
     problems = []
     for fact in facts:
@@ -199,8 +201,8 @@ def _media_problems(root: Path, datasets: Sequence[DatasetSplit], facts: Sequenc
             problems.append(Problem("header too short", message, fact.media))
         if fact.ending and fact.held is None:
             problems.append(Problem("ends early", f"{fact.cut_short}; read as all there is", fact.media))
-    problems += _cut_short(datasets, facts)
-    problems += _outside(datasets, {fact.media: fact.seconds for fact in facts if fact.seconds is not None})
+    problems += _find_cut_short(datasets, facts)
+    problems += _find_outside(datasets, {fact.media: fact.seconds for fact in facts if fact.seconds is not None})
     for group in find_identical_files(root, facts):
         message = f"the same bytes as {', '.join(group[1:4])}" + (
             f" and {len(group) - 4} more" if len(group) > 4 else ""
@@ -209,7 +211,7 @@ def _media_problems(root: Path, datasets: Sequence[DatasetSplit], facts: Sequenc
     return problems
 
 
-def _cut_short(datasets: Sequence[DatasetSplit], facts: Sequence[MediaFacts]) -> list[Problem]:
+def _find_cut_short(datasets: Sequence[DatasetSplit], facts: Sequence[MediaFacts]) -> list[Problem]:
     """Files that end before their header says so; they cost the examples that ask for what is not there."""
     problems = []
     cut = {fact.media: fact for fact in facts if fact.held is not None}
@@ -218,17 +220,17 @@ def _cut_short(datasets: Sequence[DatasetSplit], facts: Sequence[MediaFacts]) ->
         if example.media in cut:
             asked[example.media].append(example)
     for media, fact in cut.items():
-        lost = [e for e in asked[media] if not _beyond(e, fact.seconds) and (e.end or fact.seconds) > fact.held]
+        lost = [e for e in asked[media] if not _reaches_beyond(e, fact.seconds) and (e.end or fact.seconds) > fact.held]
         problems.append(Problem("cut short", fact.cut_short, media, examples=len(lost)))
     return problems
 
 
-def _beyond(example: Example, length: float) -> bool:
+def _reaches_beyond(example: Example, length: float) -> bool:
     """Whether an example's window reaches beyond its file's length by more than the reader lets pass."""
     return (example.start or 0) >= length or (example.end or 0) > length + END_TOLERANCE
 
 
-def _outside(datasets: Sequence[DatasetSplit], seconds: dict[str, float]) -> list[Problem]:
+def _find_outside(datasets: Sequence[DatasetSplit], seconds: dict[str, float]) -> list[Problem]:
     """Windows that reach beyond their file's end by more than the reader lets pass."""
     problems = []
     for dataset in datasets:
@@ -236,7 +238,7 @@ def _outside(datasets: Sequence[DatasetSplit], seconds: dict[str, float]) -> lis
             length = seconds.get(example.media)
             if length is None or (example.start is None and example.end is None):
                 continue
-            if _beyond(example, length):
+            if _reaches_beyond(example, length):
                 window = f"{example.start or 0:g} to {'the end' if example.end is None else f'{example.end:g}'} s"
                 message = f"window {window} of example {example.id!r}, but the file lasts {length:.3f} s"
                 problems.append(Problem("window outside", message, example.media, examples=1))
@@ -256,7 +258,7 @@ def find_identical_files(root: Path, facts: Iterable[MediaFacts]) -> list[list[s
     return [group for group in groups.values() if len(group) > 1]
 
 
-def _media(
+def _describe_media(
     datasets: Sequence[DatasetSplit], facts: Sequence[MediaFacts], problems: Sequence[Problem]
 ) -> dict[str, Any]:
     """The report's `media`: n_annotated = n_usable + the sum of the reasons."""
@@ -280,11 +282,11 @@ def _media(
         "without_audio": sum(not fact.has_audio and fact.seconds is not None for fact in good),
         "without_video": sum(not fact.has_video for fact in good),
         "duplicates": sum(problem.kind == "identical files" for problem in problems),
-        "seconds": _durations([fact.seconds for fact in good if fact.seconds is not None]),
+        "seconds": _count_durations([fact.seconds for fact in good if fact.seconds is not None]),
     }
 
 
-def _durations(seconds: list[float]) -> dict[str, Any]:
+def _count_durations(seconds: list[float]) -> dict[str, Any]:
     labels = [f"< {edge}" for edge in BINS] + [f">= {BINS[-1]}"]
     histogram = dict.fromkeys(labels, 0)
     for value in seconds:
@@ -300,12 +302,14 @@ def _durations(seconds: list[float]) -> dict[str, Any]:
     }
 
 
-def table(report: Report, most_problems: int = 20) -> str:
+def format_report(report: Report, most_problems: int = 20) -> str:
     """The report in lines for a terminal; of the problems the first `most_problems` of each kind."""
     lines = []
     for split, entry in report.splits.items():
         published = entry["published"]
-        lines.append(f"{split}: {_beside('examples', entry, published)}, {_beside('videos', entry, published)}")
+        lines.append(
+            f"{split}: {_format_count('examples', entry, published)}, {_format_count('videos', entry, published)}"
+        )
         lines += [f"  {name}: {value}" for name, value in entry["facts"].items()]
         types = published.get("types", {})
         shown = list(dict.fromkeys([*entry["types"], *types]))
@@ -333,5 +337,5 @@ def table(report: Report, most_problems: int = 20) -> str:
     return "\n".join(lines)
 
 
-def _beside(name: str, entry: dict[str, Any], published: dict[str, Any]) -> str:
+def _format_count(name: str, entry: dict[str, Any], published: dict[str, Any]) -> str:
     return f"{entry[name]} {name}" + (f" (published {published[name]})" if name in published else "")

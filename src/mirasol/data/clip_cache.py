@@ -89,7 +89,7 @@ class ClipCache:
         self.whole, self.limit = frozenset(whole), limit
         self.folder, self.root, self.settings = folder and Path(folder), Path(root), MediaConfig(**settings).to_dict()
         self._settings = json.dumps(self.settings, sort_keys=True)
-        self.grid = _extractor(self._settings).grid
+        self.grid = _make_extractor(self._settings).grid
         self._cuts: dict[Window, tuple[int, int] | None] = {}
 
     def at_size(self, image_size: int) -> "ClipCache":
@@ -116,27 +116,27 @@ class ClipCache:
         window = (media, start, end)
         if window[1:] != WHOLE and media in self.whole:
             self._decode_if_missing((media, *WHOLE))
-            chunks = self._chunks_of_whole(window)
+            chunks = self._find_chunks_of_whole(window)
             if chunks is not None:
-                whole = self._stored((media, *WHOLE), chunks)
+                whole = self._read_stored((media, *WHOLE), chunks)
                 return {name: whole[name] for name in TENSORS}
-        tensors = self._stored(window) if self.folder is not None and self.file(window).exists() else None
+        tensors = self._read_stored(window) if self.folder is not None and self.file(window).exists() else None
         if tensors is None:
-            tensors = self._decoded(window)
+            tensors = self._decode_and_keep(window)
         return {name: value for name, value in tensors.items() if name != "edges"}
 
-    def _decoded(self, window: Window) -> dict[str, Tensor]:
+    def _decode_and_keep(self, window: Window) -> dict[str, Tensor]:
         """Decodes a window, and keeps it if it may. Raises BadClip."""
-        tensors, notes = _read(self._job(window))
+        tensors, notes = _read(self._make_job(window))
         if self.folder is not None and self._has_room(tensors):
             _write(self.file(window), tensors, window[0], notes)
         return tensors
 
     def _decode_if_missing(self, window: Window) -> None:
         if not self.file(window).exists():
-            self._decoded(window)
+            self._decode_and_keep(window)
 
-    def _stored(self, window: Window, chunks: tuple[int, int] | None = None) -> dict[str, Tensor]:
+    def _read_stored(self, window: Window, chunks: tuple[int, int] | None = None) -> dict[str, Tensor]:
         """What the window's file holds, or some of its chunks; decoded again if the file is damaged."""
         file = self.file(window)
         try:
@@ -150,7 +150,7 @@ class ClipCache:
         except (SafetensorError, OSError) as error:
             warnings.warn(f"{file}: damaged file in the clip cache ({error}): decoded again", stacklevel=2)
         file.unlink(missing_ok=True)
-        tensors = self._decoded(window)
+        tensors = self._decode_and_keep(window)
         if chunks is None:
             return tensors
         return {name: value[slice(*chunks)] if name != "edges" else value for name, value in tensors.items()}
@@ -209,7 +209,7 @@ class ClipCache:
         for window in windows:
             if window[0] in broken:
                 bad[window] = broken[window[0]]
-            elif window[1:] != WHOLE and (window[0] not in self.whole or self._chunks_of_whole(window) is None):
+            elif window[1:] != WHOLE and (window[0] not in self.whole or self._find_chunks_of_whole(window) is None):
                 alone.append(window)
         bad.update(self._fill(alone, workers, on_bad, on_progress, seconds))
         return [BadWindow(*window, bad[window]) for window in windows if window in bad]
@@ -220,7 +220,7 @@ class ClipCache:
         for window in windows:
             try:
                 if not self.file(window).exists():
-                    jobs.append((window, self._job(window)))
+                    jobs.append((window, self._make_job(window)))
             except BadClip as error:
                 bad[window] = error.reason
                 if on_bad == "error":
@@ -234,10 +234,10 @@ class ClipCache:
                 on_progress(done, len(jobs))
         return bad
 
-    def _job(self, window: Window) -> tuple[str, Window, str, str]:
+    def _make_job(self, window: Window) -> tuple[str, Window, str, str]:
         return str(self.root), window, self._settings, "" if self.folder is None else str(self.file(window))
 
-    def _chunks_of_whole(self, window: Window) -> tuple[int, int] | None:
+    def _find_chunks_of_whole(self, window: Window) -> tuple[int, int] | None:
         """First and last (exclusive) chunk of the decoded whole clip that make up the window, if they exactly do."""
         if len(self._cuts) > _MOST_CUTS:
             self._cuts.clear()
@@ -246,7 +246,7 @@ class ClipCache:
         return self._cuts[window]
 
     def _find_chunks(self, media: str, start: float | None, end: float | None) -> tuple[int, int] | None:
-        edges = self._stored((media, *WHOLE))["edges"]
+        edges = self._read_stored((media, *WHOLE))["edges"]
         start = float(edges[0]) if start is None else start
         end = float(edges[-1]) if end is None else end
         if end <= start:
@@ -269,14 +269,14 @@ def describe_window(window: Window) -> str:
 
 
 @functools.lru_cache(maxsize=4)
-def _extractor(settings: str) -> MirasolFeatureExtractor:
+def _make_extractor(settings: str) -> MirasolFeatureExtractor:
     return MirasolFeatureExtractor(**json.loads(settings))
 
 
 def _read(job: tuple[str, Window, str, str]) -> tuple[dict[str, Tensor], list[str]]:
     """The tensors of a window and what was noted about it. Raises BadClip where the media cannot be used."""
     root, (media, start, end), settings, _ = job
-    extractor = _extractor(settings)
+    extractor = _make_extractor(settings)
     try:
         with open_media_file(Path(root), media) as path:
             if is_image(media):

@@ -37,7 +37,7 @@ def digest_examples(
     for example in examples:
         digest.update(json.dumps(facts(example), ensure_ascii=False).encode("utf-8", "surrogatepass") + b"\n")
     for name in dict.fromkeys((example.media for example in examples) if media is None else media):
-        size = _size(root, name)
+        size = _find_size(root, name)
         if size is None:
             missing.append(name)
         digest.update(f"{name} {size or 0}\n".encode("utf-8", "surrogatepass"))
@@ -47,7 +47,7 @@ def digest_examples(
     return ExamplesDigest(digest.hexdigest(), tuple(missing))
 
 
-def _size(root: Path, media: str) -> int | None:
+def _find_size(root: Path, media: str) -> int | None:
     """Bytes of the file that holds the media, None where there is none."""
     for path in (f"{root}/{media}", find_stored_file(root, media)):  # few lie in a tar, so the path is tried first
         try:

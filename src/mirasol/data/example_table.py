@@ -43,17 +43,17 @@ class Arrays:
             unfinished = folder / f".{name}.{uuid.uuid4().hex}.npy"  # several machines may do the same at once
             np.save(unfinished, array)
             os.replace(unfinished, folder / f"{name}.npy")
-        return self._mapped(folder, self._arrays)
+        return self._map_files(folder, self._arrays)
 
     @staticmethod
-    def _mapped(folder: Path, names: Iterable[str]) -> "Arrays":
+    def _map_files(folder: Path, names: Iterable[str]) -> "Arrays":
         # A plain array over the mapping: indexing a memmap costs ten times as much.
         return Arrays({name: np.asarray(np.load(folder / f"{name}.npy", mmap_mode="r")) for name in names}, folder)
 
     def __reduce__(self):
         if self._folder is None:
             return Arrays, (self._arrays,)
-        return Arrays._mapped, (self._folder, list(self._arrays))
+        return Arrays._map_files, (self._folder, list(self._arrays))
 
 
 class ExampleTable(Sequence[Example]):
@@ -206,7 +206,7 @@ class _Packer:
         self.columns: list[tuple[int, bool, bool, int]] = []
 
     def add(self, example: Example) -> None:
-        candidates = example.candidates if len(example.candidates) <= _MANY_CANDIDATES else self._shared(example)
+        candidates = example.candidates if len(example.candidates) <= _MANY_CANDIDATES else self._add_shared(example)
         # References often are the target alone, or labels: they stay with the row.
         values = [
             example.id, example.media, example.start, example.end, example.prompt, example.target, candidates,
@@ -220,7 +220,7 @@ class _Packer:
         if len(self.rows) >= _ROWS_AT_ONCE:
             self._end()
 
-    def _shared(self, example: Example) -> int:
+    def _add_shared(self, example: Example) -> int:
         place = self.class_lists.get(id(example.candidates))
         if place is None:
             place = self.class_lists[id(example.candidates)] = len(self.kept)

@@ -188,7 +188,7 @@ def load_media(cache: ClipCache, extractor: MirasolFeatureExtractor, windows: Se
     return dict(extractor.collate([cache.load(*window) for window in windows]))
 
 
-def _as_is(item):
+def _return_unchanged(item):
     return item
 
 
@@ -252,7 +252,7 @@ def make_loader(
         batch_size=None,
         sampler=steps,
         num_workers=workers,
-        collate_fn=_as_is,
+        collate_fn=_return_unchanged,
         # An iterator draws a seed for its workers: from here, so that the global generator stays untouched.
         generator=torch.Generator().manual_seed(0),
         multiprocessing_context=make_process_context() if workers else None,

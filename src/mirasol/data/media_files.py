@@ -66,16 +66,16 @@ def read_tar_index(path: Path) -> TarIndex:
         facts = path.stat()
     except OSError as error:
         raise BadClip(path, "no such file") from error
-    return _tar_index(path, facts.st_size, facts.st_mtime_ns)
+    return _read_tar_index(path, facts.st_size, facts.st_mtime_ns)
 
 
 @functools.lru_cache(maxsize=64)
-def _tar_index(path: Path, size: int, changed: int) -> TarIndex:
-    written = _written_index(path, size)
+def _read_tar_index(path: Path, size: int, changed: int) -> TarIndex:
+    written = _read_written_index(path, size)
     return TarIndex(written, "", True) if written is not None else scan_tar(path)
 
 
-def _written_index(path: Path, size: int) -> dict[str, tuple[int, int]] | None:
+def _read_written_index(path: Path, size: int) -> dict[str, tuple[int, int]] | None:
     """The members that the index file of a tar of `size` bytes tells; None where there is none, or one of another."""
     try:
         index = parse_json(get_index_path(path).read_bytes())

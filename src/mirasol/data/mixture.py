@@ -50,14 +50,14 @@ class Mixture:
         if len(self.names) == 1:
             return self.names[0], position
         block, index = divmod(position, BLOCK)
-        number, before = self._block(block)[index]
+        number, before = self._draw_block(block)[index]
         return self.names[number], before
 
-    def _block(self, block: int) -> list[tuple[int, int]]:
+    def _draw_block(self, block: int) -> list[tuple[int, int]]:
         """(number of its data set, place in that data set's order) of every position of a block."""
         if block not in self._blocks:
-            firsts = [self._clips_before(number, block) for number in range(len(self.names))]
-            counts = [self._clips_before(number, block + 1) - first for number, first in enumerate(firsts)]
+            firsts = [self._count_clips_before(number, block) for number in range(len(self.names))]
+            counts = [self._count_clips_before(number, block + 1) - first for number, first in enumerate(firsts)]
             chosen = [number for number, count in enumerate(counts) for _ in range(count)]
             places, passed = [], list(firsts)
             for index in range(BLOCK):
@@ -68,7 +68,7 @@ class Mixture:
             self._blocks = {**dict(list(self._blocks.items())[-3:]), block: places}
         return self._blocks[block]
 
-    def _clips_before(self, number: int, block: int) -> int:
+    def _count_clips_before(self, number: int, block: int) -> int:
         """How many positions before the block belong to data set `number`."""
         return math.floor(self.edges[number + 1] * block * BLOCK) - math.floor(self.edges[number] * block * BLOCK)
 

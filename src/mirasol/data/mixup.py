@@ -52,7 +52,7 @@ def mix_clips(
         there = media[f"{name}_mask"]
         both = torch.stack([there[own] & there[other] for own, other in enumerate(others)])
         is_mixed |= both.any(dim=1)
-        result[name] = _lerp(media[name], others, shares, both)
+        result[name] = _interpolate(media[name], others, shares, both)
     media = {name: value[: len(rows)] for name, value in media.items()} | result
     shares = [share if mixed else 1.0 for share, mixed in zip(shares, is_mixed.tolist(), strict=True)]
     partners = tuple(batch.examples[other] for other in others)
@@ -61,7 +61,7 @@ def mix_clips(
     return batch, {name: value[:, :longest] for name, value in media.items()}
 
 
-def _lerp(
+def _interpolate(
     values: Float[Tensor, "loaded chunk ..."], others: list[int], shares: list[float], both: Bool[Tensor, "row chunk"]
 ) -> Float[Tensor, "row chunk ..."]:
     """The first rows of `values`, each mixed with another in the chunks that both have; chunk by chunk straight into

@@ -203,9 +203,9 @@ class BatchPlan:
             if kind not in taken
         }
         self.unused = {kind: count for kind, count in counts.items() if count}
-        self.mixtures = {name: self._mixture(name, stage, tables) for name, stage in recipe.stages.items()}
+        self.mixtures = {name: self._make_mixture(name, stage, tables) for name, stage in recipe.stages.items()}
 
-    def _mixture(self, stage_name: str, stage: Stage, tables: Mapping[str, ExampleTable]) -> Mixture:
+    def _make_mixture(self, stage_name: str, stage: Stage, tables: Mapping[str, ExampleTable]) -> Mixture:
         data_sets = {name: tables[name] for name in stage.data_sets or tables}
         known, place = sorted({name for table in data_sets.values() for name in table.types}), f"stages.{stage_name}"
         roots = ", ".join(self.recipe.data.data_sets[name].root for name in data_sets)
@@ -226,11 +226,11 @@ class BatchPlan:
         name, step_in_stage = self.recipe.find_stage(step)
         first = step_in_stage * self.recipe.stages[name].clips_per_step
         positions = tuple(range(first, first + self.recipe.stages[name].clips_per_step))
-        rows = zip(*(self._row(name, place) for place in positions), strict=True)
+        rows = zip(*(self._draw_row(name, place) for place in positions), strict=True)
         clips, examples, dropped, epochs, repeats, data_sets = rows
         return Batch(step, clips, examples, sum(repeats), dropped, name, epochs, positions, data_sets)
 
-    def _row(self, name: str, position: int, attempt: int = 0):
+    def _draw_row(self, name: str, position: int, attempt: int = 0):
         """(clip, examples, dropped, epoch, repeats, data set) of a stage's `position`; `attempt` counts the clips that
         turned out to be bad in its place."""
         stage, seed = self.recipe.stages[name], self.recipe.seed
@@ -244,7 +244,7 @@ class BatchPlan:
 
         Which one follows from the row's position and the attempt alone: a resumed run draws the same.
         """
-        clip, examples, *_ = self._row(batch.stage, batch.positions[row], attempt)
+        clip, examples, *_ = self._draw_row(batch.stage, batch.positions[row], attempt)
         return replace(
             batch,
             clips=(*batch.clips[:row], clip, *batch.clips[row + 1 :]),
@@ -267,12 +267,12 @@ class BatchPlan:
             }
         return plan
 
-    def noise_seed(self, step: int, part: int = 0, rank: int = 0) -> int:
+    def compute_noise_seed(self, step: int, part: int = 0, rank: int = 0) -> int:
         """Seed of PyTorch's random numbers (dropout, masking of x) in a microbatch of step `step` on a process."""
         place = () if part == rank == 0 else (part, rank)
         return hash64(self.recipe.seed, "noise", step, *place) >> 1
 
-    def used_clips(self, stages: Iterable[str] | None = None) -> list[tuple[str, float | None, float | None]]:
+    def list_used_clips(self, stages: Iterable[str] | None = None) -> list[tuple[str, float | None, float | None]]:
         """Every (media, start, end) that some step, or some step of these stages, may ask for."""
         names = self.mixtures if stages is None else stages
         tables = (clips for name in names for clips in self.mixtures[name].clips.values())

@@ -153,13 +153,13 @@ class WaveformBuilder:
 
     def _take(self, frame: AudioFrame) -> None:
         self.counts.frames_decoded += 1
-        time = self._time_of(frame)
+        time = self._find_time(frame)
         self._untimed_end = time + frame.samples / frame.sample_rate
         while self._joints and time >= self._joints[0]:
             # However small the jump here is, what follows is another recording.
             self._joints.pop(0)
             follows = bool(self._waiting) or self._resampler is not None
-            jump = time - self._next_time() if follows else 0.0
+            jump = time - self._compute_next_time() if follows else 0.0
             self._settle()
             self._end_run()
             if abs(jump) > JUMP_SECONDS:
@@ -172,7 +172,7 @@ class WaveformBuilder:
             self._settle()
             self._end_run()
             self._kind = kind
-        jump = time - self._next_time() if self._waiting or self._resampler is not None else 0.0
+        jump = time - self._compute_next_time() if self._waiting or self._resampler is not None else 0.0
         if abs(jump) > CLEAR_JUMP_SECONDS:
             self._settle(jump=False)
             self._end_run()
@@ -185,17 +185,17 @@ class WaveformBuilder:
         if sum(held.samples for _, held in self._waiting) >= DOUBT_SECONDS * frame.sample_rate:
             self._settle()
 
-    def _time_of(self, frame: AudioFrame) -> float:
+    def _find_time(self, frame: AudioFrame) -> float:
         """Container seconds at which a frame begins; without a time of its own, right after the one before it."""
         if frame.pts is not None:
             return frame.pts * self._tick
         if self._waiting or self._resampler is not None:
-            return self._next_time()
+            return self._compute_next_time()
         if self._untimed_end is not None:
             return self._untimed_end
         return self.latest if math.isfinite(self.latest) else 0.0
 
-    def _next_time(self) -> float:
+    def _compute_next_time(self) -> float:
         """When the next frame should begin if everything so far is one run."""
         begin = self._expected if self._resampler is not None else self._waiting[0][0]
         held = sum(frame.samples for _, frame in self._waiting) if self._waiting else 0
@@ -303,7 +303,7 @@ class WaveformBuilder:
         first, stop = min(run[0] for run in runs), max(run[1] for run in runs)
         return self._buffer[first:stop], self.start + first / self.sample_rate
 
-    def present(self, timeline: Timeline, zero: float) -> Bool[np.ndarray, " chunk"]:
+    def find_present(self, timeline: Timeline, zero: float) -> Bool[np.ndarray, " chunk"]:
         """Which chunks hold at least one real sample. `zero`: container second of the timeline's zero."""
         edges = [(edge + zero - self.start) * self.sample_rate for edge in timeline.edges]
         return np.array(

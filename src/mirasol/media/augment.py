@@ -38,20 +38,20 @@ def augment_clip(tensors: Mapping[str, Tensor], augment: Augment, image_size: in
     if augment.time_shift:
         (chunks, frames), bands = result["video"].shape[:2], result["audio"].shape[1]
         most = min(augment.time_shift, chunks * frames // 2)
-        result = shift_clip(result, draw_shift(most, compute_shift_step(frames, bands), _generator(seed, "shift")))
+        result = shift_clip(result, draw_shift(most, compute_shift_step(frames, bands), _make_generator(seed, "shift")))
     if augment.crop < 1:
         side = result["video"].shape[-1]
-        box = draw_crop_box(augment.crop, side, _generator(seed, "crop"))
+        box = draw_crop_box(augment.crop, side, _make_generator(seed, "crop"))
         result["video"] = crop_video(result["video"], box, image_size)
-    if augment.flip and _generator(seed, "flip").random() < augment.flip:
+    if augment.flip and _make_generator(seed, "flip").random() < augment.flip:
         result["video"] = result["video"].flip(-1)
     if augment.spec_augment.frequency_masks or augment.spec_augment.time_masks:
-        generator = _generator(seed, "spec_augment")
+        generator = _make_generator(seed, "spec_augment")
         result["audio"] = mask_spectrogram(result["audio"], result["audio_mask"], augment.spec_augment, generator)
     return result
 
 
-def _generator(seed: int, name: str) -> random.Random:
+def _make_generator(seed: int, name: str) -> random.Random:
     return random.Random(f"{seed} {name}")
 
 
@@ -70,8 +70,8 @@ def shift_clip(tensors: Mapping[str, Tensor], frames: int) -> dict[str, Tensor]:
     video, audio = tensors["video"], tensors["audio"]
     (chunks, per_chunk), bands = video.shape[:2], audio.shape[1]
     assert frames * bands % per_chunk == 0, (frames, per_chunk, bands)
-    frame, is_seen = _sources(tensors["video_mask"], per_chunk, frames)
-    mel_frame, is_heard = _sources(tensors["audio_mask"], bands, frames * bands // per_chunk)
+    frame, is_seen = _find_sources(tensors["video_mask"], per_chunk, frames)
+    mel_frame, is_heard = _find_sources(tensors["audio_mask"], bands, frames * bands // per_chunk)
     video_mask, audio_mask = is_seen.any(dim=1), is_heard.any(dim=1)
     pictures = video.flatten(0, 1)
     if video_mask.any():
@@ -87,7 +87,7 @@ def shift_clip(tensors: Mapping[str, Tensor], frames: int) -> dict[str, Tensor]:
     return {"video": video, "audio": audio, "video_mask": video_mask, "audio_mask": audio_mask}
 
 
-def _sources(
+def _find_sources(
     mask: Bool[Tensor, " chunk"], per_chunk: int, shift: int
 ) -> tuple[Shaped[Tensor, "chunk part"], Bool[Tensor, "chunk part"]]:
     """Which of the clip's frames each frame is after the shift, and whether that one is there."""

@@ -181,8 +181,8 @@ def _shift_recordings(kept: dict[int, list[_Piece]]) -> tuple[dict[int, float], 
         same = next((k for k in later if abs(recordings[k][0] - piece.begin) < SAME_START_SECONDS), None)
         if same is None:
             same = len(recordings)
-            starting = [piece.begin, *_starts_of_others(piece, kept, current)]
-            joint = max([reached, *_ends_of_others(piece, kept, shifts)])
+            starting = [piece.begin, *_find_starts_of_others(piece, kept, current)]
+            joint = max([reached, *_find_ends_of_others(piece, kept, shifts)])
             recordings.append((piece.begin, joint - min(starting)))
             joints.append(joint)
         current[piece.stream] = same
@@ -190,7 +190,7 @@ def _shift_recordings(kept: dict[int, list[_Piece]]) -> tuple[dict[int, float], 
     return shifts, tuple(joints)
 
 
-def _starts_of_others(piece: _Piece, kept: dict[int, list[_Piece]], current: dict[int, int]) -> list[float]:
+def _find_starts_of_others(piece: _Piece, kept: dict[int, list[_Piece]], current: dict[int, int]) -> list[float]:
     """Where the next pieces of other streams begin, if they are of the same recording."""
     following = [
         next((other for other in own if other.order > piece.order), None)
@@ -200,7 +200,7 @@ def _starts_of_others(piece: _Piece, kept: dict[int, list[_Piece]], current: dic
     return [o.begin for o in following if o is not None and abs(o.begin - piece.begin) < SAME_START_SECONDS]
 
 
-def _ends_of_others(piece: _Piece, kept: dict[int, list[_Piece]], shifts: dict[int, float]) -> list[float]:
+def _find_ends_of_others(piece: _Piece, kept: dict[int, list[_Piece]], shifts: dict[int, float]) -> list[float]:
     """How far, on the rising clock, other streams come before they start over too."""
     ends = []
     for index, own in kept.items():

@@ -120,7 +120,7 @@ def open_media(path: str | os.PathLike, limits: Limits) -> Iterator[InputContain
         try:
             yield container
         except av.error.FFmpegError as error:
-            raise BadClip(path, f"cannot be decoded ({_words(error)})") from error
+            raise BadClip(path, f"cannot be decoded ({_format_error(error)})") from error
 
 
 def _open_container(path: str | os.PathLike, limits: Limits, closed_later: contextlib.ExitStack) -> InputContainer:
@@ -150,7 +150,7 @@ def _describe_refusal(path: str | os.PathLike, beginning: bytes, error: Exceptio
     probed = _find_refused_format(path) if isinstance(error, av.error.ArgumentError) else ""
     if probed:
         return f"seems to be a file of FFmpeg's format {probed}, which is not read: {READ_FORMATS}"
-    return f"not a media file that can be read, or cut short ({_words(error)})"
+    return f"not a media file that can be read, or cut short ({_format_error(error)})"
 
 
 def _find_refused_format(path: str | os.PathLike) -> str:
@@ -187,8 +187,8 @@ def choose_streams(container: InputContainer, path: str | os.PathLike, limits: L
     """
     notes: list[str] = []
     covers = [s for s in container.streams.video if Disposition.attached_pic in s.disposition]
-    video = _best(container, "video", covers, notes)
-    audio = _best(container, "audio", [], notes)
+    video = _choose_best(container, "video", covers, notes)
+    audio = _choose_best(container, "audio", [], notes)
     if covers:
         notes.append(f"{len(covers)} attached picture{'s' * (len(covers) > 1)} (cover art) not read as video")
     if video is None and audio is None:
@@ -216,7 +216,7 @@ def choose_streams(container: InputContainer, path: str | os.PathLike, limits: L
     return chosen
 
 
-def _best(container: InputContainer, kind: str, not_these: list[AvStream], notes: list[str]) -> AvStream | None:
+def _choose_best(container: InputContainer, kind: str, not_these: list[AvStream], notes: list[str]) -> AvStream | None:
     candidates = [s for s in getattr(container.streams, kind) if s not in not_these]
     if not candidates:
         return None
@@ -246,8 +246,8 @@ def find_span(
     Raises:
         BadClip: no packet with a time.
     """
-    zero = min(_start(stream, container) for stream in chosen.streams)
-    end = _stated_end(container, chosen, zero)
+    zero = min(_find_start(stream, container) for stream in chosen.streams)
+    end = _find_stated_end(container, chosen, zero)
     if end is not None and end > zero:
         if until > end - zero and _goes_on_after(container, chosen, end, path, limits):
             scan = scan_media(path, chosen, limits)
@@ -294,7 +294,7 @@ def find_index_end(stream: AvStream) -> float:
     return stream.index_entries[len(stream.index_entries) - 1].timestamp * float(stream.time_base)
 
 
-def _start(stream: AvStream, container: InputContainer) -> float:
+def _find_start(stream: AvStream, container: InputContainer) -> float:
     if stream.start_time is not None:
         start = float(stream.start_time * stream.time_base)
     else:
@@ -302,10 +302,10 @@ def _start(stream: AvStream, container: InputContainer) -> float:
     return max(start, 0.0) if stream.type == "audio" else start
 
 
-def _stated_end(container: InputContainer, chosen: ChosenStreams, zero: float) -> float | None:
+def _find_stated_end(container: InputContainer, chosen: ChosenStreams, zero: float) -> float | None:
     if container.format.name.split(",")[0] not in STATED_DURATION or container.duration is None:
         return None
-    ends = [_stream_end(stream) for stream in chosen.streams]
+    ends = [_find_stream_end(stream) for stream in chosen.streams]
     if None not in ends:
         return max(ends)
     if abs(zero) > 0.1:
@@ -314,7 +314,7 @@ def _stated_end(container: InputContainer, chosen: ChosenStreams, zero: float) -
     return zero + container.duration / av.time_base
 
 
-def _stream_end(stream: AvStream) -> float | None:
+def _find_stream_end(stream: AvStream) -> float | None:
     if stream.duration is None or stream.duration <= 0 or stream.start_time is None:
         return None
     return float((stream.start_time + stream.duration) * stream.time_base)
@@ -343,7 +343,7 @@ def read_packets(
                     clock.place(packet)
                 yield packet
     except av.error.FFmpegError as error:
-        errors.append(_words(error))
+        errors.append(_format_error(error))
     except IndexError:
         # PyAV 18.1 flushes streams that appeared while reading, too, which its list of streams does not have.
         return
@@ -360,7 +360,7 @@ def get_packet_times(packet: Packet, tick: float) -> tuple[float, float]:
     return stamp * tick, (stamp + (packet.duration or 0)) * tick
 
 
-def missing_bytes(stream: AvStream, file_size: int, start: float, end: float) -> bool:
+def lacks_bytes(stream: AvStream, file_size: int, start: float, end: float) -> bool:
     """Whether the container's index places data of [start, end] container seconds beyond the end of the file."""
     time_base: Fraction = stream.time_base
     low, high = math.floor(start / time_base), math.ceil(end / time_base)
@@ -369,7 +369,7 @@ def missing_bytes(stream: AvStream, file_size: int, start: float, end: float) ->
     )
 
 
-def _words(error: Exception) -> str:
+def _format_error(error: Exception) -> str:
     """An FFmpeg error in one short line, without its errno and file name."""
     text = getattr(error, "strerror", None) or str(error)
     return " ".join(text.split())

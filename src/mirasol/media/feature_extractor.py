@@ -18,7 +18,7 @@ from mirasol.config.model import MirasolConfig
 from mirasol.errors import UserError
 from mirasol.media.clip import Clip
 from mirasol.media.limits import DEFAULT_LIMITS, Limits
-from mirasol.media.spectrogram import log_mel_chunks
+from mirasol.media.spectrogram import compute_log_mel_chunks
 from mirasol.media.timeline import ChunkGrid
 
 _CACHED_VALUES = 2**18  # floats: a megabyte
@@ -117,7 +117,7 @@ class MirasolFeatureExtractor(FeatureExtractionMixin):
                 video = video * clip.video_present[:, None, None, None, None]
         else:
             video = torch.zeros(chunks, frames, 3, self.image_size, self.image_size, dtype=torch.uint8)
-        audio = log_mel_chunks(
+        audio = compute_log_mel_chunks(
             clip.waveform,
             clip.waveform_start,
             clip.sample_rate,
@@ -150,7 +150,7 @@ class MirasolFeatureExtractor(FeatureExtractionMixin):
             return BatchFeature({"images": self.normalise(frames, present)[:, 0, 0]})
         longest = max(len(clip["video_mask"]) for clip in clips)
         lengths = torch.tensor([len(clip["video_mask"]) for clip in clips])
-        padded = {name: _padded([clip[name] for clip in clips], longest) for name in clips[0] if name != "video"}
+        padded = {name: _pad([clip[name] for clip in clips], longest) for name in clips[0] if name != "video"}
         if video is None:
             video = self.normalise([clip["video"] for clip in clips], padded["video_mask"])
         return BatchFeature(
@@ -211,7 +211,7 @@ class MirasolFeatureExtractor(FeatureExtractionMixin):
         return self.collate([self.tensors(clip) for clip in clips])
 
 
-def _padded(tensors: list[Tensor], length: int) -> Tensor:
+def _pad(tensors: list[Tensor], length: int) -> Tensor:
     """Stacks tensors [T, ...] of different T, zeros at the end."""
     batch = tensors[0].new_zeros(len(tensors), length, *tensors[0].shape[1:])
     for row, tensor in zip(batch, tensors, strict=True):

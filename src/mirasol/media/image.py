@@ -33,7 +33,7 @@ def read_image(
     """
     if fit not in FITS:
         raise UserError(f"fit={fit!r}: choose {', '.join(FITS)}")
-    frame = _first_picture(path, limits)
+    frame = _decode_first_picture(path, limits)
     turn, _ = read_orientation(frame)
     square = np.zeros((3, image_size, image_size), np.uint8)
     draw_square(composite_on_black(frame), square, turn, fit, path, VideoReformatter())
@@ -55,11 +55,11 @@ def check_image(path: str | os.PathLike, kind: str) -> None:
         raise BadClip(path, "the image cannot be decoded") from error
 
 
-def _first_picture(path: str | os.PathLike, limits: Limits) -> VideoFrame:
-    limits.check_bytes(path, _size(path))
+def _decode_first_picture(path: str | os.PathLike, limits: Limits) -> VideoFrame:
+    limits.check_bytes(path, _check_size(path))
     options = {"protocol_whitelist": "file"}
     try:
-        with av.open(f"file:{os.fspath(path)}", format=_format(path), container_options=options) as container:
+        with av.open(f"file:{os.fspath(path)}", format=_find_format(path), container_options=options) as container:
             stream = container.streams.video[0]
             codec = stream.codec_context
             limits.check_pixels(path, codec.width, codec.height)
@@ -79,7 +79,7 @@ def _first_picture(path: str | os.PathLike, limits: Limits) -> VideoFrame:
     return frame
 
 
-def _size(path: str | os.PathLike) -> int:
+def _check_size(path: str | os.PathLike) -> int:
     try:
         size = os.stat(path).st_size
     except OSError as error:
@@ -89,7 +89,7 @@ def _size(path: str | os.PathLike) -> int:
     return size
 
 
-def _format(path: str | os.PathLike) -> str:
+def _find_format(path: str | os.PathLike) -> str:
     with open(path, "rb") as stream:
         beginning = stream.read(512)
     if beginning.startswith(b"RIFF") and beginning[8:12] == b"WEBP":

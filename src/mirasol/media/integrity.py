@@ -17,7 +17,7 @@ from mirasol.media.container import (
     choose_streams,
     find_span,
     get_packet_times,
-    missing_bytes,
+    lacks_bytes,
     open_media,
     read_packets,
 )
@@ -50,31 +50,31 @@ def find_truncated_end(path: str | os.PathLike, limits: Limits = DEFAULT_LIMITS)
             return None
         size = os.path.getsize(path)
         lost = container.format.name.startswith("mov") and any(
-            missing_bytes(stream, size, span.zero, span.end) for stream in chosen.streams
+            lacks_bytes(stream, size, span.zero, span.end) for stream in chosen.streams
         )
-        if not lost and _found_near_end(container, chosen, span):
+        if not lost and _is_found_near_end(container, chosen, span):
             return None
     # Where no index says what is lost, seeking proves nothing: what the file holds does.
     with open_media(path, limits) as container:
         errors: list[str] = []
         chosen = choose_streams(container, path, limits)
-        end, slack, count = _last(read_packets(container, chosen.streams, errors), chosen)
+        end, slack, count = _measure_last_packet(read_packets(container, chosen.streams, errors), chosen)
     single = count == 1 and chosen.audio is None
     short = end < span.end - slack and (bool(errors) or not single)
     return max(0.0, min(end, span.end) - span.zero) if lost or short else None
 
 
-def _found_near_end(container: InputContainer, chosen: ChosenStreams, span: Span) -> bool:
+def _is_found_near_end(container: InputContainer, chosen: ChosenStreams, span: Span) -> bool:
     target = max(span.zero, span.end - _NEAR_SECONDS)
     try:
         container.seek(math.floor(target * av.time_base))
     except (av.error.FFmpegError, OSError):
         return False
-    end, slack, _ = _last(read_packets(container, chosen.streams, []), chosen)
+    end, slack, _ = _measure_last_packet(read_packets(container, chosen.streams, []), chosen)
     return end >= span.end - slack
 
 
-def _last(found: Iterable[Packet], chosen: ChosenStreams) -> tuple[float, float, int]:
+def _measure_last_packet(found: Iterable[Packet], chosen: ChosenStreams) -> tuple[float, float, int]:
     """Container seconds at which the last packet ends, by how much that may miss the end, and how many there were."""
     ticks = {stream.index: float(stream.time_base) for stream in chosen.streams}
     end, step, before, count = -math.inf, 0.0, math.inf, 0
@@ -111,7 +111,7 @@ def describe_early_end(path: str | os.PathLike, container: str) -> str:
         return look(stream, os.fstat(stream.fileno()).st_size)
 
 
-def _transport_stream(stream: BinaryIO, size: int) -> str:
+def _describe_transport_stream(stream: BinaryIO, size: int) -> str:
     beginning = stream.read(_TS_PACKETS[-1][0] * _TS_SEEN)
     for packet, mark in _TS_PACKETS:
         marks = beginning[mark : packet * _TS_SEEN : packet]
@@ -120,7 +120,7 @@ def _transport_stream(stream: BinaryIO, size: int) -> str:
     return ""
 
 
-def _ogg(stream: BinaryIO, size: int) -> str:
+def _describe_ogg(stream: BinaryIO, size: int) -> str:
     stream.seek(max(0, size - _OGG_PAGE))
     end = stream.read()
     place = end.rfind(b"OggS\0")
@@ -131,7 +131,7 @@ def _ogg(stream: BinaryIO, size: int) -> str:
     return "" if page[5] & _OGG_LAST else "its last page is not marked as the last"
 
 
-def _wav(stream: BinaryIO, size: int) -> str:
+def _describe_wav(stream: BinaryIO, size: int) -> str:
     place = 12
     while place + 8 <= size:
         stream.seek(place)
@@ -144,19 +144,19 @@ def _wav(stream: BinaryIO, size: int) -> str:
     return ""
 
 
-def _mp3(stream: BinaryIO, size: int) -> str:
+def _describe_mp3(stream: BinaryIO, size: int) -> str:
     head = stream.read(10)
     # An ID3 tag's length has seven bits a byte.
     begin = 10 + sum(byte << 7 * (3 - n) for n, byte in enumerate(head[6:10])) if head[:3] == b"ID3" else 0
     stream.seek(begin)
     found = stream.read(_MP3_SEARCHED)
     frame = next((n for n in range(len(found) - 4) if found[n] == 0xFF and found[n + 1] >= 0xE0), None)
-    stated = _mp3_bytes(found[frame:]) if frame is not None else None
+    stated = _count_mp3_bytes(found[frame:]) if frame is not None else None
     there = size - begin - (frame or 0)
     return f"its header says {stated} bytes of sound, {there} are there" if stated and stated > there else ""
 
 
-def _mp3_bytes(frame: bytes) -> int | None:
+def _count_mp3_bytes(frame: bytes) -> int | None:
     """Bytes of all frames from this first one on, where it holds a header of Xing's or Fraunhofer's."""
     first_version, mono = frame[1] & 0x08, frame[3] & 0xC0 == 0xC0
     side = (17 if mono else 32) if first_version else (9 if mono else 17)
@@ -169,15 +169,15 @@ def _mp3_bytes(frame: bytes) -> int | None:
     return int.from_bytes(tag[10:14], "big") if tag[:4] == b"VBRI" else None
 
 
-def _apng(stream: BinaryIO, size: int) -> str:
+def _describe_apng(stream: BinaryIO, size: int) -> str:
     stream.seek(max(0, size - _PNG_SEARCHED))
     return "" if b"IEND" in stream.read() else "its last chunk is missing"
 
 
 _LOOKS: dict[str, Callable[[BinaryIO, int], str]] = {
-    "mpegts": _transport_stream,
-    "ogg": _ogg,
-    "wav": _wav,
-    "mp3": _mp3,
-    "apng": _apng,
+    "mpegts": _describe_transport_stream,
+    "ogg": _describe_ogg,
+    "wav": _describe_wav,
+    "mp3": _describe_mp3,
+    "apng": _describe_apng,
 }

@@ -28,7 +28,8 @@ class Limits:
     def check_bytes(self, file: object, count: int) -> None:
         if count > self.max_bytes:
             raise BadClip(
-                file, f"{count} bytes exceed the limit of {self.max_bytes}: cut the file, or {_raised('max_bytes')}"
+                file,
+                f"{count} bytes exceed the limit of {self.max_bytes}: cut the file, or {_suggest_raising('max_bytes')}",
             )
 
     def check_seconds(self, file: object, seconds: float) -> None:
@@ -36,7 +37,7 @@ class Limits:
             raise BadClip(
                 file,
                 f"a window of {seconds:.1f} s exceeds the limit of {self.max_seconds:g} s: "
-                f"ask about a shorter one (start and end), or {_raised('max_seconds')}",
+                f"ask about a shorter one (start and end), or {_suggest_raising('max_seconds')}",
             )
 
     def check_pixels(self, file: object, width: int, height: int) -> None:
@@ -44,7 +45,7 @@ class Limits:
             raise BadClip(
                 file,
                 f"pictures of {width}x{height} exceed the limit of {self.max_pixels} pixels: "
-                f"scale the video down, or {_raised('max_pixels')}",
+                f"scale the video down, or {_suggest_raising('max_pixels')}",
             )
 
     def check_streams(self, file: object, count: int) -> None:
@@ -52,28 +53,31 @@ class Limits:
             raise BadClip(
                 file,
                 f"{count} streams exceed the limit of {self.max_streams}: "
-                f"copy the ones you need to a new file, or {_raised('max_streams')}",
+                f"copy the ones you need to a new file, or {_suggest_raising('max_streams')}",
             )
 
-    def memory_words(self) -> str:
+    def describe_memory(self) -> str:
         """The reason of a file that takes more than `max_memory`."""
-        return f"decoding it takes more than {_bytes_text(self.max_memory)} of memory: {_raised('max_memory')}"
+        return (
+            f"decoding it takes more than {_format_bytes(self.max_memory)} of memory: {_suggest_raising('max_memory')}"
+        )
 
-    def idle_words(self) -> str:
+    def describe_idleness(self) -> str:
         """The reason of a file at which the decoder makes no progress for `max_idle_seconds`."""
         seconds = f"{self.max_idle_seconds:g}"
-        return f"the decoder made no progress for {seconds} s: leave the file out, or {_raised('max_idle_seconds')}"
+        fix = f"leave the file out, or {_suggest_raising('max_idle_seconds')}"
+        return f"the decoder made no progress for {seconds} s: {fix}"
 
 
 DEFAULT_LIMITS = Limits()
 
 
-def _raised(name: str) -> str:
+def _suggest_raising(name: str) -> str:
     """How somebody who trusts a file raises a limit: only from Python, so that no command line is talked into it."""
     return f"raise it in Python with read(..., limits=Limits({name}=...))"
 
 
-def _bytes_text(count: int) -> str:
+def _format_bytes(count: int) -> str:
     for power, unit in ((30, "GiB"), (20, "MiB")):
         if count >= 2**power:
             return f"{count / 2**power:.3g} {unit}"

@@ -28,7 +28,7 @@ from mirasol.media.container import (
     get_packet_times,
     is_index_complete,
     is_raw_video,
-    missing_bytes,
+    lacks_bytes,
     open_media,
     read_packets,
 )
@@ -159,43 +159,45 @@ class Reading:
         """
         size = os.path.getsize(self.path)
         lost = self.container.format.name.startswith("mov") and any(
-            missing_bytes(stream, size, self.start, self.end) for stream in self.chosen.streams
+            lacks_bytes(stream, size, self.start, self.end) for stream in self.chosen.streams
         )
         slack = COVER_SECONDS if self.video is None else max(COVER_SECONDS, 2 * self.video.largest_step)
         short = self.at_end_of_file and self.packets_end < self.end - slack
         single = self.video is not None and self.video.packets_fed == 1 and self.audio is None
         if lost or (short and (self.errors or not single)):
-            raise BadClip(self.path, f"cut short: {self._held()}{self._error_words()}")
+            raise BadClip(self.path, f"cut short: {self._describe_held()}{self._describe_errors()}")
         for part, name in ((self.video, "video"), (self.audio, "audio")):
             if part is None:
                 continue
             decoded = part.last_end if part.last_end is not None else -math.inf
             if part.incomplete and decoded < min(part.packets_end, self.end) - slack and part.packets_end > self.start:
-                raise BadClip(self.path, f"its {name} cannot be decoded: {self._decoded(part)}{self._error_words()}")
+                raise BadClip(
+                    self.path, f"its {name} cannot be decoded: {self._describe_decoded(part)}{self._describe_errors()}"
+                )
 
-    def _held(self) -> str:
+    def _describe_held(self) -> str:
         held = max(0.0, self.packets_end - self.span.zero)
         return f"holds data for {held:.3f} s, but {self.timeline.start:g} to {self.timeline.end:.3f} s were requested"
 
-    def _decoded(self, part: FrameSampler | WaveformBuilder) -> str:
+    def _describe_decoded(self, part: FrameSampler | WaveformBuilder) -> str:
         failed = f", {part.counts.packets_failed} packets failed" if part.counts.packets_failed else ""
         if part.last_end is None:
             return f"nothing of {self.timeline.start:g} to {self.timeline.end:.3f} s{failed}"
         return f"only to {part.last_end - self.span.zero:.3f} of {self.timeline.end:.3f} s{failed}"
 
-    def _error_words(self) -> str:
+    def _describe_errors(self) -> str:
         return f" ({self.errors[0]})" if self.errors else ""
 
     def notes(self) -> list[str]:
         """One line for every irregularity met in this window."""
         notes = [f"reading stopped early: {error}" for error in self.errors]
         if self.video is not None:
-            notes += self._video_notes(self.video)
+            notes += self._list_video_notes(self.video)
         if self.audio is not None:
-            notes += self._audio_notes(self.audio)
+            notes += self._list_audio_notes(self.audio)
         return notes
 
-    def _video_notes(self, video: FrameSampler) -> list[str]:
+    def _list_video_notes(self, video: FrameSampler) -> list[str]:
         counts = video.counts
         if video.first_time is None:
             return ["video has no frame in this window"]
@@ -232,13 +234,13 @@ class Reading:
             notes.append(f"{counts.frames_transparent} frames with transparent parts: shown on black")
         if counts.frames_untimed:
             notes.append("the video has no presentation times: frames are timed by the order of decoding")
-        return notes + _counted(
+        return notes + _list_counts(
             (counts.packets_failed, "video packets could not be decoded"),
             (counts.frames_corrupt, "frames decoded with errors, which may spread to those that follow"),
             (counts.frames_out_of_order, "video frames dropped: their time does not follow the one before"),
         )
 
-    def _audio_notes(self, audio: WaveformBuilder) -> list[str]:
+    def _list_audio_notes(self, audio: WaveformBuilder) -> list[str]:
         counts = audio.counts
         waveform, begins = audio.result()
         if not len(waveform):
@@ -254,7 +256,7 @@ class Reading:
             notes.append(f"{counts.gaps} gaps in the audio, {counts.gap_seconds * 1000:.0f} ms, are silence")
         if audio.mixed_from:
             notes.append(f"audio of {audio.mixed_from} mixed to one{audio.mixing}")
-        return notes + _counted(
+        return notes + _list_counts(
             (counts.overlaps, "audio packets overlap the one before: the later one counts"),
             (counts.jitters, "times the audio's time stamps jumped and came back: taken as continuous"),
             (counts.changes, "changes of the audio format within the window"),
@@ -269,10 +271,10 @@ class Reading:
         if self.video is not None and self.video.first_time is not None:
             frames, times = self.video.frames, self.video.times - zero
             edges = [edge + zero for edge in self.timeline.edges]
-            video_present = np.array([self.video.shown_between(*edges[t : t + 2]) for t in range(chunks)])
+            video_present = np.array([self.video.is_shown_between(*edges[t : t + 2]) for t in range(chunks)])
         if self.audio is not None:
             waveform, waveform_start = self.audio.result()
-            audio_present = self.audio.present(self.timeline, zero)
+            audio_present = self.audio.find_present(self.timeline, zero)
         return DecodedWindow(
             frames=frames,
             frame_times=times,
@@ -288,7 +290,7 @@ class Reading:
         )
 
 
-def _counted(*items: tuple[int, str]) -> list[str]:
+def _list_counts(*items: tuple[int, str]) -> list[str]:
     return [f"{count} {words}" for count, words in items if count]
 
 
@@ -358,18 +360,18 @@ def probe_media(path: str | os.PathLike, limits: Limits = DEFAULT_LIMITS) -> Med
             container=get_format_name(container),
             duration=span.seconds,
             duration_measured=span.measured,
-            video=_video_info(container, chosen, path) if chosen.video is not None else None,
-            audio=_audio_info(chosen) if chosen.audio is not None else None,
+            video=_read_video_info(container, chosen, path) if chosen.video is not None else None,
+            audio=_read_audio_info(chosen) if chosen.audio is not None else None,
             num_streams=len(container.streams),
             notes=tuple(notes),
             stated=None if span.stated is None else span.stated - span.zero,
         )
 
 
-def _video_info(container: InputContainer, chosen: ChosenStreams, path: str | os.PathLike) -> VideoInfo:
+def _read_video_info(container: InputContainer, chosen: ChosenStreams, path: str | os.PathLike) -> VideoInfo:
     stream = chosen.video
     codec = stream.codec_context
-    turn, _ = read_orientation(_first_frame(container, stream, path))
+    turn, _ = read_orientation(_decode_first_frame(container, stream, path))
     aspect = float(stream.sample_aspect_ratio or 1) or 1.0
     rate = (codec.framerate or RAW_RATE) if is_raw_video(container) else stream.average_rate
     shown = (round(codec.width * aspect), codec.height)
@@ -385,7 +387,7 @@ def _video_info(container: InputContainer, chosen: ChosenStreams, path: str | os
     )
 
 
-def _first_frame(container: InputContainer, stream: VideoStream, path: str | os.PathLike) -> VideoFrame:
+def _decode_first_frame(container: InputContainer, stream: VideoStream, path: str | os.PathLike) -> VideoFrame:
     for packet in itertools.chain(read_packets(container, [stream], []), [None]):
         try:
             frames = stream.codec_context.decode(packet)
@@ -396,7 +398,7 @@ def _first_frame(container: InputContainer, stream: VideoStream, path: str | os.
     raise BadClip(path, "no frame of its video can be decoded")
 
 
-def _audio_info(chosen: ChosenStreams) -> AudioInfo:
+def _read_audio_info(chosen: ChosenStreams) -> AudioInfo:
     codec = chosen.audio.codec_context
     return AudioInfo(chosen.audio.index, codec.name, codec.sample_rate, codec.layout.nb_channels, codec.layout.name)
 
@@ -465,7 +467,7 @@ def read_window(
         with open_media(path, limits) as container:
             chosen = choose_streams(container, path, limits)
             span = find_span(container, chosen, path, limits, math.inf if end is None else float(end))
-            left, right, notes = _window(path, span, start, end)
+            left, right, notes = _check_window(path, span, start, end)
             limits.check_seconds(path, right - left)
             timeline = cut_into_chunks(left, right, grid)
             _set_threads(chosen, threads)
@@ -492,7 +494,7 @@ def _set_threads(chosen: ChosenStreams, threads: int) -> None:
         stream.codec_context.thread_count = threads
 
 
-def _window(
+def _check_window(
     path: str | os.PathLike, span: Span, start: float | None, end: float | None
 ) -> tuple[float, float, list[str]]:
     """The window in seconds of the media timeline, checked against the file's length."""

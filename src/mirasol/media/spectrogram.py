@@ -25,7 +25,7 @@ LOG_SPREAD = 4.0
 SILENCE = (math.log10(POWER_FLOOR) - LOG_CENTRE) / LOG_SPREAD
 
 
-def log_mel_chunks(
+def compute_log_mel_chunks(
     waveform: Float[Tensor, " sample"],
     waveform_start: float,
     sample_rate: int,
@@ -40,10 +40,10 @@ def log_mel_chunks(
     and last cell also hear up to 7.5 ms of its neighbours. Chunks are worked one after the other: beyond waveform and
     result, memory holds one chunk.
     """
-    mel_filters = _mel_filters(num_mel_bins, sample_rate)
+    mel_filters = _make_mel_filters(num_mel_bins, sample_rate)
     chunks = [
-        _log_mel(
-            _span(waveform, waveform_start, sample_rate, left, right),
+        _compute_log_mel(
+            _cut_span(waveform, waveform_start, sample_rate, left, right),
             sample_rate,
             right - left,
             mel_filters,
@@ -54,10 +54,10 @@ def log_mel_chunks(
     return torch.stack(chunks)
 
 
-def _span(waveform: Tensor, waveform_start: float, sample_rate: int, left: float, right: float) -> Tensor:
+def _cut_span(waveform: Tensor, waveform_start: float, sample_rate: int, left: float, right: float) -> Tensor:
     """The samples that the analysis windows of [left, right) seconds cover; zeros where there are none."""
-    hop, window = _hop_and_window(sample_rate)
-    cells = _num_cells(right - left)
+    hop, window = _choose_hop_and_window(sample_rate)
+    cells = _count_cells(right - left)
     margin = (window - hop) // 2
     first = round((left - waveform_start) * sample_rate) - margin
     last = first + (cells - 1) * hop + window
@@ -68,42 +68,42 @@ def _span(waveform: Tensor, waveform_start: float, sample_rate: int, left: float
     return samples
 
 
-def _log_mel(samples: Tensor, sample_rate: int, seconds: float, mel_filters: Tensor, bands: int) -> Tensor:
-    hop, window = _hop_and_window(sample_rate)
-    hann, scale = _hann(window)
-    spectrum = torch.fft.rfft(samples.unfold(0, window, hop) * hann, n=FFT_SIZE * _fft_scale(sample_rate))
+def _compute_log_mel(samples: Tensor, sample_rate: int, seconds: float, mel_filters: Tensor, bands: int) -> Tensor:
+    hop, window = _choose_hop_and_window(sample_rate)
+    hann, scale = _make_hann_window(window)
+    spectrum = torch.fft.rfft(samples.unfold(0, window, hop) * hann, n=FFT_SIZE * _choose_fft_scale(sample_rate))
     # Squares of the two parts added up: a sum over the axis of real and imaginary part takes five times as long.
     power = spectrum.real.square().add_(spectrum.imag.square()).mul_(scale)
-    pooled = _area_pooling(seconds, bands) @ (power @ mel_filters)
+    pooled = _make_area_pooling(seconds, bands) @ (power @ mel_filters)
     return (pooled.clamp_min(POWER_FLOOR).log10() - LOG_CENTRE) / LOG_SPREAD
 
 
-def _hop_and_window(sample_rate: int) -> tuple[int, int]:
+def _choose_hop_and_window(sample_rate: int) -> tuple[int, int]:
     return round(HOP_SECONDS * sample_rate), round(WINDOW_SECONDS * sample_rate)
 
 
-def _num_cells(seconds: float) -> int:
+def _count_cells(seconds: float) -> int:
     return max(1, math.ceil(seconds / HOP_SECONDS - 1e-6))
 
 
-def _fft_scale(sample_rate: int) -> int:
+def _choose_fft_scale(sample_rate: int) -> int:
     """Keeps the FFT at least as long as the window for rates above 16 kHz."""
     return max(1, math.ceil(sample_rate / 16_000))
 
 
 @functools.lru_cache(maxsize=8)
-def _hann(window: int) -> tuple[Float[Tensor, " sample"], Float[Tensor, ""]]:
+def _make_hann_window(window: int) -> tuple[Float[Tensor, " sample"], Float[Tensor, ""]]:
     """The window, and what makes the power of a sine of amplitude 1 under it 1."""
     hann = torch.hann_window(window)
     return hann, (2.0 / hann.sum()).square()
 
 
 @functools.lru_cache(maxsize=8)
-def _mel_filters(num_mel_bins: int, sample_rate: int) -> Float[Tensor, "frequency mel"]:
+def _make_mel_filters(num_mel_bins: int, sample_rate: int) -> Float[Tensor, "frequency mel"]:
     from transformers.audio_utils import mel_filter_bank
 
     filters = mel_filter_bank(
-        num_frequency_bins=FFT_SIZE * _fft_scale(sample_rate) // 2 + 1,
+        num_frequency_bins=FFT_SIZE * _choose_fft_scale(sample_rate) // 2 + 1,
         num_mel_filters=num_mel_bins,
         min_frequency=20.0,
         max_frequency=sample_rate / 2,
@@ -114,9 +114,9 @@ def _mel_filters(num_mel_bins: int, sample_rate: int) -> Float[Tensor, "frequenc
 
 
 @functools.lru_cache(maxsize=64)
-def _area_pooling(seconds: float, bands: int) -> Float[Tensor, "mel_frame cell"]:
+def _make_area_pooling(seconds: float, bands: int) -> Float[Tensor, "mel_frame cell"]:
     """Weights that average cells of one hop into `bands` equal parts of `seconds`, by overlap in time."""
-    cell_edges = torch.arange(_num_cells(seconds) + 1, dtype=torch.float64) * HOP_SECONDS
+    cell_edges = torch.arange(_count_cells(seconds) + 1, dtype=torch.float64) * HOP_SECONDS
     band_edges = torch.arange(bands + 1, dtype=torch.float64) * (seconds / bands)
     left = torch.maximum(band_edges[:-1, None], cell_edges[None, :-1])
     right = torch.minimum(band_edges[1:, None], cell_edges[None, 1:])

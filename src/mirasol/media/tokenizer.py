@@ -27,7 +27,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
     texts = list(texts)
     if not any(texts):
         raise UserError("no text to train a tokenizer on")
-    alphabet = _alphabet(texts, vocab_size)
+    alphabet = _choose_alphabet(texts, vocab_size)
     # A word is the same piece at the start of an answer as inside a sentence, because every text begins with a space;
     # the decoder takes that one space away again.
     tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
@@ -55,7 +55,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
     )
 
 
-def _alphabet(texts: list[str], vocab_size: int) -> list[str]:
+def _choose_alphabet(texts: list[str], vocab_size: int) -> list[str]:
     """The byte symbols of the vocabulary: all 256 where they fit, otherwise those that occur in the texts."""
     from tokenizers import pre_tokenizers
 
@@ -91,7 +91,7 @@ class TextRows:
         if targets is None:
             rows = [[self.tokenizer.bos_token_id, *ids, self.tokenizer.sep_token_id] for ids in prompt_ids]
             self.check_lengths(rows, prompts)
-            return _text_batch(rows, None, self.tokenizer.pad_token_id)
+            return _make_text_batch(rows, None, self.tokenizer.pad_token_id)
         targets = flatten_texts(targets, "targets")
         if len(targets) != len(prompts):
             raise UserError(f"{len(prompts)} prompts but {len(targets)} targets: give one target per prompt")
@@ -102,7 +102,7 @@ class TextRows:
             rows.append(prefix + answer)
             labels.append([IGNORED_LABEL] * len(prefix) + answer)
         self.check_lengths(rows, [f"{p} -> {t}" for p, t in zip(prompts, targets, strict=True)])
-        return _text_batch(rows, labels, self.tokenizer.pad_token_id)
+        return _make_text_batch(rows, labels, self.tokenizer.pad_token_id)
 
     def ids(self, texts: list[str]) -> list[list[int]]:
         """The ids of each text, without special tokens."""
@@ -134,7 +134,7 @@ def flatten_texts(texts: str | Sequence[str] | Sequence[Sequence[str]], name: st
     return [text for group in texts for text in group]
 
 
-def _text_batch(rows: list[list[int]], labels: list[list[int]] | None, pad: int) -> BatchFeature:
+def _make_text_batch(rows: list[list[int]], labels: list[list[int]] | None, pad: int) -> BatchFeature:
     longest = max(map(len, rows))
     if labels is None:
         data = {

@@ -35,7 +35,7 @@ def map_tones(
     Reference white (203 cd/m²) becomes white and what is darker keeps its luminance; what is brighter is cut off, its
     hue kept. FFmpeg's `zscale=t=linear:npl=203,…,tonemap=clip:desat=0,zscale=t=bt709` gives the same.
     """
-    light = _light_table(transfer)[np.minimum(picture, FULL_SIGNAL) // STEP]
+    light = _make_light_table(transfer)[np.minimum(picture, FULL_SIGNAL) // STEP]
     if transfer == "HLG":
         # The system gamma of 1.2 applies to luminance, so that hues stay (ITU-R BT.2100).
         luminance = np.tensordot(BT2020_LUMINANCE, light, 1)
@@ -47,7 +47,7 @@ def map_tones(
 
 
 @functools.lru_cache(maxsize=2)
-def _light_table(transfer: str) -> Float64[np.ndarray, " code"]:
+def _make_light_table(transfer: str) -> Float64[np.ndarray, " code"]:
     """Light of each signal: PQ in units of reference white, HLG of the scene from 0 to 1."""
     signal = np.arange(FULL_SIGNAL // STEP + 1) * (STEP / FULL_SIGNAL)
     if transfer == "PQ":

@@ -201,16 +201,16 @@ class _Writing:
             if cell == self.cell:
                 return
             self.cell = cell
-        self._encode(self._small(frame), round(time / TICK))
+        self._encode(self._scale_down(frame), round(time / TICK))
 
-    def _small(self, frame: VideoFrame) -> VideoFrame:
+    def _scale_down(self, frame: VideoFrame) -> VideoFrame:
         """The picture scaled down, in square pixels, upright."""
         self.limits.check_pixels(self.path, frame.width, frame.height)
         turn, _ = read_orientation(frame)
         aspect = float(self.chosen.video.sample_aspect_ratio or 1) or 1.0
         width, height = frame.width * aspect, float(frame.height)
         scale = min(1.0, self.settings.size / min(width, height))
-        size = (_even(width * scale), _even(height * scale))
+        size = (_round_to_even(width * scale), _round_to_even(height * scale))
         if self.video is not None:
             size = self.shape  # pictures may change their shape within a file, an mp4's do not
         self.shape = size
@@ -230,11 +230,11 @@ class _Writing:
 
     def _encode(self, frame: VideoFrame, stamp: int) -> None:
         if self.video is None:
-            self.video = self._new_stream(frame)
+            self.video = self._add_stream(frame)
         frame.pts, frame.time_base, frame.pict_type = stamp, TICK, 0
         self._take_packets(self.video.encode(frame))
 
-    def _new_stream(self, frame: VideoFrame) -> VideoStream:
+    def _add_stream(self, frame: VideoFrame) -> VideoStream:
         fps = 1 / self.usual if self.settings.fps is None else min(self.settings.fps, 1 / self.usual)
         if ENCODER not in av.codecs_available:
             raise UserError(f"re-encoding needs {ENCODER}, which this build of PyAV lacks: install PyAV from PyPI")
@@ -269,11 +269,11 @@ class _Writing:
             sound = copies
         elif self.builder is not None:
             self.builder.finish()
-            sound = self._aac(self.builder)
+            sound = self._encode_aac(self.builder)
         for packet in sorted([*self.waiting, *sound], key=lambda p: p.dts * p.time_base):
             self.out.mux(packet)
 
-    def _aac(self, builder: WaveformBuilder) -> list[Packet]:
+    def _encode_aac(self, builder: WaveformBuilder) -> list[Packet]:
         if builder.counts.packets_failed:
             raise _KeptAsItIs("damaged: not all of its sound can be decoded")
         if builder.counts.overlaps:
@@ -289,7 +289,7 @@ class _Writing:
         end, stated = runs[-1][0] + len(runs[-1][1]), round(self.span.seconds * rate)
         end = stated if 0 < stated - end < END_SECONDS * rate else end
         made = []
-        for position, samples in _blocks(runs, end):
+        for position, samples in _cut_into_blocks(runs, end):
             frame = av.AudioFrame.from_ndarray(samples[None], "fltp", "mono")
             frame.sample_rate, frame.pts, frame.time_base = rate, position, Fraction(1, rate)
             made += stream.encode(frame)
@@ -302,14 +302,14 @@ class _Writing:
         return made
 
 
-def _blocks(runs: list[tuple[int, np.ndarray]], end: int) -> Iterator[tuple[int, np.ndarray]]:
+def _cut_into_blocks(runs: list[tuple[int, np.ndarray]], end: int) -> Iterator[tuple[int, np.ndarray]]:
     """Runs of samples, each at its position, in blocks of AAC's size; a run's last one is filled with silence.
 
     Where the next run begins within such a block it goes on in it. The last run goes on in silence until `end`.
     """
     merged: list[tuple[int, np.ndarray]] = []
     for position, samples in runs:
-        if merged and position < _full(*merged[-1]):
+        if merged and position < _round_up_to_block(*merged[-1]):
             before, held = merged.pop()
             silence = np.zeros(max(0, position - before - len(held)), np.float32)
             samples, position = np.concatenate([held[: position - before], silence, samples]), before
@@ -321,10 +321,10 @@ def _blocks(runs: list[tuple[int, np.ndarray]], end: int) -> Iterator[tuple[int,
             yield position + first, np.pad(block, (0, AAC_SAMPLES - len(block)))
 
 
-def _full(position: int, samples: np.ndarray) -> int:
+def _round_up_to_block(position: int, samples: np.ndarray) -> int:
     """Where the last block of a run ends."""
     return position - -len(samples) // AAC_SAMPLES * AAC_SAMPLES
 
 
-def _even(length: float) -> int:
+def _round_to_even(length: float) -> int:
     return max(2, 2 * round(length / 2))

@@ -203,7 +203,7 @@ class FrameSampler:
             self.cut_off = False
             self._keep_until(math.inf)
 
-    def shown_between(self, left: float, right: float) -> bool:
+    def is_shown_between(self, left: float, right: float) -> bool:
         """Whether any frame of the video was on show during [left, right) container seconds."""
         if self.first_time is None:
             return False
@@ -324,8 +324,8 @@ def draw_square(
     if max(width, height) > MAX_SIDE:
         raise BadClip(file, f"pictures of {frame.width}x{frame.height} are too oblong to be cropped")
     way = Interpolation.AREA if width <= frame.width and height <= frame.height else Interpolation.BILINEAR
-    rows, onto_rows = _centred(width if turn.transpose else height, size)
-    columns, onto_columns = _centred(height if turn.transpose else width, size)
+    rows, onto_rows = _centre(width if turn.transpose else height, size)
+    columns, onto_columns = _centre(height if turn.transpose else width, size)
     transfer = get_transfer(frame)
     # Planes, not interleaved bytes: swscale makes them faster, and the model wants channels first.
     kind, dtype = ("gbrp16le", np.uint16) if transfer else ("gbrp", np.uint8)
@@ -361,7 +361,7 @@ def composite_on_black(frame: VideoFrame) -> VideoFrame:
     return opaque
 
 
-def _centred(length: int, size: int) -> tuple[slice, slice]:
+def _centre(length: int, size: int) -> tuple[slice, slice]:
     """Which part of `length` pixels is used, and where it is placed in `size`."""
     kept = min(length, size)
     return slice((length - kept) // 2, (length - kept) // 2 + kept), slice(

@@ -41,69 +41,69 @@ Parts = tuple[str, str, tuple[str, ...]]  # prompt, target, candidates
 Template = Callable[[Scene], Iterator[Parts]]
 
 
-def _once(values: list[str]) -> list[tuple[int, str]]:
+def _find_unique(values: list[str]) -> list[tuple[int, str]]:
     """(position, value) of the values that occur exactly once."""
     return [(position, value) for position, value in enumerate(values) if values.count(value) == 1]
 
 
-def _ordered_pairs(values: tuple[str, ...], joint: str) -> tuple[str, ...]:
+def _list_ordered_pairs(values: tuple[str, ...], joint: str) -> tuple[str, ...]:
     return tuple(f"{first} {joint} {last}" for first in values for last in values)
 
 
-def _others(values: tuple[str, ...], one: str) -> tuple[str, ...]:
+def _list_others(values: tuple[str, ...], one: str) -> tuple[str, ...]:
     return tuple(value for value in values if value != one)
 
 
 # Sight: one shape is named by something that only it has; another of its attributes is asked.
 
 
-def _colour_of_shape(scene: Scene) -> Iterator[Parts]:
-    for position, shape in _once([event.shape for event in scene.shapes]):
+def _ask_colour_of_shape(scene: Scene) -> Iterator[Parts]:
+    for position, shape in _find_unique([event.shape for event in scene.shapes]):
         yield f"what colour is the {shape}?", scene.shapes[position].colour, COLOURS
 
 
-def _shape_of_colour(scene: Scene) -> Iterator[Parts]:
-    for position, colour in _once([event.colour for event in scene.shapes]):
+def _ask_shape_of_colour(scene: Scene) -> Iterator[Parts]:
+    for position, colour in _find_unique([event.colour for event in scene.shapes]):
         yield f"what shape is {colour}?", scene.shapes[position].shape, SHAPES
 
 
-def _motion_of_colour(scene: Scene) -> Iterator[Parts]:
-    for position, colour in _once([event.colour for event in scene.shapes]):
+def _ask_motion_of_colour(scene: Scene) -> Iterator[Parts]:
+    for position, colour in _find_unique([event.colour for event in scene.shapes]):
         yield f"which way does the {colour} shape move?", scene.shapes[position].direction, DIRECTIONS
 
 
-def _motion_of_shape(scene: Scene) -> Iterator[Parts]:
-    for position, shape in _once([event.shape for event in scene.shapes]):
+def _ask_motion_of_shape(scene: Scene) -> Iterator[Parts]:
+    for position, shape in _find_unique([event.shape for event in scene.shapes]):
         yield f"which way does the {shape} move?", scene.shapes[position].direction, DIRECTIONS
 
 
-def _shape_of_motion(scene: Scene) -> Iterator[Parts]:
-    for position, direction in _once([event.direction for event in scene.shapes]):
+def _ask_shape_of_motion(scene: Scene) -> Iterator[Parts]:
+    for position, direction in _find_unique([event.direction for event in scene.shapes]):
         yield f"what shape moves {direction}?", scene.shapes[position].shape, SHAPES
 
 
 # Hearing
 
 
-def _pitch_of_sound(scene: Scene) -> Iterator[Parts]:
-    for position, timbre in _once([event.timbre for event in scene.sounds]):
+def _ask_pitch_of_sound(scene: Scene) -> Iterator[Parts]:
+    for position, timbre in _find_unique([event.timbre for event in scene.sounds]):
         yield f"is the {timbre} low or high?", scene.sounds[position].pitch, PITCHES
 
 
-def _sound_of_pitch(scene: Scene) -> Iterator[Parts]:
-    for position, pitch in _once([event.pitch for event in scene.sounds]):
+def _ask_sound_of_pitch(scene: Scene) -> Iterator[Parts]:
+    for position, pitch in _find_unique([event.pitch for event in scene.sounds]):
         yield f"which sound is {pitch}?", scene.sounds[position].timbre, TIMBRES
 
 
-def _first_sound(scene: Scene) -> Iterator[Parts]:
+def _ask_first_sound(scene: Scene) -> Iterator[Parts]:
     yield "which sound is heard first?", scene.sounds[0].timbre, TIMBRES
 
 
-def _last_sound(scene: Scene) -> Iterator[Parts]:
+def _ask_last_sound(scene: Scene) -> Iterator[Parts]:
     yield "which sound is heard last?", scene.sounds[-1].timbre, TIMBRES
 
 
-def _pitch_of_first(scene: Scene) -> Iterator[Parts]:
+def _ask_pitch_of_first(scene: Scene) -> Iterator[Parts]:
     yield "is the first sound low or high?", scene.sounds[0].pitch, PITCHES
 
 
@@ -111,45 +111,45 @@ def _pitch_of_first(scene: Scene) -> Iterator[Parts]:
 # event of its kind: then no shift of the sound against the video by whole slots leaves the answer as it was.
 
 
-def _shared_slots(scene: Scene) -> list[tuple[int, int]]:
+def _find_shared_slots(scene: Scene) -> list[tuple[int, int]]:
     """(position of the shape, position of the sound) for each slot that has both."""
     sounds = {event.slot: position for position, event in enumerate(scene.sounds)}
     return [(position, sounds[event.slot]) for position, event in enumerate(scene.shapes) if event.slot in sounds]
 
 
-def _sounds_during(scene: Scene, names: list[str]) -> Iterator[tuple[str, str]]:
+def _find_sounds_during(scene: Scene, names: list[str]) -> Iterator[tuple[str, str]]:
     """(name of the shape event, timbre) where both occur once in the clip and another sound exists."""
     timbres = [event.timbre for event in scene.sounds]
-    for shape, sound in _shared_slots(scene):
+    for shape, sound in _find_shared_slots(scene):
         if len(timbres) > 1 and names.count(names[shape]) == 1 and timbres.count(timbres[sound]) == 1:
             yield names[shape], timbres[sound]
 
 
-def _sound_during_object(scene: Scene) -> Iterator[Parts]:
-    for name, timbre in _sounds_during(scene, [f"{event.colour} {event.shape}" for event in scene.shapes]):
+def _ask_sound_during_object(scene: Scene) -> Iterator[Parts]:
+    for name, timbre in _find_sounds_during(scene, [f"{event.colour} {event.shape}" for event in scene.shapes]):
         yield f"which sound plays while the {name} is visible?", timbre, TIMBRES
 
 
-def _sound_during_shape(scene: Scene) -> Iterator[Parts]:
-    for name, timbre in _sounds_during(scene, [event.shape for event in scene.shapes]):
+def _ask_sound_during_shape(scene: Scene) -> Iterator[Parts]:
+    for name, timbre in _find_sounds_during(scene, [event.shape for event in scene.shapes]):
         yield f"which sound plays while the {name} is visible?", timbre, TIMBRES
 
 
-def _sight_during_sound(scene: Scene, sights: list[str]) -> Iterator[tuple[str, str]]:
+def _find_sight_during_sound(scene: Scene, sights: list[str]) -> Iterator[tuple[str, str]]:
     """(timbre, what is seen meanwhile) where both occur once in the clip and another shape exists."""
     timbres = [event.timbre for event in scene.sounds]
-    for shape, sound in _shared_slots(scene):
+    for shape, sound in _find_shared_slots(scene):
         if len(sights) > 1 and sights.count(sights[shape]) == 1 and timbres.count(timbres[sound]) == 1:
             yield timbres[sound], sights[shape]
 
 
-def _colour_during_sound(scene: Scene) -> Iterator[Parts]:
-    for timbre, colour in _sight_during_sound(scene, [event.colour for event in scene.shapes]):
+def _ask_colour_during_sound(scene: Scene) -> Iterator[Parts]:
+    for timbre, colour in _find_sight_during_sound(scene, [event.colour for event in scene.shapes]):
         yield f"what colour is seen while the {timbre} plays?", colour, COLOURS
 
 
-def _shape_during_sound(scene: Scene) -> Iterator[Parts]:
-    for timbre, shape in _sight_during_sound(scene, [event.shape for event in scene.shapes]):
+def _ask_shape_during_sound(scene: Scene) -> Iterator[Parts]:
+    for timbre, shape in _find_sight_during_sound(scene, [event.shape for event in scene.shapes]):
         yield f"which shape is seen while the {timbre} plays?", shape, SHAPES
 
 
@@ -157,119 +157,119 @@ def _shape_during_sound(scene: Scene) -> Iterator[Parts]:
 # or four where the event is named by one attribute and another one is asked.
 
 
-def _neighbours(values: list[str]) -> Iterator[tuple[str, str, int]]:
+def _find_neighbours(values: list[str]) -> Iterator[tuple[str, str, int]]:
     """("after" or "before", value that occurs once, position of its neighbour on that side)."""
-    for position, value in _once(values):
+    for position, value in _find_unique(values):
         for word, other in (("after", position + 1), ("before", position - 1)):
             if 0 <= other < len(values):
                 yield word, value, other
 
 
-def _sound_beside_sound(scene: Scene) -> Iterator[Parts]:
+def _ask_sound_next_to_sound(scene: Scene) -> Iterator[Parts]:
     timbres = [event.timbre for event in scene.sounds]
-    for word, timbre, other in _neighbours(timbres):
-        yield f"which sound comes {word} the {timbre}?", timbres[other], _others(TIMBRES, timbre)
+    for word, timbre, other in _find_neighbours(timbres):
+        yield f"which sound comes {word} the {timbre}?", timbres[other], _list_others(TIMBRES, timbre)
 
 
-def _colour_beside_colour(scene: Scene) -> Iterator[Parts]:
+def _ask_colour_next_to_colour(scene: Scene) -> Iterator[Parts]:
     colours = [event.colour for event in scene.shapes]
-    for word, colour, other in _neighbours(colours):
-        yield f"which colour comes {word} {colour}?", colours[other], _others(COLOURS, colour)
+    for word, colour, other in _find_neighbours(colours):
+        yield f"which colour comes {word} {colour}?", colours[other], _list_others(COLOURS, colour)
 
 
-def _shape_beside_shape(scene: Scene) -> Iterator[Parts]:
+def _ask_shape_next_to_shape(scene: Scene) -> Iterator[Parts]:
     shapes = [event.shape for event in scene.shapes]
-    for word, shape, other in _neighbours(shapes):
-        yield f"what shape comes {word} the {shape}?", shapes[other], _others(SHAPES, shape)
+    for word, shape, other in _find_neighbours(shapes):
+        yield f"what shape comes {word} the {shape}?", shapes[other], _list_others(SHAPES, shape)
 
 
-def _colour_beside_shape(scene: Scene) -> Iterator[Parts]:
-    for word, shape, other in _neighbours([event.shape for event in scene.shapes]):
+def _ask_colour_next_to_shape(scene: Scene) -> Iterator[Parts]:
+    for word, shape, other in _find_neighbours([event.shape for event in scene.shapes]):
         yield f"what colour comes {word} the {shape}?", scene.shapes[other].colour, COLOURS
 
 
-def _shape_beside_colour(scene: Scene) -> Iterator[Parts]:
-    for word, colour, other in _neighbours([event.colour for event in scene.shapes]):
+def _ask_shape_next_to_colour(scene: Scene) -> Iterator[Parts]:
+    for word, colour, other in _find_neighbours([event.colour for event in scene.shapes]):
         yield f"what shape comes {word} the {colour} one?", scene.shapes[other].shape, SHAPES
 
 
 # Count
 
 
-def _count_shapes(scene: Scene) -> Iterator[Parts]:
+def _ask_count_of_shapes(scene: Scene) -> Iterator[Parts]:
     yield "how many shapes appear?", NUMBER_WORDS[len(scene.shapes) - 1], NUMBER_WORDS[:MAX_EVENTS]
 
 
-def _count_sounds(scene: Scene) -> Iterator[Parts]:
+def _ask_count_of_sounds(scene: Scene) -> Iterator[Parts]:
     yield "how many sounds are heard?", NUMBER_WORDS[len(scene.sounds) - 1], NUMBER_WORDS[:MAX_EVENTS]
 
 
 # Range: the first event of the clip against its last.
 
 
-def _colour_change(scene: Scene) -> Iterator[Parts]:
+def _ask_colour_change(scene: Scene) -> Iterator[Parts]:
     if len(scene.shapes) > 1:
         target = f"{scene.shapes[0].colour} to {scene.shapes[-1].colour}"
-        yield "how does the colour change from first to last?", target, _ordered_pairs(COLOURS, "to")
+        yield "how does the colour change from first to last?", target, _list_ordered_pairs(COLOURS, "to")
 
 
-def _pitch_change(scene: Scene) -> Iterator[Parts]:
+def _ask_pitch_change(scene: Scene) -> Iterator[Parts]:
     if len(scene.sounds) > 1:
         target = f"{scene.sounds[0].pitch} to {scene.sounds[-1].pitch}"
-        yield "how does the pitch change from first to last?", target, _ordered_pairs(PITCHES, "to")
+        yield "how does the pitch change from first to last?", target, _list_ordered_pairs(PITCHES, "to")
 
 
-def _first_and_last_sound(scene: Scene) -> Iterator[Parts]:
+def _ask_first_and_last_sound(scene: Scene) -> Iterator[Parts]:
     if len(scene.sounds) > 1:
         target = f"{scene.sounds[0].timbre} then {scene.sounds[-1].timbre}"
-        yield "which sound is first and which is last?", target, _ordered_pairs(TIMBRES, "then")
+        yield "which sound is first and which is last?", target, _list_ordered_pairs(TIMBRES, "then")
 
 
-def _first_and_last_shape(scene: Scene) -> Iterator[Parts]:
+def _ask_first_and_last_shape(scene: Scene) -> Iterator[Parts]:
     if len(scene.shapes) > 1:
         target = f"{scene.shapes[0].shape} then {scene.shapes[-1].shape}"
-        yield "which shape is first and which is last?", target, _ordered_pairs(SHAPES, "then")
+        yield "which shape is first and which is last?", target, _list_ordered_pairs(SHAPES, "then")
 
 
 TEMPLATES: dict[str, dict[str, Template]] = {
     "sight": {
-        "colour of shape": _colour_of_shape,
-        "shape of colour": _shape_of_colour,
-        "motion of colour": _motion_of_colour,
-        "motion of shape": _motion_of_shape,
-        "shape of motion": _shape_of_motion,
+        "colour of shape": _ask_colour_of_shape,
+        "shape of colour": _ask_shape_of_colour,
+        "motion of colour": _ask_motion_of_colour,
+        "motion of shape": _ask_motion_of_shape,
+        "shape of motion": _ask_shape_of_motion,
     },
     "hearing": {
-        "pitch of sound": _pitch_of_sound,
-        "sound of pitch": _sound_of_pitch,
-        "first sound": _first_sound,
-        "last sound": _last_sound,
-        "pitch of first": _pitch_of_first,
+        "pitch of sound": _ask_pitch_of_sound,
+        "sound of pitch": _ask_sound_of_pitch,
+        "first sound": _ask_first_sound,
+        "last sound": _ask_last_sound,
+        "pitch of first": _ask_pitch_of_first,
     },
     "bound": {
-        "sound during object": _sound_during_object,
-        "sound during shape": _sound_during_shape,
-        "colour during sound": _colour_during_sound,
-        "shape during sound": _shape_during_sound,
+        "sound during object": _ask_sound_during_object,
+        "sound during shape": _ask_sound_during_shape,
+        "colour during sound": _ask_colour_during_sound,
+        "shape during sound": _ask_shape_during_sound,
     },
     "order": {
-        "sound beside sound": _sound_beside_sound,
-        "colour beside colour": _colour_beside_colour,
-        "shape beside shape": _shape_beside_shape,
-        "colour beside shape": _colour_beside_shape,
-        "shape beside colour": _shape_beside_colour,
+        "sound beside sound": _ask_sound_next_to_sound,
+        "colour beside colour": _ask_colour_next_to_colour,
+        "shape beside shape": _ask_shape_next_to_shape,
+        "colour beside shape": _ask_colour_next_to_shape,
+        "shape beside colour": _ask_shape_next_to_colour,
     },
-    "count": {"count shapes": _count_shapes, "count sounds": _count_sounds},
+    "count": {"count shapes": _ask_count_of_shapes, "count sounds": _ask_count_of_sounds},
     "range": {
-        "colour change": _colour_change,
-        "pitch change": _pitch_change,
-        "first and last sound": _first_and_last_sound,
-        "first and last shape": _first_and_last_shape,
+        "colour change": _ask_colour_change,
+        "pitch change": _ask_pitch_change,
+        "first and last sound": _ask_first_and_last_sound,
+        "first and last shape": _ask_first_and_last_shape,
     },
 }
 
 
-def all_questions(scene: Scene) -> list[Question]:
+def list_all_questions(scene: Scene) -> list[Question]:
     """Every question that may be asked about a scene, type by type."""
     return [
         Question(question_type, name, prompt, target, candidates)
@@ -279,19 +279,19 @@ def all_questions(scene: Scene) -> list[Question]:
     ]
 
 
-def questions(scene: Scene, rng: np.random.Generator, *, training: bool) -> list[Question]:
+def choose_questions(scene: Scene, rng: np.random.Generator, *, training: bool) -> list[Question]:
     """A question set for a scene.
 
     For training up to 16 questions of all kinds; for evaluation few of each type (`EVALUATION_CAPS`), so that the types
     come out about equally often over many clips. Within a type the template is drawn before the question, so that
     templates that hold for many events do not crowd out the others.
     """
-    valid = all_questions(scene)
+    valid = list_all_questions(scene)
     chosen = []
     for question_type in QUESTION_TYPES:
         mine = [question for question in valid if question.question_type == question_type]
         cap = TRAINING_CAP if training else EVALUATION_CAPS[question_type]
-        chosen += _spread(mine, cap, rng)
+        chosen += _draw_spread(mine, cap, rng)
     if training and len(chosen) > TRAINING_CAP:
         # The count questions always stay: dropping them where much happens would tell that the count is low.
         kept = [question for question in chosen if question.question_type == "count"]
@@ -301,7 +301,7 @@ def questions(scene: Scene, rng: np.random.Generator, *, training: bool) -> list
     return chosen
 
 
-def _spread(valid: list[Question], count: int, rng: np.random.Generator) -> list[Question]:
+def _draw_spread(valid: list[Question], count: int, rng: np.random.Generator) -> list[Question]:
     """Draws `count` questions: template after template in random order, a random question of each, then round again."""
     by_template: dict[str, list[Question]] = {}
     for position in rng.permutation(len(valid)).tolist():
@@ -313,7 +313,7 @@ def _spread(valid: list[Question], count: int, rng: np.random.Generator) -> list
     return drawn[:count]
 
 
-def story(scene: Scene) -> list[Question]:
+def make_stories(scene: Scene) -> list[Question]:
     """Training only: everything of one kind in order, e.g. "list the colours in order" → "red blue green"."""
     lists = {
         "shapes": [event.shape for event in scene.shapes],
@@ -325,33 +325,33 @@ def story(scene: Scene) -> list[Question]:
     return [Question("story", name, f"list the {name} in order", " ".join(words)) for name, words in lists.items()]
 
 
-def describe(scene: Scene) -> list[Question]:
+def describe_slots(scene: Scene) -> list[Question]:
     """Training only: what is seen and heard in each slot where something happens, about the window of that slot."""
     slots = sorted({event.slot for event in (*scene.shapes, *scene.sounds)})
     return [_describe_slot(scene, slot) for slot in slots]
 
 
 def _describe_slot(scene: Scene, slot: int) -> Question:
-    shape, sound = scene.shape_at(slot), scene.sound_at(slot)
+    shape, sound = scene.find_shape(slot), scene.find_sound(slot)
     seen = f"{shape.colour} {shape.shape} {shape.direction}" if shape else "nothing"
     heard = f"{sound.pitch} {sound.timbre}" if sound else "silence"
     start = slot * SLOT_SECONDS
     return Question("describe", "describe", DESCRIBE_PROMPT, f"{seen} , {heard}", (), start, start + SLOT_SECONDS)
 
 
-def captions(scene: Scene) -> list[Question]:
+def make_captions(scene: Scene) -> list[Question]:
     """What is seen: "red circle left , blue cross up", of the whole clip and of each slot with a shape."""
     texts = {event.slot: f"{event.colour} {event.shape} {event.direction}" for event in scene.shapes}
-    return _whole_and_slots("caption", CAPTION_PROMPT, texts)
+    return _make_for_clip_and_slots("caption", CAPTION_PROMPT, texts)
 
 
-def sound_classes(scene: Scene) -> list[Question]:
+def make_sound_classes(scene: Scene) -> list[Question]:
     """The class names of what is heard, "low bell , high drum", of the whole clip and of each slot with a sound."""
     texts = {event.slot: f"{event.pitch} {event.timbre}" for event in scene.sounds}
-    return _whole_and_slots("classes", CLASSES_PROMPT, texts)
+    return _make_for_clip_and_slots("classes", CLASSES_PROMPT, texts)
 
 
-def _whole_and_slots(question_type: str, prompt: str, texts: dict[int, str]) -> list[Question]:
+def _make_for_clip_and_slots(question_type: str, prompt: str, texts: dict[int, str]) -> list[Question]:
     whole = Question(question_type, question_type, prompt, " , ".join(texts.values()))
     return [whole] + [
         Question(question_type, question_type, prompt, text, (), slot * SLOT_SECONDS, (slot + 1) * SLOT_SECONDS)
@@ -359,6 +359,6 @@ def _whole_and_slots(question_type: str, prompt: str, texts: dict[int, str]) -> 
     ]
 
 
-def image_caption(scene: Scene, slot: int) -> Question:
+def make_image_caption(scene: Scene, slot: int) -> Question:
     """The text beside a still of a slot, as texts beside pictures are: it also names what the still cannot show."""
     return Question("image", "image", IMAGE_PROMPT, _describe_slot(scene, slot).target)

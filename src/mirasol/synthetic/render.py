@@ -44,7 +44,7 @@ def render_frames(scene: Scene) -> np.ndarray:
     times = np.arange(count) / style.frame_rate
     gains = 1.0 + style.flicker * rng.uniform(-1, 1, size=count)
     frames = np.empty((count, style.height, style.width, 3), np.uint8)
-    background = _background(style, rng)
+    background = _draw_background(style, rng)
     np.multiply(background, gains[:, None, None, None], out=frames, casting="unsafe")
     if style.grain:
         _add_grain(frames, style.grain, rng)
@@ -54,16 +54,16 @@ def render_frames(scene: Scene) -> np.ndarray:
     return frames
 
 
-def _background(style: Style, rng: np.random.Generator) -> np.ndarray:
+def _draw_background(style: Style, rng: np.random.Generator) -> np.ndarray:
     """A dark, smooth random texture, float32 [height, width, 3]."""
     coarse = rng.uniform(-1, 1, size=(5, 5)).astype(np.float32)
-    rows, columns = _bilinear(style.height, 5), _bilinear(style.width, 5)
+    rows, columns = _make_bilinear_weights(style.height, 5), _make_bilinear_weights(style.width, 5)
     texture = rows @ coarse @ columns.T
     mean = np.array(style.background, np.float32)
     return np.clip(mean + style.texture * texture[..., None], 0, 80)
 
 
-def _bilinear(size: int, knots: int) -> np.ndarray:
+def _make_bilinear_weights(size: int, knots: int) -> np.ndarray:
     """Interpolation weights [size, knots] from evenly spaced knots."""
     position = np.linspace(0, knots - 1, size, dtype=np.float32)
     return np.maximum(0, 1 - np.abs(position[:, None] - np.arange(knots, dtype=np.float32)))
@@ -82,7 +82,7 @@ def _draw_dot(frames: np.ndarray, times: np.ndarray, style: Style) -> None:
     """A small grey dot that drifts through the whole clip at constant velocity, re-entering where it left."""
     x, y, vx, vy = style.dot
     radius = max(2.0, style.dot_radius * min(style.height, style.width))
-    mask = _disc(2 * round(radius) + 1)
+    mask = _draw_disc(2 * round(radius) + 1)
     for frame, time in zip(frames, times.tolist(), strict=True):
         _paste(frame, mask, (x + vx * time) % 1.0 * style.width, (y + vy * time) % 1.0 * style.height, (DOT_GREY,) * 3)
 
@@ -90,16 +90,18 @@ def _draw_dot(frames: np.ndarray, times: np.ndarray, style: Style) -> None:
 def _draw_shape(frames: np.ndarray, times: np.ndarray, event: ShapeEvent) -> None:
     _, height, width, _ = frames.shape
     size = round(event.size * min(height, width))
-    mask = _shape_mask(event.shape, size)
+    mask = _make_shape_mask(event.shape, size)
     colour = tuple(int(np.clip(c + d, 0, 255)) for c, d in zip(RGB[event.colour], event.tint, strict=True))
     shown = np.flatnonzero((times >= event.onset) & (times < event.offset))
     progress = (times[shown] - event.onset) / (event.offset - event.onset)
-    xs, ys = _way(event, progress, size, width, height)
+    xs, ys = _compute_way(event, progress, size, width, height)
     for index, x, y in zip(shown.tolist(), xs.tolist(), ys.tolist(), strict=True):
         _paste(frames[index], mask, x, y, colour)
 
 
-def _way(event: ShapeEvent, progress: np.ndarray, size: int, width: int, height: int) -> tuple[np.ndarray, np.ndarray]:
+def _compute_way(
+    event: ShapeEvent, progress: np.ndarray, size: int, width: int, height: int
+) -> tuple[np.ndarray, np.ndarray]:
     """Centres (x, y) in pixels at `progress` 0..1 of the event: a straight line that keeps the shape in the frame."""
     horizontal = event.direction in ("left", "right")
     length, breadth = (width, height) if horizontal else (height, width)
@@ -123,12 +125,12 @@ def _paste(frame: np.ndarray, mask: np.ndarray, x: float, y: float, colour: tupl
     region[...] = region + part * (np.array(colour, np.float32) - region) + 0.5
 
 
-def _disc(size: int) -> np.ndarray:
-    return _shape_mask("circle", size)
+def _draw_disc(size: int) -> np.ndarray:
+    return _make_shape_mask("circle", size)
 
 
 @functools.lru_cache(maxsize=512)
-def _shape_mask(shape: str, size: int) -> np.ndarray:
+def _make_shape_mask(shape: str, size: int) -> np.ndarray:
     """Coverage 0..1 of each pixel of a size x size square by the shape, float32, from 4 x 4 samples a pixel."""
     axis = (np.arange(4 * size, dtype=np.float32) + 0.5) / (2 * size) - 1
     x, y = axis[None, :], axis[:, None]
@@ -171,57 +173,57 @@ def render_sound(event: SoundEvent, rate: int) -> np.ndarray:
     """One sound event alone, float32 [sample], `loudness` at its peak, from its onset to its offset."""
     count = round((event.offset - event.onset) * rate)
     time = np.arange(count, dtype=np.float32) / rate
-    voices = {"bell": _bell, "buzz": _buzz, "whistle": _whistle, "drum": _drum}
+    voices = {"bell": _render_bell, "buzz": _render_buzz, "whistle": _render_whistle, "drum": _render_drum}
     sound = voices[event.timbre](event, time)
     fade = np.minimum(1.0, np.minimum(time, time[-1] - time) / FADE_SECONDS)
     sound = sound * fade
     return (event.loudness * sound / np.abs(sound).max()).astype(np.float32)
 
 
-def _hz(event: SoundEvent) -> float:
+def _find_hz(event: SoundEvent) -> float:
     return BASE_HZ[event.timbre, event.pitch] * event.detune
 
 
-def _bell(event: SoundEvent, time: np.ndarray) -> np.ndarray:
+def _render_bell(event: SoundEvent, time: np.ndarray) -> np.ndarray:
     """Decaying inharmonic partials, struck twice, so that each half of the slot tells timbre and pitch."""
     since = time % np.float32((time[-1] + time[1]) / BELL_STRIKES)
     partials = sum(
-        amplitude * np.sin(np.float32(2 * np.pi * ratio * _hz(event)) * since)
+        amplitude * np.sin(np.float32(2 * np.pi * ratio * _find_hz(event)) * since)
         for ratio, amplitude in BELL_PARTIALS
-        if ratio * _hz(event) < TOP_HZ
+        if ratio * _find_hz(event) < TOP_HZ
     )
     return partials * np.exp(-since / BELL_DECAY_SECONDS)
 
 
-def _buzz(event: SoundEvent, time: np.ndarray) -> np.ndarray:
+def _render_buzz(event: SoundEvent, time: np.ndarray) -> np.ndarray:
     """A band-limited sawtooth, read from a table of one period."""
-    harmonics = [k for k in range(1, BUZZ_HARMONICS + 1) if k * _hz(event) < TOP_HZ]
-    table = _sawtooth(len(harmonics))
-    phase = (_hz(event) * time.astype(np.float64)) % 1.0
+    harmonics = [k for k in range(1, BUZZ_HARMONICS + 1) if k * _find_hz(event) < TOP_HZ]
+    table = _make_sawtooth(len(harmonics))
+    phase = (_find_hz(event) * time.astype(np.float64)) % 1.0
     return table[(phase * len(table)).astype(np.int64)]
 
 
 @functools.lru_cache(maxsize=32)
-def _sawtooth(harmonics: int) -> np.ndarray:
+def _make_sawtooth(harmonics: int) -> np.ndarray:
     """One period of a sawtooth's first harmonics, 4,096 samples."""
     phase = np.arange(4096) / 4096
     return sum(np.sin(2 * np.pi * k * phase) / k for k in range(1, harmonics + 1)).astype(np.float32)
 
 
-def _whistle(event: SoundEvent, time: np.ndarray) -> np.ndarray:
+def _render_whistle(event: SoundEvent, time: np.ndarray) -> np.ndarray:
     """A pure tone with vibrato."""
-    depth = VIBRATO_DEPTH * _hz(event) / VIBRATO_HZ
+    depth = VIBRATO_DEPTH * _find_hz(event) / VIBRATO_HZ
     wobble = np.float32(depth) * np.sin(np.float32(2 * np.pi * VIBRATO_HZ) * time)
-    return np.sin(np.float32(2 * np.pi * _hz(event)) * time + wobble)
+    return np.sin(np.float32(2 * np.pi * _find_hz(event)) * time + wobble)
 
 
-def _drum(event: SoundEvent, time: np.ndarray) -> np.ndarray:
+def _render_drum(event: SoundEvent, time: np.ndarray) -> np.ndarray:
     """A roll of short noise bursts in a band of two octaves around the base frequency."""
     count, rate = len(time), 1.0 / float(time[1])
     size = 1 << (count - 1).bit_length()
     frequency = np.fft.rfftfreq(size, 1 / rate)
     rng = np.random.default_rng(event.noise_seed)
-    band = (frequency >= _hz(event) / 2) & (frequency <= _hz(event) * 2)
+    band = (frequency >= _find_hz(event) / 2) & (frequency <= _find_hz(event) * 2)
     spectrum = np.zeros(len(frequency), np.complex128)
     spectrum[band] = np.exp(2j * np.pi * rng.uniform(size=int(band.sum())))
     noise = np.fft.irfft(spectrum, size)[:count]

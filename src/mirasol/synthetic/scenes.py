@@ -104,11 +104,11 @@ class Scene:
     def seconds(self) -> float:
         return self.slots * SLOT_SECONDS
 
-    def shape_at(self, slot: int) -> ShapeEvent | None:
+    def find_shape(self, slot: int) -> ShapeEvent | None:
         """The shape event of a slot, or None."""
         return next((event for event in self.shapes if event.slot == slot), None)
 
-    def sound_at(self, slot: int) -> SoundEvent | None:
+    def find_sound(self, slot: int) -> SoundEvent | None:
         """The sound event of a slot, or None."""
         return next((event for event in self.sounds if event.slot == slot), None)
 
@@ -118,7 +118,7 @@ class Scene:
         return self.slots, shapes, tuple((event.slot, event.timbre, event.pitch) for event in self.sounds)
 
 
-def stable_hash(*parts: object) -> int:
+def compute_stable_hash(*parts: object) -> int:
     """A 63-bit number that depends on the parts alone: not on the process, the machine or Python's hash seed."""
     digest = hashlib.sha256(repr(parts).encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1
@@ -131,25 +131,25 @@ def make_scene(seed: int) -> Scene:
     # Counts come first and know nothing of the number of slots: the length of a clip must not tell the count.
     shape_count, sound_count = (int(count) for count in rng.integers(1, MAX_EVENTS + 1, size=2))
     shape_slots = sorted(rng.permutation(slots)[:shape_count].tolist())
-    sound_slots = _sound_slots(rng, slots, shape_slots, sound_count)
-    style = _style(rng, slots)
+    sound_slots = _draw_sound_slots(rng, slots, shape_slots, sound_count)
+    style = _draw_style(rng, slots)
     return Scene(
         seed=seed,
         slots=slots,
-        shapes=tuple(_shape_event(rng, slot) for slot in shape_slots),
-        sounds=tuple(_sound_event(rng, slot) for slot in sound_slots),
+        shapes=tuple(_draw_shape_event(rng, slot) for slot in shape_slots),
+        sounds=tuple(_draw_sound_event(rng, slot) for slot in sound_slots),
         style=style,
     )
 
 
-def split_scene(seed: int, split: str, index: int) -> Scene:
+def make_split_scene(seed: int, split: str, index: int) -> Scene:
     """Scene `index` of a split. Splits never share a scene, whatever the seeds of the two data sets.
 
     The hash of a scene's signature decides which split may hold it; scenes that belong elsewhere are drawn again.
     """
     for attempt in range(10_000):
-        scene = make_scene(stable_hash(seed, split, index, attempt))
-        if stable_hash("split", scene.signature()) % _SPLIT_BUCKETS in _BUCKET_OF_SPLIT[split]:
+        scene = make_scene(compute_stable_hash(seed, split, index, attempt))
+        if compute_stable_hash("split", scene.signature()) % _SPLIT_BUCKETS in _BUCKET_OF_SPLIT[split]:
             return scene
     raise AssertionError(f"no scene for {split} {index} of seed {seed} in 10,000 draws")
 
@@ -158,14 +158,14 @@ def _pick(rng: np.random.Generator, options: tuple):
     return options[int(rng.integers(len(options)))]
 
 
-def _sound_slots(rng: np.random.Generator, slots: int, shape_slots: list[int], count: int) -> list[int]:
+def _draw_sound_slots(rng: np.random.Generator, slots: int, shape_slots: list[int], count: int) -> list[int]:
     """Slots of the sounds: drawn towards the slots of shapes, so that many events share a slot, but not all."""
     keys = rng.random(slots)
     keys[shape_slots] += 0.35
     return sorted(np.argsort(-keys)[:count].tolist())
 
 
-def _shape_event(rng: np.random.Generator, slot: int) -> ShapeEvent:
+def _draw_shape_event(rng: np.random.Generator, slot: int) -> ShapeEvent:
     late, early = rng.uniform(*EDGE_JITTER, size=2).tolist()
     return ShapeEvent(
         slot=slot,
@@ -182,7 +182,7 @@ def _shape_event(rng: np.random.Generator, slot: int) -> ShapeEvent:
     )
 
 
-def _sound_event(rng: np.random.Generator, slot: int) -> SoundEvent:
+def _draw_sound_event(rng: np.random.Generator, slot: int) -> SoundEvent:
     late, early = rng.uniform(*EDGE_JITTER, size=2).tolist()
     return SoundEvent(
         slot=slot,
@@ -196,7 +196,7 @@ def _sound_event(rng: np.random.Generator, slot: int) -> SoundEvent:
     )
 
 
-def _style(rng: np.random.Generator, slots: int) -> Style:
+def _draw_style(rng: np.random.Generator, slots: int) -> Style:
     width, height = _pick(rng, FRAME_SIZES)
     angle = rng.uniform(0, 2 * math.pi)
     speed = rng.uniform(0.05, 0.15)

@@ -14,15 +14,15 @@ from mirasol.files import hash_file, write_folder_atomically
 from mirasol.processes import make_process_context
 from mirasol.synthetic.questions import (
     Question,
-    captions,
-    describe,
-    image_caption,
-    questions,
-    sound_classes,
-    story,
+    choose_questions,
+    describe_slots,
+    make_captions,
+    make_image_caption,
+    make_sound_classes,
+    make_stories,
 )
 from mirasol.synthetic.render import write_clip, write_still
-from mirasol.synthetic.scenes import SPLITS, Scene, split_scene, stable_hash
+from mirasol.synthetic.scenes import SPLITS, Scene, compute_stable_hash, make_split_scene
 
 # Goes up whenever the same seed gives other scenes, pixels, sounds or questions.
 DATA_VERSION = 1
@@ -36,17 +36,17 @@ SILENT_SHARE = 0.75
 Progress = Callable[[int, int], None]
 
 
-def clip_id(split: str, index: int) -> str:
+def format_clip_id(split: str, index: int) -> str:
     """Name of a clip, also its file's stem."""
     return f"{split}-{index:06d}"
 
 
-def clip_questions(scene: Scene, seed: int, split: str, index: int) -> list[Question]:
+def list_clip_questions(scene: Scene, seed: int, split: str, index: int) -> list[Question]:
     """All questions that are written for a clip: training clips also get stories and a description of each slot."""
-    rng = np.random.default_rng(stable_hash("questions", seed, split, index))
+    rng = np.random.default_rng(compute_stable_hash("questions", seed, split, index))
     if split != "train":
-        return questions(scene, rng, training=False)
-    return questions(scene, rng, training=True) + story(scene) + describe(scene)
+        return choose_questions(scene, rng, training=False)
+    return choose_questions(scene, rng, training=True) + make_stories(scene) + describe_slots(scene)
 
 
 def synthesize(
@@ -84,7 +84,7 @@ def _render_all(
     root: Path, seed: int, kind: str, counts: dict[str, int], workers: int, progress: Progress | None
 ) -> None:
     for split in SPLITS:
-        (root / _folder(kind) / split).mkdir(parents=True)
+        (root / _choose_folder(kind) / split).mkdir(parents=True)
     jobs = [(root, seed, kind, split, index) for split in SPLITS for index in range(counts[split])]
     rows: dict[str, list[str]] = {split: [] for split in SPLITS}
     files: dict[str, str] = {}
@@ -100,7 +100,7 @@ def _render_all(
     _write_manifest(root, seed, kind, counts, files)
 
 
-def _folder(kind: str) -> str:
+def _choose_folder(kind: str) -> str:
     return "images" if kind == "images" else "clips"
 
 
@@ -136,25 +136,29 @@ def _render_job(job: tuple[Path, int, str, str, int]) -> tuple[str, str, list[st
     """Renders one clip or still: its path relative to root, the file's SHA-256 and its lines for the split's jsonl."""
     root, seed, kind, split, index = job
     # The scenes of one seed are others for every kind: pretraining never shows a clip that is asked about later.
-    scene = split_scene(seed if kind == "questions" else stable_hash(kind, seed), split, index)
+    scene = make_split_scene(seed if kind == "questions" else compute_stable_hash(kind, seed), split, index)
     ending = "png" if kind == "images" else "mp4"
-    name = f"{_folder(kind)}/{split}/{clip_id(split, index)}.{ending}"
+    name = f"{_choose_folder(kind)}/{split}/{format_clip_id(split, index)}.{ending}"
     if kind == "images":
-        slot = scene.shapes[stable_hash("still", scene.seed) % len(scene.shapes)].slot
+        slot = scene.shapes[compute_stable_hash("still", scene.seed) % len(scene.shapes)].slot
         write_still(scene, root / name, slot + 0.5)
-        asked = [image_caption(scene, slot)]
+        asked = [make_image_caption(scene, slot)]
     elif kind == "questions":
         write_clip(scene, root / name)
-        asked = clip_questions(scene, seed, split, index)
+        asked = list_clip_questions(scene, seed, split, index)
     else:
-        silent = kind == "captions" and stable_hash("silent", scene.seed) % 100 < 100 * SILENT_SHARE
+        silent = kind == "captions" and compute_stable_hash("silent", scene.seed) % 100 < 100 * SILENT_SHARE
         write_clip(scene, root / name, sound=not silent)
-        asked = [*(captions(scene) if kind == "captions" else []), *([] if silent else sound_classes(scene))]
+        asked = [*(make_captions(scene) if kind == "captions" else []), *([] if silent else make_sound_classes(scene))]
     digest = hash_file(root / name)
-    return name, digest, [_row(name, clip_id(split, index), number, item) for number, item in enumerate(asked)]
+    return (
+        name,
+        digest,
+        [_make_row(name, format_clip_id(split, index), number, item) for number, item in enumerate(asked)],
+    )
 
 
-def _row(name: str, clip: str, number: int, question: Question) -> str:
+def _make_row(name: str, clip: str, number: int, question: Question) -> str:
     row = {
         "id": f"{clip}-q{number:02d}",
         "file": name,

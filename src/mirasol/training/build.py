@@ -306,7 +306,8 @@ def decode_clips(
     """
     sizes = compute_decoded_sizes(recipe, processor.feature_extractor) if recipe.data.decode == "before" else {}
     by_size = {
-        size: plan.used_clips(name for name in sizes if sizes[name] == size) for size in dict.fromkeys(sizes.values())
+        size: plan.list_used_clips(name for name in sizes if sizes[name] == size)
+        for size in dict.fromkeys(sizes.values())
     }
     own_size = cache.settings["image_size"]
     by_size[own_size] = list(dict.fromkeys([*by_size.get(own_size, []), *validation.list_windows()]))

@@ -115,7 +115,7 @@ def compute_gradients(run: Run, batch: StepBatch) -> tuple[dict[str, float], Los
     losses = []
     last = len(batch.microbatches) - 1
     for place, (tensors, totals) in enumerate(zip(batch.microbatches, batch.totals, strict=True)):
-        seed_noise(run.plan.noise_seed(batch.step, place, run.ranks.rank), run.device)
+        seed_noise(run.plan.compute_noise_seed(batch.step, place, run.ranks.rank), run.device)
         output = run.parallel.backward(tensors, totals, is_last=place == last)
         names = [name for name in output if name == "loss" or name.endswith("_loss")]
         losses.append(torch.stack([output[name].detach().float() for name in names]))

@@ -32,7 +32,7 @@ def test_no_shard_is_above_its_limits_unless_one_medium_is(tmp_path, sizes, limi
     plan = plan_shards("folder", tmp_path / "data", tmp_path / "out", sharding=Sharding(*limits))
     packed = [[int(sample.media.removesuffix(".mp4")) for sample in job.samples] for job in plan.jobs["train"]]
     assert packed == shards
-    assert plan.bytes == plan.bytes_left() == sum(sizes)
+    assert plan.bytes == plan.count_bytes_left() == sum(sizes)
     assert plan.larger == {f"{n}.mp4": size for n, size in enumerate(sizes) if size > limits[0]}
     assert not (tmp_path / "out").exists()
 
@@ -48,7 +48,7 @@ def test_the_plan_is_what_is_written(tmp_path, shapes):
         media = sum(size for name, (_, size, _) in members.items() if name.endswith(".mp4"))
         assert media == sum(plan.sizes["test"][sample.media] for sample in job.samples) <= 150_000
         assert facts[job.name]["clips"] == len(job.samples)
-    assert plan.bytes_left() == 0
+    assert plan.count_bytes_left() == 0
 
 
 def test_bytes_and_larger_media_are_told_before_anything_is_written(tmp_path, capsys):
@@ -66,6 +66,6 @@ def test_bytes_and_larger_media_are_told_before_anything_is_written(tmp_path, ca
 
 def test_a_disk_without_room_is_told(tmp_path, monkeypatch, capsys):
     put_sizes(tmp_path / "data", [2_000_000])
-    monkeypatch.setattr("mirasol.data.shards.plan.ShardPlan.free_bytes", lambda plan: 1_500_000)
+    monkeypatch.setattr("mirasol.data.shards.plan.ShardPlan.find_free_bytes", lambda plan: 1_500_000)
     main(["data", "shard", "folder", str(tmp_path / "data"), str(tmp_path / "out"), "--dry-run"])
     assert f"{tmp_path / 'out'}: 2.0 MB are to be written, but its disk has 1.5 MB free" in capsys.readouterr().err

@@ -320,7 +320,7 @@ def test_at_a_bad_clip_the_folder_stays_taken_until_nothing_writes_there(tmp_pat
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             left.append("still taken")
 
-    monkeypatch.setattr(sharding, "_written", written)
+    monkeypatch.setattr(sharding, "_write_all", written)
     with pytest.raises(UserError, match="an HTML page"):
         shard_dataset("folder", root, tmp_path / "out", sharding=Sharding(clips_per_shard=1))
     assert left == ["still taken"]

@@ -15,14 +15,14 @@ TYPES = (
 FREE = TYPES[3:]
 
 
-def _published(examples: int, videos: int, *counts: int) -> Published:
+def _count_published(examples: int, videos: int, *counts: int) -> Published:
     return Published(examples, videos, dict(zip(TYPES, counts, strict=True)))
 
 
 PUBLISHED = {
-    "train": _published(32_000, 3_200, 3200, 3200, 3200, 7242, 2833, 1338, 761, 2684, 7542),
-    "validation": _published(18_000, 1_800, 1800, 1800, 1800, 4041, 1565, 961, 473, 1479, 4081),
-    "test": _published(8_000, 800, 800, 800, 800, 2094, 697, 318, 386, 606, 1499),
+    "train": _count_published(32_000, 3_200, 3200, 3200, 3200, 7242, 2833, 1338, 761, 2684, 7542),
+    "validation": _count_published(18_000, 1_800, 1800, 1800, 1800, 4041, 1565, 961, 473, 1479, 4081),
+    "test": _count_published(8_000, 800, 800, 800, 800, 2094, 697, 318, 386, 606, 1499),
 }
 
 
@@ -38,7 +38,7 @@ def read_split(files: Files, split: str, options: DatasetOptions) -> Rows:
     assert path is not None
     questions, shown = JsonArray(path, files.shown(path)), files.shown(path)
     rows.annotation_files.append(shown)
-    answers = _answers(files, split, rows)
+    answers = _read_answers(files, split, rows)
     asked = set()
     fields = {"video_name": ID, "question": str, "question_id": ID}
     for index, item in questions.iterate_valid(rows, fields):
@@ -62,7 +62,7 @@ def read_split(files: Files, split: str, options: DatasetOptions) -> Rows:
     return rows
 
 
-def _answers(files: Files, split: str, rows: Rows) -> dict[str, tuple[str, str]] | None:
+def _read_answers(files: Files, split: str, rows: Rows) -> dict[str, tuple[str, str]] | None:
     """Answer and type by question id; None where the split has no answer file."""
     path = files.annotation(f"{FILES[split]}_a.json")
     if path is None:

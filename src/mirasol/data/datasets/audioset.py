@@ -42,7 +42,7 @@ def list_splits(files: Files) -> list[str]:
 def read_split(files: Files, split: str, options: DatasetOptions) -> Rows:
     """The segments of a split; ids are `{id}_{start in milliseconds}`."""
     rows = Rows()
-    names = _label_names(files)
+    names = _read_label_names(files)
     rows.classes = tuple(names.values())
     rows.facts["targets"] = options.targets
     for name in FILES[split]:
@@ -61,7 +61,7 @@ def _read_segments(
     folder = path.stem.removesuffix("_segments")
     for line, row in table:
         id = row["id"]
-        window = _window(row)
+        window = _parse_window(row)
         if window is None:
             message = f"expected seconds, the start before the end; found {row['start']!r} and {row['end']!r}"
             rows.skip("malformed", message, shown, line)
@@ -87,7 +87,7 @@ def _read_segments(
         rows.add(example, shown, line)
 
 
-def _window(row: dict[str, str]) -> tuple[float, float] | None:
+def _parse_window(row: dict[str, str]) -> tuple[float, float] | None:
     """Start and end in seconds; None where the row tells none."""
     try:
         start, end = float(row["start"]), float(row["end"])
@@ -96,7 +96,7 @@ def _window(row: dict[str, str]) -> tuple[float, float] | None:
     return (start, end) if 0 <= start < end < math.inf else None
 
 
-def _label_names(files: Files) -> dict[str, str]:
+def _read_label_names(files: Files) -> dict[str, str]:
     """Display names by mid, in the order of the class index."""
     path = files.annotation(LABELS)
     if path is None:

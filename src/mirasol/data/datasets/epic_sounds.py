@@ -56,12 +56,12 @@ def read_split(files: Files, split: str, options: DatasetOptions) -> Rows:
     labelled = split in ("train", "validation")
     label = {"class", "class_id"} if labelled else {"description"} if split == "not_categorised" else set()
     table = list(read_csv_rows(path, shown, rows, (*COLUMNS, *sorted(label))))
-    rows.classes = classes = _classes(files, [row for _, row in table] if labelled else [], rows)
+    rows.classes = classes = _read_classes(files, [row for _, row in table] if labelled else [], rows)
     if files.annotation("EPIC_audio.hdf5"):
         rows.facts["audio"] = "EPIC_audio.hdf5 is not read: extract it to {video_id}.wav, or give the videos"
     media: dict[str, str] = {}
     for line, row in table:
-        window = _window(row)
+        window = _parse_window(row)
         if isinstance(window, str):
             rows.skip("malformed", window, shown, line)
             continue
@@ -84,11 +84,11 @@ def read_split(files: Files, split: str, options: DatasetOptions) -> Rows:
     return rows
 
 
-def _window(row: dict[str, str]) -> tuple[float, float] | str:
+def _parse_window(row: dict[str, str]) -> tuple[float, float] | str:
     """Start and end in seconds, or what is wrong with them."""
     try:
         samples = int(row["start_sample"]), int(row["stop_sample"])
-        stamps = _seconds(row["start_timestamp"]), _seconds(row["stop_timestamp"])
+        stamps = _parse_seconds(row["start_timestamp"]), _parse_seconds(row["stop_timestamp"])
     except ValueError:
         return "expected HH:MM:SS.mmm and whole numbers of samples; found " + ",".join(
             row[name] for name in COLUMNS[3:]
@@ -104,12 +104,12 @@ def _window(row: dict[str, str]) -> tuple[float, float] | str:
     return start, end
 
 
-def _seconds(stamp: str) -> float:
+def _parse_seconds(stamp: str) -> float:
     hours, minutes, seconds = stamp.split(":")
     return int(hours) * 3600 + int(minutes) * 60 + float(seconds)
 
 
-def _classes(files: Files, labelled: list[dict[str, str]], rows: Rows) -> tuple[str, ...]:
+def _read_classes(files: Files, labelled: list[dict[str, str]], rows: Rows) -> tuple[str, ...]:
     """Class names by class_id: from classes.csv, or those that occur in the split where it is not there."""
     path = files.annotation("classes.csv")
     if path is not None:

@@ -22,12 +22,12 @@ FILE_COLUMNS = ("filepath", "file", "image")
 CAPTION_COLUMNS = ("caption", "title", "text")
 
 
-def _format(path: Path) -> tuple[str, str, bool] | None:
+def _detect_format(path: Path) -> tuple[str, str, bool] | None:
     """(column of the caption, column of the image, whether it has a header); None for no such table."""
     suffix = path.suffix.lower()
     if suffix not in (".csv", ".tsv"):
         return None
-    header = read_csv_header(path, _delimiter(path))
+    header = read_csv_header(path, _choose_delimiter(path))
     caption = next((name for name in CAPTION_COLUMNS if name in header), None)
     image = next((name for name in (*FILE_COLUMNS, "url") if name in header), None)
     if caption is not None and image is not None:
@@ -37,17 +37,17 @@ def _format(path: Path) -> tuple[str, str, bool] | None:
     return None
 
 
-def _delimiter(path: Path) -> str | None:
+def _choose_delimiter(path: Path) -> str | None:
     return "\t" if path.suffix.lower() == ".tsv" else None
 
 
 def list_splits(files: Files) -> list[str]:
     """The splits that the tables' names tell. Raises AnnotationError where no table there is one of captions."""
     tables = [path for path in files.annotation_paths if path.suffix.lower() in (".csv", ".tsv")]
-    found = sorted({guess_split(path) for path in tables if _format(path)})
+    found = sorted({guess_split(path) for path in tables if _detect_format(path)})
     if tables and not found:
         raise_if_wrong_header(
-            read_csv_header(tables[0], _delimiter(tables[0])), ("caption", "filepath"), files.shown(tables[0])
+            read_csv_header(tables[0], _choose_delimiter(tables[0])), ("caption", "filepath"), files.shown(tables[0])
         )
     return found
 
@@ -56,10 +56,12 @@ def read_split(files: Files, split: str, options: DatasetOptions) -> Rows:
     """The captions of a split; ids are `{table}:{line}`."""
     rows = Rows()
     tables = {
-        files.shown(path): path for path in files.annotation_paths if guess_split(path) == split and _format(path)
+        files.shown(path): path
+        for path in files.annotation_paths
+        if guess_split(path) == split and _detect_format(path)
     }
     rows.annotation_files += tables
-    pairs = [(shown, *pair) for shown, path in tables.items() for pair in _pairs(path, shown, rows)]
+    pairs = [(shown, *pair) for shown, path in tables.items() for pair in _read_pairs(path, shown, rows)]
     images = _Images(files, (image for *_, image in pairs))
     prompt = options.prompt or PROMPT
     for shown, line, caption, image in pairs:
@@ -75,12 +77,14 @@ def read_split(files: Files, split: str, options: DatasetOptions) -> Rows:
     return rows
 
 
-def _pairs(path: Path, shown: str, rows: Rows) -> Iterator[tuple[int, str, str]]:
-    known = _format(path)
+def _read_pairs(path: Path, shown: str, rows: Rows) -> Iterator[tuple[int, str, str]]:
+    known = _detect_format(path)
     assert known is not None
     caption, image, header = known
     # CC3M's tsv, the one without a header, quotes nothing: a caption may begin with a quote that does not end.
-    table = read_csv_rows(path, shown, rows, (caption, image), header=header, delimiter=_delimiter(path), quoted=header)
+    table = read_csv_rows(
+        path, shown, rows, (caption, image), header=header, delimiter=_choose_delimiter(path), quoted=header
+    )
     for line, row in table:
         yield line, row[caption].strip(), row[image].strip()
 
@@ -95,7 +99,7 @@ class _Images:
             self._by_name[path.rpartition("/")[2]].append(path)
         self._urls: dict[str, set[str]] = defaultdict(set)  # by their last part, of those that some file could be
         for name in names:
-            last = _last_part(name)
+            last = _find_last_part(name)
             if "://" in name and last in self._by_name:
                 self._urls[last].add(name)
 
@@ -105,7 +109,7 @@ class _Images:
         A path counts from the root or from its table's `folder`, or is the end of one file's path; a url goes by its
         last part.
         """
-        last = _last_part(name)
+        last = _find_last_part(name)
         found = self._by_name.get(last, [])
         if "://" in name:
             urls = len(self._urls[last]) if found else 0
@@ -121,7 +125,7 @@ class _Images:
         return (found[0] if found else ""), ""
 
 
-def _last_part(name: str) -> str:
+def _find_last_part(name: str) -> str:
     if "://" not in name:
         return name.rpartition("/")[2]
     path = name.partition("#")[0].partition("?")[0]

@@ -96,7 +96,7 @@ def _read_csv(
         window = int(row["time_start"]), int(row["time_end"])
         folders = (name, name.replace(" ", "_"))
         media = replaced.get(id) or find_clip_media(files, options, PATTERNS, id, window, folders) or ""
-        rows.add(_example(f"{id}_{window[0]:06d}_{window[1]:06d}", id, media, name, options, rows), shown, line)
+        rows.add(_make_example(f"{id}_{window[0]:06d}_{window[1]:06d}", id, media, name, options, rows), shown, line)
     if others:
         rows.facts["rows_of_other_classes"] = others.total()
         named = ", ".join(map(repr, sorted(others)[:3]))
@@ -114,10 +114,10 @@ def _read_ogm_ge(path: Path, shown: str, files: Files, options: DatasetOptions, 
             continue
         stem, name = row["file"], names[int(row["class"])]
         media = files.media([stem], (name, name.replace(" ", "_"))) or ""
-        rows.add(_example(stem, stem[:11], media, name, options, rows), shown, line)
+        rows.add(_make_example(stem, stem[:11], media, name, options, rows), shown, line)
 
 
-def _example(id: str, video: str, media: str, name: str, options: DatasetOptions, rows: Rows) -> Example:
+def _make_example(id: str, video: str, media: str, name: str, options: DatasetOptions, rows: Rows) -> Example:
     prompt = options.prompt or PROMPT
     return Example(id, media, None, None, prompt, name, candidates=rows.classes, video=video)
 

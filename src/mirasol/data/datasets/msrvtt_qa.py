@@ -36,7 +36,7 @@ def read_split(files: Files, split: str, options: DatasetOptions) -> Rows:
     rows, shown = Rows(), files.shown(path)
     rows.annotation_files.append(shown)
     rows.facts["annotation_format"] = path.suffix.removeprefix(".")
-    reader = {".json": _original, ".jsonl": _lines, ".csv": _table}[path.suffix.lower()]
+    reader = {".json": _read_original, ".jsonl": _read_lines, ".csv": _read_table}[path.suffix.lower()]
     for line, column, id, video, question, answer in reader(path, shown, rows):
         question = question.strip()
         if not question or not answer.strip():
@@ -52,20 +52,20 @@ def read_split(files: Files, split: str, options: DatasetOptions) -> Rows:
 Parsed = Iterator[tuple[int | None, int | None, str, str, str, str]]  # line, column, id, video, question, answer
 
 
-def _original(path: Path, shown: str, rows: Rows) -> Parsed:
+def _read_original(path: Path, shown: str, rows: Rows) -> Parsed:
     items = JsonArray(path, shown)
     fields = {"answer": str, "id": ID, "question": str, "video_id": ID}
     for _, item in items.iterate_valid(rows, fields):
-        yield None, None, str(item["id"]), _video(str(item["video_id"])), item["question"], item["answer"]
+        yield None, None, str(item["id"]), _format_video(str(item["video_id"])), item["question"], item["answer"]
 
 
-def _lines(path: Path, shown: str, rows: Rows) -> Parsed:
+def _read_lines(path: Path, shown: str, rows: Rows) -> Parsed:
     # This variant has no ids: the line's number stands for one.
     for line, item in read_json_lines(path, shown, rows, {"answer": str, "question": str, "video_id": ID}):
-        yield line, None, str(line), _video(str(item["video_id"])), item["question"], item["answer"]
+        yield line, None, str(line), _format_video(str(item["video_id"])), item["question"], item["answer"]
 
 
-def _table(path: Path, shown: str, rows: Rows) -> Parsed:
+def _read_table(path: Path, shown: str, rows: Rows) -> Parsed:
     header = read_csv_header(path)
     variants = {"qid": ("video", "qid"), "id": ("video_id", "id")}  # HQGA, just-ask
     known = [names for names in variants.values() if set(names) <= set(header)]
@@ -80,10 +80,10 @@ def _table(path: Path, shown: str, rows: Rows) -> Parsed:
         # HQGA took the question marks away: with them all variants are the same questions.
         question = row["question"].rstrip()
         question += "" if question.endswith("?") or not question else "?"
-        yield line, None, row[id], _video(row[video]), question, row["answer"]
+        yield line, None, row[id], _format_video(row[video]), question, row["answer"]
 
 
-def _video(name: str) -> str:
+def _format_video(name: str) -> str:
     return name if name.startswith("video") else f"video{name}"
 
 

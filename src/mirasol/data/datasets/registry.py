@@ -78,7 +78,7 @@ def read_listed_split(name: str, files: Files, split: str, options: DatasetOptio
         rows.skip("no examples", "holds no examples", ", ".join(rows.annotation_files), rows=0)
     if rows.retold is None:
         _list_missing(rows)
-        _compare(rows, published)
+        _compare_counts(rows, published)
     return DatasetSplit(
         name=name if rows.retold is None else rows.retold.name,
         root=files.root,
@@ -143,7 +143,7 @@ def _list_missing(rows: Rows) -> None:
         rows.skip("missing media", f"no media file of {video!r} was found{questions}{place}", video, rows=count)
 
 
-def _compare(rows: Rows, published: Published) -> None:
+def _compare_counts(rows: Rows, published: Published) -> None:
     """Warns where a split's counts are not the published ones."""
     count, files = len(rows.examples), ", ".join(rows.annotation_files)
     if published.examples is not None and count != published.examples:

@@ -64,7 +64,7 @@ def is_utf8(text: str) -> bool:
     return text.isascii() or _NOT_UTF8.search(text) is None
 
 
-def malformed_file_error(
+def make_malformed_file_error(
     message: str, file: str, line: int | None = None, column: int | None = None
 ) -> AnnotationError:
     """The error for a file that cannot be read any further."""
@@ -81,7 +81,9 @@ class JsonArray:
         self.file, self.text = file, read_text(path, file)
         self.items = parse_annotation_json(self.text, file)
         if not isinstance(self.items, list):
-            raise malformed_file_error(f"must hold an array of objects, not {describe_type(self.items)}", file, 1, 1)
+            raise make_malformed_file_error(
+                f"must hold an array of objects, not {describe_type(self.items)}", file, 1, 1
+            )
 
     def locate(self, index: int) -> tuple[int, int]:
         """Line and column, from 1, of item `index`, from 0."""
@@ -115,7 +117,7 @@ def parse_annotation_json(text: str, file: str, pairs: Callable[[list[tuple[str,
     try:
         return parse_json(text, pairs)
     except InvalidJson as error:
-        raise malformed_file_error(f"is not JSON ({error.reason})", file, error.line, error.column) from error
+        raise make_malformed_file_error(f"is not JSON ({error.reason})", file, error.line, error.column) from error
 
 
 def read_json_object(path: Path, file: str) -> dict[str, Any]:
@@ -123,7 +125,7 @@ def read_json_object(path: Path, file: str) -> dict[str, Any]:
     text = read_text(path, file)
     value = parse_annotation_json(text, file)
     if not isinstance(value, dict):
-        raise malformed_file_error(f"must hold one object, not {describe_type(value)}", file, 1, 1)
+        raise make_malformed_file_error(f"must hold one object, not {describe_type(value)}", file, 1, 1)
     raise_if_not_utf8(text, file)
     return value
 
@@ -131,11 +133,11 @@ def read_json_object(path: Path, file: str) -> dict[str, Any]:
 def raise_if_not_utf8(text: str, file: str) -> None:
     """Raises AnnotationError, with line and column, for a text of `read_text` that is not UTF-8 throughout."""
     if not is_utf8(text):
-        line, column = _place(text, _NOT_UTF8.search(text).start())
+        line, column = _find_place(text, _NOT_UTF8.search(text).start())
         raise AnnotationError(Problem("not UTF-8", "is not UTF-8 text", file, line, column))
 
 
-def _place(text: str, position: int) -> tuple[int, int]:
+def _find_place(text: str, position: int) -> tuple[int, int]:
     return text.count("\n", 0, position) + 1, position - text.rfind("\n", 0, position)
 
 
@@ -227,7 +229,7 @@ def read_csv_rows(
     for line, fields in table:
         if len(fields) != width:
             message = f"{len(fields)} fields, {width} expected"
-            end = _end_of_field(fields[: min(len(fields), width)], delimiter, quoted)
+            end = _find_end_of_field(fields[: min(len(fields), width)], delimiter, quoted)
             rows.skip("malformed", message, file, line, end)
             continue
         row = {name: fields[place] for name, place in zip(columns, places, strict=True)}
@@ -321,20 +323,20 @@ def _iterate_csv(
         except StopIteration:
             return
         except csv.Error as error:
-            raise malformed_file_error(
-                f"is not csv ({error})", file, line, _open_quote(lines, line - skipped)
+            raise make_malformed_file_error(
+                f"is not csv ({error})", file, line, _find_open_quote(lines, line - skipped)
             ) from error
         if fields:
             yield line, fields
         line = skipped + reader.line_num + 1
 
 
-def _open_quote(lines: list[str], line: int) -> int:
+def _find_open_quote(lines: list[str], line: int) -> int:
     """Column, from 1, of the last quote of a line, from 1: where the field begins that is not closed."""
     return lines[line - 1].rfind('"') + 1 or 1
 
 
-def _end_of_field(fields: Sequence[str], delimiter: str, quoted: bool) -> int:
+def _find_end_of_field(fields: Sequence[str], delimiter: str, quoted: bool) -> int:
     """Column, from 1, after the first fields of a row, as a csv writer would write them."""
     if not quoted:
         return len(delimiter.join(fields)) + 1
@@ -353,8 +355,8 @@ def read_names(path: Path, file: str) -> tuple[str, ...]:
         if not is_utf8(name):
             raise AnnotationError(Problem("not UTF-8", "is not UTF-8 text", file, number, 1))
         if name in names:
-            raise malformed_file_error(f"{name!r} appears already on line {names[name]}", file, number, 1)
+            raise make_malformed_file_error(f"{name!r} appears already on line {names[name]}", file, number, 1)
         names[name] = number
     if not names:
-        raise malformed_file_error("contains no names", file)
+        raise make_malformed_file_error("contains no names", file)
     return tuple(names)

@@ -21,18 +21,18 @@ def list_splits(files: Files) -> list[str]:
     """Both where the public file is there, else those whose own list is."""
     if files.annotation("vggsound.csv"):
         return ["train", "test"]
-    return [split for split in PUBLISHED if _list(files, split)]
+    return [split for split in PUBLISHED if _find_list(files, split)]
 
 
 def read_split(files: Files, split: str, options: DatasetOptions) -> Rows:
     """The clips of a split; ids are `{id}_{start:06d}`, for some videos occur twice with other starts."""
     rows = Rows()
     path = files.annotation("vggsound.csv")
-    parsed = list(_public(path, files.shown(path), rows) if path else _own(files, split, rows))
-    path = path or _list(files, split)
+    parsed = list(_read_public(path, files.shown(path), rows) if path else _read_own(files, split, rows))
+    path = path or _find_list(files, split)
     shown = files.shown(path)
     rows.annotation_files.append(shown)
-    classes = ClassList(_classes(files, options, [label for _, _, _, label, _ in parsed], rows))
+    classes = ClassList(_read_classes(files, options, [label for _, _, _, label, _ in parsed], rows))
     rows.classes = classes.names
     for line, id, start, label, of_split in parsed:
         if of_split != split:
@@ -57,7 +57,7 @@ def read_split(files: Files, split: str, options: DatasetOptions) -> Rows:
     return rows
 
 
-def _public(path: Path, shown: str, rows: Rows) -> Iterator[tuple[int, str, int, str, str]]:
+def _read_public(path: Path, shown: str, rows: Rows) -> Iterator[tuple[int, str, int, str, str]]:
     for line, row in read_csv_rows(path, shown, rows, ("id", "start", "label", "split"), header=False):
         if len(row["id"]) != ID or not is_whole_number(row["start"]) or row["split"] not in PUBLISHED:
             message = "expected YouTube id, start in whole seconds, label, train or test; found "
@@ -66,8 +66,8 @@ def _public(path: Path, shown: str, rows: Rows) -> Iterator[tuple[int, str, int,
         yield line, row["id"], int(row["start"]), row["label"], row["split"]
 
 
-def _own(files: Files, split: str, rows: Rows) -> Iterator[tuple[int, str, int, str, str]]:
-    path = _list(files, split)
+def _read_own(files: Files, split: str, rows: Rows) -> Iterator[tuple[int, str, int, str, str]]:
+    path = _find_list(files, split)
     shown = files.shown(path)
     for line, row in read_csv_rows(path, shown, rows, ("file", "label"), header=False):
         stem = row["file"].rpartition(".")[0] or row["file"]
@@ -77,7 +77,7 @@ def _own(files: Files, split: str, rows: Rows) -> Iterator[tuple[int, str, int, 
         yield line, stem[:ID], int(stem[ID + 1 :]), row["label"], split
 
 
-def _list(files: Files, split: str) -> Path | None:
+def _find_list(files: Files, split: str) -> Path | None:
     """train.csv or test.csv of VGG-Sound: two columns, the first a file's name."""
     path = files.annotation(f"{split}.csv")
     if path is None:
@@ -86,7 +86,7 @@ def _list(files: Files, split: str) -> Path | None:
     return path if len(first) == 2 and first[0][ID : ID + 1] == "_" else None
 
 
-def _classes(files: Files, options: DatasetOptions, labels: list[str], rows: Rows) -> tuple[str, ...]:
+def _read_classes(files: Files, options: DatasetOptions, labels: list[str], rows: Rows) -> tuple[str, ...]:
     """The authors' class index is the place in the sorted list of stat.csv."""
     stat = files.annotation("stat.csv") if options.class_list is None else None
     if stat is not None:

@@ -26,7 +26,7 @@ def guess_split(path: Path) -> str:
     return "test" if "test" in name else "train"
 
 
-def webvid_files(files: Files) -> list[Path]:
+def find_webvid_files(files: Files) -> list[Path]:
     """All csv files that have WebVid's columns. Raises AnnotationError where none of those there has them."""
     tables = [path for path in files.annotation_paths if path.suffix.lower() == ".csv"]
     found = [path for path in tables if set(COLUMNS) <= set(read_csv_header(path))]
@@ -35,15 +35,15 @@ def webvid_files(files: Files) -> list[Path]:
     return found
 
 
-def webvid_splits(files: Files) -> list[str]:
+def list_webvid_splits(files: Files) -> list[str]:
     """The splits that the files' names tell."""
-    return sorted({guess_split(path) for path in webvid_files(files)})
+    return sorted({guess_split(path) for path in find_webvid_files(files)})
 
 
 def read_webvid(files: Files, split: str, options: DatasetOptions) -> Rows:
     """The captions of a split; ids are `videoid`. Media: `videos/{page_dir}/{videoid}.mp4`, or anywhere by its name."""
     rows = Rows()
-    for path in webvid_files(files):
+    for path in find_webvid_files(files):
         if guess_split(path) != split:
             continue
         shown = files.shown(path)
@@ -58,20 +58,20 @@ def read_webvid(files: Files, split: str, options: DatasetOptions) -> Rows:
     return rows
 
 
-def video_cc_files(files: Files) -> list[Path]:
+def find_video_cc_files(files: Files) -> list[Path]:
     """All csv files whose name has "video_cc" or "videocc" in it."""
     return [p for p in files.annotation_paths if p.suffix.lower() == ".csv" and re.search("video_?cc", p.stem.lower())]
 
 
-def video_cc_splits(files: Files) -> list[str]:
+def list_video_cc_splits(files: Files) -> list[str]:
     """The splits that the files' names tell."""
-    return sorted({guess_split(path) for path in video_cc_files(files)})
+    return sorted({guess_split(path) for path in find_video_cc_files(files)})
 
 
 def read_video_cc(files: Files, split: str, options: DatasetOptions) -> Rows:
     """The captions of a split; ids are `{id}_{start in milliseconds}`. Media: cut clips, or whole videos `{id}`."""
     rows = Rows()
-    for path in video_cc_files(files):
+    for path in find_video_cc_files(files):
         if guess_split(path) != split:
             continue
         shown = files.shown(path)
@@ -90,11 +90,11 @@ def read_video_cc(files: Files, split: str, options: DatasetOptions) -> Rows:
             elif not caption:
                 rows.skip("empty text", "the caption is empty", shown, line)
             else:
-                rows.add(_window(files, options, id[1], int(stamps[0]), int(stamps[1]), caption), shown, line)
+                rows.add(_make_example(files, options, id[1], int(stamps[0]), int(stamps[1]), caption), shown, line)
     return rows
 
 
-def _window(files: Files, options: DatasetOptions, id: str, start: int, end: int, caption: str) -> Example:
+def _make_example(files: Files, options: DatasetOptions, id: str, start: int, end: int, caption: str) -> Example:
     window = start / MICROSECONDS, end / MICROSECONDS
     media, place = find_clip_media(files, options, VIDEO_CC_PATTERNS, id, window, ()), (None, None)
     if media is None and options.pattern is None:
@@ -104,7 +104,9 @@ def _window(files: Files, options: DatasetOptions, id: str, start: int, end: int
     return Example(f"{id}_{start // 1000}", media or "", *place, prompt, caption, video=id)
 
 
-WEBVID = Adapter("WebVid-like csv", webvid_splits, read_webvid, options=("annotations", "prompt"), protocol="captions")
+WEBVID = Adapter(
+    "WebVid-like csv", list_webvid_splits, read_webvid, options=("annotations", "prompt"), protocol="captions"
+)
 VIDEO_CC_ADAPTER = Adapter(
-    "VideoCC", video_cc_splits, read_video_cc, options=("annotations", "prompt", "pattern"), protocol="captions"
+    "VideoCC", list_video_cc_splits, read_video_cc, options=("annotations", "prompt", "pattern"), protocol="captions"
 )  # fmt: skip

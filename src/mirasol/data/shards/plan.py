@@ -63,7 +63,7 @@ class ShardPlan:
         limit = self.sharding.shard_bytes
         return {media: size for sizes in self.sizes.values() for media, size in sizes.items() if size > limit}
 
-    def bytes_left(self) -> int:
+    def count_bytes_left(self) -> int:
         """Bytes of media in the shards that are not finished yet."""
         return sum(
             self.sizes[split][sample.media]
@@ -73,7 +73,7 @@ class ShardPlan:
             for sample in job.samples
         )
 
-    def free_bytes(self) -> int:
+    def find_free_bytes(self) -> int:
         """Bytes that the disk of `out` has room for."""
         there = next(path for path in (self.out, *self.out.parents) if path.exists())
         return shutil.disk_usage(there).free
@@ -129,12 +129,12 @@ def plan_shards(
     datasets = [read_listed_split(name, files, one, options) for one in chosen]
     for dataset in datasets:
         select_usable_examples(dataset, on_bad_clip)
-    sizes = {dataset.split: _sizes(dataset) for dataset in datasets}
-    jobs = {dataset.split: _jobs(dataset, out, sharding, sizes[dataset.split]) for dataset in datasets}
+    sizes = {dataset.split: _find_sizes(dataset) for dataset in datasets}
+    jobs = {dataset.split: _make_jobs(dataset, out, sharding, sizes[dataset.split]) for dataset in datasets}
     return ShardPlan(root, out, options, sharding, tuple(datasets), jobs, sizes)
 
 
-def _sizes(dataset: DatasetSplit) -> dict[str, int]:
+def _find_sizes(dataset: DatasetSplit) -> dict[str, int]:
     """Bytes of each medium, in the order of its first example."""
     sizes = {}
     for media in dict.fromkeys(example.media for example in dataset.examples):
@@ -145,7 +145,7 @@ def _sizes(dataset: DatasetSplit) -> dict[str, int]:
     return sizes
 
 
-def _jobs(dataset: DatasetSplit, out: Path, sharding: Sharding, sizes: dict[str, int]) -> list[ShardJob]:
+def _make_jobs(dataset: DatasetSplit, out: Path, sharding: Sharding, sizes: dict[str, int]) -> list[ShardJob]:
     """Which clips go into which shard: each medium once, in the order of its first example."""
     rows: dict[str, list[dict[str, Any]]] = {media: [] for media in sizes}
     for example in dataset.examples:

@@ -10,7 +10,7 @@ from typing import Any
 from mirasol.config.recipe import DatasetOptions
 from mirasol.data.datasets.contract import Adapter, AnnotationError, Problem, Published, Retold, Rows
 from mirasol.data.datasets.files import Files
-from mirasol.data.datasets.tables import malformed_file_error
+from mirasol.data.datasets.tables import make_malformed_file_error
 from mirasol.data.example import Example
 from mirasol.data.media_files import get_index_path, read_tar_index
 from mirasol.data.shards.format import EXAMPLES, FORMAT, MANIFEST, PLAN, parse_example_row
@@ -33,7 +33,7 @@ def read_manifest(root: Path) -> dict[str, Any] | None:
     try:
         manifest = parse_json(file.read_bytes())
     except ValueError as error:
-        raise malformed_file_error(f"is not JSON ({error})", MANIFEST) from error
+        raise make_malformed_file_error(f"is not JSON ({error})", MANIFEST) from error
     if not isinstance(manifest, dict) or not isinstance(manifest.get("splits"), dict):
         return None
     if manifest.get("format") != FORMAT:
@@ -54,24 +54,24 @@ def read_split(files: Files, split: str, options: DatasetOptions) -> Rows:
     rows, shown = Rows(), f"{split}/{EXAMPLES}"
     try:
         entry = manifest["splits"][split]
-        _retell(rows, manifest, entry)
-        held = {name: _held(files.root, name, facts, rows) for name, facts in entry["shards"].items()}
+        _repeat_problems(rows, manifest, entry)
+        held = {name: _find_members(files.root, name, facts, rows) for name, facts in entry["shards"].items()}
         wanted = entry["sha256"]
     except (KeyError, TypeError, AttributeError) as error:
-        raise malformed_file_error(f"is not a manifest of shards ({error!r})", MANIFEST) from error
+        raise make_malformed_file_error(f"is not a manifest of shards ({error!r})", MANIFEST) from error
     lost: Counter[str] = Counter()
-    for line, row in _lines(files.root / shown, shown, wanted):
+    for line, row in _read_lines(files.root / shown, shown, wanted):
         try:
-            rows.add(_example(row, held, rows.classes, lost), shown, line)
+            rows.add(_make_example(row, held, rows.classes, lost), shown, line)
         except (KeyError, TypeError, ValueError) as error:
-            raise malformed_file_error(f"is no example ({error})", shown, line) from error
+            raise make_malformed_file_error(f"is no example ({error})", shown, line) from error
     for name, count in lost.items():
         kind, reason = held[name][1:]
         rows.skip(kind, f"{reason}: {count} examples are lost", name, rows=count)
     return rows
 
 
-def _retell(rows: Rows, manifest: Mapping[str, Any], entry: Mapping[str, Any]) -> None:
+def _repeat_problems(rows: Rows, manifest: Mapping[str, Any], entry: Mapping[str, Any]) -> None:
     rows.retold = Retold(manifest["source"], entry["protocol"])
     rows.classes = tuple(entry["classes"])
     rows.facts.update(entry["facts"])
@@ -82,7 +82,7 @@ def _retell(rows: Rows, manifest: Mapping[str, Any], entry: Mapping[str, Any]) -
         rows.problems.append(Problem(**problem))
 
 
-def _held(
+def _find_members(
     root: Path, name: str, facts: Mapping[str, Any], rows: Rows
 ) -> tuple[Mapping[str, Any] | None, str, str]:  # fmt: skip
     """(the members that a damaged shard still has, None for all; kind of damage; what it is)."""
@@ -102,19 +102,21 @@ def _held(
     return index.members, kind, f"{size} bytes, {facts['bytes']} were written{f' ({index.cut})' if index.cut else ''}"
 
 
-def _lines(path: Path, shown: str, wanted: str) -> Iterator[tuple[int, Any]]:
+def _read_lines(path: Path, shown: str, wanted: str) -> Iterator[tuple[int, Any]]:
     if not path.is_file():
         raise AnnotationError(Problem("malformed", "no such file", shown))
     content = path.read_bytes()
     if hashlib.sha256(content).hexdigest() != wanted:
-        raise malformed_file_error(
+        raise make_malformed_file_error(
             f"is not what was written (another hash than in {MANIFEST}): cut short or changed", shown
         )
     for line, text in enumerate(content.splitlines(), start=1):
         yield line, parse_json(text)
 
 
-def _example(row: Mapping[str, Any], held: Mapping[str, Any], classes: tuple[str, ...], lost: Counter[str]) -> Example:
+def _make_example(
+    row: Mapping[str, Any], held: Mapping[str, Any], classes: tuple[str, ...], lost: Counter[str]
+) -> Example:
     """The example of a row; without media where that was not found or is gone. Raises ValueError."""
     media = row.get("media", "")
     if media:

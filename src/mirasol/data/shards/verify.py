@@ -16,7 +16,7 @@ from mirasol.json_values import parse_json
 _BLOCK = 2**20  # read at a time: members may be videos of many gigabytes
 
 
-def shard_problems(
+def find_shard_problems(
     root: Path, datasets: Sequence[DatasetSplit], known: Collection[str] = (), *, hashes: bool = False
 ) -> list[Problem]:
     """What is wrong with the shards of the datasets, which `read_dataset` gave.
@@ -34,9 +34,9 @@ def shard_problems(
             path = root / name
             if not path.is_file() or path.stat().st_size != facts["bytes"]:
                 continue
-            wrong = _index_problems(path, name, facts)
+            wrong = _find_index_problems(path, name, facts)
             if not wrong:
-                wrong = _member_problems(path, name, hashes)
+                wrong = _find_member_problems(path, name, hashes)
             for kind, message, member in wrong:
                 media = f"{name}/{member}" if member else name
                 cost = asked[media] if media not in known else 0
@@ -44,7 +44,7 @@ def shard_problems(
     return problems
 
 
-def _index_problems(path: Path, name: str, facts: dict[str, Any]) -> list[tuple[str, str, str]]:
+def _find_index_problems(path: Path, name: str, facts: dict[str, Any]) -> list[tuple[str, str, str]]:
     """(kind, message, member or "") for an index that is not the one that was written."""
     index = get_index_path(path)
     if not index.is_file():
@@ -54,7 +54,7 @@ def _index_problems(path: Path, name: str, facts: dict[str, Any]) -> list[tuple[
     return []
 
 
-def _member_problems(path: Path, name: str, hashes: bool) -> list[tuple[str, str, str]]:
+def _find_member_problems(path: Path, name: str, hashes: bool) -> list[tuple[str, str, str]]:
     try:
         there = scan_tar(path).members
     except BadClip as error:
@@ -71,12 +71,12 @@ def _member_problems(path: Path, name: str, hashes: bool) -> list[tuple[str, str
         if there.get(member) != (offset, size):
             held = "is missing" if member not in there else "lies elsewhere"
             problems.append(("wrong index", f"{held} in the tar, unlike its index says", member))
-        elif hashes and _hash(path, member) != digest:
+        elif hashes and _hash_member(path, member) != digest:
             problems.append(("wrong hash", "its bytes are not those that were written", member))
     return problems
 
 
-def _hash(path: Path, member: str) -> str:
+def _hash_member(path: Path, member: str) -> str:
     digest = hashlib.sha256()
     with open_member(path, member) as (stream, size):
         while size and (block := stream.read(min(size, _BLOCK))):

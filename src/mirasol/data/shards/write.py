@@ -92,13 +92,13 @@ def write_shards(
 ) -> Sharded:
     """Writes the shards of a plan, as `shard_dataset` does."""
     settings = plan.settings()
-    with _taken(plan.out, settings) as before:
+    with _take_folder(plan.out, settings) as before:
         work = [job for of_split in plan.jobs.values() for job in of_split]
         finished = sum(read_finished_index(job.path) is not None for job in work)
         # Closed at an error, too: the folder stays taken until no process writes there any more.
-        with closing(_written(work, processes, executor, progress)) as written:
-            indices = _indices(written, plan.root, on_bad_clip)
-        result = _result(plan.datasets, plan.jobs, indices, finished)
+        with closing(_write_all(work, processes, executor, progress)) as written:
+            indices = _collect_indices(written, plan.root, on_bad_clip)
+        result = _make_result(plan.datasets, plan.jobs, indices, finished)
         if before is None:
             entries = {s.split: _finish_split(s, plan.out, plan.jobs[s.split], indices) for s in plan.datasets}
             manifest = {"format": FORMAT, "source": plan.datasets[0].name, "plan": settings, "splits": entries}
@@ -107,7 +107,9 @@ def write_shards(
     return result
 
 
-def _indices(written: Iterator[tuple[str, dict[str, Any]]], root: Path, on_bad_clip: str) -> dict[str, dict[str, Any]]:
+def _collect_indices(
+    written: Iterator[tuple[str, dict[str, Any]]], root: Path, on_bad_clip: str
+) -> dict[str, dict[str, Any]]:
     """The index of every shard by name. Raises UserError at the first bad clip where that is asked for."""
     indices = {}
     for name, index in written:
@@ -122,7 +124,7 @@ def _indices(written: Iterator[tuple[str, dict[str, Any]]], root: Path, on_bad_c
 
 
 @contextmanager
-def _taken(out: Path, plan: dict[str, Any]) -> Iterator[dict[str, Any] | None]:
+def _take_folder(out: Path, plan: dict[str, Any]) -> Iterator[dict[str, Any] | None]:
     """Keeps `out` to this process; gives the manifest where everything is done already.
 
     Raises UserError where the folder cannot be used or belongs to another plan.
@@ -180,7 +182,7 @@ def _check_same_plan(out: Path, before: dict[str, Any] | None, plan: dict[str, A
             )
 
 
-def _written(
+def _write_all(
     jobs: Sequence[ShardJob], processes: int, executor: str, progress: Progress | None
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """(name, index) of every shard, in the order in which they are done."""
@@ -188,13 +190,13 @@ def _written(
     if all(read_finished_index(job.path) is not None for job in jobs):
         processes, executor = 1, "local"  # nothing to do but to read what is there
     if executor == "ray":
-        return _by_ray(jobs, total, progress)
+        return _write_by_ray(jobs, total, progress)
     if processes == 1 or len(jobs) == 1:
-        return _in_this_process(jobs, total, progress)
-    return _by_processes(jobs, processes, total, progress)
+        return _write_here(jobs, total, progress)
+    return _write_by_processes(jobs, processes, total, progress)
 
 
-def _in_this_process(jobs: Sequence[ShardJob], total: int, progress: Progress | None) -> Iterator[tuple[str, Any]]:
+def _write_here(jobs: Sequence[ShardJob], total: int, progress: Progress | None) -> Iterator[tuple[str, Any]]:
     done = 0
 
     def count() -> None:
@@ -224,7 +226,7 @@ def _write_counted(job: ShardJob) -> dict[str, Any]:
     return write_shard(job, _count)
 
 
-def _by_processes(
+def _write_by_processes(
     jobs: Sequence[ShardJob], processes: int, total: int, progress: Progress | None
 ) -> Iterator[tuple[str, Any]]:
     context = make_process_context()
@@ -247,7 +249,7 @@ def _by_processes(
         pool.shutdown(cancel_futures=True)
 
 
-def _by_ray(jobs: Sequence[ShardJob], total: int, progress: Progress | None) -> Iterator[tuple[str, Any]]:
+def _write_by_ray(jobs: Sequence[ShardJob], total: int, progress: Progress | None) -> Iterator[tuple[str, Any]]:
     try:
         import ray.data
     except ImportError as error:
@@ -308,8 +310,8 @@ def _finish_split(
         "annotation_files": list(dataset.annotation_files),
         "problems": problems,
         "reasons": reasons,
-        "kept": _joined("kept", (indices[job.name] for job in jobs)),
-        "cut_short": _joined("cut_short", (indices[job.name] for job in jobs)),
+        "kept": _merge_by_media("kept", (indices[job.name] for job in jobs)),
+        "cut_short": _merge_by_media("cut_short", (indices[job.name] for job in jobs)),
         "shards": shards,
     }
 
@@ -330,7 +332,7 @@ def _write_examples(
     return asked
 
 
-def _result(
+def _make_result(
     datasets: Sequence[DatasetSplit], jobs: dict[str, list[ShardJob]], indices: dict[str, dict[str, Any]], finished: int
 ) -> Sharded:
     bad = {entry["media"]: entry for index in indices.values() for entry in index["bad"]}
@@ -341,10 +343,10 @@ def _result(
     }
     lost = {dataset.split: dataset.counts.n_annotated - usable[dataset.split] for dataset in datasets}
     size = sum(index["bytes"] for index in indices.values())
-    kept, cut_short = (_joined(name, indices.values()) for name in ("kept", "cut_short"))
+    kept, cut_short = (_merge_by_media(name, indices.values()) for name in ("kept", "cut_short"))
     return Sharded(len(indices), finished, size, usable, clips, lost, tuple(bad.values()), kept, cut_short)
 
 
-def _joined(name: str, indices: Iterable[dict[str, Any]]) -> dict[str, str]:
+def _merge_by_media(name: str, indices: Iterable[dict[str, Any]]) -> dict[str, str]:
     """What all of these indices say under `name`, by media."""
     return {media: reason for index in indices for media, reason in index[name].items()}

@@ -70,10 +70,10 @@ def _write_members(job: ShardJob, stream: BinaryIO, on_sample: Callable[[], None
     with tarfile.open(fileobj=stream, mode="w", format=tarfile.GNU_FORMAT) as tar:
         for sample in job.samples:
             facts = check_media_file(Path(job.root), sample.media)
-            reason = _unusable(facts)
+            reason = _find_defect(facts)
             try:
                 if reason is None:
-                    with _content(Path(job.root), sample, facts, settings) as (path, name, why_kept):
+                    with _choose_content(Path(job.root), sample, facts, settings) as (path, name, why_kept):
                         members[name] = _add(tar, name, path)
                     if why_kept:
                         kept[sample.media] = why_kept
@@ -90,13 +90,13 @@ def _write_members(job: ShardJob, stream: BinaryIO, on_sample: Callable[[], None
     return {"members": members, "bad": bad, "kept": kept, "cut_short": cut_short}
 
 
-def _unusable(facts: MediaFacts) -> tuple[str, str] | None:
+def _find_defect(facts: MediaFacts) -> tuple[str, str] | None:
     """Kind of problem and reason where a media file cannot be opened, as `mirasol data check` finds them."""
     return ("not media" if facts.kind == "html" else "undecodable", facts.reason) if facts.reason else None
 
 
 @contextlib.contextmanager
-def _content(
+def _choose_content(
     root: Path, sample: Sample, facts: MediaFacts, settings: Reencoding | None
 ) -> Iterator[tuple[Path, str, str]]:
     """The file that goes into the tar, its name there, and why it was not re-encoded although it should have been."""

@@ -86,7 +86,7 @@ def start_decoder() -> None:
     _pool.give_back(_pool.take(), DEFAULT_LIMITS)
 
 
-def decoder_program(descriptors: tuple[int, int, int]) -> str:
+def format_decoder_program(descriptors: tuple[int, int, int]) -> str:
     """What a decoder process runs; `descriptors` are the arguments of `serve`."""
     home = str(Path(mirasol.__file__).parents[1])
     start = f"import sys; sys.path.insert(0, {home!r}); from mirasol.media.isolation.process import serve"
@@ -114,7 +114,7 @@ class Decoder:
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
         try:
             self._process = subprocess.Popen(
-                [sys.executable, "-c", decoder_program(given)],
+                [sys.executable, "-c", format_decoder_program(given)],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 pass_fds=given,
@@ -151,7 +151,7 @@ class Decoder:
         except ConnectionError:
             message = None
         if message is None:
-            raise BadClip(file, self._end_words())
+            raise BadClip(file, self._describe_end())
         content, descriptors = message
         content, places, sizes, dropped = pickle.loads(content)
         for (number, size), descriptor in zip(sizes, descriptors, strict=True):
@@ -163,7 +163,7 @@ class Decoder:
         if good:
             return value
         if isinstance(value, MemoryError):
-            raise BadClip(file, limits.memory_words()) from value
+            raise BadClip(file, limits.describe_memory()) from value
         if isinstance(value, UserError):
             raise value
         words = " ".join(f"{type(value).__name__}: {value}".split())
@@ -190,7 +190,7 @@ class Decoder:
                 os.close(descriptor)
         self._lifeline = self._memory = None
 
-    def private_bytes(self) -> int:
+    def measure_private_bytes(self) -> int:
         """The process's memory, without what is shared; 0 where the system does not say."""
         if self._memory is None:
             return 0
@@ -203,10 +203,10 @@ class Decoder:
     def _array(self, number: int, offset: int, length: int) -> np.ndarray:
         """Bytes of a region, which is returned once no array uses it."""
         content = (ctypes.c_char * length).from_buffer(self._regions[number], offset)
-        weakref.finalize(content, self._returned_by(number)).atexit = False
+        weakref.finalize(content, self._watch_return(number)).atexit = False
         return np.frombuffer(content, np.uint8)
 
-    def _returned_by(self, number: int) -> Callable[[], None]:
+    def _watch_return(self, number: int) -> Callable[[], None]:
         # Bound to the list at that time, not to the decoder, which may be gone long before its last array.
         decoder = weakref.ref(self)
 
@@ -232,14 +232,14 @@ class Decoder:
         while not self._poller.poll(LOOK_SECONDS * 1000):
             # Looks are counted, not the clock: this process may have been stopped in between.
             idle, last = (idle + LOOK_SECONDS if self._progress[0] == last else 0.0), self._progress[0]
-            if self.private_bytes() > limits.max_memory:
+            if self.measure_private_bytes() > limits.max_memory:
                 self.kill()
-                raise BadClip(file, limits.memory_words())
+                raise BadClip(file, limits.describe_memory())
             if idle >= limits.max_idle_seconds:
                 self.kill()
-                raise BadClip(file, limits.idle_words())
+                raise BadClip(file, limits.describe_idleness())
 
-    def _end_words(self) -> str:
+    def _describe_end(self) -> str:
         """How the process ended by itself."""
         self.alive = False
         with suppress(subprocess.TimeoutExpired):
@@ -273,7 +273,7 @@ class _Pool:
     def give_back(self, decoder: Decoder, limits: Limits) -> None:
         if not decoder.alive:
             return
-        if decoder.private_bytes() > KEPT_SHARE * limits.max_memory:
+        if decoder.measure_private_bytes() > KEPT_SHARE * limits.max_memory:
             decoder.kill()
             return
         with self.lock:
