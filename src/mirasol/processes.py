@@ -16,11 +16,11 @@ class HelperProcess(SpawnProcess):
     """A new interpreter that imports what its work needs, and not the program that asked for it.
 
     `spawn` would run the main module again: a script without an `if __name__ == "__main__"` would begin its own work a
-    second time, and one read from stdin could not be found. So the helper is shown an empty main module. Its work has
-    to be importable, as all work within this package is.
+    second time, and one read from stdin could not be found. So the helper gets an empty main module, and its work must
+    be importable, as everything in this package is.
 
-    A helper does not heed `STOP_SIGNALS`: it ends when it is told to, and at once when the process that started it is
-    gone, however that one ended.
+    A helper ignores `STOP_SIGNALS`: it ends when its parent asks it to, and at once when the parent has ended, however
+    that happened.
     """
 
     def start(self) -> None:
@@ -46,7 +46,7 @@ class HelperProcess(SpawnProcess):
         super().run()
 
     def terminate(self) -> None:
-        """Ends the helper at once. What it writes appears whole or not at all, so nothing has to be tidied up."""
+        """Ends the helper at once. Its files are written completely or not at all, so nothing has to be cleaned up."""
         self.kill()
 
 
@@ -60,5 +60,8 @@ class _Context(SpawnContext):
 
 
 def make_process_context() -> SpawnContext:
-    """The multiprocessing context of all helpers. Not a fork: one of a process with threads, as torch has, may hang."""
+    """The multiprocessing context of all helpers.
+
+    Not fork: a forked process may hang if its parent has threads, as with torch.
+    """
     return _Context()

@@ -218,7 +218,7 @@ def test_no_clip_is_moved_by_more_than_half_of_its_length(clip):
         (lambda: SpecAugment(1, 0), "spec_augment.frequency_width=0 must be at least 1"),
         (lambda: SpecAugment(0, 20), "frequency_width=20 has no effect without frequency_masks"),
         (lambda: SpecAugment(time_share=0.5), "time_share=0.5 has no effect without time_masks"),
-        (lambda: SpecAugment(time_masks=1, time_share=0), r"time_share=0 must lie in \(0, 1\]"),
+        (lambda: SpecAugment(time_masks=1, time_share=0), r"time_share=0 must be in \(0, 1\]"),
         (lambda: Augment(mixup=-0.5), "augment.mixup=-0.5 must be at least 0"),
         (lambda: Augment(crop=0.0), "augment.crop=0.0 must be a share of the picture"),
         (lambda: Augment(flip=1.5), "augment.flip=1.5 must be a share of the clips"),

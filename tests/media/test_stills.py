@@ -57,7 +57,7 @@ def test_a_picture_is_fitted_into_a_square(pixels, tmp_path, codec, pixel_format
     [
         (b"", "the file is empty"),
         (b"<html><body>404</body></html>", "an HTML page"),
-        (b"\x89PNG\r\n\x1a\n and no more", "not an image that can be read|holds no picture"),
+        (b"\x89PNG\r\n\x1a\n and no more", "not an image that can be read|contains no picture"),
     ],
 )
 def test_what_is_no_picture_is_refused(tmp_path, content, reason):

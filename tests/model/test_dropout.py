@@ -37,12 +37,12 @@ def loss_of(model, batch, seed: int = 7) -> torch.Tensor:
 @pytest.mark.parametrize("name", ["dropout", "layer_drop", "attention_dropout"])
 @pytest.mark.parametrize("rate", [-0.1, 1.0])
 def test_impossible_rates_are_refused(name, rate):
-    with pytest.raises(UserError, match=rf"{name}={rate} must lie in \[0, 1\)"):
+    with pytest.raises(UserError, match=rf"{name}={rate} must be in \[0, 1\)"):
         StackConfig(**STACK, **{name: rate})
 
 
 def test_impossible_smoothing_is_refused():
-    with pytest.raises(UserError, match=r"label_smoothing=1.0 must lie in \[0, 1\)"):
+    with pytest.raises(UserError, match=r"label_smoothing=1.0 must be in \[0, 1\)"):
         TextConfig(stack=STACK, vocab_size=10, cross_attention_every=1, label_smoothing=1.0)
 
 

@@ -251,7 +251,7 @@ def test_cosine_is_taken_patch_by_patch():
         ({"chunking": {"image_mean": [0.2, 0.2]}}, r"chunking.image_mean=\[0.2, 0.2\] must be a number, or three"),
         ({"chunking": {"image_mean": "grey"}}, "chunking.image_mean='grey' must be a number, or three"),
         ({"vit": {"activation": "relu"}}, "vit.activation='relu': choose one of gelu, gelu_tanh, quick_gelu"),
-        ({"vit": {"norm_eps": 0.0}}, "vit.norm_eps=0.0 must lie in"),
+        ({"vit": {"norm_eps": 0.0}}, "vit.norm_eps=0.0 must be in"),
         ({"vit": {"class_token": 1}}, "vit.class_token=1 must be of type bool"),
         ({"audio": {"backbone": "own"}}, "audio.backbone='own': choose one of shared, separate"),
         (
@@ -260,7 +260,7 @@ def test_cosine_is_taken_patch_by_patch():
         ),
         (
             {"text": {"cross_attention_every": 2, "cross_attention_first": 3}},
-            "text.cross_attention_first=3 must lie between 1 and cross_attention_every=2",
+            "text.cross_attention_first=3 must be between 1 and cross_attention_every=2",
         ),
         ({"combiner": {"m": 0}}, "combiner.m=0 must be at least 1"),
         ({"combiner": {"m": "8"}}, "combiner.m='8' must be of type int"),
@@ -273,8 +273,8 @@ def test_cosine_is_taken_patch_by_patch():
         ({"combiner": {"kind": "concat"}}, "combiner.m=8 must equal the 21 tokens of a chunk for kind=concat"),
         ({"combiner": {"stack": 3}}, "combiner.stack=3 must be a mapping with the fields of StackConfig"),
         ({"latent": {"distance": "far"}}, "latent.distance='far': choose one of cosine, mse"),
-        ({"latent": {"mask_ratio": 1}}, "latent.mask_ratio=1 must lie in"),
-        ({"vit": {"dropout": -0.1}}, "vit.dropout=-0.1 must lie in"),
+        ({"latent": {"mask_ratio": 1}}, "latent.mask_ratio=1 must be in"),
+        ({"vit": {"dropout": -0.1}}, "vit.dropout=-0.1 must be in"),
         ({"vit": {"depth": 0}}, "vit.depth=0 must be at least 1"),
         ({"text": {"vocab_size": 3}}, "sep_token_id=3 must be a whole number from 0 to below text.vocab_size=3"),
         ({"chunking": {"chunk_seconds": 0.0}}, "chunking.chunk_seconds=0.0 must be positive"),

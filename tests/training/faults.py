@@ -119,7 +119,7 @@ def kill_after_part(step: int, part: int) -> None:
 
 def loss_that_is_no_number(step: int) -> None:
     """The losses of this process are no number in one step (from 0)."""
-    losses, calls = distributed.stage_losses, []
+    losses, calls = distributed.compute_stage_losses, []
 
     def poisoned(*arguments):
         output = losses(*arguments)
@@ -128,7 +128,7 @@ def loss_that_is_no_number(step: int) -> None:
             output.text_loss, output.loss = output.text_loss * math.nan, output.loss * math.nan
         return output
 
-    distributed.stage_losses = poisoned
+    distributed.compute_stage_losses = poisoned
 
 
 def kill_while_saving(step: int, at: str) -> None:

@@ -214,7 +214,7 @@ def test_two_processes_say_the_words_of_one_meanwhile(ran, kind):
 
 
 def test_an_error_of_the_first_process_reaches_all_and_is_told_once(ran):
-    assert "already holds a run" in ran[1]["error"]
+    assert "already contains a run" in ran[1]["error"]
     assert ran[1]["report from rank zero"] == [False, True]
 
 

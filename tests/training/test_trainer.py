@@ -136,7 +136,7 @@ def test_training_lowers_the_loss(values, console):
 
 def test_an_output_with_a_run_is_refused_and_left_alone(values, console, finished_run):
     before = {path: path.stat().st_mtime_ns for path in Path(values["output"]).rglob("*")}
-    with pytest.raises(UserError, match="already holds a run"):
+    with pytest.raises(UserError, match="already contains a run"):
         run(values, console)
     assert before == {path: path.stat().st_mtime_ns for path in Path(values["output"]).rglob("*")}
     assert run(values, console, resume=True) == Path(values["output"]) / "checkpoint"
@@ -281,7 +281,7 @@ def test_a_processor_of_no_known_run_is_not_used(values, console, finished_run):
     for name in ("recipe.yaml", "run.json", "metrics.jsonl", "tensorboard", "checkpoints", "checkpoint"):
         path = finished_run / name
         shutil.rmtree(path) if path.is_dir() else path.unlink()
-    for resume, said in ((False, "already holds a run"), (True, r"lost its recipe\.yaml")):
+    for resume, said in ((False, "already contains a run"), (True, r"lost its recipe\.yaml")):
         with pytest.raises(UserError, match=said):
             run(values, console, resume=resume)
 

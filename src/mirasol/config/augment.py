@@ -15,7 +15,7 @@ def compute_shift_step(frames_per_chunk: int, spectrogram_frames: int) -> int:
 class SpecAugment:
     """Bands of the log-mel spectrogram that training hides (Park et al., 2019), over all chunks of a clip.
 
-    frequency_masks, time_masks: how many; each is as wide as chance says, up to
+    frequency_masks, time_masks: how many; the width of each is drawn at random, up to
     frequency_width: mel bins, time_width: mel frames
     time_share: no time mask is wider than this share of the clip
     """
@@ -34,7 +34,7 @@ class SpecAugment:
             if getattr(self, name) < 1:
                 raise UserError(f"spec_augment.{name}={getattr(self, name)} must be at least 1: 0 masks turn it off")
         if not 0 < self.time_share <= 1:
-            raise UserError(f"spec_augment.time_share={self.time_share} must lie in (0, 1]")
+            raise UserError(f"spec_augment.time_share={self.time_share} must be in (0, 1]")
         for masks, names in (("frequency_masks", ["frequency_width"]), ("time_masks", ["time_width", "time_share"])):
             for name in names:
                 if not getattr(self, masks) and getattr(self, name) != getattr(SpecAugment, name):
@@ -47,10 +47,10 @@ class Augment:
     """How clips are changed while training. Everything is off by default.
 
     spec_augment: bands of the spectrogram to hide
-    mixup: alpha of the Beta distribution that the share of a clip in its mix with another is drawn from; 0: none
+    mixup: alpha of the Beta distribution of a clip's share when two clips are mixed; 0: none
     crop: least share of the picture's area that a random crop keeps; 1: none
-    flip: share of clips whose frames are mirrored; not for data that ask for left and right, unless
-    flip_except: names such words: a clip that any example of the stage asks or answers one of them about stays as it is
+    flip: share of clips whose frames are mirrored; for questions about left and right use
+    flip_except: words; a clip is not mirrored if an example of the stage has one in its question or answers
     time_shift: most frames by which picture and sound are moved together, earlier or later; a clip is never moved by
         more than half of its length
     """

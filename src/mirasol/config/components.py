@@ -39,7 +39,7 @@ def find_component(name: str) -> str:
 
 
 def count_parameters(named: Iterable[tuple[str, "Tensor"]]) -> dict[str, int]:
-    """Parameters by component, in the order of `COMPONENTS`; they sum to the whole."""
+    """Parameters by component, in the order of `COMPONENTS`; their sum is that of the model."""
     counts = Counter()
     for name, parameter in named:
         counts[find_component(name)] += parameter.numel()

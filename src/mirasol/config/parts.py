@@ -49,9 +49,9 @@ class StackConfig:
         for name in ("dropout", "attention_dropout", "layer_drop"):
             value = getattr(self, name)
             if value is not None and not 0 <= value < 1:
-                raise UserError(f"{name}={value} must lie in [0, 1)")
+                raise UserError(f"{name}={value} must be in [0, 1)")
         if not 0 < self.norm_eps < 1:
-            raise UserError(f"norm_eps={self.norm_eps} must lie in (0, 1)")
+            raise UserError(f"norm_eps={self.norm_eps} must be in (0, 1)")
 
     @property
     def attention_rate(self) -> float:
@@ -258,7 +258,7 @@ class LatentConfig:
         check_fields(self, "window")
         self.stack = make_part(StackConfig, self.stack, "stack")
         if not 0 <= self.mask_ratio < 1:
-            raise UserError(f"mask_ratio={self.mask_ratio} must lie in [0, 1)")
+            raise UserError(f"mask_ratio={self.mask_ratio} must be in [0, 1)")
 
 
 @dataclass
@@ -320,16 +320,16 @@ class TextConfig:
     def __post_init__(self):
         check_fields(self, "vocab_size", "max_length", "cross_attention_every", "cross_attention_first")
         if not 0 <= self.label_smoothing < 1:
-            raise UserError(f"label_smoothing={self.label_smoothing} must lie in [0, 1)")
+            raise UserError(f"label_smoothing={self.label_smoothing} must be in [0, 1)")
         self.stack = make_part(StackConfig, self.stack, "stack")
         if not 1 <= self.cross_attention_every <= self.stack.depth:
             raise UserError(
-                f"cross_attention_every={self.cross_attention_every} must lie between 1 and the decoder's "
+                f"cross_attention_every={self.cross_attention_every} must be between 1 and the decoder's "
                 f"depth {self.stack.depth}"
             )
         if not 1 <= (self.cross_attention_first or 1) <= self.cross_attention_every:
             raise UserError(
-                f"cross_attention_first={self.cross_attention_first} must lie between 1 and "
+                f"cross_attention_first={self.cross_attention_first} must be between 1 and "
                 f"cross_attention_every={self.cross_attention_every}"
             )
 

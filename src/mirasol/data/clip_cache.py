@@ -63,18 +63,17 @@ class ClipCache:
     """The compact tensors of decoded clips, one safetensors file each, decoded on first use.
 
     A file's name is a hash of the clip's path, size, time of change, window and of the extractor's settings, so a
-    changed clip or another model shape never meets stale tensors. Files appear whole or not at all, so processes may
-    share a folder; one that is damaged is decoded again, with a warning.
+    changed clip or another model shape never gets stale tensors. Files are written atomically, so processes may share a
+    folder; a damaged file is decoded again, with a warning.
 
-    folder: where the files lie; None keeps nothing, and every use decodes
+    folder: of the files; None keeps nothing, and every use decodes
     root: what `media` is relative to; settings: `MirasolConfig.media_settings()`
     whole: media of which windows are cut out of the whole clip where they consist of its chunks; windows of other
         media, and those off the chunk grid, are decoded on their own. (Named here and not found out from what the
         folder holds: a cut differs from a decoded window in the sound at its edges, and results must not depend on
         what was decoded before.) Needs a folder without limit.
-    limit: bytes that the folder's files may take, None for any; beyond, clips are decoded and not kept. Nothing is
-        thrown out for them: a run comes back to every clip after as many others, so the ones that are there are as
-        good as any.
+    limit: bytes that the folder's files may take, None for any; beyond it, clips are decoded and not kept. No file is
+        removed for new ones: a run returns to a clip only after all others, so replacing files gains nothing.
     """
 
     def __init__(
@@ -99,7 +98,7 @@ class ClipCache:
         return ClipCache(self.folder, self.root, self.settings | {"image_size": image_size}, self.whole, self.limit)
 
     def file(self, window: Window) -> Path:
-        """Where the window's tensors lie, or would. Raises BadClip where the media file is missing."""
+        """The file of the window's tensors, which may not exist yet. Raises BadClip where the media file is missing."""
         try:
             facts = find_stored_file(self.root, window[0]).stat()
         except OSError as error:
@@ -163,7 +162,7 @@ class ClipCache:
         size = sum(tensor.nbytes for tensor in tensors.values())
         with (self.folder / "size").open("a+", encoding="utf-8") as file:
             if not lock_file(file.fileno(), wait=True):
-                # The same words every time, so that they are told once.
+                # Always the same text, so that the warning is shown once.
                 warnings.warn(
                     f"{self.folder}: this disk has no locks: processes that write here may count its size wrongly, and "
                     "exceed data.cache_limit",

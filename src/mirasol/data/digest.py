@@ -28,7 +28,7 @@ def digest_examples(
 ) -> ExamplesDigest:
     """SHA-256 of the examples as they are read, and of name and size of each media file that they name.
 
-    It does not depend on where the data lies. `media` are the files to look at where that is not all of the examples'.
+    It does not depend on where the data is. `media` are the files to look at where that is not all of the examples'.
     With `contents` every one of them is read, and its content counts, too.
     """
     digest, missing = hashlib.sha256(), []
@@ -49,7 +49,7 @@ def digest_examples(
 
 def _find_size(root: Path, media: str) -> int | None:
     """Bytes of the file that holds the media, None where there is none."""
-    for path in (f"{root}/{media}", find_stored_file(root, media)):  # few lie in a tar, so the path is tried first
+    for path in (f"{root}/{media}", find_stored_file(root, media)):  # few are in a tar, so the path is tried first
         try:
             facts = os.stat(path)
         except OSError:

@@ -20,7 +20,7 @@ class Example:
     references: all texts that are right, `target` among them, where there are several: second reference answers, the
         labels of a clip that has more than one
     answer_index: place of the right one among `candidates`, which may hold equal texts
-    random_target: training draws its target among `references`, anew every time the example comes up
+    random_target: training draws its target among `references` each time the example comes up
     """
 
     id: str
@@ -37,7 +37,7 @@ class Example:
     random_target: bool = False
 
     def __setstate__(self, state: list) -> None:
-        # The dataclass's own asks for the fields anew for every object: most of the time that a batch takes to arrive.
+        # The dataclass's own looks up the fields of every object, which took most of a batch's way between processes.
         for name, value in zip(self.__slots__, state, strict=True):
             object.__setattr__(self, name, value)
 

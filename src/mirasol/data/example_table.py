@@ -1,7 +1,7 @@
 """Examples by the million: packed into a few arrays, made into objects when they are asked for.
 
 An `Example` with its texts takes about 600 bytes as Python objects, and every loading process would have a copy. A
-table takes about 200, and once it lies in files (`stored`) processes share one copy that need not be in memory.
+table takes about 200, and once it is in files (`store`) processes share one copy that need not be in memory.
 """
 
 import json

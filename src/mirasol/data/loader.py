@@ -22,7 +22,7 @@ from mirasol.media.tokenizer import TextRows
 from mirasol.processes import make_process_context
 
 OTHER = {"video": "audio", "audio": "video"}
-# Bad clips in a row, drawn anew each time, that show the data to be wrong rather than some of it.
+# After this many bad clips in a row the data as such is taken to be wrong.
 _MOST_BAD = 20
 
 # Takes a clip's compact tensors (`MirasolFeatureExtractor.tensors`), its batch and its row there; gives what the step
@@ -84,7 +84,7 @@ class StepBatches(Dataset):
     status: where the sample at hand is reported
     on_bad: what a clip does that cannot be read: "error" raises UnreadableWindow, "skip" takes another in its place,
         which `Batch.replaced` tells
-    texts: the text tensors of a batch, which then stand beside the media's
+    texts: the text tensors of a batch, which are added to the media's
     """
 
     def __init__(

@@ -53,14 +53,14 @@ class TarIndex:
 
 
 def get_index_path(tar: Path) -> Path:
-    """The file beside a tar in which `mirasol data shard` keeps where its members lie."""
+    """The index file next to a tar, in which `mirasol data shard` records the offsets of its members."""
     return tar.with_suffix(".index.json")
 
 
 def read_tar_index(path: Path) -> TarIndex:
-    """Where a tar's members lie, from the index file beside it, or where that is not of this tar, from the tar itself.
+    """The offsets of a tar's members, from the index file next to it or, if that belongs to another tar, from the tar.
 
-    A tar that was cut short gives the members that are whole. Raises BadClip where there is no tar.
+    A tar that was cut short gives its complete members. Raises BadClip where there is no tar.
     """
     try:
         facts = path.stat()
@@ -142,7 +142,7 @@ def open_member(path: Path, name: str) -> Iterator[tuple[BinaryIO, int]]:
         raise BadClip(path, f"has no member {name}{f' ({index.cut})' if index.cut else ''}") from error
     with path.open("rb") as stream:
         if index.written:
-            # The name stands in the header just before: an index of another tar would give other media in silence.
+            # The name is in the header just before: the index of another tar would silently give other media.
             stream.seek(offset - _BLOCK)
             if stream.read(_BLOCK)[:_NAME].rstrip(b"\0") != name.encode():
                 raise BadClip(path, f"member {name} is not where its index says: see `mirasol data check shards`")

@@ -21,7 +21,7 @@ class Mixture:
     in an order of chance; how often it came in the blocks before is known without counting.
 
     clips, weights: by name of the data set; weights are relative
-    key: what the order follows from beside the position: the run's seed and the stage's name
+    key: what the order depends on besides the position: the run's seed and the stage's name
 
     Raises:
         UserError: a share below 1 in 1,024.
@@ -64,7 +64,7 @@ class Mixture:
                 number = chosen[permute_index(index, BLOCK, *self.key, "mixture", block)]
                 places.append((number, passed[number]))
                 passed[number] += 1
-            # A batch lies in one block or two: a few are enough, and a run of any length keeps no more.
+            # A batch is in one block or two: a few are enough, and a run of any length keeps no more.
             self._blocks = {**dict(list(self._blocks.items())[-3:]), block: places}
         return self._blocks[block]
 

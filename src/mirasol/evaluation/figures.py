@@ -360,7 +360,7 @@ def _make_accent_colormap() -> "Colormap":
 def draw_one_clip(one: "OneClip") -> "Figure":
     """The clip of `OneClip` for a paper: frames, reconstructed frames, spectrogram, attention of each answer."""
     chunks, questions = len(one.edges) - 1, len(one.judged)
-    missing = chunks - len(one.reconstruction)  # nothing can be expected of the first chunk
+    missing = chunks - len(one.reconstruction)  # the first chunk cannot be predicted
     heights = [1, 1, 1.3, 0.38 * max(questions, 1)]
     with _apply_style():
         figure = _create_figure(10.2, 0.62 * sum(heights) + 0.6)

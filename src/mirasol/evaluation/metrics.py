@@ -44,7 +44,8 @@ _ARTICLES = re.compile(r"\b(a|an|the)\b")
 def normalise(answer: str) -> str:
     """Lower case, punctuation and the articles a, an, the removed, whitespace folded: "The Bell." becomes "bell".
 
-    What would leave nothing is not removed: "A" becomes "a" and "?" stays "?", so an empty answer matches neither."""
+    Nothing is removed if the text would become empty: "A" becomes "a" and "?" stays "?", so an empty answer matches
+    neither."""
     lower = " ".join(answer.lower().split())
     words = "".join(" " if _is_punctuation(character) else character for character in lower)
     bare = _ARTICLES.sub(" ", words)
@@ -368,7 +369,7 @@ def _compute_mean(values: Sequence[float | bool]) -> float | None:
 
 
 def select_answered(examples: Sequence[Example]) -> list[Example]:
-    """The examples of which the data set publishes an answer."""
+    """The examples for which the data set publishes an answer."""
     return [example for example in examples if example.target]
 
 

@@ -78,7 +78,7 @@ def _move_channels_last(video: Tensor) -> np.ndarray:
 
 
 def examine_evaluated_clip(loaded: Loaded, evaluation: Evaluation) -> OneClip | None:
-    """The evaluation's most varied clip, see `choose_clip`; None where no clip fits a page or it is gone by now."""
+    """The evaluation's most varied clip, see `choose_clip`; None if none fits a page or its file is missing."""
     short = [item for item in evaluation.protocols[OPEN].judged if evaluation.chunks[item.example.id] <= MOST_CHUNKS]
     judged = choose_clip(short)[:MOST_QUESTIONS]
     if not judged:
@@ -105,7 +105,7 @@ def describe_one_clip(one: OneClip) -> dict[str, Any]:
     """The clip's pictures and attention for the page, one column per chunk."""
     chunks = len(one.edges) - 1
     expected = [_draw_filmstrip(chunk) for chunk in one.reconstruction]
-    is_expected = len(expected) < chunks  # of the first chunk nothing could be expected
+    is_expected = len(expected) < chunks  # the first chunk cannot be predicted
     strongest = max(float(one.attention.max(initial=0)), 1e-9)
     return {
         "media": one.media,

@@ -361,7 +361,7 @@ def _describe_example(item: JudgedAnswer, loaded: Loaded, evaluation: Evaluation
 
 
 def _draw_frames(item: JudgedAnswer, loaded: Loaded, root: Path, count: int = 4) -> str | None:
-    """The middle frames of a few chunks in one row; None for a clip without video, or one that is gone by now."""
+    """The middle frames of a few chunks in one row; None for a clip without video or with a missing file."""
     try:
         tensors = load_clip(loaded.processor.feature_extractor, root, item.example)
     except BadClip:

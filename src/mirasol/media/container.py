@@ -192,7 +192,7 @@ def choose_streams(container: InputContainer, path: str | os.PathLike, limits: L
     if covers:
         notes.append(f"{len(covers)} attached picture{'s' * (len(covers) > 1)} (cover art) not read as video")
     if video is None and audio is None:
-        raise BadClip(path, "holds neither video nor audio")
+        raise BadClip(path, "contains neither video nor audio")
     if video is None:
         notes.append("no video track: answered from sound alone")
     if audio is None:
@@ -258,7 +258,7 @@ def find_span(
     if scan.shifts and abs(zero - scan.begin) > START_TOLERANCE:
         zero = scan.begin  # FFmpeg took the start from another recording, or from times before zero
     if not math.isfinite(scan.end) or scan.end <= zero:
-        raise BadClip(path, "holds no media data (cut short?)")
+        raise BadClip(path, "contains no media data (cut short?)")
     return Span(zero, scan.end, measured=True, joints=scan.joints, shifts=scan.shifts)
 
 

@@ -37,11 +37,11 @@ class MirasolFeatureExtractor(FeatureExtractionMixin):
     model_input_names: ClassVar[list[str]] = ["video", "audio", "chunk_mask", "video_mask", "audio_mask"]
 
     def __init__(self, **settings: Any):
-        saved_beside = {name: settings.pop(name) for name in list(settings) if name not in MEDIA_SETTINGS}
-        for name in saved_beside:
+        other_settings = {name: settings.pop(name) for name in list(settings) if name not in MEDIA_SETTINGS}
+        for name in other_settings:
             if name not in _SAVED_BESIDE and not name.startswith("_"):
                 raise UserError(f"unknown setting {name!r} of MirasolFeatureExtractor")
-        super().__init__(**saved_beside)
+        super().__init__(**other_settings)
         # transformers saves the attributes of an instance: the settings are attributes, not one object.
         vars(self).update(MediaConfig(**settings).to_dict())
         _ = self.grid  # an impossible grid is refused here, not at the first clip

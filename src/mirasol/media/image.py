@@ -72,7 +72,7 @@ def _decode_first_picture(path: str | os.PathLike, limits: Limits) -> VideoFrame
         words = getattr(error, "strerror", None) or str(error)
         raise BadClip(path, f"not an image that can be read, or cut short ({' '.join(words.split())})") from error
     if frame is None:
-        raise BadClip(path, "holds no picture (cut short?)")
+        raise BadClip(path, "contains no picture (cut short?)")
     if frame.is_corrupt:
         raise BadClip(path, "its picture is damaged (cut short?)")
     limits.check_pixels(path, frame.width, frame.height)

@@ -14,8 +14,8 @@ class Limits:
     kind. Pictures are measured before they are decoded, also where their size changes within the file.
 
     Where a file is decoded in a process of its own (`mirasol.media.isolation`): max_memory: bytes that this process may
-    use beside the frames and the waveform that it returns. max_idle_seconds: how long it may take without reading a
-    packet.
+    use in addition to the frames and the waveform that it returns. max_idle_seconds: how long it may take without
+    reading a packet.
     """
 
     max_bytes: int = 32 * 2**30

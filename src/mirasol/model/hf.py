@@ -23,7 +23,7 @@ MEDIA = ("video", "audio", "chunk_mask", "video_mask", "audio_mask")
 
 
 def check_attention(implementation: str | None) -> None:
-    """Raises UserError for an `attn_implementation` that masks here cannot be computed with."""
+    """Raises UserError for an `attn_implementation` that cannot compute this model's masks."""
     if implementation not in (None, *ATTENTION):
         raise UserError(
             f"attn_implementation={implementation!r}: choose one of {', '.join(ATTENTION)} "
@@ -114,7 +114,7 @@ def to_boolean_mask(attention_mask: Tensor | None) -> Tensor | None:
 
 
 class Requested(NamedTuple):
-    """What a caller of `forward` wants returned, beside the logits."""
+    """What a caller of `forward` wants returned in addition to the logits."""
 
     attentions: bool
     hidden_states: bool

@@ -52,7 +52,7 @@ class BlockCausal:
         queries, keys = self.lengths
         first_query, last_query = tile_chunks(queries, self.query_tokens, device)
         first_key, last_key = tile_chunks(keys, self.key_tokens, device)
-        # A tile holds every distance in chunks between the least and the greatest.
+        # A tile contains every distance in chunks between the least and the greatest.
         least, greatest = first_query[:, None] - last_key, last_query[:, None] - first_key
         some, every = greatest >= 0, least >= 0
         if self.window is not None:

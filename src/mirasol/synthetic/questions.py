@@ -253,6 +253,7 @@ TEMPLATES: dict[str, dict[str, Template]] = {
         "shape during sound": _ask_shape_during_sound,
     },
     "order": {
+        # Names of templates determine what a seed draws (`_draw_spread` sorts them): they never change.
         "sound beside sound": _ask_sound_next_to_sound,
         "colour beside colour": _ask_colour_next_to_colour,
         "shape beside shape": _ask_shape_next_to_shape,
@@ -360,5 +361,5 @@ def _make_for_clip_and_slots(question_type: str, prompt: str, texts: dict[int, s
 
 
 def make_image_caption(scene: Scene, slot: int) -> Question:
-    """The text beside a still of a slot, as texts beside pictures are: it also names what the still cannot show."""
+    """The text of a still of a slot; like captions of real pictures it also names what the still cannot show."""
     return Question("image", "image", IMAGE_PROMPT, _describe_slot(scene, slot).target)

@@ -77,7 +77,7 @@ class ShardWriter(StorageWriter):
         with open(self.folder / plan.storage_data, "wb") as stream:
             for item in plan.items:
                 tensor = planner.resolve_data(item)
-                assert isinstance(tensor, Tensor), f"{item.index.fqn}: a checkpoint holds tensors only"
+                assert isinstance(tensor, Tensor), f"{item.index.fqn}: a checkpoint contains tensors only"
                 values = tensor.detach().contiguous().cpu()
                 data = values.reshape(-1).view(torch.uint8).numpy().data
                 stream.write(data)

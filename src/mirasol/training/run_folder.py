@@ -47,8 +47,8 @@ class RunFolder:
     Before `start` nothing is written but the lock of an existing run. `warn` is called if the disk has no locks.
 
     Raises:
-        UserError: the folder holds a run and `resume` is off; `resume` is on and the recipe differs from the run's in
-            a key that affects the weights; another process is training into the folder.
+        UserError: the folder contains a run and `resume` is off; `resume` is on and the recipe differs from the run's
+            in a key that affects the weights; another process is training into the folder.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class RunFolder:
             return
         self.holds_run = self._find_run()
         if self.holds_run and not resume:
-            raise UserError(f"{self.path}: already holds a run: choose another output, or continue it with --resume")
+            raise UserError(f"{self.path}: already contains a run: choose another output, or continue it with --resume")
         if self.holds_run:
             self._check_same_recipe()
             if not self.finished:

@@ -37,7 +37,7 @@ def train(recipe: Recipe, *, resume: bool = False, console: "Console | None" = N
     no run yet, one starts. Progress goes to `console`, by default one on stderr.
 
     Raises:
-        UserError: output already holds a run (without `resume`), the recipe changed (with it), another process is
+        UserError: output already contains a run (without `resume`), the recipe changed (with it), another process is
             training into the same output, bad data, and whatever the parts of a run refuse.
         BadClip: a clip that cannot be read, with `on_bad_clip: error`.
         NonFiniteLoss: a loss or gradient norm is not finite; nothing of that step reached the weights.

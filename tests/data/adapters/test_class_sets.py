@@ -132,7 +132,7 @@ def test_epic_sounds_are_windows_of_sample_stamps(data, media):
     [
         ("a,P01,P01_11,00:00:02.069,00:00:02.993,49656,71999,x,rustle,0", "but the time stamps say"),
         ("a,P01,P01_11,00:00:02.069,00:00:02.993,49556,71832,x,rustle,0", "but the time stamps say"),
-        ("a,P01,P01_11,00:00:02.069,00:00:02.069,49656,49656,x,rustle,0", "must lie before"),
+        ("a,P01,P01_11,00:00:02.069,00:00:02.069,49656,49656,x,rustle,0", "must be before"),
         ("a,P01,P01_11,two,00:00:02.993,49656,71832,x,rustle,0", "expected HH:MM:SS.mmm"),
         ("a,P01,P01_11,00:00:nan,00:00:02.993,49656,71832,x,rustle,0", "but the time stamps say"),
         ("a,P01,P01_11,00:00:02.069,00:00:02.993,49656,71832,x,,0", "is empty"),

@@ -28,7 +28,7 @@ class ClassList:
 
 
 def find_class_list(files: Files, options: DatasetOptions, *names: str) -> tuple[str, ...] | None:
-    """The class list the user names, or one that lies among the annotations under one of `names`; None without one."""
+    """The class list that the user names, or the annotation file with one of `names`; None without one."""
     if options.class_list is not None:
         path = Path(options.class_list)
         path = path if path.is_file() else files.root / path

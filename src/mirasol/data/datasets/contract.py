@@ -13,7 +13,7 @@ from mirasol.data.datasets.files import Files
 from mirasol.data.example import Example
 from mirasol.errors import UserError
 
-# Kinds of problems that leave everything usable: they are told, and fail nothing.
+# Kinds of problems that cost no example: they are warnings.
 WARNINGS = (
     "other counts",
     "named otherwise",
@@ -90,7 +90,7 @@ class Counts:
 class Retold:
     """What shards say of the data set they were made from: its name and protocol.
 
-    Its problems, missing media and counts that differ among them, were found then and are told again as they were.
+    Its problems, such as missing media and differing counts, were found at that time and are repeated unchanged.
     """
 
     name: str
@@ -146,7 +146,7 @@ class Rows:
 class Adapter:
     """How one data set is read.
 
-    splits: names of the splits that the files offer, in the order they are told
+    splits: names of the splits that the files offer, in the order in which they are listed
     read: the rows of one split
     published: counts by split
     overlapping: splits made of the clips of other splits, which a check of all splits leaves aside
@@ -165,7 +165,7 @@ class Adapter:
 
 @dataclass(frozen=True)
 class DatasetSplit:
-    """One split of a data set as it lies on disk.
+    """One split of a data set as it is on disk.
 
     name: the data set; of shards the one that they were made from, for it says how answers are scored
     read_as: the name that reads it from `root`: `shards` for shards

@@ -95,7 +95,7 @@ def _parse_window(row: dict[str, str]) -> tuple[float, float] | str:
         )
     start, end = (sample / SAMPLE_RATE for sample in samples)
     if not 0 <= start < end:
-        return f"start_sample {samples[0]} must lie before stop_sample {samples[1]}"
+        return f"start_sample {samples[0]} must be before stop_sample {samples[1]}"
     if not (abs(start - stamps[0]) <= TOLERANCE and abs(end - stamps[1]) <= TOLERANCE):  # "nan" is a float, too
         return (
             f"samples {samples[0]} to {samples[1]} at 24 kHz are {start:.3f} to {end:.3f} s, "

@@ -58,7 +58,7 @@ class Files:
     def annotation(self, *names: str) -> Path | None:
         """The annotation file of one of these names: the first name that exists, the one nearest to the root.
 
-        Raises UserError where two of one name lie equally deep: which one is meant must be said.
+        Raises UserError for two of one name at the same depth: the user must choose.
         """
         by_name = self._annotations_by_name
         for name in names:
@@ -77,7 +77,7 @@ class Files:
         return by_name
 
     def shown(self, path: Path) -> str:
-        """An annotation file as messages name it: relative to the root where it lies below."""
+        """An annotation file as messages name it: relative to the root if it is below it."""
         return path.relative_to(self.root).as_posix() if path.is_relative_to(self.root) else str(path)
 
     @cached_property
@@ -98,8 +98,8 @@ class Files:
     def media(self, stems: Iterable[str], folders: Iterable[str] = ()) -> str | None:
         """The media file of the first of `stems` that has one, None where none has.
 
-        Of several files of one name a video goes before a sound file, then one that lies in a folder of one of the
-        names `folders`.
+        Of several files of one name a video is preferred to a sound file, then one in a folder with one of the names
+        `folders`.
         """
         for stem in stems:
             found = self._by_stem.get(stem)
@@ -113,7 +113,7 @@ class Files:
         return None
 
     def media_in(self, folder: str) -> list[str]:
-        """All media files that lie directly in a folder of this name."""
+        """All media files directly in a folder of this name."""
         return [p for paths in self._by_stem.values() for p in paths if p.split("/")[-2:-1] == [folder]]
 
 

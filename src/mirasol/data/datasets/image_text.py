@@ -1,7 +1,7 @@
 """Images with captions in a csv or tsv, as img2dataset takes them (CC3M's tsv without a header among them).
 
-The images lie below the root under the path in the column `filepath`, or under the last part of their url. Whatever
-could be one of several images is left out and told: a caption must not go to another's image.
+The images are found below the root by the path in the column `filepath`, or by the last part of their url. Whatever
+could be one of several images is left out and listed: a caption must not go to another's image.
 """
 
 import posixpath

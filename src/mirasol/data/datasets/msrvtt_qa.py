@@ -60,7 +60,7 @@ def _read_original(path: Path, shown: str, rows: Rows) -> Parsed:
 
 
 def _read_lines(path: Path, shown: str, rows: Rows) -> Parsed:
-    # This variant has no ids: the line's number stands for one.
+    # This variant has no ids: the line's number is used instead.
     for line, item in read_json_lines(path, shown, rows, {"answer": str, "question": str, "video_id": ID}):
         yield line, None, str(line), _format_video(str(item["video_id"])), item["question"], item["answer"]
 

@@ -28,13 +28,13 @@ def _find_annotation(files: Files, split: str, multiple_choice: bool) -> Path | 
         header = set(read_csv_header(path))
         if header >= SHARED and (set(CHOICES) <= header) == multiple_choice:
             return path
-    # One that is neither task's is told as a wrong header when it is read, rather than as missing.
+    # A file of neither task is reported as a wrong header when it is read, rather than as missing.
     exact = (path for path in candidates if path.name.lower() == wanted)
     return next((path for path in exact if not set(read_csv_header(path)) >= SHARED), None)
 
 
 class _VideoFinder:
-    """Where the videos lie: in VidOR's folders, which a json maps ids to, or flat."""
+    """Where the videos are: in VidOR's folders, to which a json maps ids, or in one folder."""
 
     def __init__(self, files: Files):
         self.files = files

@@ -60,7 +60,7 @@ def read_dataset(name: str, root: Path, split: str, options: DatasetOptions = AN
     Raises:
         UserError: an unknown data set, split or option; AnnotationError, one of them, where a file cannot be read on.
     """
-    find_adapter(name, options)  # a mistyped name is told before a large folder is walked
+    find_adapter(name, options)  # reports a mistyped name before a large folder is walked
     return read_listed_split(name, Files(root, options.annotations), split, options)
 
 
@@ -75,7 +75,7 @@ def read_listed_split(name: str, files: Files, split: str, options: DatasetOptio
     rows = adapter.read(files, split, options)
     published = rows.published or adapter.published.get(split, Published())
     if not rows.examples and not rows.reasons and name != "folder":
-        rows.skip("no examples", "holds no examples", ", ".join(rows.annotation_files), rows=0)
+        rows.skip("no examples", "contains no examples", ", ".join(rows.annotation_files), rows=0)
     if rows.retold is None:
         _list_missing(rows)
         _compare_counts(rows, published)

@@ -2,7 +2,7 @@
 
 OUT/manifest.json            written last: what it was made from, and of every shard its size and hashes
 OUT/train/examples.jsonl     every annotated example of the split, in the data set's order
-OUT/train/00000.tar          a WebDataset tar: 000000000.mp4 beside 000000000.json, and so on
+OUT/train/00000.tar          a WebDataset tar: 000000000.mp4 and 000000000.json, and so on
 OUT/train/00000.index.json   of every member offset, size and SHA-256
 """
 
@@ -19,7 +19,7 @@ from mirasol.json_values import parse_json
 
 FORMAT = 1
 MANIFEST = "manifest.json"
-PLAN = "plan.json"  # beside unfinished shards: what they belong to
+PLAN = "plan.json"  # next to unfinished shards: what they belong to
 EXAMPLES = "examples.jsonl"
 # In place of a list of candidates: all classes, which the manifest holds once.
 ALL_CLASSES = "classes"

@@ -41,7 +41,7 @@ class Sharding:
 class ShardPlan:
     """What will be written, decided to the last member.
 
-    jobs: the shards of each split, in order; sizes: bytes of every medium by split, as it lies on disk
+    jobs: the shards of each split, in order; sizes: bytes of every medium by split, as it is on disk
     """
 
     root: Path
@@ -54,7 +54,7 @@ class ShardPlan:
 
     @property
     def bytes(self) -> int:
-        """Bytes of media in all shards, as large as they lie on disk; of a video in two splits twice."""
+        """Bytes of media in all shards, by their size on disk; a video in two splits counts twice."""
         return sum(sum(of_split.values()) for of_split in self.sizes.values())
 
     @property
@@ -79,7 +79,7 @@ class ShardPlan:
         return shutil.disk_usage(there).free
 
     def settings(self) -> dict[str, Any]:
-        """All that decides the bytes: shards of another plan are not gone on with."""
+        """All that determines the bytes: only shards of the same plan are continued."""
         digest = hashlib.sha256()
         for dataset in self.datasets:
             digest.update(json.dumps([dataset.split, dataset.facts, dataset.classes]).encode() + b"\n")

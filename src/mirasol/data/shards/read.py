@@ -21,7 +21,7 @@ _MEDIA = re.compile(r"([^/]+/\d+\.tar)/([^/]+)")
 
 
 def read_manifest(root: Path) -> dict[str, Any] | None:
-    """The manifest of a folder of shards, None where it is no such folder.
+    """The manifest of a folder of shards, None for any other folder.
 
     Raises UserError where its shards are unfinished, and AnnotationError for a manifest that cannot be read.
     """

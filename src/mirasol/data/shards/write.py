@@ -1,4 +1,4 @@
-"""`mirasol data shard`: a data set as WebDataset tars with an index, made in parallel, gone on with after a kill."""
+"""`mirasol data shard`: a data set as WebDataset tars with an index, made in parallel, resumed after a kill."""
 
 import dataclasses
 import fcntl

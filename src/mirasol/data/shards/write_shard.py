@@ -29,7 +29,7 @@ def write_shard(job: ShardJob, on_sample: Callable[[], None] | None = None) -> d
     The index holds `members` (name → offset, size, SHA-256), `bytes` and `sha256` of the tar, `bad`: the media that
     cannot be read, which are left out, `kept`: those that were not re-encoded, with the reason, and `cut_short`:
     those that are packed although they do not hold all that their header says. The same job gives the same bytes, with
-    one version of PyAV where media are encoded anew. An interruption leaves no file under the shard's name.
+    one version of PyAV where media are re-encoded. An interruption leaves no file under the shard's name.
 
     Raises:
         UserError: a file that cannot be written or read to its end; shards that were finished before stay.
@@ -101,7 +101,7 @@ def _choose_content(
 ) -> Iterator[tuple[Path, str, str]]:
     """The file that goes into the tar, its name there, and why it was not re-encoded although it should have been."""
     suffix = os.path.splitext(sample.media)[1].lower()
-    # Encoded anew, a file that was cut short would pass for a whole one.
+    # Re-encoded, a file that was cut short would pass for a complete one.
     why_kept = "an image" if is_image(sample.media) else "cut short" if facts.cut_short else ""
     with open_media_file(root, sample.media) as path:
         if settings is None or why_kept:
