@@ -35,8 +35,8 @@ START_SECONDS = 300.0  # what a decoder may take to start on a busy machine
 END_SECONDS = 5.0  # what the kernel may take to end a process
 # Memory that a decoder may keep from its last file, as a share of the limit: with more it is replaced.
 KEPT_SHARE = 0.25
-# No threads of libraries that the decoder has no use for. And glibc keeps the memory of one file's decoder for the next
-# one's: faulting it in again took a twentieth of reading a small clip.
+# No threads of libraries that the decoder has no use for. And glibc keeps the memory that one file needed for the next
+# one: giving it back meant 350 page faults for a clip of 160x120, about 1 % of reading it.
 ENVIRONMENT = {
     "OPENBLAS_NUM_THREADS": "1",
     "OMP_NUM_THREADS": "1",
