@@ -192,9 +192,14 @@ def test_signals_that_stop_the_reader_leave_the_decoder_at_work(pool):
 
 def test_a_reader_that_is_interrupted_starts_over_with_another_decoder(pool):
     before = run_isolated(SOON, "a", faults.pid)
-    threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
-    with pytest.raises(KeyboardInterrupt):
-        run_isolated(DEFAULT_LIMITS, "a", faults.wait, 60.0)
+    # Processes that a shell starts in the background ignore SIGINT.
+    theirs = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
+        with pytest.raises(KeyboardInterrupt):
+            run_isolated(DEFAULT_LIMITS, "a", faults.wait, 60.0)
+    finally:
+        signal.signal(signal.SIGINT, theirs)
     wait_until_ended(before)
     assert run_isolated(SOON, "a", faults.pid) != before
 

@@ -55,14 +55,14 @@ def signals_without_end(name: str) -> None:
 def when_a_worker_hangs(do: str, seconds: float = 0.5) -> None:
     """Once a worker has been at the same clip for so long, it is killed (`kill`), or the loader's time limit is over
     (`limit`); before that a worker may take any time to start."""
-    begin, within = StepLoader.__iter__, WorkerStatus.within
+    begin, limit_wait = StepLoader.__iter__, WorkerStatus.limit_wait
 
     def watched(self):
         loaded, worker = begin(self), _hanging(self.dataset.batches.status, seconds)
         if do == "kill":
             os.kill(worker, signal.SIGKILL)
         else:
-            WorkerStatus.within = lambda self, _: within(self, seconds)
+            WorkerStatus.limit_wait = lambda self, _: limit_wait(self, seconds)
         return loaded
 
     StepLoader.__iter__ = watched
