@@ -70,6 +70,8 @@ def test_trackio_itself_takes_a_run_offline(values, monkeypatch, tmp_path):
     pytest.importorskip("trackio")
     monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
     tracker = make_tracker(recipe_from_dict({**values, "tracker": "trackio"}))
-    tracker.numbers(1, {"train/loss": 1.5})
-    tracker.samples(1, "what → that", torch.zeros(3, 8, 8, dtype=torch.uint8))
+    tracker.log_numbers(1, {"train/loss": 1.5})
+    tracker.log_samples(1, "what → that", torch.zeros(3, 8, 8, dtype=torch.uint8))
     tracker.close()
+    written = [path for path in (tmp_path / "trackio").rglob("*") if path.is_file()]
+    assert any(path.stat().st_size for path in written)
