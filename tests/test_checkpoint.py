@@ -154,3 +154,20 @@ def test_a_tokenizer_larger_than_the_vocabulary_is_refused_with_both_numbers(cop
 def test_a_broken_processor_is_one_line(copy):
     change_extractor(copy, lambda settings: settings.update(image_size="large"))
     assert "processor cannot be loaded" in refused(copy)
+
+
+@pytest.mark.parametrize("key", ["dtype", "torch_dtype"])
+@pytest.mark.parametrize(
+    "value", ["concat:a|b", "cuda", "nn", "Tensor", "int64", "", 5, [1], {"text": "float32"}, True]
+)
+def test_a_dtype_that_is_not_one_of_weights_is_refused_by_name(copy, key, value):
+    change_config(copy, dtype=None, **{} if key == "dtype" else {"torch_dtype": None})
+    change_config(copy, **{key: value})
+    message = refused(copy)
+    assert f"{key}=" in message and "choose float16, bfloat16, float32, float64 or null" in message
+
+
+@pytest.mark.parametrize("value", [None, "float16", "bfloat16", "float32", "float64"])
+def test_weights_of_every_dtype_are_loaded_in_float32(copy, value):
+    change_config(copy, dtype=value)
+    assert load_checkpoint(copy).model.dtype == torch.float32

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mirasol.errors import UserError
+from mirasol.errors import UserError, quote_text
 from mirasol.json_values import InvalidJson, parse_json
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 SHIPPED = ("tiny",)
 WEIGHTS = "model.safetensors"
+DTYPES = ("float16", "bfloat16", "float32", "float64")  # of saved weights, as config.json names them
 
 
 @dataclass(frozen=True)
@@ -114,6 +115,10 @@ def read_config(folder: Path) -> MirasolConfig:
             f"{folder}: checkpoint format {found}, but this version of mirasol reads format {CHECKPOINT_FORMAT}: "
             f"use the version of mirasol that wrote it, or train again"
         )
+    for key in ("dtype", "torch_dtype"):  # transformers looks any other text up among the names of PyTorch
+        value = values.get(key)
+        if value is not None and value not in DTYPES:
+            raise UserError(f"{file}: {key}={quote_text(str(value))}: choose {', '.join(DTYPES)} or null")
     try:
         return MirasolConfig.from_pretrained(folder)
     except (UserError, TypeError) as error:
