@@ -171,3 +171,32 @@ def test_a_dtype_that_is_not_one_of_weights_is_refused_by_name(copy, key, value)
 def test_weights_of_every_dtype_are_loaded_in_float32(copy, value):
     change_config(copy, dtype=value)
     assert load_checkpoint(copy).model.dtype == torch.float32
+
+
+def list_integers(values, path=()):
+    """The paths to all integers of nested mappings and lists."""
+    if isinstance(values, bool):
+        return []
+    if isinstance(values, int):
+        return [path]
+    items = values.items() if isinstance(values, dict) else enumerate(values) if isinstance(values, list) else ()
+    return [found for key, value in items for found in list_integers(value, (*path, key))]
+
+
+@pytest.mark.parametrize("number", [2**63, 2**24])
+def test_no_number_of_a_config_is_too_large_to_be_refused_in_one_line(copy, number):
+    file = copy / "config.json"
+    text, refusals = file.read_text(), []
+    paths = list_integers(json.loads(text))
+    for path in paths:
+        values = part = json.loads(text)
+        for key in path[:-1]:
+            part = part[key]
+        part[path[-1]] = number
+        file.write_text(json.dumps(values))
+        try:
+            load_checkpoint(copy)  # a few numbers of transformers' own have no meaning here
+        except UserError as error:
+            refusals.append(str(error))
+    assert len(refusals) > 0.7 * len(paths) > 30
+    assert not [refusal for refusal in refusals if "\n" in refusal or len(refusal) > 600]

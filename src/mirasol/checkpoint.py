@@ -141,10 +141,12 @@ def _check_weights(folder: Path, config: MirasolConfig) -> None:
             found = {key: tuple(weights.get_slice(key).get_shape()) for key in weights.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise UserError(f"{file}: damaged, or not a safetensors file ({error})") from error
-    with torch.device("meta"):
-        wanted = {
-            key: tuple(value.shape) for key, value in MirasolForConditionalGeneration(config).state_dict().items()
-        }
+    try:
+        with torch.device("meta"):
+            model = MirasolForConditionalGeneration(config)
+    except (RuntimeError, TypeError) as error:  # sizes whose product PyTorch cannot hold
+        raise UserError(f"{folder / 'config.json'}: no model can be made of it: {quote_text(str(error))}") from error
+    wanted = {key: tuple(value.shape) for key, value in model.state_dict().items()}
     for what, keys in (("lacks", wanted.keys() - found.keys()), ("has unknown", found.keys() - wanted.keys())):
         if keys:
             raise UserError(f"{file}: {what} {_list_keys(sorted(keys))}: it does not belong to the config.json there")

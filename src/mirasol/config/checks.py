@@ -9,6 +9,8 @@ from typing import Any, Literal, TypeVar, get_args, get_origin
 from mirasol.errors import UserError
 
 Part = TypeVar("Part")
+# Above every size of a model, recipe or clip, and below what PyTorch's sizes can hold when a few are multiplied.
+LARGEST_SIZE = 2**24
 
 
 def suggest_nearest_name(name: str, known: Sequence[str], prefix: str = "") -> str:
@@ -30,10 +32,10 @@ def merge_mappings(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[
 
 
 def check_fields(part: Any, *positive: str) -> None:
-    """Checks the fields of a dataclass against their annotations, and that the `positive` fields are at least 1.
+    """Checks the fields of a dataclass against their annotations, and `positive` ones to be in [1, LARGEST_SIZE].
 
     Raises:
-        UserError: a value of another type, or not among the choices of a `Literal`, or a positive field below 1.
+        UserError: a value of another type, or not among the choices of a `Literal`, or a positive field out of range.
     """
     for field in dataclasses.fields(part):
         name, value = field.name, getattr(part, field.name)
@@ -50,15 +52,19 @@ def check_fields(part: Any, *positive: str) -> None:
                     raise UserError(f"{name}={value!r} must be of type {kind.__name__}")
         if name in positive and value is not None and value < 1:
             raise UserError(f"{name}={value} must be at least 1")
+        if name in positive and value is not None and value > LARGEST_SIZE:
+            raise UserError(f"{name}={value} must be at most {LARGEST_SIZE}")
 
 
 def check_sizes(name: str, sizes: Any, count: int, least: int = 1) -> tuple[int, ...]:
-    """Returns `sizes` as a tuple. Raises UserError unless they are `count` whole numbers of at least `least`."""
+    """Returns `sizes` as a tuple. Raises UserError unless they are `count` whole numbers in [least, LARGEST_SIZE]."""
     sizes = tuple(sizes) if isinstance(sizes, list | tuple) else sizes
     if not isinstance(sizes, tuple) or len(sizes) != count or any(type(size) is not int for size in sizes):
         raise UserError(f"{name}={sizes!r} must be {count} whole numbers")
     if min(sizes) < least:
         raise UserError(f"{name}={sizes} must not contain a number below {least}")
+    if max(sizes) > LARGEST_SIZE:
+        raise UserError(f"{name}={sizes}: each must be at most {LARGEST_SIZE}")
     return sizes
 
 

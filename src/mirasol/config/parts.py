@@ -14,6 +14,8 @@ from mirasol.errors import UserError
 
 # Label of the tokens that the text loss ignores, as in transformers and `torch.nn.functional.cross_entropy`.
 IGNORED_LABEL = -100
+# Deeper than any Transformer that was trained; each layer is a Python object before its sizes are known.
+MOST_LAYERS = 1_000
 
 
 @dataclass
@@ -44,6 +46,8 @@ class StackConfig:
 
     def __post_init__(self):
         check_fields(self, "depth", "width", "hidden", "heads", "head_width")
+        if self.depth > MOST_LAYERS:
+            raise UserError(f"depth={self.depth} must be at most {MOST_LAYERS}")
         if self.width % 2:
             raise UserError(f"width={self.width} must be even: positions are pairs of sine and cosine")
         for name in ("dropout", "attention_dropout", "layer_drop"):
