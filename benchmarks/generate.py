@@ -106,7 +106,8 @@ def _measure(preset: str, chunks: int, rows: int, tokens: int, precision: str, d
         torch.set_num_threads(1)
     dtype = getattr(torch, precision)
     config = MirasolConfig.preset(preset)
-    model = MirasolForConditionalGeneration(config).to(device, dtype).eval()
+    with torch.device(device):
+        model = MirasolForConditionalGeneration(config).to(dtype).eval()
     video, audio = config.video, config.audio
     present = torch.ones(rows, chunks, dtype=torch.bool, device=device)
     pixels = torch.randn(

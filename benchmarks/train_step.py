@@ -69,8 +69,8 @@ def default_rows(device: str, steps: int) -> list[Row]:
     if device == "cpu":
         rows = [Row("tiny", 8, precision="float32", recompute=each, steps=steps) for each in RECOMPUTE]
         return [*rows, Row("tiny", 8, precision="bfloat16", steps=steps)]
-    sizes = [(7, 128, 224, "none"), (14, 128, 224, "hidden"), (32, 128, 224, "block"), (4, 128, 448, "hidden"),
-             (8, 128, 448, "block"), (8, 512, 224, "block"), (4, 512, 448, "block")]  # fmt: skip
+    sizes = [(7, 128, 224, "none"), (14, 128, 224, "hidden"), (32, 128, 224, "block"), (8, 128, 448, "block"),
+             (4, 512, 224, "block")]  # fmt: skip
     return [
         Row(preset, batch, frames, pixels, 64, recompute, "flex_attention", "bfloat16", True, steps)
         for preset in ("3b", "1b")
@@ -177,7 +177,8 @@ def _measure_steps(row: Row, config: MirasolConfig, chunks: int, device: str) ->
     from mirasol.cost.counting import count_flops
 
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    model = MirasolForConditionalGeneration(config).to(device).train()
+    with torch.device(device):  # a GPU draws billions of weights in a second, a processor in a minute
+        model = MirasolForConditionalGeneration(config).train()
     model.set_attn_implementation(row.attention)
     model.recompute_activations(row.recompute)
     if row.precision == "bfloat16":
@@ -186,6 +187,8 @@ def _measure_steps(row: Row, config: MirasolConfig, chunks: int, device: str) ->
         model.compile_blocks()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
     batch = make_batch(config, row, chunks, device)
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
 
     def forward() -> torch.Tensor:
         with torch.autocast(device, torch.bfloat16, enabled=row.precision == "autocast"):
@@ -223,7 +226,25 @@ def _measure_steps(row: Row, config: MirasolConfig, chunks: int, device: str) ->
         "peak_tflops": peak,
         "peak_is": source,
         "peak_gib": peak_gib,
+        "planned_gib": plan_peak_gib(row, config, chunks, device),
     }
+
+
+def plan_peak_gib(row: Row, config: MirasolConfig, chunks: int, device: str) -> float:
+    """What `mirasol plan` counts for the same step, which knows nothing of the compiler: weights, AdamW's two moments
+    of the same type, and the most that lives at a time."""
+    import torch
+
+    from mirasol import MirasolForConditionalGeneration
+    from mirasol.cost.step import StepShape, count_step_cost
+
+    precision = {"float32": "fp32", "bfloat16": "bf16 weights", "autocast": "bf16"}[row.precision]
+    with torch.device("meta"):
+        model = MirasolForConditionalGeneration(config)
+    shape = StepShape(row.microbatch, chunks, 1, row.text_length, row.text_length)
+    cost = count_step_cost(model, shape, precision, row.recompute, device=device)
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    return (3 * parameters * (2 if row.precision == "bfloat16" else 4) + cost.peak_bytes) / 2**30
 
 
 def format_report(data: dict[str, Any]) -> str:
@@ -231,16 +252,30 @@ def format_report(data: dict[str, Any]) -> str:
     text = f"# A training step\n\n{around['gpu'] or around['cpu']}, torch {around['torch']}, transformers "
     text += f"{around['transformers']}, commit {around['commit']}, {around['date']}. {data['note']}\n\n"
     columns = ["preset", "frames", "pixels", "microbatch", "precision", "recomputed", "attention", "compiled"]
-    columns += ["clips/s", "MFU", "peak GiB", "forward s", "backward s", "update s", "slowest components (forward)"]
+    columns += [
+        "clips/s",
+        "MFU",
+        "peak GiB",
+        "planned GiB",
+        "forward s",
+        "backward s",
+        "update s",
+        "slowest components (forward)",
+    ]
     rows = []
     for row in data["rows"]:
         cells = [row["preset"], row["frames"] or f"{row['chunks']} chunks", row["image_size"] or "preset's"]
         cells += [row[key] for key in ("microbatch", "precision", "recompute", "attention", "compiled")]
         if "failed" in row:
-            rows.append([*cells, row["failed"], *[""] * 6])
+            rows.append([*cells, row["failed"], *[""] * 7])
             continue
         slowest = sorted(row["forward_seconds"].items(), key=lambda pair: -pair[1])[:3]
-        cells += [f"{row['clips_per_second']:.3g}", f"{row['mfu']:.1%}", f"{row['peak_gib']:.3g}"]
+        cells += [
+            f"{row['clips_per_second']:.3g}",
+            f"{row['mfu']:.1%}",
+            f"{row['peak_gib']:.3g}",
+            f"{row['planned_gib']:.3g}",
+        ]
         cells += [f"{row['seconds'][part]:.3g}" for part in ("forward", "backward", "update")]
         rows.append([*cells, ", ".join(f"{name} {seconds:.3g} s" for name, seconds in slowest)])
     return text + format_markdown_table(columns, rows)
