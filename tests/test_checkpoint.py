@@ -82,7 +82,13 @@ def test_another_kind_of_model(copy):
 
 def test_an_unknown_config_key_is_named(copy):
     change_config(copy, combinr={})
-    assert "combinr" in refused(copy)
+    with pytest.warns(UserWarning, match="unknown key 'combinr' .* did you mean 'combiner'"):
+        load_checkpoint(copy)
+
+
+def test_an_unknown_key_of_a_part_is_refused(copy):
+    change_config(copy, combiner={"knd": "cls"})
+    assert "combiner: unknown key 'knd'" in refused(copy)
 
 
 def test_a_broken_config(copy):

@@ -121,8 +121,8 @@ def read_config(folder: Path) -> MirasolConfig:
             raise UserError(f"{file}: {key}={quote_text(str(value))}: choose {', '.join(DTYPES)} or null")
     try:
         return MirasolConfig.from_pretrained(folder)
-    except (UserError, TypeError) as error:
-        raise UserError(f"{file}: {error}") from error
+    except Exception as error:  # UserError, and whatever transformers raises for values of its own keys
+        raise UserError(f"{file}: {' '.join(str(error).split())[:600]}") from error
 
 
 def _check_weights(folder: Path, config: MirasolConfig) -> None:

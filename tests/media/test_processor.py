@@ -100,6 +100,22 @@ def test_cached_compact_form_gives_the_same_batch(processor, clips):
     assert all(torch.equal(direct[name], cached[name]) for name in direct)
 
 
+def test_prompts_may_come_with_complete_rows(processor, clips):
+    batch = processor(clips[:2], TEXTS[:2], TEXTS[2:4], return_prompts=True)
+    alone = processor.encode_text(TEXTS[:2])
+    assert torch.equal(batch["prompt_input_ids"], alone["decoder_input_ids"])
+    assert torch.equal(batch["prompt_attention_mask"], alone["decoder_attention_mask"])
+    assert "prompt_input_ids" not in processor(clips[:2], TEXTS[:2], TEXTS[2:4])
+
+
+def test_answers_are_decoded_without_their_prompts(processor):
+    rows = processor.encode_text(TEXTS[:3], ["low bell", "two", "circle"])
+    padded = torch.nn.functional.pad(rows["decoder_input_ids"], (2, 3), value=-100)
+    for ids in (rows["decoder_input_ids"], rows["labels"], padded, padded.numpy(), rows["labels"].tolist()):
+        assert processor.decode_answers(ids) == ["low bell", "two", "circle"]
+    assert processor.decode_answers(processor.encode_text(TEXTS[:3])["decoder_input_ids"]) == ["", "", ""]
+
+
 def test_rows_without_targets_end_in_sep_and_are_padded_at_the_left(processor):
     batch = processor.encode_text(["circle", "what comes after the bell?"])
     ids, mask = batch["decoder_input_ids"], batch["decoder_attention_mask"]

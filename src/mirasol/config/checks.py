@@ -13,13 +13,18 @@ Part = TypeVar("Part")
 LARGEST_SIZE = 2**24
 
 
+def find_nearest_name(name: str, known: Sequence[str]) -> str | None:
+    """The known name that is most like `name`, None if none is like it."""
+    return next(iter(difflib.get_close_matches(name, known, n=1, cutoff=0.5)), None)
+
+
 def suggest_nearest_name(name: str, known: Sequence[str], prefix: str = "") -> str:
     """The end of an error message about an unknown `name`: the nearest known name, or all of them.
 
     prefix: the path that the known names continue, such as `stages.questions.`.
     """
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    return f": did you mean {prefix + close[0]!r}?" if close else f" (known: {', '.join(known)})"
+    nearest = find_nearest_name(name, known)
+    return f": did you mean {prefix + nearest!r}?" if nearest else f" (known: {', '.join(known)})"
 
 
 def merge_mappings(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,12 +1,14 @@
 """The configuration of a Mirasol model: one `MirasolConfig` of the typed parts in `mirasol.config.parts`."""
 
 import dataclasses
+import inspect
+import warnings
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
-from transformers import PreTrainedConfig
+from transformers import GenerationConfig, PreTrainedConfig
 
-from mirasol.config.checks import make_part, merge_mappings, suggest_nearest_name
+from mirasol.config.checks import find_nearest_name, make_part, merge_mappings, suggest_nearest_name
 from mirasol.config.media import MEDIA_SETTINGS, MediaConfig
 from mirasol.config.parts import (
     AudioConfig,
@@ -25,6 +27,15 @@ from mirasol.config.presets import PRESETS, check_preset, make_tiny_parts
 from mirasol.errors import UserError
 
 CHECKPOINT_FORMAT = 1
+
+# What transformers writes into a config in addition to the fields of `PreTrainedConfig`: its trainers, its quantizers,
+# its export of code, and earlier versions of it.
+TRANSFORMERS_KEYS = frozenset((
+    "add_cross_attention", "attn_implementation", "auto_map", "custom_pipelines", "decoder_start_token_id",
+    "experts_implementation", "finetuning_task", "is_decoder", "model_type", "prefix", "processor_class",
+    "quantization_config", "task_specific_params", "tie_encoder_decoder", "tie_word_embeddings", "tokenizer_class",
+    "torchscript", "transformers_weights", "use_bfloat16", "use_cache",
+))  # fmt: skip
 
 PARTS: dict[str, type] = {
     "chunking": ChunkingConfig,
@@ -46,12 +57,22 @@ class MirasolConfig(PreTrainedConfig):
     Each part is a dataclass of `mirasol.config.parts` or a mapping with some of its fields; the others are those of the
     preset `tiny`. Without the part `contrastive` (None) the model has no contrastive pass.
 
+    Other keys are kept as attributes, as in every config of transformers: what its trainers write is loaded again. A
+    key that neither Mirasol nor transformers knows is reported by a warning with the nearest name.
+
     Raises:
-        UserError: an unknown key, or parts that do not fit together, with both numbers and the field's name.
+        UserError: an unknown key of a part, a key that is a method of the config or a number that follows from the
+            parts, or parts that do not fit together, with both numbers and the field's name.
     """
 
     model_type = "mirasol"
     main_input_name = "video"
+    # What transformers' Trainer leaves out of predictions, so that `compute_metrics` gets the logits alone.
+    keys_to_ignore_at_inference: ClassVar[list[str]] = [
+        "text_loss", "latent_loss", "video_loss", "audio_loss", "latents", "combined", "reconstruction",
+        "audio_reconstruction", "decoder_attentions", "cross_attentions", "decoder_hidden_states", "past_key_values",
+        "encoder_last_hidden_state",
+    ]  # fmt: skip
 
     def __init__(
         self,
@@ -84,9 +105,11 @@ class MirasolConfig(PreTrainedConfig):
         self.checkpoint_format = checkpoint_format
         self.pad_token_id, self.bos_token_id = pad_token_id, bos_token_id
         self.eos_token_id, self.sep_token_id = eos_token_id, sep_token_id
-        _refuse_unknown(kwargs)
+        kwargs = {key: value for key, value in kwargs.items() if self._is_kept(key, value)}
         kwargs.pop("is_encoder_decoder", None)
         super().__init__(is_encoder_decoder=True, **kwargs)
+        if "use_cache" in kwargs:  # which transformers' Trainer sets, and transformers 5 takes for one of `generate`'s
+            self.use_cache = kwargs["use_cache"]
         self.decoder_start_token_id = bos_token_id
         self.check_parts_fit()
 
@@ -184,6 +207,28 @@ class MirasolConfig(PreTrainedConfig):
         """`media` as a mapping: the arguments of `MirasolFeatureExtractor`."""
         return self.media.to_dict()
 
+    def _is_kept(self, key: str, value: Any) -> bool:
+        """Whether a key that is no part becomes an attribute. Warns about those that have no effect."""
+        if key == "tie_word_embeddings" and value is not None and value != self.text.tied:
+            warnings.warn(f"{key}={value!r} has no effect: text.tied={self.text.tied} decides", stacklevel=3)
+        if key in TRANSFORMERS_KEYS or key in {field.name for field in dataclasses.fields(PreTrainedConfig)}:
+            return True
+        own = inspect.getattr_static(type(self), key, None)
+        if key in ("num_hidden_layers", "num_attention_heads", "head_dim", "hidden_size", "vocab_size"):
+            if value != getattr(self, key):
+                raise UserError(f"{key}={value!r}, but the parts give {key}={getattr(self, key)}: leave it out")
+            return False
+        if own is not None and getattr(own, "fset", None) is None:
+            raise UserError(f"key {key!r} is a name that MirasolConfig uses itself: rename it")
+        if own is None and hasattr(GenerationConfig(), key):
+            warnings.warn(f"{key!r} in the config has no effect: set it in generation_config", stacklevel=3)
+            return False
+        if own is None and not key.startswith("_"):
+            nearest = find_nearest_name(key, [*PARTS])
+            hint = f": did you mean {nearest!r}?" if nearest else ""
+            warnings.warn(f"unknown key {key!r} in the config, kept but not read{hint}", stacklevel=3)
+        return True
+
     @classmethod
     def preset(cls, name: str, **parts: Any) -> "MirasolConfig":
         """A named configuration. `parts` replaces fields of parts: `preset("tiny", text={"vocab_size": 300})`."""
@@ -196,17 +241,3 @@ class MirasolConfig(PreTrainedConfig):
                 raise UserError(f"{part}=None: only the part contrastive may be missing")
             values[part] = merge_mappings(values[part] or {}, fields) if isinstance(fields, Mapping) else fields
         return cls(**values)
-
-
-def _refuse_unknown(kwargs: dict[str, Any]) -> None:
-    base = {f.name for f in dataclasses.fields(PreTrainedConfig)}
-    base |= {
-        "model_type",
-        "name_or_path",
-        "attn_implementation",
-        "decoder_start_token_id",
-        "torch_dtype",
-    }
-    for key in kwargs:
-        if key not in base and not key.startswith("_") and not hasattr(PreTrainedConfig, key):
-            raise UserError(f"unknown key {key!r} in MirasolConfig{suggest_nearest_name(key, [*PARTS])}")

@@ -7,6 +7,7 @@ a checkpoint (`AutoFeatureExtractor`, `AutoProcessor`).
 import os
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
@@ -47,11 +48,13 @@ class MirasolProcessor(ProcessorMixin):
         prompts: str | Sequence[str] | Sequence[Sequence[str]] | None = None,
         targets: str | Sequence[str] | Sequence[Sequence[str]] | None = None,
         return_tensors: str = "pt",
+        return_prompts: bool = False,
     ) -> BatchFeature:
         """Media tensors of `clips` (paths are read completely) and text tensors of `prompts` and `targets`.
 
         With B clips, `prompts` holds one string per clip or one list of Q strings per clip; the B * Q text rows keep
-        the rows of a clip together.
+        the rows of a clip together. With `return_prompts`, batches with targets also have the prompts alone,
+        prompt_input_ids and prompt_attention_mask, from which `generate` answers.
 
         Raises:
             UserError: neither clips nor prompts, numbers that do not match, a text over `max_text_length`.
@@ -71,6 +74,10 @@ class MirasolProcessor(ProcessorMixin):
             if clips is not None and rows % len(clips):
                 raise UserError(f"{rows} prompts for {len(clips)} clips: give the same number for every clip")
             batch.update(text)
+            if return_prompts:
+                alone = self.encode_text(prompts)
+                batch["prompt_input_ids"] = alone["decoder_input_ids"]
+                batch["prompt_attention_mask"] = alone["decoder_attention_mask"]
         elif targets is not None:
             raise UserError("targets were given without prompts")
         return batch
@@ -123,6 +130,18 @@ class MirasolProcessor(ProcessorMixin):
                 batch["candidate_ids"][number, place, : len(ids)] = torch.tensor(ids)
                 batch["candidate_mask"][number, place, : len(ids)] = True
         return batch
+
+    def decode_answers(self, ids: Tensor | np.ndarray | Sequence[Sequence[int]]) -> list[str]:
+        """The answer of every row: the text after the <sep> of its prompt, or all of it in a row without one.
+
+        Takes what `generate` returns, and labels: negative ids are ignored, with which trainers pad and mask.
+        """
+        sep, rows = self.tokenizer.sep_token_id, []
+        for row in ids:
+            row = [int(token) for token in row]
+            start = row.index(sep) + 1 if sep in row else 0
+            rows.append([token for token in row[start:] if token >= 0])
+        return [self.decode(row) for row in rows]
 
     def decode(self, ids: Tensor | Sequence[int]) -> str:
         """Ids of one text back to the text, special tokens left out."""

@@ -99,6 +99,27 @@ def check_arguments(
     check_rows(rows, clips, "text rows")
 
 
+def take_prompts(arguments: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of `generate` with the prompts, where a batch has them, in place of its complete rows and labels.
+
+    Raises:
+        UserError: no prompts, or only rows that contain their targets.
+    """
+    arguments = dict(arguments)
+    labels, ids = arguments.pop("labels", None), arguments.pop("prompt_input_ids", None)
+    mask = arguments.pop("prompt_attention_mask", None)
+    if ids is not None:
+        return arguments | {"decoder_input_ids": ids, "decoder_attention_mask": mask}
+    if labels is not None:  # Seq2SeqTrainer takes the rows away where they have the shape of the labels
+        raise UserError(
+            "generate was given labels, but no prompts without them: give prompt_input_ids and prompt_attention_mask "
+            "(processor(clips, prompts, targets, return_prompts=True)), or leave the labels out"
+        )
+    if arguments.get("decoder_input_ids") is None:
+        raise UserError("generate needs decoder_input_ids: prompts as MirasolProcessor gives them")
+    return arguments
+
+
 def check_rows(rows: int, clips: int, name: str) -> None:
     """Raises UserError unless every clip has the same number of text rows, which messages call `name`."""
     if rows % clips:
@@ -247,10 +268,14 @@ class MirasolGenerationMixin(GenerationMixin):
         """Answers as token ids, prompt included. Takes what `MirasolProcessor` gives, or `encoder_outputs` of `encode`
         in place of the media. Several prompts per clip share its latents.
 
+        With `prompt_input_ids` and `prompt_attention_mask` a batch may have `labels` and complete rows of text too:
+        they are ignored, so that a trainer can generate from the batches that it computes losses of.
+
         Raises:
-            UserError: media or prompts are missing, text rows that are not a multiple of the clips, or a method of
-                decoding that reads several tokens at a time.
+            UserError: media or prompts are missing, text rows that are not a multiple of the clips, rows that contain
+                their targets, or a method of decoding that reads several tokens at a time.
         """
+        kwargs = take_prompts(kwargs)
         media = {name: kwargs.pop(name, None) for name in MEDIA}
         media["video"] = inputs if inputs is not None else media["video"]
         for helper in ("assistant_model", "prompt_lookup_num_tokens"):
@@ -261,8 +286,6 @@ class MirasolGenerationMixin(GenerationMixin):
             if missing := find_missing(media):
                 raise UserError(f"{missing} missing: give all that MirasolProcessor gives, or encoder_outputs")
             encoded = self.encode(**media)
-        if kwargs.get("decoder_input_ids") is None:
-            raise UserError("generate needs decoder_input_ids: prompts as MirasolProcessor gives them")
         rows, clips = len(kwargs["decoder_input_ids"]), len(encoded.last_hidden_state)
         check_rows(rows, clips, "prompts")
         if rows != clips:

@@ -101,12 +101,15 @@ class MirasolForConditionalGeneration(MirasolPreTrainedModel, MirasolGenerationM
         decoder_inputs_embeds: Float[Tensor, "row token width"] | None = None,
         row_weights: Float[Tensor, " given"] | None = None,
         batch_totals: BatchTotals | None = None,
+        prompt_input_ids: Int[Tensor, "row prompt"] | None = None,
+        prompt_attention_mask: Int[Tensor, "row prompt"] | None = None,
     ) -> MirasolOutput | tuple:
         """One pass over clips and text rows, Q consecutive rows for each clip, as ids or embedded.
 
         labels: -100 everywhere but on target tokens; with them the losses are computed. row_weights: the weight of each
         row's tokens in the text loss (mixed clips have rows of both). batch_totals: of the batch that these clips are a
-        part of; each loss is then its share of that batch's.
+        part of; each loss is then its share of that batch's. prompt_input_ids, prompt_attention_mask: read by
+        `generate` alone, for trainers that give both the same batch.
 
         Raises:
             UserError: text rows that are not a multiple of the clips, labels without the media they are about, row
