@@ -101,7 +101,7 @@ def check_dataset(
     datasets, problems, entries = [], [], {}
     for one in chosen:
         try:
-            dataset = read_listed_split(name, files, one, options)
+            dataset = read_listed_split(name, files, one, options, open_media)
         except AnnotationError as error:
             problems.append(error.problem)
             entries[one] = _describe_split(None)

@@ -37,7 +37,7 @@ def read_training_examples(dataset: DatasetSplit, options: DatasetOptions) -> tu
     try:
         if TRAIN not in list_splits(dataset.read_as, Path(dataset.root), options):
             return (), "none: there is no training split"
-        found = read_dataset(dataset.read_as, Path(dataset.root), TRAIN, options)
+        found = read_dataset(dataset.read_as, Path(dataset.root), TRAIN, options, open_media=False)
     except UserError as error:
         return (), f"none: {error}"
     known = tuple(example for example in found.annotated if example.target)

@@ -8,17 +8,18 @@ import math
 from pathlib import Path
 
 from mirasol.config.recipe import DatasetOptions
-from mirasol.data.datasets.classes import find_clip_media
 from mirasol.data.datasets.contract import Adapter, Published, Rows
 from mirasol.data.datasets.files import Files
 from mirasol.data.datasets.tables import read_csv_rows, read_strict_csv
+from mirasol.data.datasets.windows import find_segment
 from mirasol.data.example import Example
 from mirasol.errors import UserError
 
 PROMPT = "what are the sounds?"
 LABELS = "class_labels_indices.csv"
 SEPARATOR = "; "  # names hold commas
-# AST and audioset-processing write the start as in the csv (30.000) or as a whole number.
+# AST and audioset-processing write the start as in the csv (30.000) or as a whole number; the last two are PANNs' name
+# of a clip and the name of a whole video, or the other way round: `recognise_cut_files` looks.
 PATTERNS = ("{id}_{start_ms}_{end_ms}", "{id}_{start}.000", "{id}_{start}", "{id}_{start:06d}", "Y{id}", "{id}")
 FILES = {
     "balanced_train": ("balanced_train_segments.csv",),
@@ -75,9 +76,7 @@ def _read_segments(
         labels = tuple(names[mid] for mid in mids)
         example = Example(
             f"{id}_{int(window[0] * 1000)}",
-            find_clip_media(files, options, PATTERNS, id, window, (folder,)) or "",
-            None,
-            None,
+            *find_segment(files, options, PATTERNS, id, window, rows, (folder,)),
             options.prompt or PROMPT,
             SEPARATOR.join(labels) if options.targets == "all" else labels[0],
             video=id,

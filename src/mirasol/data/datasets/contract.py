@@ -110,7 +110,9 @@ class Rows:
         self.published: Published | None = None  # where the counts depend on the options
         self.retold: Retold | None = None
         self.missing_at: dict[str, str] = {}  # by video without media: where it is asked for first
+        self.found_by_video: set[str] = set()  # media whose names do not say whether they were cut out (`windows`)
         self._ids: dict[str, int | None] = {}
+        self._files: dict[str, str] = {}
 
     def add(self, example: Example, file: str, line: int | None = None, column: int | None = None) -> None:
         """Takes an example; one whose id was there before is left out and counted."""
@@ -120,6 +122,8 @@ class Rows:
             self.skip("duplicate id", f"id {example.id!r} was already used{at}: left out", file, line, column)
             return
         self._ids[example.id] = line
+        if example.media in self.found_by_video:
+            self._files[example.id] = file
         if not example.media:
             self.missing_at.setdefault(example.video, file if line is None else f"{file}, line {line}")
         self.examples.append(example)
@@ -127,6 +131,10 @@ class Rows:
     def seen(self, id: str) -> bool:
         """Whether an example of this id was added."""
         return id in self._ids
+
+    def find_place(self, id: str) -> tuple[str, int | None]:
+        """File and line of an example whose media is in `found_by_video`."""
+        return self._files.get(id, ""), self._ids.get(id)
 
     def skip(
         self, kind: str, message: str, file: str = "", line: int | None = None, column: int | None = None, rows: int = 1

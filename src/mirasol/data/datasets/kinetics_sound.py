@@ -8,14 +8,15 @@ from collections import Counter
 from pathlib import Path
 
 from mirasol.config.recipe import DatasetOptions
-from mirasol.data.datasets.classes import ClassList, find_class_list, find_clip_media
+from mirasol.data.datasets.classes import ClassList, find_class_list
 from mirasol.data.datasets.contract import Adapter, AnnotationError, Problem, Published, Rows
 from mirasol.data.datasets.files import Files
 from mirasol.data.datasets.tables import is_whole_number, read_csv_header, read_csv_rows
+from mirasol.data.datasets.windows import Place, find_segment, place_segment
 from mirasol.data.example import Example
 
 PROMPT = "what is happening?"
-PATTERNS = ("{id}_{start:06d}_{end:06d}",)
+PATTERNS = ("{id}_{start:06d}_{end:06d}", "{id}")
 COLUMNS = ("label", "youtube_id", "time_start", "time_end")
 REPLACEMENTS = "replacement_for_corrupted_k400"
 # The 32 that most papers after 2020 use; names as in Kinetics-400.
@@ -95,8 +96,12 @@ def _read_csv(
             continue
         window = int(row["time_start"]), int(row["time_end"])
         folders = (name, name.replace(" ", "_"))
-        media = replaced.get(id) or find_clip_media(files, options, PATTERNS, id, window, folders) or ""
-        rows.add(_make_example(f"{id}_{window[0]:06d}_{window[1]:06d}", id, media, name, options, rows), shown, line)
+        if id in replaced:
+            stem = replaced[id].rpartition("/")[2].rpartition(".")[0]
+            place = place_segment(replaced[id], window, rows, named_by_start=stem != id)
+        else:
+            place = find_segment(files, options, PATTERNS, id, window, rows, folders)
+        rows.add(_make_example(f"{id}_{window[0]:06d}_{window[1]:06d}", id, place, name, options, rows), shown, line)
     if others:
         rows.facts["rows_of_other_classes"] = others.total()
         named = ", ".join(map(repr, sorted(others)[:3]))
@@ -113,13 +118,13 @@ def _read_ogm_ge(path: Path, shown: str, files: Files, options: DatasetOptions, 
             rows.skip("answer out of range", message, shown, line)
             continue
         stem, name = row["file"], names[int(row["class"])]
-        media = files.media([stem], (name, name.replace(" ", "_"))) or ""
-        rows.add(_make_example(stem, stem[:11], media, name, options, rows), shown, line)
+        media = files.media([stem], (name, name.replace(" ", "_"))) or ""  # the list has no times
+        rows.add(_make_example(stem, stem[:11], (media, None, None), name, options, rows), shown, line)
 
 
-def _make_example(id: str, video: str, media: str, name: str, options: DatasetOptions, rows: Rows) -> Example:
+def _make_example(id: str, video: str, place: Place, name: str, options: DatasetOptions, rows: Rows) -> Example:
     prompt = options.prompt or PROMPT
-    return Example(id, media, None, None, prompt, name, candidates=rows.classes, video=video)
+    return Example(id, *place, prompt, name, candidates=rows.classes, video=video)
 
 
 ADAPTER = Adapter(

@@ -19,6 +19,7 @@ from mirasol.data.datasets import (
 )
 from mirasol.data.datasets.contract import Adapter, DatasetSplit, Published, Rows
 from mirasol.data.datasets.files import Files
+from mirasol.data.datasets.windows import recognise_cut_files
 from mirasol.data.example import Example
 from mirasol.data.shards.read import ADAPTER as SHARDS
 from mirasol.errors import UserError
@@ -51,20 +52,25 @@ def list_splits(name: str, root: Path, options: DatasetOptions = ANY) -> list[st
     return list_listed_splits(name, Files(root, options.annotations))
 
 
-def read_dataset(name: str, root: Path, split: str, options: DatasetOptions = ANY) -> DatasetSplit:
+def read_dataset(
+    name: str, root: Path, split: str, options: DatasetOptions = ANY, open_media: bool = True
+) -> DatasetSplit:
     """One split of the data set `name` (a key of `DATASETS`) below `root`.
 
     Whatever is wrong in single rows is in the result's `problems`, and so is media that was not found; nothing is left
-    out unsaid. `val` means `validation`.
+    out unsaid. `val` means `validation`. Files whose names do not say whether they were cut out are opened for their
+    length (`recognise_cut_files`), unless `open_media` is False: for those who need the texts alone.
 
     Raises:
         UserError: an unknown data set, split or option; AnnotationError, one of them, where a file cannot be read on.
     """
     find_adapter(name, options)  # reports a mistyped name before a large folder is walked
-    return read_listed_split(name, Files(root, options.annotations), split, options)
+    return read_listed_split(name, Files(root, options.annotations), split, options, open_media)
 
 
-def read_listed_split(name: str, files: Files, split: str, options: DatasetOptions = ANY) -> DatasetSplit:
+def read_listed_split(
+    name: str, files: Files, split: str, options: DatasetOptions = ANY, open_media: bool = True
+) -> DatasetSplit:
     """As `read_dataset`, of files that were listed already."""
     adapter = find_adapter(name, options)
     known = list_listed_splits(name, files)
@@ -73,6 +79,7 @@ def read_listed_split(name: str, files: Files, split: str, options: DatasetOptio
     if split not in known:
         raise UserError(f"{files.root} has no split {split!r} of {name}; there are: {', '.join(known)}")
     rows = adapter.read(files, split, options)
+    recognise_cut_files(files, rows, open_media)
     published = rows.published or adapter.published.get(split, Published())
     if not rows.examples and not rows.reasons and name != "folder":
         rows.skip("no examples", "contains no examples", ", ".join(rows.annotation_files), rows=0)

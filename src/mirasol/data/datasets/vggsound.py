@@ -4,16 +4,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from mirasol.config.recipe import DatasetOptions
-from mirasol.data.datasets.classes import ClassList, find_class_list, find_clip_media
+from mirasol.data.datasets.classes import ClassList, find_class_list
 from mirasol.data.datasets.contract import Adapter, Published, Rows
 from mirasol.data.datasets.files import Files
 from mirasol.data.datasets.tables import is_whole_number, read_csv_header, read_csv_rows, read_strict_csv
+from mirasol.data.datasets.windows import find_segment
 from mirasol.data.example import Example
 
 PROMPT = "what is the sound?"
 SECONDS = 10
 ID = 11  # letters of a YouTube id, which may hold and begin with "-" and "_"
-PATTERNS = ("{id}_{start:06d}", "{id}_{start_ms}_{end_ms}", "{id}_{start}")
+PATTERNS = ("{id}_{start:06d}", "{id}_{start_ms}_{end_ms}", "{id}_{start}", "{id}")
 PUBLISHED = {"train": Published(183_730), "test": Published(15_446)}
 
 
@@ -45,13 +46,9 @@ def read_split(files: Files, split: str, options: DatasetOptions) -> Rows:
             rows.skip("unknown label", f"label {label!r} is not among the {len(classes.names)} classes", shown, line)
             continue
         window, folders = (start, start + SECONDS), (split, name, name.replace(" ", "_"))
-        media, place = find_clip_media(files, options, PATTERNS, id, window, folders), (None, None)
-        if media is None and options.pattern is None:
-            media = files.media([id])
-            place = window if media is not None else place  # the whole video: the clip is a window of it
         example = Example(
-            f"{id}_{start:06d}", media or "", *place, options.prompt or PROMPT, name,
-            candidates=classes.names, video=id,
+            f"{id}_{start:06d}", *find_segment(files, options, PATTERNS, id, window, rows, folders),
+            options.prompt or PROMPT, name, candidates=classes.names, video=id,
         )  # fmt: skip
         rows.add(example, shown, line)
     return rows

@@ -4,16 +4,16 @@ import re
 from pathlib import Path
 
 from mirasol.config.recipe import DatasetOptions
-from mirasol.data.datasets.classes import find_clip_media
 from mirasol.data.datasets.contract import Adapter, Rows
 from mirasol.data.datasets.files import Files
 from mirasol.data.datasets.tables import is_whole_number, raise_if_wrong_header, read_csv_header, read_csv_rows
+from mirasol.data.datasets.windows import find_segment
 from mirasol.data.example import Example
 
 PROMPT = "describe the clip"
 COLUMNS = ("videoid", "name")
 VIDEO_CC = ("video", "start", "end", "caption")
-VIDEO_CC_PATTERNS = ("{id}_{start_ms}_{end_ms}", "{id}_{start:06d}_{end:06d}", "{id}_{start:06d}")
+VIDEO_CC_PATTERNS = ("{id}_{start_ms}_{end_ms}", "{id}_{start:06d}_{end:06d}", "{id}_{start:06d}", "{id}")
 MICROSECONDS = 1_000_000
 _YOUTUBE_ID = re.compile(r"(?:.*[=/])?([\w-]{11})")
 
@@ -90,18 +90,18 @@ def read_video_cc(files: Files, split: str, options: DatasetOptions) -> Rows:
             elif not caption:
                 rows.skip("empty text", "the caption is empty", shown, line)
             else:
-                rows.add(_make_example(files, options, id[1], int(stamps[0]), int(stamps[1]), caption), shown, line)
+                rows.add(
+                    _make_example(files, options, rows, id[1], int(stamps[0]), int(stamps[1]), caption), shown, line
+                )
     return rows
 
 
-def _make_example(files: Files, options: DatasetOptions, id: str, start: int, end: int, caption: str) -> Example:
+def _make_example(
+    files: Files, options: DatasetOptions, rows: Rows, id: str, start: int, end: int, caption: str
+) -> Example:
     window = start / MICROSECONDS, end / MICROSECONDS
-    media, place = find_clip_media(files, options, VIDEO_CC_PATTERNS, id, window, ()), (None, None)
-    if media is None and options.pattern is None:
-        media = files.media([id])
-        place = window if media is not None else place
-    prompt = options.prompt or PROMPT
-    return Example(f"{id}_{start // 1000}", media or "", *place, prompt, caption, video=id)
+    place = find_segment(files, options, VIDEO_CC_PATTERNS, id, window, rows)
+    return Example(f"{id}_{start // 1000}", *place, options.prompt or PROMPT, caption, video=id)
 
 
 WEBVID = Adapter(
