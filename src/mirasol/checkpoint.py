@@ -110,9 +110,9 @@ def read_config(folder: Path) -> MirasolConfig:
     if kind != MirasolConfig.model_type:
         raise UserError(f"{folder}: not a Mirasol checkpoint: its config.json has model_type {kind!r}")
     found = values.get("checkpoint_format")
-    if found != CHECKPOINT_FORMAT:
+    if found not in range(1, CHECKPOINT_FORMAT + 1):
         raise UserError(
-            f"{folder}: checkpoint format {found}, but this version of mirasol reads format {CHECKPOINT_FORMAT}: "
+            f"{folder}: checkpoint format {found}, but this version of mirasol reads 1 to {CHECKPOINT_FORMAT}: "
             f"use the version of mirasol that wrote it, or train again"
         )
     for key in ("dtype", "torch_dtype"):  # transformers looks any other text up among the names of PyTorch

@@ -26,7 +26,9 @@ from mirasol.config.parts import (
 from mirasol.config.presets import PRESETS, check_preset, make_tiny_parts
 from mirasol.errors import UserError
 
-CHECKPOINT_FORMAT = 1
+CHECKPOINT_FORMAT = 2
+# What a config.json of format 1 means where it does not name a field that came later.
+FORMAT_1_VALUES: dict[str, dict[str, Any]] = {"text": {"scale_embedding": False}}
 
 # What transformers writes into a config in addition to the fields of `PreTrainedConfig`: its trainers, its quantizers,
 # its export of code, and earlier versions of it.
@@ -59,6 +61,10 @@ class MirasolConfig(PreTrainedConfig):
 
     Other keys are kept as attributes, as in every config of transformers: what its trainers write is loaded again. A
     key that neither Mirasol nor transformers knows is reported by a warning with the nearest name.
+
+    checkpoint_format: of the config.json that the values come from. One of format 1 gets the values of that time for
+        the fields that it does not name, so that an old checkpoint computes what it did; the config is then of the
+        present format.
 
     Raises:
         UserError: an unknown key of a part, a key that is a method of the config or a number that follows from the
@@ -98,6 +104,8 @@ class MirasolConfig(PreTrainedConfig):
             "reconstruction": reconstruction, "text": text, "contrastive": contrastive, "loss_weights": loss_weights,
         }  # fmt: skip
         defaults = make_tiny_parts()
+        if checkpoint_format == 1:
+            defaults, checkpoint_format = merge_mappings(defaults, FORMAT_1_VALUES), CHECKPOINT_FORMAT
         for name, kind in PARTS.items():
             part = defaults[name] if given[name] is None else given[name]
             part = merge_mappings(defaults[name] or {}, part) if isinstance(part, Mapping) else part

@@ -305,6 +305,8 @@ class TextConfig:
     cross_attention_ffn: each block has its own feed-forward.
     cross_attention_first: the layer, counted from 1, that the first block follows; None is `cross_attention_every`.
     cross_attention_latent_norm: each block norms the latents before it makes keys and values of them.
+    scale_embedding: word embeddings are multiplied by the square root of their width where texts are read, not in the
+        output, so that a word weighs about as much as the code of its position.
     learned_positions: `max_length` learned positions in place of the fixed code.
     tied: input and output embeddings are the same weights.
     label_smoothing: share of each target token's weight that the text loss spreads over the vocabulary in training.
@@ -317,6 +319,7 @@ class TextConfig:
     cross_attention_ffn: bool = False
     cross_attention_first: int | None = None
     cross_attention_latent_norm: bool = False
+    scale_embedding: bool = True
     learned_positions: bool = False
     tied: bool = True
     label_smoothing: float = 0.0

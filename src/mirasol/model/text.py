@@ -129,6 +129,9 @@ class TextDecoder(nn.Module):
         super().__init__()
         width, latent_width = config.text.stack.width, config.latent.stack.width
         self.embedding = nn.Embedding(config.text.vocab_size, width)
+        # As in the original Transformer: embeddings of std width^-0.5 suit the output, but next to a code of rms 0.71
+        # words at one place would enter the first layer alike.
+        self.scale = width**0.5 if config.text.scale_embedding else 1.0
         # 1024 → 1536 in the 3B model: once here, since the cross-attentions work at the decoder's width.
         self.latent_input = nn.Identity() if latent_width == width else nn.Linear(latent_width, width)
         self.blocks = nn.ModuleList(TextBlock(config, index) for index in range(config.text.stack.depth))
@@ -152,9 +155,9 @@ class TextDecoder(nn.Module):
     ) -> tuple[Float[Tensor, "row token width"], TextLayers]:
         """The hidden state of every token after the last norm, and on request the layers' intermediate results.
 
-        The tokens come as `ids` or `embedded`. Positions count the real tokens, so that padding on the left changes
-        nothing. attention_mask: see `make_text_mask`. longest: length of the longest text in a row, where a 4D mask
-        lets one row hold several.
+        The tokens come as `ids`, or `embedded` as `embedding` gives them. Positions count the real tokens, so that
+        padding on the left changes nothing. attention_mask: see `make_text_mask`. longest: length of the longest text
+        in a row, where a 4D mask lets one row hold several.
         """
         past = int(cache.get_seq_length()) if cache is not None else 0
         # MaMMUT's generative pass.
@@ -162,7 +165,7 @@ class TextDecoder(nn.Module):
         mask, positions = make_text_mask(x, attention_mask, past)
         if cache is None or not any(cache.is_updated.values()):  # otherwise their keys are in the cache
             latents = self.latent_input(latents)
-        x = x + self.position_codes(positions, longest or past + x.shape[1]).to(x)
+        x = self.add_positions(x, positions, longest or past + x.shape[1])
         hidden_states, attentions, cross_attentions = [x], [], []
         kernels = choose_kernels(x, self.blocks)
         factors = self.layer_drop(x, len(self.blocks), TextBlock.branches)
@@ -185,13 +188,18 @@ class TextDecoder(nn.Module):
         positions = (is_real.long().cumsum(dim=1) - 1).clamp(min=0)
         # A padding token also attends to itself: a row without keys would be NaN.
         mask = is_real[:, None, None, :] | torch.eye(ids.shape[1], dtype=torch.bool, device=ids.device)
-        x = self.embedding(ids)
-        x = x + self.position_codes(positions, ids.shape[1]).to(x)
+        x = self.add_positions(self.embedding(ids), positions, ids.shape[1])
         kernels = choose_kernels(x, self.blocks)
         factors = self.layer_drop(x, len(self.blocks), TextBlock.branches)
         for block, block_factors in zip(self.blocks, factors, strict=True):
             x, _, _ = block(x, mask, None, None, None, False, block_factors, kernels)
         return self.norm(x)
+
+    def add_positions(
+        self, embedded: Float[Tensor, "row token width"], positions: Int[Tensor, "row token"], length: int
+    ) -> Float[Tensor, "row token width"]:
+        """The scaled embeddings plus the codes of their positions in texts of `length`."""
+        return torch.add(self.position_codes(positions, length).to(embedded), embedded, alpha=self.scale)
 
     def position_codes(self, positions: Int[Tensor, "row token"], length: int) -> Float[Tensor, "row token width"]:
         """What is added to the tokens for their positions in texts of `length`: a fixed code or learned positions.

@@ -125,6 +125,7 @@ def _make_text_fields(source: PretrainedWeights, settings: dict[str, Any], layer
         "cross_attention_first": 1,
         "cross_attention_ffn": True,
         "cross_attention_latent_norm": True,
+        "scale_embedding": False,
         "learned_positions": True,
         "tied": False,
     }  # fmt: skip

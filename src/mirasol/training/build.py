@@ -6,13 +6,15 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 # From the top of the package, which registers them with the Auto classes that load the processor's parts.
 from mirasol import MirasolConfig, MirasolFeatureExtractor, MirasolForConditionalGeneration, MirasolProcessor
-from mirasol.checkpoint import Loaded, find_checkpoint, load_checkpoint, load_processor
+from mirasol.checkpoint import Loaded, find_checkpoint, load_checkpoint, load_processor, read_config
+from mirasol.config.checks import merge_mappings
+from mirasol.config.model import FORMAT_1_VALUES
 from mirasol.config.parts import LossWeights
 from mirasol.config.recipe import ModelRecipe, Recipe
 from mirasol.console import Progress, print_line
@@ -114,29 +116,52 @@ def make_processor(
     return MirasolProcessor(MirasolFeatureExtractor.for_config(config), tokenizer, config.text.max_length)
 
 
-def make_model(recipe: Recipe, processor: MirasolProcessor, initial: Loaded | None) -> MirasolForConditionalGeneration:
-    """The model of `model.init`, or a new one from the preset, with the tokenizer's vocabulary size."""
+def make_model(
+    recipe: Recipe, processor: MirasolProcessor, initial: Loaded | None, facts: Mapping[str, Any] | None = None
+) -> MirasolForConditionalGeneration:
+    """The model of `model.init`, or a new one from the preset, with the tokenizer's vocabulary size.
+
+    facts: the run.json of a resumed run, whose model has the config that is recorded there
+    """
     if initial is not None:
         return initial.model
     torch.manual_seed(hash64(recipe.seed, "weights") >> 1)
-    return MirasolForConditionalGeneration(_new_config(recipe, processor))
+    return MirasolForConditionalGeneration(_make_config(recipe, processor, facts))
 
 
-def make_outline(recipe: Recipe, processor: MirasolProcessor) -> MirasolForConditionalGeneration:
+def make_outline(
+    recipe: Recipe, processor: MirasolProcessor, facts: Mapping[str, Any] | None = None
+) -> MirasolForConditionalGeneration:
     """The model of `make_model` on the meta device: another process has its weights."""
     if recipe.model.init is not None:
         config = MirasolConfig.from_pretrained(find_checkpoint(recipe.model.init))
         change_media_size(config, recipe.model)
     else:
-        config = _new_config(recipe, processor)
+        config = _make_config(recipe, processor, facts)
     with torch.device("meta"):
         return MirasolForConditionalGeneration(config)
 
 
-def _new_config(recipe: Recipe, processor: MirasolProcessor) -> MirasolConfig:
-    config = MirasolConfig.preset(recipe.model.preset, **recipe.model.overrides)
+def _make_config(recipe: Recipe, processor: MirasolProcessor, facts: Mapping[str, Any] | None) -> MirasolConfig:
+    if facts is not None:
+        config = read_recorded_config(recipe, facts)
+    else:
+        config = MirasolConfig.preset(recipe.model.preset, **recipe.model.overrides)
     config.vocab_size = len(processor.tokenizer)
     return config
+
+
+def read_recorded_config(recipe: Recipe, facts: Mapping[str, Any]) -> MirasolConfig:
+    """The config of a run's model, from its run.json: presets may have changed since the run began.
+
+    Raises UserError for a config that cannot be read.
+    """
+    if facts.get("model_config"):
+        return MirasolConfig(**facts["model_config"])
+    # Runs of versions that did not record the config; their models are of format 1.
+    if recipe.model.init is not None:
+        return read_config(find_checkpoint(recipe.model.init))
+    return MirasolConfig.preset(recipe.model.preset, **merge_mappings(FORMAT_1_VALUES, recipe.model.overrides))
 
 
 def make_caches(
@@ -283,12 +308,13 @@ def make_processor_and_model(
 ) -> tuple[MirasolProcessor, MirasolForConditionalGeneration]:
     """The run's processor and its model; with `fsdp` only the first process's model has weights."""
     saved = folder.path / "processor" if folder.holds_run else None
+    facts = folder.read_facts() if folder.holds_run else None
     if recipe.parallel.kind == "fsdp" and not ranks.is_first:
         processor = make_processor(recipe, train_examples, None, saved)
-        return processor, make_outline(recipe, processor)
+        return processor, make_outline(recipe, processor, facts)
     initial = load_initial(recipe)
     processor = make_processor(recipe, train_examples, initial, saved)
-    return processor, make_model(recipe, processor, initial)
+    return processor, make_model(recipe, processor, initial, facts)
 
 
 def decode_clips(

@@ -8,14 +8,14 @@ from typing import Any
 
 from torch import Tensor
 
-from mirasol import MirasolConfig, MirasolForConditionalGeneration, MirasolProcessor
-from mirasol.checkpoint import find_checkpoint, load_checkpoint, read_config
+from mirasol import MirasolForConditionalGeneration, MirasolProcessor
+from mirasol.checkpoint import load_checkpoint
 from mirasol.config.recipe import Recipe
 from mirasol.config.recipe_io import read_run_recipe, recipe_from_dict
 from mirasol.errors import UserError
 from mirasol.files import hash_file, remove_folder, write_folder_atomically
 from mirasol.json_values import parse_own_json
-from mirasol.training.build import Run
+from mirasol.training.build import Run, read_recorded_config
 from mirasol.training.checkpoint import Checkpoints, save_model
 from mirasol.training.checkpoint_io import DamagedFile
 from mirasol.training.logging import BestStep, read_metrics
@@ -129,7 +129,7 @@ def _load_checkpoint(
     """The model as it was after `step` steps."""
     if step not in checkpoints.list_steps():
         raise UserError(f"{run}: has no checkpoint after {step} steps: {_list_steps(checkpoints.list_steps())}")
-    model = MirasolForConditionalGeneration(_load_config(recipe, facts))
+    model = MirasolForConditionalGeneration(read_recorded_config(recipe, facts))
     stage = recipe.stages[recipe.find_stage(step - 1)[0]]
     model.config.loss_weights = stage.loss_weights
     Regularisers(model).enter(stage)
@@ -140,15 +140,6 @@ def _load_checkpoint(
     except DamagedFile as error:
         raise UserError(f"{checkpoints.path(step)}: damaged ({error}): choose another with --step") from error
     return model.eval()
-
-
-def _load_config(recipe: Recipe, facts: Mapping[str, Any]) -> MirasolConfig:
-    if facts.get("model_config"):
-        return MirasolConfig(**facts["model_config"])
-    # Runs of versions that did not record the config.
-    if recipe.model.init is not None:
-        return read_config(find_checkpoint(recipe.model.init))
-    return MirasolConfig.preset(recipe.model.preset, **recipe.model.overrides)
 
 
 def _load_processor(run: Path) -> MirasolProcessor:
