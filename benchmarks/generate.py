@@ -87,15 +87,17 @@ def count_step_bytes(model: MirasolForConditionalGeneration, rows: int, latents:
     return element * (weights + rows * cached)
 
 
-def measure(preset: str, chunks: int, rows: int, tokens: int, precision: str, device: str, repeats: int) -> dict:
+def measure(**row: Any) -> dict:
     """Decoding for `rows` clips at once, and the prefill of the same number."""
     import torch
 
     with torch.no_grad():
-        return _measure(preset, chunks, rows, tokens, precision, device, repeats)
+        return _measure(**row)
 
 
-def _measure(preset: str, chunks: int, rows: int, tokens: int, precision: str, device: str, repeats: int) -> dict:
+def _measure(
+    preset: str, chunks: int, rows: int, tokens: int, precision: str, device: str, repeats: int, compiled: bool
+) -> dict:
     import torch
 
     from mirasol import MirasolConfig, MirasolForConditionalGeneration
@@ -108,6 +110,8 @@ def _measure(preset: str, chunks: int, rows: int, tokens: int, precision: str, d
     config = MirasolConfig.preset(preset)
     with torch.device(device):
         model = MirasolForConditionalGeneration(config).to(dtype).eval()
+    if compiled:
+        model.compile_blocks()
     video, audio = config.video, config.audio
     present = torch.ones(rows, chunks, dtype=torch.bool, device=device)
     pixels = torch.randn(
@@ -125,6 +129,7 @@ def _measure(preset: str, chunks: int, rows: int, tokens: int, precision: str, d
         assert answers.shape == (rows, PROMPT + count), answers.shape
 
     answer(4)
+    answer(4 + tokens)
     differences, short = [], []
     for _ in range(repeats):
         begin = read_clock(device)
@@ -140,7 +145,8 @@ def _measure(preset: str, chunks: int, rows: int, tokens: int, precision: str, d
     counts = count_flops(config, chunks, 1)
     flop = rows * sum(counts[part] for part in STREAMED)
     return {
-        "preset": preset, "chunks": chunks, "batch": rows, "precision": precision, "new_tokens": tokens,
+        "preset": preset, "chunks": chunks, "batch": rows, "precision": precision, "compiled": compiled,
+        "new_tokens": tokens,
         "tokens_per_second": rows / step,
         "bound_tokens_per_second": rows * bandwidth / read,
         "share_of_bound": read / bandwidth / step,
@@ -157,11 +163,11 @@ def format_report(data: dict[str, Any]) -> str:
     around = data["surroundings"]
     text = f"# Answering\n\n{around['gpu'] or around['cpu']}, torch {around['torch']}, transformers "
     text += f"{around['transformers']}, commit {around['commit']}, {around['date']}. {data['note']}\n\n"
-    columns = ["preset", "chunks", "batch", "precision", "tokens/s", "bound", "share", "ms/step"]
+    columns = ["preset", "chunks", "batch", "precision", "compiled", "tokens/s", "bound", "share", "ms/step"]
     columns += ["prefill ms", "floor ms", "share"]
+    settings = ("preset", "chunks", "batch", "precision", "compiled")
     rows = [
-        [*(row[key] for key in ("preset", "chunks", "batch", "precision")), f"{row['tokens_per_second']:.4g}",
-         f"{row['bound_tokens_per_second']:.4g}", f"{row['share_of_bound']:.1%}", f"{row['ms_per_step']:.3g}",
+        [*(row[key] for key in settings), f"{row['tokens_per_second']:.4g}", f"{row['bound_tokens_per_second']:.4g}", f"{row['share_of_bound']:.1%}", f"{row['ms_per_step']:.3g}",
          f"{row['prefill_ms']:.4g}", f"{row['prefill_floor_ms']:.4g}", f"{row['prefill_share_of_floor']:.1%}"]
         for row in data["rows"]
     ]  # fmt: skip
@@ -176,6 +182,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--chunks", type=int, default=16)
     parser.add_argument("--new-tokens", type=int, default=32)
     parser.add_argument("--precision", choices=("float32", "bfloat16"), help="float32 on a processor unless given")
+    parser.add_argument("--compile", action="store_true", help="compile each layer")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--one", help=argparse.SUPPRESS)
     return parser.parse_args(arguments)
@@ -184,7 +191,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
 def main(arguments: Sequence[str] | None = None) -> None:
     options = parse_arguments(arguments)
     if options.one:
-        print(json.dumps(measure(*json.loads(options.one))))
+        print(json.dumps(measure(**json.loads(options.one))))
         return
     device = options.device or find_device()
     gpu = device == "cuda"
@@ -193,7 +200,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     rows = []
     for preset in options.preset or (("3b", "1b") if gpu else ("tiny",)):
         for batch in options.batch:
-            one = [preset, options.chunks, batch, tokens, precision, device, repeats]
+            one = {
+                "preset": preset, "chunks": options.chunks, "rows": batch, "tokens": tokens, "precision": precision,
+                "device": device, "repeats": repeats, "compiled": options.compile,
+            }  # fmt: skip
             rows.append(run_json(__file__, ["--one", json.dumps(one)]))
             shown = {key: round_floats(rows[-1][key], 3) for key in ("tokens_per_second", "share_of_bound")}
             print(f"{preset} x {batch}: {shown}", flush=True)

@@ -7,6 +7,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from mirasol import MirasolConfig, MirasolForConditionalGeneration
 from mirasol.config.components import find_component
+from mirasol.cost.counting import count_flops
 from mirasol.cost.step import LiveBytes, StepShape, count_saved_bytes, count_step_cost
 
 STACK = {"depth": 1, "width": 32, "hidden": 32, "heads": 1, "head_width": 32, "dropout": 0.1}
@@ -140,3 +141,14 @@ def test_the_peak_on_a_gpu_is_within_15_percent(precision, recomputed):
         optimizer.step()
     weights = 4 * sum(parameter.numel() for parameter in model.parameters())
     assert 3 * weights + cost.peak_bytes == pytest.approx(torch.cuda.max_memory_allocated(), rel=0.15)
+
+
+@pytest.mark.parametrize("implementation", ["eager", "sdpa", "flex_attention"])
+def test_the_cost_does_not_depend_on_what_computes_attention_but_for_eager_memory(implementation):
+    plain, other = a_model(), a_model()
+    other.set_attn_implementation(implementation)
+    expected, found = (count_step_cost(model, CLIPS) for model in (plain, other))
+    assert other.config._attn_implementation == implementation
+    assert count_flops(other.config, 3, 9) == count_flops(plain.config, 3, 9)
+    assert found.forward_flops == expected.forward_flops
+    assert found.peak_bytes == expected.peak_bytes or implementation == "eager"

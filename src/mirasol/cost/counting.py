@@ -6,6 +6,7 @@ are. A multiplication and an addition are two FLOPs; masked attention counts, be
 """
 
 import contextlib
+import copy
 from collections import Counter
 from collections.abc import Callable, Iterator
 
@@ -63,7 +64,12 @@ def count_stream_flops(config: MirasolConfig, chunks: int, window: int | None = 
 
 
 def build_on_meta(config: MirasolConfig) -> MirasolForConditionalGeneration:
-    """The config's model in evaluation mode, with weights that take no memory."""
+    """The config's model in evaluation mode, with weights that take no memory.
+
+    Attention is PyTorch's own whatever the config says: flex attention runs on real devices only.
+    """
+    config = copy.deepcopy(config)
+    config._attn_implementation = "sdpa"
     with torch.device("meta"):
         return MirasolForConditionalGeneration(config).eval()
 
