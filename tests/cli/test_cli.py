@@ -87,7 +87,13 @@ def test_help_of_train_names_the_recipes_keys(capsys):
     with pytest.raises(SystemExit):
         main(["train", "--help"])
     text = capsys.readouterr().out
-    for key in ("--seed", "--optimizer.learning_rate", "--data.on_bad_clip", "--stages.NAME.steps"):
+    for key in (
+        "--seed",
+        "--optimizer.learning_rate",
+        "--data.on_bad_clip",
+        "--stages.NAME.steps",
+        "--stages.NAME.epochs",
+    ):
         assert key in text
 
 

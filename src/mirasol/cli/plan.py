@@ -154,7 +154,9 @@ def _format_shape(shape: StepShape) -> str:
 
 
 def _format_epochs(stage: StagePlan) -> str:
-    return "?" if stage.epochs is None else f"{stage.epochs:.2f} of {stage.clips:,} clips"
+    if stage.epochs is None:
+        return "?"
+    return f"{stage.epochs:.2f}" + ("" if stage.clips is None else f" of {stage.clips:,} clips")
 
 
 def format_bytes(count: float) -> str:

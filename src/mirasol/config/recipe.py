@@ -144,9 +144,12 @@ class TokenizerRecipe:
 class Stage:
     """Some steps of training on one kind of batch.
 
+    steps, epochs: its length, one of the two. An epoch shows every question of the stage's clips exactly once, so how
+        many steps it takes is known once the data are read (`BatchPlan.recipe`)
     span: what an example covers: `clip` takes examples about whole clips, `segment` those with a start and an end (only
         that part of the file is decoded), `any` both
-    questions_per_clip: text rows per clip; a clip with fewer questions repeats some, which is counted
+    questions_per_clip: text rows per clip; a clip with fewer questions repeats some, which is counted. With `epochs`:
+        so many questions of a clip come in one batch; rows that are left over do not count in the loss
     question_types: the types to draw from; null: all
     type_weights: relative chance that a drawn question is of a type (1 for types not named); without it every question
         of the clip is equally likely, so types with more questions are drawn more often
@@ -163,7 +166,8 @@ class Stage:
         losses over images with one text each
     """
 
-    steps: int
+    steps: int | None = None
+    epochs: int | None = None
     clips_per_step: int = 16
     questions_per_clip: int = 8
     question_types: list[str] | None = None
@@ -182,6 +186,7 @@ class Stage:
     data_sets: list[str] | None = None
 
     def __post_init__(self):
+        self._check_length()
         if self.trains is not None and not self.trains:
             raise UserError("trains=[] trains nothing: name components, or leave it out to train all of them")
         if self.objective == "image_text":
@@ -190,7 +195,7 @@ class Stage:
             raise UserError(
                 f"drop_video={self.drop_video} and drop_audio={self.drop_audio} must be shares with a sum of at most 1"
             )
-        for name in ("steps", "clips_per_step", "questions_per_clip", "learning_rate_scale"):
+        for name in ("clips_per_step", "questions_per_clip", "learning_rate_scale"):
             _check_positive(self, name)
         for name in ("dropout", "layer_drop", "label_smoothing"):
             rate = getattr(self, name)
@@ -209,6 +214,15 @@ class Stage:
         """Text rows of each clip in a batch: a mixed clip also has those of its partner."""
         return self.questions_per_clip * (2 if self.augment.mixup else 1)
 
+    def _check_length(self) -> None:
+        """Refuses a stage without a length, or with two."""
+        if (self.steps is None) == (self.epochs is None):
+            given = "neither" if self.steps is None else f"both (steps={self.steps}, epochs={self.epochs})"
+            raise UserError(f"steps, epochs: a stage has one of them, found {given}: set one, the other to null")
+        _check_positive(self, "epochs" if self.steps is None else "steps")
+        if self.epochs is not None and self.type_weights:
+            raise UserError("type_weights has no effect with epochs, which show every question once: leave it out")
+
     def _check_images(self) -> None:
         """Refuses keys that have no effect on images, which have one text each, no sound and no time."""
         if self.questions_per_clip != 1:
@@ -224,6 +238,14 @@ class Stage:
         for name in ("drop_video", "drop_audio"):
             if getattr(self, name):
                 raise UserError(f"{name}={getattr(self, name)} has no effect with objective image_text: leave it out")
+
+
+@dataclass(frozen=True)
+class CountedStage(Stage):
+    """A stage of `epochs` whose number of `steps` is known, for its data have been read."""
+
+    def _check_length(self) -> None:
+        assert self.steps and self.epochs
 
 
 @dataclass(frozen=True)
@@ -366,8 +388,22 @@ class Recipe:
 
     @property
     def total_steps(self) -> int:
-        """Steps of all stages together."""
+        """Steps of all stages together. Raises UserError where a stage has epochs that are not counted yet."""
+        for name, stage in self.stages.items():
+            if stage.steps is None:
+                raise UserError(
+                    f"stages.{name}.epochs={stage.epochs}: its number of steps is unknown before the data are read: "
+                    "use BatchPlan(recipe, examples).recipe, or set steps"
+                )
         return sum(stage.steps for stage in self.stages.values())
+
+    def count_epochs(self, steps: Mapping[str, int]) -> "Recipe":
+        """The same recipe with the number of steps of the stages that have epochs, by name."""
+        counted = {
+            name: stage if stage.epochs is None else CountedStage(**{**vars(stage), "steps": steps[name]})
+            for name, stage in self.stages.items()
+        }
+        return dataclasses.replace(self, stages=counted)
 
     @property
     def process_limit(self) -> float:
@@ -384,8 +420,12 @@ class Recipe:
         raise AssertionError(step)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data, for JSON and YAML."""
-        return json.loads(json.dumps(dataclasses.asdict(self)))
+        """Plain data, for JSON and YAML. Steps that were counted from epochs are left out: the data tell them."""
+        values = json.loads(json.dumps(dataclasses.asdict(self)))
+        for stage in values["stages"].values():
+            if stage["epochs"] is not None:
+                stage["steps"] = None
+        return values
 
     def compute_fingerprint(self) -> str:
         """Hash of all keys that affect the weights: runs with equal fingerprints train the same weights."""
@@ -471,9 +511,21 @@ def _check_data_sets(recipe: Recipe) -> None:
                 raise UserError(f"stages.{name}.data_sets: {data_set!r} is not in data.mixture: {', '.join(known)}")
         if stage.data_sets == []:
             raise UserError(f"stages.{name}.data_sets=[] is empty: leave it out to train on all")
+    _check_weights_count(recipe)
     for data_set in known:
         if all(stage.data_sets is not None and data_set not in stage.data_sets for stage in recipe.stages.values()):
             raise UserError(f"data.mixture.{data_set}: no stage trains on it: leave it out")
+
+
+def _check_weights_count(recipe: Recipe) -> None:
+    """Refuses a weight of a data set that is drawn in epochs only, where the questions are the shares."""
+    for name, data_set in recipe.data.mixture.items():
+        stages = [stage for stage in recipe.stages.values() if name in (stage.data_sets or recipe.data.mixture)]
+        if data_set.weight != DataSetRecipe.weight and stages and all(stage.epochs is not None for stage in stages):
+            raise UserError(
+                f"data.mixture.{name}.weight={data_set.weight:g} has no effect with epochs, which show every question "
+                "once: leave it out, or give the stage steps"
+            )
 
 
 def _check_positive(part: Any, name: str) -> None:

@@ -24,7 +24,9 @@ from mirasol.cost.memory import (
 )
 from mirasol.cost.step import StepCost, StepShape, count_step_cost
 from mirasol.data.check import check_media_file
-from mirasol.data.example import Example
+from mirasol.data.datasets.registry import find_published
+from mirasol.data.epochs import EpochOrder
+from mirasol.data.example import ClipExamples
 from mirasol.data.sampler import BatchPlan
 from mirasol.data.splits import read_data
 from mirasol.errors import UserError
@@ -42,7 +44,8 @@ class StagePlan:
 
     shape: a microbatch of one process; a step is `microbatches` of them in every process
     step_flops: of all processes together for one step, without recomputation, which `recomputed_flops` counts
-    clips: number of clips to draw from, None if the data cannot be read; `epochs`: passes over them
+    clips: number of clips to draw from, None if the data cannot be read
+    epochs: passes over the clips, or over their questions where the recipe gives epochs
     """
 
     steps: int
@@ -105,7 +108,7 @@ def plan_run(recipe: Recipe, given: Assumptions) -> Plan:
     chosen = StageWeights(recipe, model)
     chosen.enter(None)
     weights, optimizer = count_weight_bytes(model), count_optimizer_bytes(model, recipe.optimizer)
-    clips = read_clips_of_stages(recipe, notes)
+    recipe, clips = read_clips_of_stages(recipe, notes)
     peak, source = find_peak_tflops(recipe, given.peak_tflops)
     counted: dict[Any, StepCost] = {}
     stages = {}
@@ -147,11 +150,14 @@ def _plan_stage(
     cost: StepCost,
     memory: Memory,
     peak_tflops: float,
-    clips: Sequence[Example] | None,
+    clips: Sequence[ClipExamples] | None,
 ) -> StagePlan:
     stage, parallel = recipe.stages[name], recipe.accumulation * given.processes
     step_flops = parallel * (cost.forward_flops + cost.backward_flops)
     seconds = step_flops / (given.mfu * peak_tflops * 1e12 * given.processes)
+    epochs = stage.epochs
+    if epochs is None and clips is not None:
+        epochs = stage.steps * stage.clips_per_step / len(clips)
     return StagePlan(
         steps=stage.steps,
         shape=shape,
@@ -164,8 +170,8 @@ def _plan_stage(
         step_seconds=seconds,
         seconds=seconds * stage.steps,
         clips=None if clips is None else len(clips),
-        epochs=None if clips is None else stage.steps * stage.clips_per_step / len(clips),
-        epoch_seconds=None if clips is None else seconds * len(clips) / stage.clips_per_step,
+        epochs=epochs,
+        epoch_seconds=None if epochs is None else seconds * stage.steps / epochs,
     )
 
 
@@ -192,14 +198,42 @@ def find_planned_config(recipe: Recipe, preset: str | None, notes: list[str]) ->
         raise UserError(f"model.init: {error}, or plan with --preset, e.g. --preset 3b") from error
 
 
-def read_clips_of_stages(recipe: Recipe, notes: list[str]) -> dict[str, Sequence[Example]]:
-    """The clips that each stage draws from; empty, with a note, if the data cannot be read."""
+def read_clips_of_stages(recipe: Recipe, notes: list[str]) -> tuple[Recipe, dict[str, Sequence[ClipExamples]]]:
+    """The recipe with its epochs counted in steps, and the clips that each stage draws from; no clips, with a note, if
+    the data cannot be read.
+
+    Raises UserError for epochs of data that cannot be read and whose number of questions is not published.
+    """
     try:
         examples, _ = read_data(recipe.data, "train")
-        return dict(BatchPlan(recipe, examples).clips)
+        plan = BatchPlan(recipe, examples)
+        orders = {name: order for name, order in plan.mixtures.items() if isinstance(order, EpochOrder)}
+        notes += [f"steps of {name}: {order.describe()}" for name, order in orders.items()]
+        return plan.recipe, dict(plan.clips)
     except (UserError, OSError) as error:
         notes.append(f"epochs unknown: the data cannot be read: {error}")
-        return {}
+        steps = {
+            name: _count_published_steps(recipe, name, str(error), notes)
+            for name, stage in recipe.stages.items()
+            if stage.epochs is not None
+        }
+        return recipe.count_epochs(steps), {}
+
+
+def _count_published_steps(recipe: Recipe, name: str, problem: str, notes: list[str]) -> int:
+    """The steps of a stage's epochs over as many questions as its data set publishes, with a note."""
+    stage, total = recipe.stages[name], 0
+    for data_set in stage.data_sets or recipe.data.data_sets:
+        data = recipe.data.data_sets[data_set]
+        published = find_published(data.dataset, data.train_split).examples
+        if published is None or stage.questions_per_clip > 1 or stage.question_types is not None:
+            raise UserError(
+                f"stages.{name}.epochs={stage.epochs}: its number of steps is unknown, for the data cannot be read "
+                f"({problem}): set stages.{name}.epochs to null and stages.{name}.steps to plan without them"
+            )
+        total += published
+    notes.append(f"steps of {name}: {stage.epochs} epochs of the {total:,} published training examples")
+    return -(-stage.epochs * total // stage.clips_per_step)
 
 
 def find_step_shape(
@@ -207,7 +241,7 @@ def find_step_shape(
     name: str,
     config: MirasolConfig,
     given: Assumptions,
-    clips: Sequence[Example] | None,
+    clips: Sequence[ClipExamples] | None,
     notes: list[str],
 ) -> StepShape:
     """A microbatch of one process in the stage; adds to `notes` what had to be assumed."""
@@ -222,7 +256,7 @@ def find_step_shape(
     return StepShape(share, chunks, stage.rows_per_clip, length, targets, stage.objective)
 
 
-def find_chunks(config: MirasolConfig, recipe: Recipe, clips: Sequence[Example] | None, notes: list[str]) -> int:
+def find_chunks(config: MirasolConfig, recipe: Recipe, clips: Sequence[ClipExamples] | None, notes: list[str]) -> int:
     """Chunks of the longest of some clips; without clips, the most that the model takes."""
     chunking = config.chunking
     if chunking.num_chunks is not None:

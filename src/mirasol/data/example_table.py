@@ -175,6 +175,11 @@ class ClipTable(Sequence[ClipExamples]):
     def __iter__(self) -> Iterator[ClipExamples]:
         return (self[place] for place in range(len(self)))
 
+    @property
+    def question_counts(self) -> np.ndarray:
+        """The number of examples of every clip: int [clip]."""
+        return self._arrays["ends"] - self._arrays["starts"]
+
     def windows(self) -> Iterator[tuple[str, float | None, float | None]]:
         """(media, start, end) of every clip."""
         for start in self._arrays["starts"]:

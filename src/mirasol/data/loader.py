@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from mirasol.config.parts import IGNORED_LABEL
 from mirasol.config.recipe import Recipe
 from mirasol.data.clip_cache import BadWindow, ClipCache, UnreadableWindow, Window, describe_window
 from mirasol.data.frame_memory import FrameMemory, FrameRows, release_frames
-from mirasol.data.mixup import add_partners, draw_own_share, mix_clips
+from mirasol.data.mixup import MODALITIES, add_partners, draw_own_share, mix_clips
 from mirasol.data.sampler import Batch, BatchPlan, compute_clip_seed, mentions_any
 from mirasol.data.workers import WorkerStatus
 from mirasol.errors import BadClip, UserError
@@ -38,6 +39,7 @@ class BatchTexts:
 
     def __call__(self, batch: Batch) -> dict[str, Tensor]:
         text = dict(self.rows.encode(batch.prompts, batch.targets))
+        text["labels"][batch.uncounted_rows] = IGNORED_LABEL
         if batch.row_weights is not None:
             text["row_weights"] = torch.tensor(batch.row_weights)
         return text
@@ -141,6 +143,7 @@ class StepBatches(Dataset):
             # A silent clip keeps its video: nothing at all would teach only to guess.
             if modality is not None and media[f"{OTHER[modality]}_mask"][row].any():
                 media[f"{modality}_mask"][row] = False
+        hide_clips(media, batch.fillers)
         if alpha:
             seeds = [compute_clip_seed(self.plan.recipe.seed, batch, place) for place in range(len(rows))]
             batch, media = mix_clips(batch, media, rows, loaded, count, [draw_own_share(alpha, seed) for seed in seeds])
@@ -174,6 +177,15 @@ class StepBatches(Dataset):
         with contextlib.nullcontext() if self.status is None else self.status.report_while(text):
             tensors = self.caches[batch.stage].load(*window)
             return tensors if self.augment is None else self.augment(tensors, batch, row)
+
+
+def hide_clips(media: Mapping[str, Tensor], rows: Sequence[int]) -> None:
+    """Takes from clips that only fill the batch whatever a loss would count: all but the first chunk, and all that is
+    seen and heard in it."""
+    if rows and "chunk_mask" in media:
+        media["chunk_mask"][rows, 1:] = False
+        for name in MODALITIES:
+            media[f"{name}_mask"][rows] = False
 
 
 def compute_decoded_sizes(recipe: Recipe, extractor: MirasolFeatureExtractor) -> dict[str, int]:

@@ -56,7 +56,9 @@ def mix_clips(
     media = {name: value[: len(rows)] for name, value in media.items()} | result
     shares = [share if mixed else 1.0 for share, mixed in zip(shares, is_mixed.tolist(), strict=True)]
     partners = tuple(batch.examples[other] for other in others)
-    batch = replace(batch.select_rows(range(len(rows))), partners=partners, shares=tuple(shares))
+    counted = tuple(batch.counted[own] + batch.counted[other] for own, other in enumerate(others) if batch.counted)
+    batch = batch.select_rows(range(len(rows)))
+    batch = replace(batch, partners=partners, shares=tuple(shares), counted=counted)
     longest = int(media["chunk_mask"].sum(dim=1).max())
     return batch, {name: value[:, :longest] for name, value in media.items()}
 

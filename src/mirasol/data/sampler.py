@@ -13,6 +13,7 @@ import numpy as np
 
 from mirasol.config.recipe import Recipe, Stage
 from mirasol.data.clip_cache import BadWindow
+from mirasol.data.epochs import EpochOrder
 from mirasol.data.example import ClipExamples, Example
 from mirasol.data.example_table import ClipTable, ExampleTable
 from mirasol.data.mixture import Mixture
@@ -33,6 +34,8 @@ class Batch:
     data_sets: for each clip, the name of its data set in `data.mixture`; "" without a mixture
     partners: for each clip, the examples of the one that is mixed into it; none where nothing is mixed
     shares: for each clip, how much of its mix is its own
+    counted: for each clip, which of its text rows count in the text loss; empty where all do. Nothing of a clip
+        without any counts: it only fills the batch
     replaced: clips that turned out to be bad while they were loaded, and others took the place of
     """
 
@@ -47,6 +50,7 @@ class Batch:
     data_sets: tuple[str, ...] = ()
     partners: tuple[tuple[Example, ...], ...] = ()
     shares: tuple[float, ...] = ()
+    counted: tuple[tuple[bool, ...], ...] = ()
     replaced: tuple[BadWindow, ...] = ()
 
     def select_rows(self, rows: Sequence[int]) -> "Batch":
@@ -65,6 +69,7 @@ class Batch:
             data_sets=chosen(self.data_sets),
             partners=chosen(self.partners),
             shares=chosen(self.shares),
+            counted=chosen(self.counted),
         )
 
     @property
@@ -83,6 +88,17 @@ class Batch:
     def targets(self) -> list[list[str]]:
         """Targets by clip."""
         return [[example.target for example in row] for row in self.text_rows]
+
+    @property
+    def uncounted_rows(self) -> list[int]:
+        """The text rows that do not count in the text loss, by their place among all of the batch."""
+        rows = (counts for row in self.counted for counts in row)
+        return [place for place, counts in enumerate(rows) if not counts]
+
+    @property
+    def fillers(self) -> list[int]:
+        """The clips that only fill the batch."""
+        return [place for place, row in enumerate(self.counted) if not any(row)]
 
     @property
     def row_weights(self) -> list[float] | None:
@@ -183,7 +199,9 @@ class BatchPlan:
     """All batches of a run, none of them computed before it is asked for.
 
     Every stage walks through its own clips, epoch after epoch, each epoch in the order of its own permutation; a
-    batch may span two epochs. Of several data sets each has its share of the clips (see `Mixture`).
+    batch may span two epochs. Of several data sets each has its share of the clips (see `Mixture`). A stage that has
+    `epochs` walks through the questions instead, each once an epoch (see `EpochOrder`); `recipe` then says in how many
+    steps.
 
     `examples` are those of the only data set, or of each data set by name. `unused` counts those, by kind, that are of
     a kind that no stage trains on.
@@ -193,7 +211,6 @@ class BatchPlan:
     """
 
     def __init__(self, recipe: Recipe, examples: Sequence[Example] | Mapping[str, Sequence[Example]]):
-        self.recipe = recipe
         by_name = examples if isinstance(examples, Mapping) else {"": examples}
         tables = {name: ExampleTable.of(some) for name, some in by_name.items()}
         taken = {kind for stage in recipe.stages.values() for kind in list_kinds(stage)}
@@ -203,23 +220,9 @@ class BatchPlan:
             if kind not in taken
         }
         self.unused = {kind: count for kind, count in counts.items() if count}
-        self.mixtures = {name: self._make_mixture(name, stage, tables) for name, stage in recipe.stages.items()}
-
-    def _make_mixture(self, stage_name: str, stage: Stage, tables: Mapping[str, ExampleTable]) -> Mixture:
-        data_sets = {name: tables[name] for name in stage.data_sets or tables}
-        known, place = sorted({name for table in data_sets.values() for name in table.types}), f"stages.{stage_name}"
-        roots = ", ".join(self.recipe.data.data_sets[name].root for name in data_sets)
-        for key, types in (("question_types", stage.question_types or ()), ("type_weights", stage.type_weights)):
-            _check_types(types, known, f"{place}.{key}", roots)
-        clips = {}
-        for name, table in data_sets.items():
-            clips[name] = select_clips(table, list_kinds(stage), stage.question_types)
-            if not clips[name]:
-                types = "any type" if stage.question_types is None else f"types {', '.join(stage.question_types)}"
-                kinds = " or ".join(KINDS[kind] for kind in list_kinds(stage))
-                raise UserError(f"{place}: no examples {kinds} of {types} in {self.recipe.data.data_sets[name].root}")
-        weights = {name: self.recipe.data.data_sets[name].weight for name in clips}
-        return Mixture(clips, weights, (self.recipe.seed, stage_name))
+        self.mixtures = {name: _make_order(recipe, name, tables) for name in recipe.stages}
+        orders = {name: order for name, order in self.mixtures.items() if isinstance(order, EpochOrder)}
+        self.recipe = recipe.count_epochs({name: order.steps for name, order in orders.items()})
 
     def batch(self, step: int) -> Batch:
         """The batch of step `step`, counted from 0 over all stages."""
@@ -227,26 +230,34 @@ class BatchPlan:
         first = step_in_stage * self.recipe.stages[name].clips_per_step
         positions = tuple(range(first, first + self.recipe.stages[name].clips_per_step))
         rows = zip(*(self._draw_row(name, place) for place in positions), strict=True)
-        clips, examples, dropped, epochs, repeats, data_sets = rows
-        return Batch(step, clips, examples, sum(repeats), dropped, name, epochs, positions, data_sets)
+        clips, examples, dropped, epochs, repeats, data_sets, counted = rows
+        counted = () if self.recipe.stages[name].epochs is None else counted
+        return Batch(step, clips, examples, sum(repeats), dropped, name, epochs, positions, data_sets, counted=counted)
 
     def _draw_row(self, name: str, position: int, attempt: int = 0):
-        """(clip, examples, dropped, epoch, repeats, data set) of a stage's `position`; `attempt` counts the clips that
-        turned out to be bad in its place."""
-        stage, seed = self.recipe.stages[name], self.recipe.seed
-        data_set, clip, epoch = self.mixtures[name].at(position, attempt)
-        drawn, repeats = draw_questions(clip, stage, seed, name, position)
+        """(clip, examples, dropped, epoch, repeats, data set, which examples count) of a stage's `position`; `attempt`
+        counts the clips that turned out to be bad in its place."""
+        stage, seed, order = self.recipe.stages[name], self.recipe.seed, self.mixtures[name]
+        if isinstance(order, EpochOrder):
+            (data_set, clip, epoch, drawn, counted), repeats = order.at(position, attempt), 0
+        else:
+            data_set, clip, epoch = order.at(position, attempt)
+            drawn, repeats = draw_questions(clip, stage, seed, name, position)
+            counted = len(drawn)
         examples = tuple(pick_target(example, seed, name, position) for example in drawn)
-        return clip, examples, drop_modality(stage, seed, name, position), epoch, repeats, data_set
+        counts = tuple(row < counted for row in range(len(drawn)))
+        return clip, examples, drop_modality(stage, seed, name, position), epoch, repeats, data_set, counts
 
     def replace_clip(self, batch: Batch, row: int, attempt: int, bad: BadWindow) -> Batch:
         """The batch with another clip in place of a row's, which is `bad`; `attempt` counts from 1.
 
         Which one follows from the row's position and the attempt alone: a resumed run draws the same.
         """
-        clip, examples, *_ = self._draw_row(batch.stage, batch.positions[row], attempt)
+        clip, examples, *_, counts = self._draw_row(batch.stage, batch.positions[row], attempt)
+        counted = (*batch.counted[:row], counts, *batch.counted[row + 1 :]) if batch.counted else ()
         return replace(
             batch,
+            counted=counted,
             clips=(*batch.clips[:row], clip, *batch.clips[row + 1 :]),
             examples=(*batch.examples[:row], examples, *batch.examples[row + 1 :]),
             replaced=(*batch.replaced, bad),
@@ -260,10 +271,12 @@ class BatchPlan:
         stored = {key: tables[key].store(folder / f"table-{number}") for number, key in enumerate(tables)}
         plan = copy.copy(self)
         plan.mixtures = {name: copy.copy(mixture) for name, mixture in self.mixtures.items()}
-        for number, mixture in enumerate(plan.mixtures.values()):
+        for number, (name, mixture) in enumerate(plan.mixtures.items()):
+            if isinstance(mixture, EpochOrder):
+                mixture = plan.mixtures[name] = mixture.store(folder / f"stage-{number}-order")
             mixture.clips = {
-                name: clips.store(folder / f"stage-{number}-{place}", stored[id(clips.examples)])
-                for place, (name, clips) in enumerate(mixture.clips.items())
+                data_set: clips.store(folder / f"stage-{number}-{place}", stored[id(clips.examples)])
+                for place, (data_set, clips) in enumerate(mixture.clips.items())
             }
         return plan
 
@@ -285,6 +298,27 @@ class BatchPlan:
         return {
             name: own[0] if len(own) == 1 else [clip for table in own for clip in table] for name, own in tables.items()
         }
+
+
+def _make_order(recipe: Recipe, stage_name: str, tables: Mapping[str, ExampleTable]) -> Mixture | EpochOrder:
+    """The order in which a stage walks through its clips. Raises UserError as `BatchPlan`."""
+    stage = recipe.stages[stage_name]
+    data_sets = {name: tables[name] for name in stage.data_sets or tables}
+    known, place = sorted({name for table in data_sets.values() for name in table.types}), f"stages.{stage_name}"
+    roots = ", ".join(recipe.data.data_sets[name].root for name in data_sets)
+    for key, types in (("question_types", stage.question_types or ()), ("type_weights", stage.type_weights)):
+        _check_types(types, known, f"{place}.{key}", roots)
+    clips = {}
+    for name, table in data_sets.items():
+        clips[name] = select_clips(table, list_kinds(stage), stage.question_types)
+        if not clips[name]:
+            types = "any type" if stage.question_types is None else f"types {', '.join(stage.question_types)}"
+            kinds = " or ".join(KINDS[kind] for kind in list_kinds(stage))
+            raise UserError(f"{place}: no examples {kinds} of {types} in {recipe.data.data_sets[name].root}")
+    weights = {name: recipe.data.data_sets[name].weight for name in clips}
+    if stage.epochs is not None:
+        return EpochOrder(clips, stage, (recipe.seed, stage_name))
+    return Mixture(clips, weights, (recipe.seed, stage_name))
 
 
 def _check_types(types: Iterable[str], known: Sequence[str], key: str, root: str) -> None:

@@ -20,6 +20,7 @@ from mirasol.config.recipe import ModelRecipe, Recipe
 from mirasol.console import Progress, print_line
 from mirasol.data.clip_cache import BadWindow, ClipCache, UnreadableWindow, write_bad_clips
 from mirasol.data.digest import ExamplesDigest, digest_examples
+from mirasol.data.epochs import EpochOrder
 from mirasol.data.example import Example
 from mirasol.data.loader import (
     BatchTexts,
@@ -292,7 +293,8 @@ def make_local_parts(recipe: Recipe, folder: RunFolder, ranks: Ranks, console: "
         validation.leave_out(intervals)
     report_bad_clips(folder, examples, bad, console)
     digests = examples.compute_digests(recipe.data.folder)
-    folder.start([*examples.absent, *bad], weights.to_dict(), model.config.to_dict(), digests)
+    steps = {name: stage.steps for name, stage in plan.recipe.stages.items()}
+    folder.start([*examples.absent, *bad], weights.to_dict(), model.config.to_dict(), digests, steps)
     report_use_of_data(plan, validation, weights, console)
     if not (folder.path / "processor").exists():
         write_folder_atomically(folder.path / "processor", processor.save_pretrained, replace=True)
@@ -378,6 +380,9 @@ def report_use_of_data(plan: BatchPlan, validation: Validation, weights: StageWe
             f"not validated: {', '.join(validation.absent)}: the validation split has no examples of the kind and "
             "question types that the stages train on",
         )
+    for name, order in plan.mixtures.items():
+        if isinstance(order, EpochOrder):
+            print_line(console, f"stages.{name}: {order.describe()}")
     print_line(console, weights.format_rows())
 
 
@@ -451,6 +456,7 @@ def build_run(recipe: Recipe, folder: RunFolder, ranks: Ranks, signals: StopSign
     device = pick_device(recipe.device, ranks.local_rank)
     # The first process decodes the clips and makes the processor; the others then find both on disk.
     parts = ranks.run_first_then_rest(lambda: make_local_parts(recipe, folder, ranks, console))
+    recipe = parts.plan.recipe  # its epochs are counted in steps
     parallel = ParallelModel(parts.model, recipe, ranks, device)
     parts.weights.enter(None)  # the optimizer needs all weights that some stage trains
     optimizer = Optimizer(parts.model, recipe.optimizer)

@@ -92,13 +92,14 @@ def write_finished_model(run: Run, weights: Mapping[str, Tensor]) -> None:
 
 
 def _read_run(run: Path) -> tuple[Recipe, dict[str, Any]]:
-    """The run's recipe, and the content of run.json."""
+    """The run's recipe, its epochs counted in steps, and the content of run.json."""
     for name in ("recipe.yaml", "run.json"):
         if not (run / name).is_file():
             raise UserError(f"{run}: not a run folder: it has no {name}")
     facts = run / "run.json"
     recipe = recipe_from_dict(read_run_recipe(run / "recipe.yaml")[0], str(run))
-    return recipe, parse_own_json(facts.read_text(encoding="utf-8"), facts, "restore a copy of it")
+    values = parse_own_json(facts.read_text(encoding="utf-8"), facts, "restore a copy of it")
+    return recipe.count_epochs(values.get("stage_steps", {})), values
 
 
 def _find_best_step(run: Path, steps: list[int], metric: str | None) -> int:

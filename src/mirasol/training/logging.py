@@ -14,6 +14,8 @@
   latent and video losses. Accuracy is exact match of the teacher-forced most likely tokens.
 - With several data sets (`data.mixture`) a step has "clips_of_NAME", the number of its clips from each, and validation
   parts are called "NAME_clip" and so on.
+- A stage with epochs has "epoch", that of the step's first clip (from 1), and "uncounted_rows", text rows that only
+  fill the batch.
 - `{"kind": "samples", "step", "answers": [{"id", "media", "prompt", "target", "answer"}]}`: the model's own greedy
   answers to a few fixed questions of the validation. TensorBoard shows them as text, with a picture of reconstructed
   chunks below the true ones.

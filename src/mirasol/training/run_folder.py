@@ -128,12 +128,14 @@ class RunFolder:
         components: Mapping[str, Any] | None = None,
         model_config: Mapping[str, Any] | None = None,
         examples: Mapping[str, ExamplesDigest] | None = None,
+        steps: Mapping[str, int] | None = None,
     ) -> None:
         """Writes recipe.yaml and run.json of a new run; checks that data and bad clips of a resumed run are unchanged.
 
         components: parameters by component and how many of them each stage trains
         model_config: the model's config, which a checkpoint does not contain
         examples: digests of the examples, by name
+        steps: of each stage, those with epochs counted
 
         Raises UserError for a resumed run whose data changed.
         """
@@ -165,6 +167,7 @@ class RunFolder:
         environment = {**describe_environment(), "fingerprint": self.recipe.compute_fingerprint(), "data": data}
         environment["components"] = dict(components or {})
         environment["model_config"] = dict(model_config or {})
+        environment["stage_steps"] = dict(steps or {})
         environment["examples"] = {name: found.sha256 for name, found in (examples or {}).items()}
         write_file_atomically(self.path / "run.json", json.dumps(environment, indent=1) + "\n")
         # Written last: a folder with a recipe.yaml can be resumed.

@@ -124,11 +124,15 @@ def compute_gradients(run: Run, batch: StepBatch) -> tuple[dict[str, float], Los
 
 
 def describe_batch(run: Run, batch: StepBatch, output: LossOutput) -> StepValues:
-    """What a logged step records of its batch: repeated rows, clips of each data set, spread of the features x."""
+    """What a logged step records of its batch: rows that repeat or do not count, epoch, clips of each data set, spread
+    of the features x."""
     values: StepValues = {"repeated_rows": batch.rows.repeated}
     if run.recipe.data.mixture:
         counts = Counter(run.plan.batch(batch.step).data_sets)
         values |= {f"clips_of_{name}": counts[name] for name in run.recipe.data.mixture}
+    if run.recipe.stages[batch.stage].epochs is not None:
+        rows = run.plan.batch(batch.step)
+        values |= {"epoch": rows.epochs[0] + 1, "uncounted_rows": len(rows.uncounted_rows)}
     if run.recipe.stages[batch.stage].objective == "clips":
         values |= feature_spread(output, batch.microbatches[-1]["chunk_mask"])
     return values
