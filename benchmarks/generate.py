@@ -167,7 +167,8 @@ def format_report(data: dict[str, Any]) -> str:
     columns += ["prefill ms", "floor ms", "share"]
     settings = ("preset", "chunks", "batch", "precision", "compiled")
     rows = [
-        [*(row[key] for key in settings), f"{row['tokens_per_second']:.4g}", f"{row['bound_tokens_per_second']:.4g}", f"{row['share_of_bound']:.1%}", f"{row['ms_per_step']:.3g}",
+        [*(row[key] for key in settings), f"{row['tokens_per_second']:.4g}", f"{row['bound_tokens_per_second']:.4g}",
+         f"{row['share_of_bound']:.1%}", f"{row['ms_per_step']:.3g}",
          f"{row['prefill_ms']:.4g}", f"{row['prefill_floor_ms']:.4g}", f"{row['prefill_share_of_floor']:.1%}"]
         for row in data["rows"]
     ]  # fmt: skip
