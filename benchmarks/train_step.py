@@ -231,8 +231,8 @@ def _measure_steps(row: Row, config: MirasolConfig, chunks: int, device: str) ->
 
 
 def plan_peak_gib(row: Row, config: MirasolConfig, chunks: int, device: str) -> float:
-    """What `mirasol plan` counts for the same step, which knows nothing of the compiler: weights, AdamW's two moments
-    of the same type, and the most that lives at a time."""
+    """What `mirasol plan` counts for the same step: weights, AdamW's two moments of the same type, and the most that
+    lives at a time."""
     import torch
 
     from mirasol import MirasolForConditionalGeneration
@@ -242,7 +242,7 @@ def plan_peak_gib(row: Row, config: MirasolConfig, chunks: int, device: str) -> 
     with torch.device("meta"):
         model = MirasolForConditionalGeneration(config)
     shape = StepShape(row.microbatch, chunks, 1, row.text_length, row.text_length)
-    cost = count_step_cost(model, shape, precision, row.recompute, device=device)
+    cost = count_step_cost(model, shape, precision, row.recompute, device=device, compiled=row.compiled)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     return (3 * parameters * (2 if row.precision == "bfloat16" else 4) + cost.peak_bytes) / 2**30
 

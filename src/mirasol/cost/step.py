@@ -19,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 
 from mirasol.config.model import MirasolConfig
 from mirasol.cost.counting import count_products
-from mirasol.model.kernels import recompute_activations
+from mirasol.model.kernels import keep_activations, recompute_activations
 
 aten = torch.ops.aten
 
@@ -69,6 +69,7 @@ def count_step_cost(
     recomputed: str = "none",
     keep_gradients: bool = True,
     device: str = "cpu",
+    compiled: bool = False,
 ) -> StepCost:
     """Counts one step of a model on the `meta` device; frozen weights (`requires_grad`) get no gradients.
 
@@ -76,11 +77,15 @@ def count_step_cost(
     recomputed: what the backward pass computes again, an argument of `recompute_activations`
     keep_gradients: whether the gradients of the weights stay (one process, DDP) or leave at once (FSDP)
     device: whose rules for autocast and attention apply; `cuda` needs a GPU here
+    compiled: as if each layer were compiled: counted with the kernels that the compiler is given, so that what it
+        computes again by its own choice counts as kept
     """
     weights = torch.bfloat16 if precision == "bf16 weights" else torch.float32
     model = copy.deepcopy(model).to(weights).train()
     if model.config._attn_implementation == "flex_attention":  # has no counts: it runs on real devices only
         model.set_attn_implementation("sdpa")
+    if compiled:
+        keep_activations(model)
     with FakeTensorMode(allow_non_fake_inputs=True):
         model.to_empty(device=device)
         batch = _make_batch(model.config, shape, device, weights)

@@ -300,6 +300,7 @@ def choose_kernels(x: Tensor, layers: nn.ModuleList) -> Kernels:
         x.dtype in (torch.bfloat16, torch.float16)
         and torch.is_grad_enabled()
         and not is_compiled
+        and not getattr(layers[0], "keeps_activations", False)
         and not torch.is_autocast_enabled(x.device.type)
     )
     return _make_kernels(
@@ -376,6 +377,12 @@ def compile_layers(model: nn.Module, backend: str = "inductor", forward_only: bo
             layer.forward = torch.compile(layer.forward, backend=backend)
         else:
             layer.compile(fullgraph=True, backend=backend)
+
+
+def keep_activations(model: nn.Module) -> None:
+    """Gives every layer the plain kernels in training too, those that a compiled layer is made of."""
+    for layer in find_layers(model):
+        layer.keeps_activations = True
 
 
 def _is_compiled(layer: nn.Module) -> bool:

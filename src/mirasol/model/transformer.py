@@ -242,8 +242,7 @@ class Stack(nn.Module):
             return self.norm(final(x, visible, factors=factors, kernels=kernels))
         wanted = x.unflatten(1, (1 if mask is None else mask.chunks, -1))[:, :, -last:].flatten(1, 2)
         visible = kernels.prepare_mask(mask and mask.for_last(last), x.device)
-        # Contiguous: for a GPU, PyTorch 2.11 cannot compile a layer that takes two views of one tensor of varying size.
-        return self.norm(final(wanted.contiguous(), visible, x, factors, kernels))
+        return self.norm(final(wanted, visible, x, factors, kernels))
 
     def step(
         self, x: Float[Tensor, "batch token width"], caches: list[KeyValueCache], last: int
