@@ -116,6 +116,18 @@ def test_answers_are_decoded_without_their_prompts(processor):
     assert processor.decode_answers(processor.encode_text(TEXTS[:3])["decoder_input_ids"]) == ["", "", ""]
 
 
+def test_decoding_takes_the_keywords_of_the_tokenizer(processor):
+    ids = processor.encode_text(["circle"])["decoder_input_ids"]
+    for decoded in (
+        processor.decode(ids[0], skip_special_tokens=False),
+        processor.decode(token_ids=ids[0].tolist(), skip_special_tokens=False),
+    ):
+        assert decoded.startswith("<bos>") and decoded.endswith("<sep>")
+    spaces = {"clean_up_tokenization_spaces": True}
+    assert processor.batch_decode(ids, skip_special_tokens=True, **spaces) == processor.batch_decode(ids) == ["circle"]
+    assert processor.batch_decode(sequences=ids.numpy(), skip_special_tokens=False)[0].startswith("<bos>")
+
+
 def test_rows_without_targets_end_in_sep_and_are_padded_at_the_left(processor):
     batch = processor.encode_text(["circle", "what comes after the bell?"])
     ids, mask = batch["decoder_input_ids"], batch["decoder_attention_mask"]

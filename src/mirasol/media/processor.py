@@ -6,6 +6,7 @@ a checkpoint (`AutoFeatureExtractor`, `AutoProcessor`).
 
 import os
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -143,13 +144,17 @@ class MirasolProcessor(ProcessorMixin):
             rows.append([token for token in row[start:] if token >= 0])
         return [self.decode(row) for row in rows]
 
-    def decode(self, ids: Tensor | Sequence[int]) -> str:
-        """Ids of one text back to the text, special tokens left out."""
-        return self.tokenizer.decode(ids, skip_special_tokens=True)
+    def decode(
+        self, token_ids: Tensor | np.ndarray | Sequence[int], skip_special_tokens: bool = True, **options: Any
+    ) -> str:
+        """Ids of one text back to the text. `options` are those of the tokenizer's `decode`."""
+        return self.tokenizer.decode(token_ids, skip_special_tokens=skip_special_tokens, **options)
 
-    def batch_decode(self, ids: Tensor | Sequence[Sequence[int]]) -> list[str]:
+    def batch_decode(
+        self, sequences: Tensor | np.ndarray | Sequence[Sequence[int]], skip_special_tokens: bool = True, **options: Any
+    ) -> list[str]:
         """`decode` of every row."""
-        return [self.decode(row) for row in ids]
+        return [self.decode(row, skip_special_tokens, **options) for row in sequences]
 
     def _candidate_ids(self, prompt: str, prompt_length: int, texts: Sequence[str]) -> list[list[int]]:
         if not texts or isinstance(texts, str):

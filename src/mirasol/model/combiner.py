@@ -104,7 +104,11 @@ class StackCombiner(AttentionCombiner):
         self,
         video: Float[Tensor, "batch chunk video_token width"],
         audio: Float[Tensor, "batch chunk audio_token width"],
+        state: StreamState | None = None,
     ) -> Float[Tensor, "batch chunk m width"]:
+        """x of every chunk, or of one more chunk of the stream that `state` belongs to."""
+        if state is not None:
+            return self.step(video, audio, state)
         tokens = self.tokens(video, audio)
         _, chunks, count, _ = tokens.shape
         # The paper's figure: the current chunk alone, so that chunks are a second batch axis.
@@ -199,9 +203,9 @@ class PerceiverBlock(nn.Module):
         normed = self.latent_norm(latents)
         # Keys and values are the features and the latents themselves, as in Flamingo's resampler.
         context = torch.cat([self.feature_norm(features), normed], dim=1)
-        mixed, _ = self.attention(normed, self.attention.keys_values(context), mask, kernels=kernels)
+        mixed, _ = self.attention(normed, context, mask, kernels=kernels)
         latents = add_branch(latents, self.dropout(mixed), factors, 0)
-        branch = self.feed_forward(latents, self.feed_forward_norm, kernels)
+        branch = self.feed_forward(*kernels.split_norm(self.feed_forward_norm, latents), kernels)
         return add_branch(latents, self.dropout(branch), factors, 1)
 
     def step(
@@ -216,9 +220,9 @@ class PerceiverBlock(nn.Module):
         normed = self.latent_norm(latents)
         own = self.attention.keys_values(normed)
         keys_values = cache.append(self.attention.keys_values(self.feature_norm(features)), passing=own)
-        mixed, _ = self.attention(normed, keys_values, kernels=kernels)
+        mixed, _ = self.attention(normed, kernels=kernels, keys_values=keys_values)
         latents = latents + mixed
-        return latents + self.feed_forward(latents, self.feed_forward_norm)
+        return latents + self.feed_forward(self.feed_forward_norm(latents))
 
 
 class PerceiverCombiner(AttentionCombiner):
@@ -248,7 +252,11 @@ class PerceiverCombiner(AttentionCombiner):
         self,
         video: Float[Tensor, "batch chunk video_token width"],
         audio: Float[Tensor, "batch chunk audio_token width"],
+        state: StreamState | None = None,
     ) -> Float[Tensor, "batch chunk m width"]:
+        """x of every chunk, or of one more chunk of the stream that `state` belongs to."""
+        if state is not None:
+            return self.step(video, audio, state)
         features, latents = self.inputs(video, audio)
         _, chunks, tokens, _ = features.shape
         alone = self.scope == "chunk"
@@ -291,7 +299,11 @@ class ConcatCombiner(nn.Module):
         self,
         video: Float[Tensor, "batch chunk video_token width"],
         audio: Float[Tensor, "batch chunk audio_token width"],
+        state: StreamState | None = None,
     ) -> Float[Tensor, "batch chunk m width"]:
+        """x of every chunk, or of one more chunk of the stream that `state` belongs to."""
+        if state is not None:
+            return self.step(video, audio, state)
         return torch.cat([video, audio], dim=2)
 
     def resize(self, config: MirasolConfig, old: VideoConfig, new: VideoConfig) -> None:

@@ -5,6 +5,7 @@ generative objectives" (supplement, section 4, "Model Pretraining").
 """
 
 import math
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
@@ -12,7 +13,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mirasol.config.model import MirasolConfig
-from mirasol.model.losses import contrastive_loss
+
+
+class ImageTextFeatures(NamedTuple):
+    """Normalised features of images and texts, [row, width], the temperature and the bias (None without one)."""
+
+    images: Tensor
+    texts: Tensor
+    temperature: Tensor
+    bias: Tensor | None
 
 
 class ContrastiveSpace(nn.Module):
@@ -54,12 +63,11 @@ class ContrastiveSpace(nn.Module):
         total = hidden.masked_fill(~is_real[..., None], 0.0).sum(dim=1)
         return F.normalize(self.text_projection(total / is_real.sum(dim=1, keepdim=True).clamp(min=1)), dim=-1)
 
-    def loss(
+    def forward(
         self,
-        images: Float[Tensor, "image width"],
-        texts: Float[Tensor, "text width"],
-        first: int = 0,
-        total: float | None = None,
-    ) -> Float[Tensor, ""]:
-        """`contrastive_loss` at the learned temperature: image i belongs to text `first` + i."""
-        return contrastive_loss(images, texts, self.temperature, self.bias, self.settings.gamma, first, total)
+        features: Float[Tensor, "image patch vit_width"],
+        hidden: Float[Tensor, "row token text_width"],
+        is_real: Bool[Tensor, "row token"],
+    ) -> ImageTextFeatures:
+        """Both sides in the space, and what their similarities are measured with."""
+        return ImageTextFeatures(self.image(features), self.text(hidden, is_real), self.temperature, self.bias)

@@ -101,7 +101,7 @@ class ChunkEncoder(nn.Module):
         Raises:
             UserError: the config has no 2D patches, or images of another size than `video.image_size`.
         """
-        features = self.vit(self.tubes.image(images.to(self.missing_video.dtype)))
+        features = self.vit(self.tubes(images.to(self.missing_video.dtype)))
         return self.project_image(features) if project else features
 
     def project_image(self, features: Float[Tensor, "image patch vit_width"]) -> Float[Tensor, "image patch width"]:

@@ -1,5 +1,6 @@
 """What transformers asks of a model: loading, initialisation, arguments, caches, attention, gradient checkpointing."""
 
+import copy
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, ClassVar, NamedTuple
@@ -9,6 +10,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import DynamicCache, EncoderDecoderCache, GenerationMixin, PreTrainedModel
+from transformers.masking_utils import create_masks_for_generate
 from transformers.utils import ModelOutput
 
 from mirasol.config.model import MirasolConfig
@@ -164,6 +166,17 @@ class MirasolPreTrainedModel(PreTrainedModel):
         super().post_init()
         self.set_attn_implementation(self.config._attn_implementation)
 
+    @property
+    def device(self) -> torch.device:
+        """Where the model computes. Weights that accelerate offloads are on the meta device between their calls."""
+        found = next(parameter.device for parameter in self.parameters())
+        hook = getattr(self, "_hf_hook", None)
+        for each in getattr(hook, "hooks", [hook]):
+            device = getattr(each, "execution_device", None)
+            if found.type == "meta" and device is not None:
+                return torch.device(device)
+        return found
+
     # Initialisation
 
     @torch.no_grad()
@@ -262,6 +275,14 @@ class MirasolPreTrainedModel(PreTrainedModel):
 
 class MirasolGenerationMixin(GenerationMixin):
     """`generate` for media in place of encoder inputs."""
+
+    @staticmethod
+    def create_masks_for_generate(config: MirasolConfig, **arguments: Any) -> Tensor | None:
+        """The text's mask for a static cache, dense whatever the implementation: it differs from row to row, so that
+        flex attention would have nothing to skip."""
+        dense = copy.copy(config)
+        dense._attn_implementation = "sdpa"
+        return create_masks_for_generate(config=dense, **arguments)
 
     @torch.no_grad()
     def generate(self, inputs: Tensor | None = None, **kwargs: Any) -> Tensor | ModelOutput:

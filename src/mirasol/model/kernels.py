@@ -88,18 +88,18 @@ def _are_linear(*modules: nn.Module) -> bool:
 
 
 def norm_and_project(
-    x: Float[Tensor, "*batch width"], norm: nn.LayerNorm, *linears: nn.Module
+    x: Float[Tensor, "*batch width"], norm: nn.Module | None, *linears: nn.Module
 ) -> tuple[Float[Tensor, "*batch _"], ...]:
-    """`linear(norm(x))` of each linear."""
-    normed = norm(x)
+    """`linear(norm(x))` of each linear; without a norm, x is normed already."""
+    normed = x if norm is None else norm(x)
     return tuple(linear(normed) for linear in linears)
 
 
 def norm_and_project_recomputing(
-    x: Float[Tensor, "*batch width"], norm: nn.LayerNorm, *linears: nn.Module
+    x: Float[Tensor, "*batch width"], norm: nn.Module | None, *linears: nn.Module
 ) -> tuple[Float[Tensor, "*batch _"], ...]:
     """`norm_and_project` that keeps x for backward and computes norm(x) again there."""
-    if not _are_linear(*linears):
+    if type(norm) is not nn.LayerNorm or not _are_linear(*linears):
         return norm_and_project(x, norm, *linears)
     weights_biases = [each for linear in linears for each in (linear.weight, linear.bias)]
     return _NormedLinears.apply(x, norm.weight, norm.bias, norm.eps, *weights_biases)
@@ -235,7 +235,8 @@ class Kernels:
 
     norm_and_project: linears of a normed input. activate_and_project: a linear of an activated hidden layer.
     attend_dense: attention under a Boolean mask or none. attend_blocks: attention under flex attention's mask.
-    sparse_masks: whether block-causal masks are made for flex attention.
+    sparse_masks: whether block-causal masks are made for flex attention. fuses_norms: whether `norm_and_project` gets
+    the norm, so that what is normed need not be kept.
     """
 
     norm_and_project: Callable[..., tuple[Tensor, ...]] = norm_and_project
@@ -243,6 +244,16 @@ class Kernels:
     attend_dense: Callable[..., Tensor] = attend_sdpa
     attend_blocks: Callable[..., Tensor] = attend_flex
     sparse_masks: bool = False
+    fuses_norms: bool = False
+
+    def split_norm(
+        self, norm: nn.Module, x: Float[Tensor, "*batch width"]
+    ) -> tuple[Float[Tensor, "*batch width"], nn.Module | None]:
+        """What a layer is given in place of `norm(x)`: that and no norm, or x and the norm where it is fused.
+
+        A module is an argument in the second case alone: hooks that move arguments and weights (accelerate's) would
+        take it for one of theirs."""
+        return (x, norm) if self.fuses_norms else (norm(x), None)
 
     def attend(
         self,
@@ -290,7 +301,24 @@ def _make_kernels(implementation: str, saves_memory: bool, on_cpu: bool, compile
         dense,
         attend_flex_compiled if compiles_flex else attend_flex,
         implementation == "flex_attention",
+        saves_memory,
     )
+
+
+def _is_hooked(layers: nn.ModuleList) -> bool:
+    """Whether anything is to be called before, after or in place of the forward of a module inside the layers."""
+    if torch.nn.modules.module._has_any_global_hook():
+        return True
+    for layer in layers:
+        for module in layer.modules():
+            if module is layer:  # whose hooks work in any case
+                continue
+            has_hooks = module._forward_hooks or module._forward_pre_hooks
+            if has_hooks or module._backward_hooks or module._backward_pre_hooks:
+                return True
+            if "forward" in module.__dict__ and not isinstance(module.forward, Recomputed):
+                return True
+    return False
 
 
 def choose_kernels(x: Tensor, layers: nn.ModuleList) -> Kernels:
@@ -302,10 +330,27 @@ def choose_kernels(x: Tensor, layers: nn.ModuleList) -> Kernels:
         and not is_compiled
         and not getattr(layers[0], "keeps_activations", False)
         and not torch.is_autocast_enabled(x.device.type)
+        and not _is_hooked(layers)
     )
     return _make_kernels(
         layers[0].attention.implementation, saves_memory, x.device.type == "cpu", x.is_cuda and not is_compiled
     )
+
+
+@contextlib.contextmanager
+def load_offloaded_weights(module: nn.Module) -> Iterator[None]:
+    """A context in which a module's weights are in memory for use outside its own forward, where accelerate (1.x)
+    keeps them on disk or elsewhere between its calls."""
+    module._hf_hook.pre_forward(module)
+    try:
+        yield
+    finally:
+        module._hf_hook.post_forward(module, None)
+
+
+def hold_weights(module: nn.Module) -> contextlib.AbstractContextManager[None]:
+    """`load_offloaded_weights` of a module that is offloaded; any other has its weights in memory."""
+    return contextlib.nullcontext() if getattr(module, "_hf_hook", None) is None else load_offloaded_weights(module)
 
 
 def disable_autocast(x: Tensor) -> contextlib.AbstractContextManager:

@@ -28,7 +28,12 @@ class CausalLatentModel(nn.Module):
         # next chunk's features.
         self.next_latent = nn.Linear(width, width)
 
-    def forward(self, x: Float[Tensor, "batch chunk m width"]) -> Float[Tensor, "batch chunk m width"]:
+    def forward(
+        self, x: Float[Tensor, "batch chunk m width"], state: StreamState | None = None
+    ) -> Float[Tensor, "batch chunk m width"]:
+        """h of every chunk, or of one more chunk of the stream that `state` belongs to."""
+        if state is not None:
+            return self.step(x, state)
         _, chunks, m, _ = x.shape
         # Single features, not entire chunks: a reading, since the supplement does not mention the masking of x.
         if self.training and self.mask_ratio > 0:

@@ -23,7 +23,15 @@ from mirasol.model.hf import (
     to_boolean_mask,
 )
 from mirasol.model.latent import CausalLatentModel
-from mirasol.model.losses import BatchTotals, NoPeers, Peers, latent_loss, reconstruction_loss, text_loss
+from mirasol.model.losses import (
+    BatchTotals,
+    NoPeers,
+    Peers,
+    contrastive_loss,
+    latent_loss,
+    reconstruction_loss,
+    text_loss,
+)
 from mirasol.model.outputs import (
     MirasolCandidateScores,
     MirasolEncoderOutput,
@@ -240,15 +248,17 @@ class MirasolForConditionalGeneration(MirasolPreTrainedModel, MirasolGenerationM
             decoder_attention_mask = torch.ones_like(decoder_input_ids)
         features = self.chunk_encoder.image(images)
         is_real = decoder_attention_mask.bool()
+        hidden, _ = self.text(decoder_input_ids, is_real, None, None)
+        found = self.contrastive(features, hidden, is_real)
         output = MirasolImageTextOutput(
-            image_features=self.contrastive.image(features),
-            text_features=self.contrastive.text(self.text.read(decoder_input_ids, is_real), is_real),
-            temperature=self.contrastive.temperature,
+            image_features=found.images, text_features=found.texts, temperature=found.temperature
         )
-        texts, first, total = output.text_features, 0, None
+        texts, first, total = found.texts, 0, None
         if batch_totals is not None:
             texts, first, total = self.peers.gather(texts), self.peers.rank * len(images), batch_totals.images
-        output.contrastive_loss = self.contrastive.loss(output.image_features, texts, first, total)
+        output.contrastive_loss = contrastive_loss(
+            found.images, texts, found.temperature, found.bias, self.config.contrastive.gamma, first, total
+        )
         output.loss = self.config.loss_weights.contrastive * output.contrastive_loss
         if labels is not None:
             latents = self.chunk_encoder.project_image(features)

@@ -70,8 +70,8 @@ class MirasolStream:
         audio, audio_mask = self._prepare("audio", audio, audio_mask, config.audio.chunk_shape)
         # The chunk encoder has no past; the Combiner and the latent model keep theirs in their states.
         video_features, audio_features = self.model.chunk_encoder(video, audio, video_mask, audio_mask)
-        x = self.model.combiner.step(video_features, audio_features, self.combiner_state)
-        self._h.append(self.model.latent.step(x, self.latent_state)[:, 0])
+        x = self.model.combiner(video_features, audio_features, self.combiner_state)
+        self._h.append(self.model.latent(x, self.latent_state)[:, 0])
         self._x.append(x[:, 0])
 
     @property

@@ -13,7 +13,7 @@ from transformers import EncoderDecoderCache
 
 from mirasol.config.model import MirasolConfig
 from mirasol.errors import UserError
-from mirasol.model.kernels import PLAIN, Kernels, choose_kernels
+from mirasol.model.kernels import PLAIN, Kernels, choose_kernels, hold_weights
 from mirasol.model.transformer import Attention, FeedForward, LayerDrop, add_branch, sinusoid
 
 
@@ -73,20 +73,18 @@ class TextBlock(nn.Module):
     ]:
         """Output, and on request the weights of self- and cross-attention. Without latents the cross-attention block is
         skipped, its feed-forward too. `factors`: see `LayerDrop`."""
-        queries, keys_values = self.attention.project(x, self.attention_norm, kernels=kernels)
-        if cache is not None:
-            keys_values = cache.self_attention_cache.update(*keys_values, self.index)
-            # A static cache has slots that are not written yet: they are masked.
-            mask = nn.functional.pad(mask, (0, keys_values[0].shape[2] - mask.shape[-1]))
-        mixed, own_weights = self.attention.attend(queries, keys_values, mask, with_weights, kernels)
+        given, norm = kernels.split_norm(self.attention_norm, x)
+        earlier = None if cache is None else cache.self_attention_cache
+        mixed, own_weights = self.attention(given, None, mask, with_weights, kernels, norm, None, earlier, self.index)
         x = add_branch(x, self.dropout(mixed), factors, 0)
-        x = add_branch(x, self.dropout(self.feed_forward(x, self.feed_forward_norm, kernels)), factors, 1)
+        branch = self.feed_forward(*kernels.split_norm(self.feed_forward_norm, x), kernels)
+        x = add_branch(x, self.dropout(branch), factors, 1)
         if self.cross_attention is None or latents is None:
             return x, own_weights, None
         mixed, weights = self._attend_to_latents(x, latents, latent_mask, cache, with_weights, kernels)
         x = add_branch(x, self.dropout(mixed), factors, 2)
         if self.cross_feed_forward is not None:
-            branch = self.cross_feed_forward(x, self.cross_feed_forward_norm, kernels)
+            branch = self.cross_feed_forward(*kernels.split_norm(self.cross_feed_forward_norm, x), kernels)
             x = add_branch(x, self.dropout(branch), factors, 3)
         return x, own_weights, weights
 
@@ -118,7 +116,7 @@ class TextBlock(nn.Module):
         # [rows, L] → [clips, rows/clips · L]: cross-attention has no order of queries, so rows can form one sequence.
         queries = self.cross_attention_norm(x).reshape(clips, -1, x.shape[-1])
         visible = latent_mask[:, None, None, :]
-        mixed, weights = self.cross_attention(queries, keys_values, visible, with_weights, kernels)
+        mixed, weights = self.cross_attention(queries, None, visible, with_weights, kernels, keys_values=keys_values)
         return mixed.reshape(x.shape), weights
 
 
@@ -145,8 +143,8 @@ class TextDecoder(nn.Module):
         self,
         ids: Int[Tensor, "row token"] | None,
         attention_mask: Int[Tensor, "row key"] | Bool[Tensor, "..."] | None,
-        latents: Float[Tensor, "clip latent latent_width"],
-        latent_mask: Bool[Tensor, "clip latent"],
+        latents: Float[Tensor, "clip latent latent_width"] | None,
+        latent_mask: Bool[Tensor, "clip latent"] | None,
         cache: EncoderDecoderCache | None = None,
         with_weights: bool = False,
         longest: int | None = None,
@@ -157,8 +155,11 @@ class TextDecoder(nn.Module):
 
         The tokens come as `ids`, or `embedded` as `embedding` gives them. Positions count the real tokens, so that
         padding on the left changes nothing. attention_mask: see `make_text_mask`. longest: length of the longest text
-        in a row, where a 4D mask lets one row hold several.
+        in a row, where a 4D mask lets one row hold several. Without latents the text is read alone, under its mask
+        (`read`).
         """
+        if latents is None:
+            return self.read(ids, attention_mask.bool()), TextLayers()
         past = int(cache.get_seq_length()) if cache is not None else 0
         # MaMMUT's generative pass.
         x = self.embedding(ids) if embedded is None else embedded
@@ -219,7 +220,10 @@ class TextDecoder(nn.Module):
         return self.embedding.weight if self.output is None else self.output.weight
 
     def logits(self, hidden: Float[Tensor, "*row width"]) -> Float[Tensor, "*row vocabulary"]:
-        return nn.functional.linear(hidden, self.output_weight)
+        if self.output is not None:
+            return self.output(hidden)
+        with hold_weights(self.embedding):
+            return nn.functional.linear(hidden, self.embedding.weight)
 
 
 def make_text_mask(

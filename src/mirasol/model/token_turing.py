@@ -89,7 +89,11 @@ class TokenTuringCombiner(nn.Module):
         self,
         video: Float[Tensor, "batch chunk video_token width"],
         audio: Float[Tensor, "batch chunk audio_token width"],
+        state: StreamState | None = None,
     ) -> Float[Tensor, "batch chunk m width"]:
+        """x of every chunk, or of one more chunk of the stream that `state` belongs to."""
+        if state is not None:
+            return self.step(video, audio, state)
         # A loop, not a mask: the memory after chunk t depends on everything before it.
         memory, outputs = self.empty_memory(len(video)), []
         for features in torch.cat([video, audio], dim=2).unbind(dim=1):
@@ -99,7 +103,7 @@ class TokenTuringCombiner(nn.Module):
 
     def begin(self, batch: int, window: int | None = None) -> StreamState:
         """The state before the first chunk of a stream; it never grows, so that a window changes nothing."""
-        return StreamState(memory=self.empty_memory(batch))
+        return StreamState()
 
     def step(
         self,
@@ -108,7 +112,8 @@ class TokenTuringCombiner(nn.Module):
         state: StreamState,
     ) -> Float[Tensor, "batch 1 m width"]:
         """x of one more chunk of a stream."""
-        x, state.memory = self.process_chunk(torch.cat([video, audio], dim=2)[:, 0], state.memory)
+        memory = self.empty_memory(len(video)) if state.memory is None else state.memory
+        x, state.memory = self.process_chunk(torch.cat([video, audio], dim=2)[:, 0], memory)
         state.chunks += 1
         return x[:, None]
 

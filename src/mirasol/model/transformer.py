@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float, Real
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.attention.flex_attention import BlockMask
+from transformers import Cache
 
 from mirasol.config.parts import StackConfig
 from mirasol.model.cache import KeyValueCache
@@ -59,11 +60,11 @@ class Attention(nn.Module):
     def project(
         self,
         x: Float[Tensor, "batch query width"],
-        norm: nn.LayerNorm,
+        norm: nn.Module | None = None,
         context: Float[Tensor, "batch key width"] | None = None,
         kernels: Kernels = PLAIN,
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """Queries of `norm(x)`, and keys and values of the normed context (x by default), for `attend`."""
+        """Queries of x, and keys and values of the context (x by default), for `attend`; both are normed first."""
         if context is None:
             queries, key_value = kernels.norm_and_project(x, norm, self.query, self.key_value)
         else:
@@ -93,12 +94,27 @@ class Attention(nn.Module):
     def forward(
         self,
         x: Float[Tensor, "batch query width"],
-        keys_values: tuple[Tensor, Tensor],
+        context: Float[Tensor, "batch key width"] | None = None,
         mask: Bool[Tensor, "..."] | BlockMask | None = None,
         with_weights: bool = False,
         kernels: Kernels = PLAIN,
+        norm: nn.Module | None = None,
+        keys_values: tuple[Tensor, Tensor] | None = None,
+        cache: Cache | None = None,
+        index: int = 0,
     ) -> tuple[Float[Tensor, "batch query width"], Float[Tensor, "batch head query key"] | None]:
-        return self.attend(self.split(self.query(x)), keys_values, mask, with_weights, kernels)
+        """Attention of x over the context (x by default), or over given `keys_values`. The inputs are normed, unless
+        `kernels` have the norm computed here (`Kernels.split_norm`). cache: where keys and values of layer `index` are
+        added to the earlier ones."""
+        if keys_values is None:
+            queries, keys_values = self.project(x, norm, context, kernels)
+        else:
+            queries = self.split(self.query(x))
+        if cache is not None:
+            keys_values = cache.update(*keys_values, index)
+            # A static cache has slots that are not written yet: they are masked.
+            mask = F.pad(mask, (0, keys_values[0].shape[2] - mask.shape[-1]))
+        return self.attend(queries, keys_values, mask, with_weights, kernels)
 
 
 def quick_gelu(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
@@ -128,9 +144,9 @@ class FeedForward(nn.Module):
         return self.activation(hidden) * gate
 
     def forward(
-        self, x: Float[Tensor, "*batch width"], norm: nn.LayerNorm, kernels: Kernels = PLAIN
+        self, x: Float[Tensor, "*batch width"], norm: nn.Module | None = None, kernels: Kernels = PLAIN
     ) -> Float[Tensor, "*batch width"]:
-        """The feed-forward of `norm(x)`."""
+        """The feed-forward of x, which is normed, unless `kernels` have the norm computed here."""
         (hidden,) = kernels.norm_and_project(x, norm, self.hidden)
         return kernels.activate_and_project(hidden, self.activate, self.output)
 
@@ -197,10 +213,13 @@ class Block(nn.Module):
         kernels: Kernels = PLAIN,
     ) -> Float[Tensor, "batch query width"]:
         """The outputs of x, which attends to `context` (by default to itself). `factors`: see `LayerDrop`."""
-        queries, keys_values = self.attention.project(x, self.attention_norm, context, kernels)
-        mixed, _ = self.attention.attend(queries, keys_values, mask, kernels=kernels)
+        if context is not None:
+            context, _ = kernels.split_norm(self.attention_norm, context)
+        given, norm = kernels.split_norm(self.attention_norm, x)
+        mixed, _ = self.attention(given, context, mask, kernels=kernels, norm=norm)
         x = add_branch(x, self.dropout(mixed), factors, 0)
-        return add_branch(x, self.dropout(self.feed_forward(x, self.feed_forward_norm, kernels)), factors, 1)
+        branch = self.feed_forward(*kernels.split_norm(self.feed_forward_norm, x), kernels)
+        return add_branch(x, self.dropout(branch), factors, 1)
 
     def step(
         self, x: Float[Tensor, "batch token width"], cache: KeyValueCache, last: int, kernels: Kernels = PLAIN
@@ -209,9 +228,9 @@ class Block(nn.Module):
         # Earlier chunks do not attend to this one, so that their keys and values in the cache never change.
         normed = self.attention_norm(x)
         keys_values = cache.append(self.attention.keys_values(normed))
-        mixed, _ = self.attention(normed[:, -last:], keys_values, kernels=kernels)
+        mixed, _ = self.attention(normed[:, -last:], kernels=kernels, keys_values=keys_values)
         x = x[:, -last:] + mixed
-        return x + self.feed_forward(x, self.feed_forward_norm)
+        return x + self.feed_forward(self.feed_forward_norm(x))
 
 
 class Stack(nn.Module):

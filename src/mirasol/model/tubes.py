@@ -114,7 +114,12 @@ class VideoTubes(nn.Module):
             replace_parameter(self, "learned_position", resize_grid(self.learned_position, old, new))
         self.video = video
 
-    def forward(self, video: Float[Tensor, "batch frame 3 height width_px"]) -> Float[Tensor, "batch token width"]:
+    def forward(
+        self, video: Float[Tensor, "batch frame 3 height width_px"] | Float[Tensor, "batch 3 height width_px"]
+    ) -> Float[Tensor, "batch token width"]:
+        """Tokens of chunks, or of single frames (`image`)."""
+        if video.ndim == 4:
+            return self.image(video)
         # Convolutions take channels before time: [batch, 3, frame, height, width].
         volume = video.transpose(1, 2)
         tokens = []
