@@ -172,6 +172,8 @@ def _load_processor(folder: Path, config: MirasolConfig) -> MirasolProcessor:
     except Exception as error:  # transformers' and tokenizers' own: AttributeError, RecursionError, bare Exception
         reason = " ".join(str(error).split())[:300]
         raise UserError(f"{folder}: its processor cannot be loaded: {reason}") from error
+    if processor.max_text_length == config.text.max_length:  # saved when the fixed code had a limit, too
+        processor.max_text_length = config.text.longest_text
     _check_processor(folder, config, processor)
     return processor
 

@@ -189,7 +189,7 @@ def test_a_bad_clip_is_named_with_its_reason(name, refused, untrained, clip, tmp
         (["ask", "CHECKPOINT", "CLIP", "what?", "--start", "soon"], "soon"),
         (["ask", "CHECKPOINT", "CLIP", "what?", "--loud"], "--loud"),
         (["ask", "CHECKPOINT", "CLIP", "what?", "--max-new-tokens", "0"], "--max-new-tokens"),
-        (["ask", "CHECKPOINT", "CLIP", "what? " * 80], "max_text_length"),
+        (["ask", "CHECKPOINT", "CLIP", "what? " * 5000], "max_text_length"),
         (["ask", "CHECKPOINT", "CLIP", "what?", "--device", "abacus"], "abacus"),
         (["ask", "no/such/checkpoint", "CLIP", "what?"], "no/such/checkpoint"),
         (["aks"], "aks"),
@@ -212,8 +212,8 @@ def test_a_prompt_that_is_not_utf8_is_refused(refused, tmp_path):
 
 
 def test_a_question_that_is_too_long_is_not_printed_in_full(refused, untrained, clip):
-    message = refused("ask", untrained, clip, "is it " + "very " * 5000 + "loud?")
-    assert "max_text_length" in message and "'is it very" in message and "loud?' (25011 characters)" in message
+    message = refused("ask", untrained, clip, "is it " + "very " * 20000 + "loud?")
+    assert "max_text_length" in message and "'is it very" in message and "loud?' (100011 characters)" in message
     assert len(message) < 300
 
 

@@ -14,7 +14,7 @@ TEXTS = ["what comes after the bell?", "which shape is red?", "circle", "low bel
 @pytest.fixture(scope="module")
 def processor() -> MirasolProcessor:
     config = MirasolConfig.preset("tiny")
-    return MirasolProcessor(MirasolFeatureExtractor.for_config(config), train_tokenizer(TEXTS, 400))
+    return MirasolProcessor(MirasolFeatureExtractor.for_config(config), train_tokenizer(TEXTS, 400), 64)
 
 
 @pytest.fixture(scope="module")

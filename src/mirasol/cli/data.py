@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
-from mirasol.cli.common import add_data_arguments, add_dataset_arguments
+from mirasol.cli.common import add_data_arguments, add_dataset_arguments, check_positive
 from mirasol.errors import UserError
 
 SHOWN = 20  # clips that are left out and named on the screen
@@ -55,6 +55,13 @@ def add_arguments(parser: Any, make: Any) -> None:
     check.add_argument("--json", action="store_true", help="print one JSON object instead of tables")
     check.add_argument("--skip-media", action="store_true", help="look which media files exist, but open none")
     check.add_argument("--workers", type=int, default=0, help="threads that open media; 0 is one per core")
+    check.add_argument("--max-text-length", type=int, default=64, help="tokens over which a text is listed as long")
+    check.add_argument(
+        "--tokenizer",
+        type=str,
+        metavar="CHECKPOINT",
+        help="whose tokenizer counts them; else the least possible",
+    )
     check.add_argument("--hashes", action="store_true", help="of shards: read every byte and compare its hash")
     shard = make(SHARD)
     commands.add_subcommand("shard", shard, help="pack a data set into tars with an index")
@@ -83,7 +90,14 @@ def _check(chosen: Any) -> None:
     from mirasol.cli.common import read_dataset_options
     from mirasol.console import count_cores, make_console, show_progress
     from mirasol.data.check import check_dataset, format_report
+    from mirasol.data.text_lengths import make_counter
 
+    check_positive("--max-text-length", chosen.max_text_length)
+    count_tokens = None
+    if chosen.tokenizer is not None:
+        from mirasol.checkpoint import load_processor
+
+        count_tokens = make_counter(load_processor(chosen.tokenizer).tokenizer)
     with show_progress(make_console(), "Opening", "files") as report:
         found = check_dataset(
             chosen.dataset,
@@ -94,6 +108,8 @@ def _check(chosen: Any) -> None:
             hashes=chosen.hashes,
             workers=chosen.workers or count_cores(),
             progress=report,
+            max_text_length=chosen.max_text_length,
+            count_tokens=count_tokens,
         )
     sys.stdout.write((json.dumps(found.to_dict()) if chosen.json else format_report(found)) + "\n")
     if not found.good:

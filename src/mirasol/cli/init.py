@@ -131,7 +131,7 @@ def write_checkpoint(
         if tokenizer is None:
             extractor.save_pretrained(folder)
         else:
-            MirasolProcessor(extractor, tokenizer, model.config.text.max_length).save_pretrained(folder)
+            MirasolProcessor(extractor, tokenizer, model.config.text.longest_text).save_pretrained(folder)
         (folder / REPORT).write_text(json.dumps(report.to_dict(), indent=1), encoding="utf-8")
 
     write_folder_atomically(output, fill)

@@ -14,6 +14,9 @@ from mirasol.errors import UserError
 
 # Label of the tokens that the text loss ignores, as in transformers and `torch.nn.functional.cross_entropy`.
 IGNORED_LABEL = -100
+
+# Most tokens of a text where no table of positions limits it: attention over more takes gigabytes.
+LONGEST_TEXT = 8192
 # Deeper than any Transformer that was trained; each layer is a Python object before its sizes are known.
 MOST_LAYERS = 1_000
 
@@ -307,7 +310,8 @@ class TextConfig:
     cross_attention_latent_norm: each block norms the latents before it makes keys and values of them.
     scale_embedding: word embeddings are multiplied by the square root of their width where texts are read, not in the
         output, so that a word weighs about as much as the code of its position.
-    learned_positions: `max_length` learned positions in place of the fixed code.
+    max_length: tokens of a text row in training, special tokens included, unless the recipe says otherwise
+    learned_positions: `max_length` learned positions in place of the fixed code, which goes on beyond it.
     tied: input and output embeddings are the same weights.
     label_smoothing: share of each target token's weight that the text loss spreads over the vocabulary in training.
     """
@@ -339,6 +343,11 @@ class TextConfig:
                 f"cross_attention_first={self.cross_attention_first} must be between 1 and "
                 f"cross_attention_every={self.cross_attention_every}"
             )
+
+    @property
+    def longest_text(self) -> int:
+        """Most tokens of a text that the model takes: its learned positions, or many with the fixed code."""
+        return self.max_length if self.learned_positions else max(self.max_length, LONGEST_TEXT)
 
     @property
     def cross_attention_layers(self) -> range:

@@ -14,6 +14,9 @@ from mirasol.config.augment import Augment
 from mirasol.config.parts import LossWeights
 from mirasol.errors import UserError
 
+# A token of prompt and one of target, and the special ones.
+SHORTEST_TEXT = 5
+
 
 @dataclass(frozen=True)
 class DatasetOptions:
@@ -67,6 +70,10 @@ class DataRecipe:
     validation_split: null trains without validation
     on_bad_clip: `error` stops at the first missing or unreadable clip and at the first bad row of the annotations,
         `skip` trains without them; both list the clips in the run's `bad_clips.jsonl`
+    on_long_text: what becomes of texts over `max_text_length`: `error` refuses the first before anything is trained,
+        `skip` leaves their examples out, `truncate` cuts them; the run's `long_texts.jsonl` lists them
+    max_text_length: most tokens of a row of text, prompt, target and three special ones. null: the model's
+        text.max_length. Only learned positions cannot be exceeded
     decode: `before` decodes every clip into the cache before the first step; `ahead` decodes the clips of the next
         steps in the loader's workers, each time they come up unless there is a `cache`
     cache: folder for decoded clips, which runs on the same data may share. null: `<output>/cache`, where `ahead` keeps
@@ -79,6 +86,8 @@ class DataRecipe:
     train_split: str = "train"
     validation_split: str | None = "validation"
     on_bad_clip: Literal["error", "skip"] = "error"
+    on_long_text: Literal["error", "skip", "truncate"] = "error"
+    max_text_length: int | None = None
     decode: Literal["before", "ahead"] = "before"
     cache: str | None = None
     cache_limit: float | None = None
@@ -87,6 +96,10 @@ class DataRecipe:
     mixture: dict[str, DataSetRecipe] = field(default_factory=dict)
 
     def __post_init__(self):
+        if self.max_text_length is not None and self.max_text_length < SHORTEST_TEXT:
+            raise UserError(
+                f"data.max_text_length={self.max_text_length} must be at least {SHORTEST_TEXT}: 3 are special tokens"
+            )
         if not self.mixture and self.root is None:
             raise UserError("missing key 'data.root' (str), or data.mixture with several data sets")
         single = {"root": None, "train_split": "train", "validation_split": "validation", "dataset": "folder"}

@@ -247,9 +247,10 @@ def find_step_shape(
     """A microbatch of one process in the stage; adds to `notes` what had to be assumed."""
     stage = recipe.stages[name]
     share = stage.clips_per_step // (recipe.accumulation * given.processes)
-    length = given.text_length or config.text.max_length
+    length = given.text_length or recipe.data.max_text_length or config.text.max_length
     if given.text_length is None:
-        notes.append(f"text rows are counted with text.max_length={length} tokens, the longest possible")
+        key = "text.max_length" if recipe.data.max_text_length is None else "data.max_text_length"
+        notes.append(f"text rows are counted with {key}={length} tokens, the longest possible")
     targets = length - 1 if given.target_tokens is None else min(given.target_tokens, length - 1)
     images = stage.objective == "image_text"
     chunks = 1 if images else given.chunks or find_chunks(config, recipe, clips, notes)

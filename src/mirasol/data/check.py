@@ -15,7 +15,8 @@ from mirasol.data.datasets.registry import find_adapter, list_listed_splits, rea
 from mirasol.data.example import Example
 from mirasol.data.media_files import has_wrong_extension, is_image, open_media_file
 from mirasol.data.shards.verify import find_shard_problems
-from mirasol.errors import BadClip, UserError
+from mirasol.data.text_lengths import CountTokens, find_long_texts, list_targets, make_counter
+from mirasol.errors import BadClip, UserError, quote_text
 from mirasol.files import hash_file
 from mirasol.media.formats.content import PAGE, detect_content_kind
 from mirasol.media.image import check_image
@@ -84,12 +85,15 @@ def check_dataset(
     hashes: bool = False,
     workers: int = 1,
     progress: Callable[[int, int], None] | None = None,
+    max_text_length: int = 64,
+    count_tokens: CountTokens | None = None,
 ) -> Report:
     """Reads all annotations of a data set (or of one split) and opens every media file that they name.
 
     `open_media=False` stops after looking which files are there. `workers` threads open files; `progress(done, total)`
-    is called after each. Of shards the indices are compared with the tars, and with `hashes` every byte with its hash.
-    Raises UserError for an unknown data set, folder, split or option; what is wrong within the
+    is called after each. Texts of more than `max_text_length` tokens are listed, counted by `count_tokens` or else by
+    the least that there can be. Of shards the indices are compared with the tars, and with `hashes` every byte with its
+    hash. Raises UserError for an unknown data set, folder, split or option; what is wrong within the
     data set is in the report.
     """
     adapter = find_adapter(name, options)
@@ -110,6 +114,7 @@ def check_dataset(
         entries[dataset.split] = _describe_split(dataset)
         problems += dataset.problems
     problems += _find_shared_videos(datasets)
+    problems += [problem for one in datasets for problem in _find_long_texts(one, max_text_length, count_tokens)]
     facts = _open_all(files.root, datasets, workers, progress) if open_media else []
     found_wrong = _find_media_problems(files.root, datasets, facts)
     if name == "shards":
@@ -150,6 +155,17 @@ def _find_shared_videos(datasets: Sequence[DatasetSplit]) -> list[Problem]:
             where[example.video_name].setdefault(dataset.split)
     shared = {video: list(splits) for video, splits in where.items() if len(splits) > 1}
     return [Problem("video in two splits", f"is in {' and '.join(splits)}", video) for video, splits in shared.items()]
+
+
+def _find_long_texts(dataset: DatasetSplit, limit: int, count: CountTokens | None) -> list[Problem]:
+    """Texts that training refuses, leaves out or cuts where its limit is this one (`data.on_long_text`)."""
+    tokens = find_long_texts(dataset.annotated, count or make_counter(None), limit)
+    texts = {e.id: f"{e.prompt} -> {max(list_targets(e), key=len)}" for e in dataset.annotated if e.id in tokens}
+    least = "" if count else "at least "
+    return [
+        Problem("long text", f"{least}{tokens[id]} tokens, over {limit}: {quote_text(texts[id])}", file, line)
+        for id, (file, line) in dataset.locate(tokens).items()
+    ]
 
 
 def _open_all(

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from transformers import BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
 
+from mirasol.config.parts import LONGEST_TEXT
 from mirasol.errors import UserError
 from mirasol.media.clip import Clip
 from mirasol.media.feature_extractor import MirasolFeatureExtractor, raise_if_not_torch
@@ -22,14 +23,15 @@ from mirasol.media.tokenizer import TextRows, flatten_texts
 class MirasolProcessor(ProcessorMixin):
     """Feature extractor and tokenizer in one: clips and text in, everything `forward` and `generate` take out.
 
-    A row of text is <bos> prompt <sep> target <eos>, at most `max_text_length` tokens.
+    A row of text is <bos> prompt <sep> target <eos>, at most `max_text_length` tokens: those that the model has learned
+    positions for, or many where it has a fixed code.
     """
 
     def __init__(
         self,
         feature_extractor: MirasolFeatureExtractor,
         tokenizer: PreTrainedTokenizerBase,
-        max_text_length: int = 64,
+        max_text_length: int = LONGEST_TEXT,
     ):
         super().__init__(feature_extractor, tokenizer)
         self.max_text_length = max_text_length

@@ -3,19 +3,20 @@
 import itertools
 import os
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from transformers import PreTrainedTokenizerBase
 
 # From the top of the package, which registers them with the Auto classes that load the processor's parts.
 from mirasol import MirasolConfig, MirasolFeatureExtractor, MirasolForConditionalGeneration, MirasolProcessor
 from mirasol.checkpoint import Loaded, find_checkpoint, load_checkpoint, load_processor, read_config
 from mirasol.config.checks import merge_mappings
 from mirasol.config.model import FORMAT_1_VALUES
-from mirasol.config.parts import LossWeights
+from mirasol.config.parts import LossWeights, TextConfig
 from mirasol.config.recipe import ModelRecipe, Recipe
 from mirasol.console import Progress, print_line
 from mirasol.data.clip_cache import BadWindow, ClipCache, UnreadableWindow, write_bad_clips
@@ -34,6 +35,7 @@ from mirasol.data.loader import (
 from mirasol.data.randomness import hash64
 from mirasol.data.sampler import KINDS, BatchPlan
 from mirasol.data.splits import collect_tokenizer_texts, read_data
+from mirasol.data.text_lengths import LongText, TextLimit, write_long_texts
 from mirasol.data.workers import WorkerStatus
 from mirasol.errors import UserError
 from mirasol.files import write_folder_atomically
@@ -114,7 +116,7 @@ def make_processor(
         tokenizer = load_processor(recipe.tokenizer.init).tokenizer
     else:
         tokenizer = train_tokenizer(collect_tokenizer_texts(examples), recipe.tokenizer.vocab_size)
-    return MirasolProcessor(MirasolFeatureExtractor.for_config(config), tokenizer, config.text.max_length)
+    return MirasolProcessor(MirasolFeatureExtractor.for_config(config), tokenizer, config.text.longest_text)
 
 
 def make_model(
@@ -195,25 +197,21 @@ def check_loss_weights(recipe: Recipe, config: MirasolConfig) -> None:
                 raise UserError(f"stages.{name}.loss_weights.{loss}={weight} has no effect: {reason}")
 
 
-def check_texts(processor: MirasolProcessor, examples: list[Example], rows_at_once: int = 1024) -> None:
-    """Encodes every prompt and target once, so that one that is too long is refused before the run begins."""
-    drawn = {(example.prompt, text) for example in examples if example.random_target for text in example.references}
-    pairs = sorted({(example.prompt, example.target) for example in examples} | drawn)
-    for first in range(0, len(pairs), rows_at_once):
-        prompts, targets = zip(*pairs[first : first + rows_at_once], strict=True)
-        processor.encode_text(list(prompts), list(targets))
-
-
 Interval = tuple[str, float | None, float | None]
 
 
 @dataclass(frozen=True)
 class RunExamples:
-    """The examples of a run by data set; `absent` lists what the annotations name and the data set lacks."""
+    """The examples of a run by data set.
+
+    absent: what the annotations name and the data set lacks
+    long: by part, the examples whose texts were too long: left out, or cut (`data.on_long_text`)
+    """
 
     train: dict[str, list[Example]]
     validation: dict[str, list[Example]]
     absent: list[BadWindow]
+    long: dict[str, list[LongText]] = field(default_factory=dict)
 
     @classmethod
     def read(cls, recipe: Recipe) -> "RunExamples":
@@ -231,6 +229,15 @@ class RunExamples:
     def all_validation(self) -> list[Example]:
         """The validation examples of all data sets."""
         return list(itertools.chain.from_iterable(self.validation.values()))
+
+    def limit_texts(self, limit: TextLimit, tokenizer: PreTrainedTokenizerBase | None) -> "RunExamples":
+        """The examples with `limit` applied; without a tokenizer, to texts that are too long for any. Raises UserError
+        as `TextLimit.apply`."""
+        parts, long = {}, dict(self.long)
+        for part in ("train", "validation"):
+            parts[part], found = limit.apply(getattr(self, part), part, tokenizer)
+            long[part] = [*long.get(part, ()), *found]
+        return replace(self, **parts, long=long)
 
     def exclude_train_clips(self, bad: Collection[Interval]) -> dict[str, list[Example]]:
         """The training examples by data set, without those on bad clips."""
@@ -274,11 +281,16 @@ def make_local_parts(recipe: Recipe, folder: RunFolder, ranks: Ranks, console: "
     Raises UserError for everything that can be found wrong before the first step.
     """
     check_tracker(recipe.tracker)
-    examples = RunExamples.read(recipe)
+    read = examples = RunExamples.read(recipe)
     plan, validation = BatchPlan(recipe, examples.train), Validation(recipe, examples.validation)
+    if recipe.model.init is None and recipe.tokenizer.init is None and not folder.holds_run:
+        text = MirasolConfig.preset(recipe.model.preset, **recipe.model.overrides).text
+        examples = examples.limit_texts(make_text_limit(recipe, text), None)
     processor, model = make_processor_and_model(recipe, folder, ranks, examples.all_train)
-    if not folder.holds_run:  # a resumed run has the same texts, or is refused
-        check_texts(processor, [*examples.all_train, *examples.all_validation])
+    if not (folder.holds_run and recipe.data.on_long_text == "error"):  # a resumed run has the same texts
+        examples = examples.limit_texts(make_text_limit(recipe, model.config.text), processor.tokenizer)
+    if any(examples.long.values()):
+        plan, validation = BatchPlan(recipe, examples.train), Validation(recipe, examples.validation)
     check_loss_weights(recipe, model.config)
     check_augmentation(recipe, model.config)
     if recipe.keep_best is not None:
@@ -292,9 +304,10 @@ def make_local_parts(recipe: Recipe, folder: RunFolder, ranks: Ranks, console: "
         plan = BatchPlan(recipe, examples.exclude_train_clips(intervals))
         validation.leave_out(intervals)
     report_bad_clips(folder, examples, bad, console)
-    digests = examples.compute_digests(recipe.data.folder)
+    digests = read.compute_digests(recipe.data.folder)
     steps = {name: stage.steps for name, stage in plan.recipe.stages.items()}
     folder.start([*examples.absent, *bad], weights.to_dict(), model.config.to_dict(), digests, steps)
+    report_long_texts(recipe, folder, examples, console)
     report_use_of_data(plan, validation, weights, console)
     if not (folder.path / "processor").exists():
         write_folder_atomically(folder.path / "processor", processor.save_pretrained, replace=True)
@@ -368,6 +381,28 @@ def report_bad_clips(folder: RunFolder, examples: RunExamples, bad: list[BadWind
     if examples.absent:
         count = len(examples.absent)
         print_line(console, f"{count} problems of the annotations, such as missing clips, are skipped: see {file}")
+
+
+def report_long_texts(recipe: Recipe, folder: RunFolder, examples: RunExamples, console: "Console") -> None:
+    """Lists the examples whose texts are too long in the run's folder, and prints how many there are."""
+    file = folder.path / "long_texts.jsonl"
+    done = "left out" if recipe.data.on_long_text == "skip" else "cut"
+    for part, found in examples.long.items():
+        if found:
+            most = max(text.tokens for text in found)
+            text = f"{len(found)} {part} examples have too long texts (up to {most} tokens) and are {done}: see {file}"
+            print_line(console, text)
+    if folder.is_first and any(examples.long.values()):
+        write_long_texts(file, examples.long)
+
+
+def make_text_limit(recipe: Recipe, text: TextConfig) -> TextLimit:
+    """The recipe's limit of texts. Raises UserError for one beyond the model's learned positions."""
+    wanted = recipe.data.max_text_length
+    if wanted is not None and wanted > text.longest_text:
+        reason = f"the model has {text.max_length} learned positions" if text.learned_positions else "that is too long"
+        raise UserError(f"data.max_text_length={wanted}: {reason}: set at most {text.longest_text}")
+    return TextLimit(recipe.data, wanted or text.max_length, text.learned_positions)
 
 
 def report_use_of_data(plan: BatchPlan, validation: Validation, weights: StageWeights, console: "Console") -> None:

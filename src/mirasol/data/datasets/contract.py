@@ -1,8 +1,9 @@
 """What every data set's adapter takes and gives: options, problems, counts, and the `DatasetSplit` made of them."""
 
 import dataclasses
+from array import array
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -24,6 +25,7 @@ WARNINGS = (
     "no index",
     "ends early",
     "header too short",
+    "long text",
 )
 
 
@@ -97,6 +99,23 @@ class Retold:
     protocol: str
 
 
+class Places:
+    """File and line of each example of a split, in a few bytes each."""
+
+    def __init__(self) -> None:
+        self._numbers: dict[str, int] = {}
+        self._files, self._lines = array("q"), array("q")
+
+    def add(self, file: str, line: int | None) -> None:
+        """Adds the place of the next example."""
+        self._files.append(self._numbers.setdefault(file, len(self._numbers)))
+        self._lines.append(-1 if line is None else line)
+
+    def __getitem__(self, number: int) -> tuple[str, int | None]:
+        line = self._lines[number]
+        return list(self._numbers)[self._files[number]], None if line < 0 else line
+
+
 class Rows:
     """Collects one split's examples and problems while an adapter reads; nothing that it is given gets lost."""
 
@@ -111,6 +130,7 @@ class Rows:
         self.retold: Retold | None = None
         self.missing_at: dict[str, str] = {}  # by video without media: where it is asked for first
         self.found_by_video: set[str] = set()  # media whose names do not say whether they were cut out (`windows`)
+        self.places = Places()
         self._ids: dict[str, int | None] = {}
         self._files: dict[str, str] = {}
 
@@ -127,6 +147,7 @@ class Rows:
         if not example.media:
             self.missing_at.setdefault(example.video, file if line is None else f"{file}, line {line}")
         self.examples.append(example)
+        self.places.add(file, line)
 
     def seen(self, id: str) -> bool:
         """Whether an example of this id was added."""
@@ -160,6 +181,7 @@ class Adapter:
     overlapping: splits made of the clips of other splits, which a check of all splits leaves aside
     options: names of the `DatasetOptions` that `read` looks at
     protocol: how its answers are scored: "open", "multiple choice", "classes", "labels", "captions"
+    ids_are_places: an example's id says where its annotation is
     """
 
     title: str
@@ -169,6 +191,7 @@ class Adapter:
     overlapping: tuple[str, ...] = ()
     options: tuple[str, ...] = ("annotations",)
     protocol: str = "open"
+    ids_are_places: bool = False
 
 
 @dataclass(frozen=True)
@@ -196,6 +219,11 @@ class DatasetSplit:
     facts: Mapping[str, str | int]
     annotation_files: tuple[str, ...]
     read_as: str = ""
+    places: Places = field(default_factory=Places, compare=False, repr=False)
+
+    def locate(self, ids: Collection[str]) -> dict[str, tuple[str, int | None]]:
+        """File and line of the annotations with these ids."""
+        return {e.id: self.places[number] for number, e in enumerate(self.annotated) if e.id in ids}
 
     @cached_property
     def examples(self) -> tuple[Example, ...]:

@@ -132,4 +132,11 @@ def _find_last_part(name: str) -> str:
     return (unquote(path) if "%" in path else path).rpartition("/")[2]
 
 
-ADAPTER = Adapter("image-text csv", list_splits, read_split, options=("annotations", "prompt"), protocol="captions")
+ADAPTER = Adapter(
+    "image-text csv",
+    list_splits,
+    read_split,
+    options=("annotations", "prompt"),
+    protocol="captions",
+    ids_are_places=True,
+)

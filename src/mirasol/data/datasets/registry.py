@@ -1,6 +1,7 @@
 """Every data set by the name that commands and recipes call it, and how a split of one is read."""
 
 from collections import Counter
+from collections.abc import Collection
 from pathlib import Path
 
 from mirasol.config.recipe import DatasetOptions
@@ -99,6 +100,7 @@ def read_listed_split(
         facts={**({"classes": len(rows.classes)} if rows.classes else {}), **options.list_changed(), **rows.facts},
         annotation_files=tuple(rows.annotation_files),
         read_as=name,
+        places=rows.places,
     )
 
 
@@ -106,6 +108,15 @@ def find_published(name: str, split: str) -> Published:
     """A split's counts as its makers publish them, without reading its files; none where they depend on them."""
     adapter = DATASETS.get(name)
     return Published() if adapter is None else adapter.published.get(split, Published())
+
+
+def locate_examples(name: str, root: Path, split: str, options: DatasetOptions, ids: Collection[str]) -> dict[str, str]:
+    """The places ("FILE, line N") of the annotations with these ids; a split's files are read once more for it, unless
+    its ids say it."""
+    if find_adapter(name, options).ids_are_places:
+        return {id: id for id in ids}
+    found = read_dataset(name, root, split, options).locate(ids)
+    return {id: file if line is None else f"{file}, line {line}" for id, (file, line) in found.items()}
 
 
 def select_usable_examples(dataset: DatasetSplit, on_problem: str = "error") -> list[Example]:

@@ -223,5 +223,9 @@ def read_images(files: Files, split: str, options: DatasetOptions) -> Rows:
     return _read_shards(files, split, options, extensions=IMAGE, prompt=IMAGE_PROMPT, failures_inside=False)
 
 
-VIDEO2DATASET = Adapter("video2dataset shards", list_splits, read_clips, options=("prompt",), protocol="captions")
-IMG2DATASET = Adapter("img2dataset shards", list_splits, read_images, options=("prompt",), protocol="captions")
+VIDEO2DATASET = Adapter(
+    "video2dataset shards", list_splits, read_clips, options=("prompt",), protocol="captions", ids_are_places=True
+)
+IMG2DATASET = Adapter(
+    "img2dataset shards", list_splits, read_images, options=("prompt",), protocol="captions", ids_are_places=True
+)
