@@ -336,6 +336,7 @@ class Recipe:
     keep_last: number of newest checkpoints to keep
     keep_best: a validation metric, e.g. `clip.accuracy` or `clip.text_loss` (docs/training.md): the checkpoint of the
         step with its best value is kept too, and is also written between two `checkpoint_every`
+    patience: the run ends after so many validations in a row without a better `keep_best`; null: with its last step
     threads: PyTorch's threads, 0: PyTorch's choice; a resumed run is bit-identical only with the same number
     workers: processes that load batches ahead (0: none); decoding uses at least one per core
     batch_seconds: timeout for one batch of the workers, or for one more decoded clip; the error names the clips being
@@ -365,6 +366,7 @@ class Recipe:
     checkpoint_every: int = 500
     keep_last: int = 2
     keep_best: str | None = None
+    patience: int | None = None
     samples: int = 4
     tracker: Literal["none", "wandb", "trackio"] = "none"
     threads: int = 0
@@ -388,6 +390,8 @@ class Recipe:
                 "the time that a process may wait for its workers: raise it, or lower batch_seconds"
             )
         _check_positive(self, "accumulation")
+        if self.patience is not None:
+            _check_positive(self, "patience")
         for name, stage in self.stages.items():
             if stage.clips_per_step % self.accumulation:
                 raise UserError(
@@ -442,7 +446,8 @@ class Recipe:
 
     def compute_fingerprint(self) -> str:
         """Hash of all keys that affect the weights: runs with equal fingerprints train the same weights."""
-        fixed = {key: value for key, value in flatten(self.to_dict()).items() if key not in FREE_TO_CHANGE}
+        values = self.to_dict()
+        fixed = {key: value for key, value in flatten(values).items() if key not in list_free_keys(values)}
         facts = [fixed, list(self.stages)]
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
@@ -471,12 +476,25 @@ FREE_TO_CHANGE = frozenset(
         "process_seconds",
     ]
 )
+# What decides when a run with `patience` ends.
+VALIDATION_KEYS = frozenset(["keep_best", "validate_every", "validation_clips", "validation_batch"])
+
+
+def list_free_keys(*recipes: Mapping[str, Any]) -> frozenset[str]:
+    """Keys that affect no weights of these recipes (from `to_dict`)."""
+    has_patience = any(recipe.get("patience") is not None for recipe in recipes)
+    return FREE_TO_CHANGE - VALIDATION_KEYS if has_patience else FREE_TO_CHANGE
 
 
 def _check_no_key_is_idle(recipe: Recipe) -> None:
     """Refuses keys that another key makes ineffective, so that none is silently ignored."""
     if recipe.keep_best is not None and recipe.data.validation_split is None:
         raise UserError(f"keep_best={recipe.keep_best} has no effect without data.validation_split: leave it out")
+    if recipe.patience is not None and recipe.keep_best is None:
+        raise UserError(
+            f"patience={recipe.patience} has no effect without keep_best, the metric it waits for: set it, e.g. to "
+            "clip.accuracy, or leave patience out"
+        )
     model = recipe.model
     if model.init is not None and model.overrides:
         raise UserError("model.overrides must be empty when model.init names a checkpoint: its config is kept")
@@ -559,7 +577,7 @@ def find_changed_keys(before: Mapping[str, Any], after: Mapping[str, Any]) -> li
     """Dotted keys that differ between two recipes (from `to_dict`) and affect the weights."""
     old, new = flatten(before), flatten(after)
     differing = {key for key in old.keys() | new.keys() if old.get(key) != new.get(key)}
-    changed = sorted(differing - FREE_TO_CHANGE)
+    changed = sorted(differing - list_free_keys(before, after))
     # Stages run in their order, which equality of mappings ignores.
     if not changed and list(before["stages"]) != list(after["stages"]):
         changed = ["stages (their order)"]

@@ -53,10 +53,10 @@ def export_run(
         raise UserError(f"{run}: this run has no average of its weights: leave out --ema, or train with ema")
     averaged = recipe.ema is not None and average is not False
     if step is None and average is False and recipe.ema is not None:
-        step = recipe.total_steps  # the finished model is the average
+        step = _read_last_step(run, recipe)  # the finished model is the average
     if step is None:
         loaded = load_checkpoint(run / "checkpoint")
-        model, processor, step = loaded.model, loaded.processor, recipe.total_steps
+        model, processor, step = loaded.model, loaded.processor, _read_last_step(run, recipe)
     else:
         model, processor = _load_checkpoint(run, recipe, facts, checkpoints, step, averaged), _load_processor(run)
 
@@ -73,13 +73,14 @@ def export_run(
     return out
 
 
-def write_finished_model(run: Run, weights: Mapping[str, Tensor]) -> None:
-    """Writes the `checkpoint` of a finished run's folder, and removes what only the training needed."""
+def write_finished_model(run: Run, weights: Mapping[str, Tensor], steps: int) -> None:
+    """Writes the `checkpoint` of a run's folder that finished after `steps` steps, and removes what only the training
+    needed."""
 
     def fill(target: Path) -> None:
         save_model(target, run.model, run.processor, weights)
         facts = {
-            "steps": run.recipe.total_steps,
+            "steps": steps,
             "training_seconds": round(run.clock.seconds(), 1),
             "weights_sha256": hash_file(target / "model.safetensors"),
             "versions": collect_versions(),
@@ -100,6 +101,16 @@ def _read_run(run: Path) -> tuple[Recipe, dict[str, Any]]:
     recipe = recipe_from_dict(read_run_recipe(run / "recipe.yaml")[0], str(run))
     values = parse_own_json(facts.read_text(encoding="utf-8"), facts, "restore a copy of it")
     return recipe.count_epochs(values.get("stage_steps", {})), values
+
+
+def _read_last_step(run: Path, recipe: Recipe) -> int:
+    """The steps of a finished run: a run with `patience` may have fewer than its recipe."""
+    file = run / "checkpoint" / "training.json"
+    if not file.is_file():
+        return recipe.total_steps
+    return parse_own_json(file.read_text(encoding="utf-8"), file, "restore a copy of it").get(
+        "steps", recipe.total_steps
+    )
 
 
 def _find_best_step(run: Path, steps: list[int], metric: str | None) -> int:

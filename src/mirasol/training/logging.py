@@ -182,10 +182,12 @@ class BestStep:
     metric: dotted path of a number in the validation lines of `metrics.jsonl`, e.g. `clip.accuracy`,
         `segment.text_loss` or `clip.by_type.hearing.accuracy`; the lowest is best of a loss, the highest of all else
     lines: those logged before, of a resumed run
+
+    `worse_since`: how many validations there were after the best one.
     """
 
     def __init__(self, metric: str, lines: list[dict[str, Any]]):
-        self.metric, self.step, self.value = metric, 0, 0.0
+        self.metric, self.step, self.value, self.worse_since = metric, 0, 0.0, 0
         for line in lines:
             if line["kind"] == "validation":
                 self.add(line["step"], line)
@@ -194,8 +196,9 @@ class BestStep:
         """Adds a validation. Returns whether it is the best so far. Raises UserError if it lacks the metric."""
         value = _find_number(validation, self.metric)
         is_best = not self.step or (value < self.value if self.metric.endswith("loss") else value > self.value)
+        self.worse_since += 1
         if is_best:
-            self.step, self.value = step, value
+            self.step, self.value, self.worse_since = step, value, 0
         return is_best
 
 

@@ -60,21 +60,27 @@ def train(recipe: Recipe, *, resume: bool = False, console: "Console | None" = N
         if recipe.threads:
             torch.set_num_threads(recipe.threads)
         run = build_run(recipe, folder, ranks, signals, console)
-        run_steps(run)
-        return write_result(run)
+        return write_result(run, run_steps(run))
 
 
-def run_steps(run: Run) -> None:
-    """Takes the steps that are left, and logs, validates and saves as the recipe says."""
+def run_steps(run: Run) -> int:
+    """Takes the steps that are left, and logs, validates and saves as the recipe says. Returns how many steps the run
+    has: fewer than the recipe's if it ran out of `patience`."""
     run.signals.defer()
     progress = Progress(run.console, "Training", run.recipe.total_steps, "steps", run.first_step)
     with close_run(run), run.ranks.raise_if_rank_lost(), progress:
+        if is_out_of_patience(run):  # a resumed run that had only its result to write
+            return run.first_step
         for batch in run.batches:
             if batch.step == run.first_step or run.recipe.find_stage(batch.step)[1] == 0:
                 enter_stage(run, batch.stage)
             values = training_step(run, batch)
             after_step(run, batch.step + 1, values, progress)
+            if is_out_of_patience(run):
+                report_early_end(run, batch.step + 1)
+                return batch.step + 1
             stop_if_requested(run, batch)
+    return run.recipe.total_steps
 
 
 def enter_stage(run: Run, name: str) -> None:
@@ -155,8 +161,23 @@ def after_step(run: Run, done: int, values: StepValues, progress: Progress) -> N
     is_best = False
     if run.validation.parts and (done % recipe.validate_every == 0 or is_last):
         is_best = validate(run, done)
-    if done % recipe.checkpoint_every == 0 or is_best or is_last:
+    if done % recipe.checkpoint_every == 0 or is_best or is_last or is_out_of_patience(run):
         save_checkpoint(run, done)
+
+
+def is_out_of_patience(run: Run) -> bool:
+    """Whether as many validations in a row as `patience` were no better than the best one before them."""
+    return run.recipe.patience is not None and run.best is not None and run.best.worse_since >= run.recipe.patience
+
+
+def report_early_end(run: Run, done: int) -> None:
+    """Prints why a run ends before its last step."""
+    best = run.best
+    print_line(
+        run.console,
+        f"ends after step {done} of {run.recipe.total_steps}: {best.metric} was best after step {best.step} "
+        f"({best.value:.4g}) and no better in {best.worse_since} validations since",
+    )
 
 
 def validate(run: Run, done: int) -> bool:
@@ -229,9 +250,9 @@ def close_run(run: Run) -> Iterator[None]:
         run.status.hand_back()
 
 
-def write_result(run: Run) -> Path:
-    """Writes the finished model, with averaged weights if there are any. Returns its folder."""
+def write_result(run: Run, steps: int) -> Path:
+    """Writes the finished model after `steps` steps, with averaged weights if there are any. Returns its folder."""
     with use_average(run):
         weights = run.parallel.gather_weights()
-        run.ranks.with_heartbeat(lambda: write_finished_model(run, weights) if run.ranks.is_first else None)
+        run.ranks.with_heartbeat(lambda: write_finished_model(run, weights, steps) if run.ranks.is_first else None)
     return run.folder.checkpoint
