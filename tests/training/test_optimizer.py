@@ -8,6 +8,7 @@ import torch
 from mirasol.config.model import MirasolConfig
 from mirasol.config.recipe import OptimizerRecipe, Recipe, Stage
 from mirasol.model.mirasol import MirasolForConditionalGeneration
+from mirasol.training import optim
 from mirasol.training.optim import Optimizer, compute_learning_rate, split_by_decay
 
 
@@ -108,3 +109,29 @@ def test_gradients_are_clipped_to_the_limit_and_left_alone_without():
         optimizer = Optimizer(model, dataclasses.replace(OptimizerRecipe(), gradient_clip=limit))
         assert optimizer.clip_gradients() == pytest.approx(5.0)
         assert float(model.weight.grad.norm()) == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("largest_stack", [1, 3_000, 2**22])
+def test_muon_moves_matrices_as_pytorchs_does_one_by_one(largest_stack, monkeypatch):
+    """In groups of any size, wide and tall, of one row, and those without a gradient not at all."""
+    monkeypatch.setattr(optim, "LARGEST_STACK", largest_stack)
+    shapes = [(24, 24), (24, 60), (60, 24), (24, 60), (1, 30), (30, 1), (7, 130), (24, 24), (5, 5)]
+    generator = torch.Generator().manual_seed(0)
+    ours = [torch.nn.Parameter(torch.randn(shape, generator=generator)) for shape in shapes]
+    theirs = [torch.nn.Parameter(parameter.detach().clone()) for parameter in ours]
+    settings = {"lr": 0.1, "weight_decay": 0.3, "momentum": 0.95}
+    members = optim.Muon(ours, **settings), torch.optim.Muon(theirs, adjust_lr_fn="match_rms_adamw", **settings)
+    for parameter in ours:
+        members[0].state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    for _ in range(3):
+        before = [parameter.detach().clone() for parameter in ours]
+        for mine, other in zip(ours[:-1], theirs[:-1], strict=True):
+            mine.grad = torch.randn(mine.shape, generator=generator)
+            other.grad = mine.grad.clone()
+            other.data.copy_(mine.data)
+        for member in members:
+            member.step()
+        for mine, other, begun in zip(ours, theirs, before, strict=True):
+            change = (other - begun).norm()
+            assert (mine - other).norm() <= 0.02 * change
+        assert torch.equal(ours[-1], before[-1])

@@ -3,6 +3,7 @@
 import contextlib
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,8 @@ from mirasol.config.recipe import OptimizerRecipe, Recipe
 
 # Share of the run over which the schedule "plateau" falls.
 COOLDOWN_SHARE = 0.2
+# Numbers in matrices that Muon orthogonalises together; larger matrices come one by one, and keep a core busy alone.
+LARGEST_STACK = 2**22
 
 
 def compute_learning_rate(recipe: Recipe, step: int) -> float:
@@ -44,36 +47,68 @@ def split_by_decay(model: nn.Module) -> tuple[dict[str, nn.Parameter], dict[str,
     return decay, {name: parameter for name, parameter in trainable.items() if name not in decaying}
 
 
-class Muon(torch.optim.Muon):
-    """Muon also for matrices sharded over several processes: every process orthogonalises the full matrix.
+def orthogonalise(matrices: Tensor, coefficients: tuple[float, float, float], iterations: int, eps: float) -> Tensor:
+    """Newton-Schulz: each matrix with its singular values brought near 1, in the precision of the input.
 
-    Newton-Schulz over the shards would add its bf16 products in another order, and amplifies rounding in directions
-    that the gradient hardly has to full size: steps differed by up to half their size.
+    matrices: [matrix, row, column], not more rows than columns
+    """
+    first, second, third = coefficients
+    matrices = matrices / matrices.norm(dim=(-2, -1), keepdim=True).clamp(min=eps)
+    for _ in range(iterations):
+        gram = matrices @ matrices.mT
+        gram = torch.baddbmm(gram, gram, gram, beta=second, alpha=third)
+        matrices = torch.baddbmm(matrices, gram, matrices, beta=first)
+    return matrices
+
+
+def group_by_shape(parameters: list[Tensor]) -> list[list[Tensor]]:
+    """Matrices that have the same shape or its transpose, at most `LARGEST_STACK` numbers in a group of several."""
+    groups: dict[tuple[int, ...], list[list[Tensor]]] = {}
+    for parameter in parameters:
+        alike = groups.setdefault(tuple(sorted(parameter.shape)), [[]])
+        if (len(alike[-1]) + 1) * parameter.numel() > LARGEST_STACK:
+            alike.append([])
+        alike[-1].append(parameter)
+    return [group for alike in groups.values() for group in alike if group]
+
+
+class Muon(torch.optim.Muon):
+    """Muon that orthogonalises matrices of one shape together, and sharded matrices as a whole.
+
+    One by one the small matrices of `tiny` took a fifth of a step (docs/lab-notebook.md). A matrix that is sharded over
+    several processes is gathered first: Newton-Schulz over the shards would add its bf16 products in another order, and
+    amplifies rounding in directions that the gradient hardly has to full size: steps differed by up to half their size.
     """
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:
-        """Takes a step with the current gradients; those of sharded matrices are cleared."""
+        """Takes a step with the current gradients."""
         for group in self.param_groups:
-            for parameter in group["params"]:
-                if isinstance(parameter, DTensor) and parameter.grad is not None:
-                    self._step_sharded(parameter, group)
-                    parameter.grad = None
-        super().step(closure)
+            given = [parameter for parameter in group["params"] if parameter.grad is not None]
+            for parameters in group_by_shape(given):
+                updates = torch.stack([self._compute_update(parameter, group) for parameter in parameters])
+                updates = orthogonalise(updates, group["ns_coefficients"], group["ns_steps"], group["eps"])
+                for parameter, update in zip(parameters, updates, strict=True):
+                    parameter.mul_(1 - group["lr"] * group["weight_decay"])
+                    change = (update if _is_wide(parameter) else update.mT).to(parameter.dtype)
+                    if isinstance(parameter, DTensor):
+                        change = DTensor.from_local(change, parameter.device_mesh, run_check=False)
+                        change = change.redistribute(placements=parameter.placements)
+                    # Updates as large as AdamW's, so that one learning rate suits both.
+                    parameter.add_(change, alpha=-0.2 * group["lr"] * math.sqrt(max(parameter.shape)))
 
-    def _step_sharded(self, parameter: DTensor, group: dict[str, object]) -> None:
-        momentum, gradient = self.state[parameter]["momentum_buffer"], parameter.grad
-        momentum.lerp_(gradient, 1 - group["momentum"])
-        # Gathered in bf16, half the bytes, because Muon orthogonalises in bf16.
-        update = gradient.lerp(momentum, group["momentum"]).bfloat16().full_tensor().float()
-        # A step from zero gives the change itself: minus the learning rate times the orthogonalised update.
-        zeros = nn.Parameter(torch.zeros_like(update))
-        zeros.grad = update
-        settings = {name: group[name] for name in ("lr", "adjust_lr_fn", "ns_coefficients", "ns_steps", "eps")}
-        torch.optim.Muon([zeros], weight_decay=0.0, momentum=0.0, nesterov=False, **settings).step()
-        parameter.mul_(1 - group["lr"] * group["weight_decay"])
-        change = DTensor.from_local(zeros.detach(), parameter.device_mesh, run_check=False)
-        parameter.add_(change.redistribute(placements=parameter.placements))
+    def _compute_update(self, parameter: Tensor, group: dict[str, Any]) -> Tensor:
+        """The whole matrix of momentum and gradient, in bf16, with no more rows than columns."""
+        momentum = self.state[parameter]["momentum_buffer"]
+        momentum.lerp_(parameter.grad, 1 - group["momentum"])
+        update = parameter.grad.lerp(momentum, group["momentum"]).bfloat16()
+        if isinstance(update, DTensor):
+            update = update.full_tensor()
+        return update if _is_wide(parameter) else update.mT
+
+
+def _is_wide(matrix: Tensor) -> bool:
+    return matrix.shape[0] <= matrix.shape[1]
 
 
 class Optimizer:
@@ -89,14 +124,7 @@ class Optimizer:
             decay = {name: parameter for name, parameter in decay.items() if parameter.ndim != 2}
             if matrices:
                 self.members.append(
-                    Muon(
-                        matrices,
-                        lr=settings.learning_rate,
-                        weight_decay=settings.weight_decay,
-                        momentum=0.95,
-                        # Updates as large as AdamW's, so that one learning rate suits both.
-                        adjust_lr_fn="match_rms_adamw",
-                    )
+                    Muon(matrices, lr=settings.learning_rate, weight_decay=settings.weight_decay, momentum=0.95)
                 )
         groups = [
             {"params": list(decay.values()), "weight_decay": settings.weight_decay},
