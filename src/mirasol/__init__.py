@@ -5,6 +5,8 @@
 
 import importlib
 
+from mirasol import registration
+
 __version__ = "0.1.0"
 
 _HOMES = {
@@ -50,3 +52,6 @@ def __getattr__(name: str):
 
 def __dir__() -> list[str]:
     return [*globals(), *__all__]
+
+
+registration.install()

@@ -1,4 +1,5 @@
-"""Registers Mirasol with transformers' Auto classes; importing any public name of `mirasol` does this.
+"""Registers Mirasol with transformers' Auto classes: when a public name of `mirasol` is used, or a Mirasol checkpoint
+is loaded through one of them (`mirasol.registration`).
 
 It also gives the model `from_parts`: users look for it next to `from_pretrained`, but the code that reads the files of
 other models imports the model, so that the model cannot import it.

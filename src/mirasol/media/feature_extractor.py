@@ -6,6 +6,7 @@ along: three seconds and 90 MB for each of them.
 
 import os
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -93,6 +94,16 @@ class MirasolFeatureExtractor(FeatureExtractionMixin):
             threads=threads,
         )
         return Clip.from_decoded(decoded)
+
+    def make_clip(self, value: Any) -> Clip:
+        """A clip of what users have: a path, frames and samples in memory, values of `datasets` (`ClipReader`)."""
+        from mirasol.media.inputs.values import ClipReader
+
+        return ClipReader(partial(self.read, threads=0), self.grid, self.media)(value)
+
+    def fetch_audio(self, audio: Any, sampling_rate: int | None = None) -> Any:
+        """The audio unchanged: transformers' pipelines would read files here, `make_clip` reads them itself."""
+        return audio
 
     def read_image(
         self, path: str | os.PathLike, *, limits: Limits = DEFAULT_LIMITS
@@ -204,11 +215,11 @@ class MirasolFeatureExtractor(FeatureExtractionMixin):
         both = (torch.tensor(values, dtype=torch.float64) for values in (self.image_mean, self.image_std))
         return tuple(values.expand(3).reshape(3, 1, 1) for values in both)
 
-    def __call__(self, clips: Clip | Sequence[Clip], return_tensors: str = "pt") -> BatchFeature:
-        """Clips to one batch of tensors (see `collate`)."""
+    def __call__(self, clips: Any, return_tensors: str = "pt") -> BatchFeature:
+        """One clip or a list of them, all that `make_clip` takes, to one batch of tensors (see `collate`)."""
         raise_if_not_torch(return_tensors)
-        clips = [clips] if isinstance(clips, Clip) else clips
-        return self.collate([self.tensors(clip) for clip in clips])
+        clips = list(clips) if isinstance(clips, list | tuple) else [clips]
+        return self.collate([self.tensors(self.make_clip(clip)) for clip in clips])
 
 
 def _pad(tensors: list[Tensor], length: int) -> Tensor:

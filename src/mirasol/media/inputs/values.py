@@ -1,0 +1,202 @@
+"""A clip as users have it → a `Clip`: a path, frames and samples in memory, values of `datasets`, decoders."""
+
+import os
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+from mirasol.config.media import MediaConfig
+from mirasol.errors import UserError, quote_text
+from mirasol.media.clip import Clip
+from mirasol.media.inputs.arrays import Pictures, Sound, make_clip, make_pictures, make_sound, replace_sound
+from mirasol.media.timeline import ChunkGrid
+
+Read = Callable[[str | os.PathLike], Clip]
+PARTS = ("video", "audio", "fps", "times", "sampling_rate")
+_KNOWN = "a path, a Clip, or a mapping with video and audio"
+
+
+class ClipReader:
+    """Makes clips of values. `read`: reads a media file. grid, media: of the model.
+
+    A value is a `Clip`; a path; a mapping with `video` (a path, frames in memory with `fps` or `times`, a value of
+    `datasets.Video`) and `audio` (a path, samples with `sampling_rate`, a value of `datasets.Audio`); such a value of
+    `datasets` alone; or a decoder of torchcodec. Sound that is given replaces that of a video's file.
+    """
+
+    def __init__(self, read: Read, grid: ChunkGrid, media: MediaConfig):
+        self.read, self.grid, self.media = read, grid, media
+
+    def __call__(self, value: Any) -> Clip:
+        """Raises UserError for a value of another kind, BadClip for a file that cannot be used."""
+        if isinstance(value, Clip):
+            return value
+        if is_file(value):
+            return self._read_file(value)
+        if isinstance(value, Mapping) and ("video" in value or "audio" in value) and "array" not in value:
+            if unknown := [key for key in value if key not in PARTS]:
+                raise UserError(f"unknown key {unknown[0]!r} of a clip: choose among {', '.join(PARTS)}")
+            return self._join(**value)
+        if hasattr(value, "get_all_samples") or (isinstance(value, Mapping) and "array" in value):
+            return self._join(audio=value)
+        if hasattr(value, "get_frames_played_at"):
+            return self._join(video=value)
+        raise UserError(f"a clip of type {type(value).__name__}: give {_KNOWN}")
+
+    def _join(
+        self,
+        video: Any = None,
+        audio: Any = None,
+        fps: float | None = None,
+        times: Any = None,
+        sampling_rate: float | None = None,
+    ) -> Clip:
+        if video is None and audio is None:
+            raise UserError("a clip without video and audio: give at least one of them")
+        seen = None if video is None else self._find_pictures(video, fps, times)
+        heard = None if audio is None else self._find_sound(audio, sampling_rate)
+        if isinstance(seen, Clip) and heard is not None:
+            had = ("the sound of the video's file is replaced by the audio given",) if seen.has_audio else ()
+            return replace_sound(replace(seen, notes=seen.notes + had), heard)
+        return seen if isinstance(seen, Clip) else make_clip(seen, heard, self.grid, self.media)
+
+    def _find_pictures(self, video: Any, fps: float | None, times: Any) -> Pictures | Clip:
+        if isinstance(video, Clip):
+            return video
+        if is_file(video):
+            if fps is not None or times is not None:
+                raise UserError(f"fps={fps}, times={times}: a video's file has its own times, leave them out")
+            return self._read_file(video)
+        if hasattr(video, "get_frames_played_at"):
+            return self._decode(video)
+        if isinstance(video, Mapping) or not hasattr(video, "__len__"):
+            raise UserError(f"video of type {type(video).__name__}: give a path, frames, or a value of datasets.Video")
+        return make_pictures(video, fps, times)
+
+    def _decode(self, decoder: Any) -> Pictures:
+        """All frames of a torchcodec decoder, with their times."""
+        last = decoder.metadata.end_stream_seconds
+        batch = decoder.get_frames_in_range(0, len(decoder))
+        made = make_pictures(batch.data, times=batch.pts_seconds.tolist())
+        return made if last is None else replace(made, end=max(float(last), made.end))
+
+    def _find_sound(self, audio: Any, sampling_rate: float | None) -> Sound:
+        if is_file(audio):
+            clip = self._read_file(audio)
+            if not clip.has_audio:
+                raise UserError(f"{_describe(audio)}: given as audio, but contains none")
+            return Sound(clip.waveform.numpy(), clip.sample_rate, clip.waveform_start)
+        if hasattr(audio, "get_all_samples"):
+            samples = audio.get_all_samples()
+            return replace(make_sound(samples.data, samples.sample_rate), start=max(0.0, float(samples.pts_seconds)))
+        if isinstance(audio, Mapping) and "array" in audio:
+            return make_sound(audio["array"], audio.get("sampling_rate", sampling_rate))
+        if isinstance(audio, tuple) and len(audio) == 2:
+            return make_sound(*audio)
+        if isinstance(audio, Mapping) or not hasattr(audio, "__len__"):
+            raise UserError(f"audio of type {type(audio).__name__}: give a path, samples, or a value of datasets.Audio")
+        return make_sound(audio, sampling_rate)
+
+    def _read_file(self, value: Any) -> Clip:
+        path, content = find_file(value)
+        if content is None:
+            return self.read(path)
+        with tempfile.NamedTemporaryFile(prefix="mirasol-") as file:
+            file.write(content)
+            file.flush()
+            return self.read(file.name)
+
+
+def is_file(value: Any) -> bool:
+    """Whether a value is a path, bytes, an encoded value of `datasets` or a decoder that `datasets` made of one."""
+    if isinstance(value, str | os.PathLike | bytes) or getattr(value, "_hf_encoded", None):
+        return True
+    return isinstance(value, Mapping) and set(value) <= {"path", "bytes"} and any(value.values())
+
+
+def find_file(value: Any) -> tuple[str | os.PathLike | None, bytes | None]:
+    """The path of a media file, or what it contains.
+
+    Raises:
+        UserError: a file on another machine.
+    """
+    value = getattr(value, "_hf_encoded", None) or value
+    path, content = value, None
+    if isinstance(value, bytes):
+        path, content = None, value
+    elif isinstance(value, Mapping):
+        path, content = value.get("path"), value.get("bytes")
+    if content is None and isinstance(path, str):
+        path = path.removeprefix("file://")
+        if "://" in path:
+            raise UserError(f"{quote_text(path)}: files of other machines are not read: download it first")
+    return path, content
+
+
+def gather_clips(
+    videos: Any = None,
+    audio: Any = None,
+    images: Any = None,
+    fps: Any = None,
+    sampling_rate: float | None = None,
+    video_metadata: Any = None,
+) -> list[dict[str, Any]]:
+    """The clips of transformers' arguments, as `ClipReader` takes them: one or a list of videos, sounds or images.
+
+    fps: of frames in memory, one number or one for each video. video_metadata: transformers' `VideoMetadata` or a
+    mapping like it, for each video.
+
+    Raises:
+        UserError: other numbers of one than of the other.
+    """
+    seen, heard = _split(videos, 4), _split(audio, 1)
+    if images is not None:
+        if videos is not None:
+            raise UserError("images and videos were given: a clip has one of them")
+        pictures = images if isinstance(images, list | tuple) else [images]
+        seen, fps = [picture if is_file(picture) else [picture] for picture in pictures], 1.0
+    count = max(len(seen), len(heard))
+    metadata = video_metadata if isinstance(video_metadata, list | tuple) else [video_metadata] * count
+    rates = fps if isinstance(fps, list | tuple) else [fps] * count
+    for name, values in (("videos", seen), ("audio", heard), ("video_metadata", metadata), ("fps", rates)):
+        if values and len(values) != count:
+            raise UserError(f"{len(values)} of {name} for {count} clips: give as many of each")
+    clips: list[dict[str, Any]] = [{} for _ in range(count)]
+    for number, clip in enumerate(clips):
+        if seen:
+            clip["video"] = seen[number]
+            if not is_file(seen[number]) and not hasattr(seen[number], "get_frames_played_at"):
+                clip |= _find_times(metadata[number], rates[number])
+        if heard:
+            clip |= {"audio": heard[number], "sampling_rate": sampling_rate}
+    return clips
+
+
+def _find_times(metadata: Any, fps: float | None) -> dict[str, Any]:
+    """The settings `fps` or `times` of frames with transformers' metadata."""
+    if metadata is None:
+        return {"fps": fps}
+    get = metadata.get if isinstance(metadata, Mapping) else lambda name: getattr(metadata, name, None)
+    rate, indices = get("fps"), get("frames_indices")
+    if rate is None or indices is None:
+        return {"fps": fps if rate is None else rate}
+    return {"times": [index / rate for index in indices]}
+
+
+def _split(values: Any, axes: int) -> list[Any]:
+    """One video (of frames with 4 axes) or sound (1 axis), or a list of them, as a list."""
+    if values is None:
+        return []
+    if isinstance(values, tuple) and len(values) == 2 and isinstance(values[1], int):
+        return [values]  # samples and their rate
+    if not isinstance(values, list | tuple):
+        return list(values) if getattr(values, "ndim", 0) > max(axes, 2) else [values]
+    first = values[0] if values else None
+    of_one = hasattr(first, "convert") or isinstance(first, int | float) or getattr(first, "ndim", 9) == axes - 1
+    return [values] if of_one else list(values)
+
+
+def _describe(value: Any) -> str:
+    path, _ = find_file(value)
+    return "bytes" if path is None else str(path)
