@@ -111,6 +111,17 @@ def test_a_file_longer_than_its_header_says_is_a_warning(tmp_path, capsys):
     assert "usable 1" in printed
 
 
+def test_recordings_joined_in_one_file_are_a_warning(tmp_path, capsys):
+    write_clip(tmp_path / "one.ts", 2.0, "mpegts")
+    (tmp_path / "two.ts").write_bytes((tmp_path / "one.ts").read_bytes() * 2)
+    row = {"file": "two.ts", "prompt": "what?", "target": "red", "start": 2.5, "end": 3.5}
+    (tmp_path / "test.jsonl").write_text(json.dumps(row) + "\n")
+    main(["data", "check", "folder", str(tmp_path)])
+    printed = capsys.readouterr().out
+    assert "warning: several recordings (1)\n  two.ts: time stamps start over at 2.0" in printed
+    assert "usable 1" in printed
+
+
 def test_the_report_does_not_depend_on_the_number_of_workers(root):
     assert check_dataset("folder", root, workers=3) == check_dataset("folder", root)
 

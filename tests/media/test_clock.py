@@ -9,7 +9,7 @@ import pytest
 from media_making import Audio, Video, number_of, ramp, steady, tone, write_media
 
 from mirasol import ChunkGrid, read_clip
-from mirasol.media.clock import RisingClock, scan_packets
+from mirasol.media.joined.clock import RisingClock, scan_packets
 from mirasol.media.reader import probe_media
 from mirasol.media.transcode import Reencoding, reencode_media
 
@@ -228,20 +228,13 @@ class Stamped:
         self.dts = self.pts if decoded is None else round(decoded * 1000)
 
 
-class Stream:
-    time_base = Fraction(1, 1000)
-
-    def __init__(self, index):
-        self.index = index
-
-
 def place(stamps) -> list[float]:
     """Times of (stream, second) packets on the rising clock."""
     packets = [Stamped(*stamp) for stamp in stamps]
-    scan = scan_packets(packets, [Stream(0), Stream(1)], joinable=True)
-    clock = RisingClock(scan.shifts)
+    scan = scan_packets([(packet.stream_index, 0.001, packet, 0) for packet in packets], joinable=True)
+    clock = RisingClock(scan.shifts, scan.repairs)
     for packet in packets:
-        clock.place(packet)
+        clock.place(packet.stream_index, packet)
     return [packet.pts / 1000 for packet in packets]
 
 
@@ -383,10 +376,10 @@ def test_a_file_longer_than_its_header_says_is_read_to_its_end(tmp_path, kind):
 
 @pytest.mark.parametrize("kind", ["mp4", "mkv", "flv"])
 def test_a_right_header_costs_no_second_reading(tmp_path, monkeypatch, kind):
-    from mirasol.media import container
+    from mirasol.media.joined import parts
 
     path = header_file(tmp_path, kind, 10.0)
-    monkeypatch.setattr(container, "scan_media", lambda *given: pytest.fail("all packets were read"))
+    monkeypatch.setattr(parts, "scan_packets", lambda *given: pytest.fail("all packets were read"))
     assert read(path).timeline.end == pytest.approx(10.0, abs=0.1)
 
 

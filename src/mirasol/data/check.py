@@ -36,6 +36,7 @@ class MediaFacts:
     `held`: seconds up to which there is data, of a file that holds less than its header says; None of others.
     `stated`: seconds that the header says, of a file that holds more.
     `ending`: why a file that states no duration seems to be cut short all the same (`mirasol.media.integrity`).
+    `changes`: where recordings meet in it, other streams begin or time stamps are damaged.
     """
 
     media: str
@@ -48,6 +49,7 @@ class MediaFacts:
     held: float | None = None
     ending: str = ""
     stated: float | None = None
+    changes: tuple[str, ...] = ()
 
     @property
     def cut_short(self) -> str:
@@ -200,7 +202,18 @@ def check_media_file(root: Path, media: str) -> MediaFacts:
     except BadClip as error:
         return MediaFacts(media, size, kind=kind, reason=error.reason)
     seen, heard = info.video is not None, info.audio is not None
-    return MediaFacts(media, size, info.duration, seen, heard, kind, held=held, ending=ending, stated=info.stated)
+    return MediaFacts(
+        media,
+        size,
+        info.duration,
+        seen,
+        heard,
+        kind,
+        held=held,
+        ending=ending,
+        stated=info.stated,
+        changes=info.changes,
+    )
 
 
 def _find_media_problems(root: Path, datasets: Sequence[DatasetSplit], facts: Sequence[MediaFacts]) -> list[Problem]:
@@ -215,6 +228,8 @@ def _find_media_problems(root: Path, datasets: Sequence[DatasetSplit], facts: Se
         if fact.stated is not None:
             message = f"its header says {fact.stated:.3f} s, it holds {fact.seconds:.3f} s: all of it is read"
             problems.append(Problem("header too short", message, fact.media))
+        if fact.changes:
+            problems.append(Problem("several recordings", "; ".join(fact.changes), fact.media))
         if fact.ending and fact.held is None:
             problems.append(Problem("ends early", f"{fact.cut_short}; read as all there is", fact.media))
     problems += _find_cut_short(datasets, facts)

@@ -87,7 +87,7 @@ class WaveformBuilder:
     (FFmpeg's resampler, which also mixes channels down); each run is written where its first sample's time says.
     """
 
-    stream: AudioStream
+    stream: AudioStream | None
     start: float
     end: float
     sample_rate: int
@@ -101,7 +101,7 @@ class WaveformBuilder:
 
     def __post_init__(self):
         self.latest = -math.inf  # presentation time of the last packet fed
-        self._tick = float(self.stream.time_base)
+        self._tick = float(self.stream.time_base) if self.stream is not None else math.nan
         samples = max(0, round((self.end - self.start) * self.sample_rate))
         self._buffer = allocate_array((samples,), np.float32)
         self._runs: list[list[int]] = []  # [first, stop) of real samples in the buffer
@@ -134,6 +134,12 @@ class WaveformBuilder:
         if not self.done and not -math.inf < end < self.start - WARM_UP_SECONDS:
             self._decode(packet)
 
+    def change_stream(self, stream: AudioStream) -> None:
+        """Goes on with another stream, of which all packets to come are: the one before has ended."""
+        if not self.done:
+            self._decode(None)
+        self.stream, self._tick = stream, float(stream.time_base)
+
     def finish(self) -> None:
         """End of the stream or of the window."""
         if not self.done:
@@ -142,6 +148,8 @@ class WaveformBuilder:
         self._end_run()
 
     def _decode(self, packet: Packet | None) -> None:
+        if self.stream is None:
+            return
         try:
             frames = self.stream.codec_context.decode(packet)
         except av.error.FFmpegError:

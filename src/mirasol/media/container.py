@@ -4,8 +4,8 @@ import contextlib
 import math
 import os
 import threading
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 
@@ -18,10 +18,10 @@ from av.stream import Discard, Disposition
 from av.stream import Stream as AvStream
 
 from mirasol.errors import BadClip
-from mirasol.media.clock import JOINABLE_FORMATS, PacketScan, RisingClock, scan_packets
 from mirasol.media.formats.animated_webp import decode_animated_webp, is_animated_webp
 from mirasol.media.formats.content import OTHER_FORMATS, PAGE, detect_content_kind
 from mirasol.media.isolation.shared import report_progress
+from mirasol.media.joined.clock import RisingClock
 from mirasol.media.limits import Limits
 
 # Only plain files in formats that hold their own data: playlists and the like name other files, which would then be
@@ -35,17 +35,11 @@ READ_FORMATS = (
     "read are mp4, mov, 3gp, mkv, webm, avi, wmv, flv, ts, mpg, vob, ogg, mxf, ivf, gif, apng, animated webp, raw "
     "h264 and hevc, wav, w64, aiff, caf, au, flac, mp3, aac, ac3, eac3, dts, amr and wv files"
 )
-# Formats whose headers state the duration; for the others FFmpeg estimates it from the bit rate, so packets are read.
-STATED_DURATION = ("mov", "matroska", "avi", "asf", "flv", "wav", "w64", "aiff", "flac")
-
 # Video without a container: packets have no times.
 RAW_VIDEO = {"h264": "H.264", "hevc": "HEVC"}
 RAW_RATE = 25  # frames a second where the header states none, as FFmpeg assumes
-# Formats whose headers are written by programs that may not know the length yet.
-LYING_HEADERS = ("mov", "matroska", "avi", "asf", "flv")
-START_TOLERANCE = 1.0  # seconds: beyond encoder delay
+LACKING = {"video": "no video track: answered from sound alone", "audio": "no audio track"}
 GENERATE_TIMES = 0x1  # AVFMT_FLAG_GENPTS
-LATER_SECONDS = 0.25  # packets that begin later than the header's end by more than this make the header wrong
 
 
 @dataclass(frozen=True)
@@ -62,42 +56,24 @@ class ChosenStreams:
 
 
 @dataclass(frozen=True)
-class Span:
-    """When a file's media begins and ends, in presentation seconds of the container or, with `shifts`, of its clock.
+class ByteRange:
+    """Bytes of a file that are opened as a file of their own; without an end, to the file's."""
 
-    zero: where the media timeline begins. measured: the end was found by reading packets, as there is no reliable
-    duration in the header. stated: where the header ends the file, if its packets go on for longer. joints: where time
-    stamps start over; `shifts` (see `RisingClock`) then moves them to one rising clock.
-    """
+    begin: int = 0
+    end: int = 0
 
-    zero: float
-    end: float
-    measured: bool
-    stated: float | None = None
-    joints: tuple[float, ...] = ()
-    shifts: dict[int, tuple[tuple[int, float], ...]] = field(default_factory=dict)
+    def format_url(self, path: str | os.PathLike) -> str:
+        """What FFmpeg opens. The prefix keeps a name such as "concat:a|b" a name."""
+        file = f"file:{Path(path)}"
+        return f"subfile,,start,{self.begin},end,{self.end},,:{file}" if self.begin or self.end else file
 
-    @property
-    def seconds(self) -> float:
-        return self.end - self.zero
 
-    def notes(self) -> list[str]:
-        """What the reader has to know about the file's times, one line each."""
-        notes = []
-        if self.measured:
-            notes.append(f"no reliable duration in the header: {self.seconds:.3f} s by reading packets")
-        if self.stated is not None:
-            notes.append(f"the header says {self.stated - self.zero:.3f} s, but the file holds {self.seconds:.3f} s")
-        if self.joints:
-            places = ", ".join(f"{joint - self.zero:.3f}" for joint in self.joints[:5])
-            more = f" and {len(self.joints) - 5} more places" if len(self.joints) > 5 else ""
-            notes.append(f"time stamps start over at {places} s{more}: joined there on one rising clock")
-        return notes
+WHOLE = ByteRange()
 
 
 @contextlib.contextmanager
-def open_media(path: str | os.PathLike, limits: Limits) -> Iterator[InputContainer]:
-    """Opens a media file for reading.
+def open_media(path: str | os.PathLike, limits: Limits, place: ByteRange = WHOLE) -> Iterator[InputContainer]:
+    """Opens a media file, or a part of it, for reading.
 
     Raises:
         BadClip: missing, not a file, empty, over a limit, or nothing FFmpeg can read.
@@ -112,7 +88,7 @@ def open_media(path: str | os.PathLike, limits: Limits) -> Iterator[InputContain
         raise BadClip(path, "the file is empty")
     limits.check_bytes(path, size)
     with contextlib.ExitStack() as closed_later:
-        container = closed_later.enter_context(_open_container(path, limits, closed_later))
+        container = closed_later.enter_context(_open_container(path, limits, place, closed_later))
         if container.format.name == "avi":
             # AVI has no presentation times. PyAV asks FFmpeg to make them up, and under B-frames they run backwards.
             container.flags &= ~GENERATE_TIMES
@@ -123,15 +99,16 @@ def open_media(path: str | os.PathLike, limits: Limits) -> Iterator[InputContain
             raise BadClip(path, f"cannot be decoded ({_format_error(error)})") from error
 
 
-def _open_container(path: str | os.PathLike, limits: Limits, closed_later: contextlib.ExitStack) -> InputContainer:
+def _open_container(
+    path: str | os.PathLike, limits: Limits, place: ByteRange, closed_later: contextlib.ExitStack
+) -> InputContainer:
     settings = {
         "metadata_errors": "replace",
-        "container_options": dict(CONTAINER_OPTIONS),
+        "container_options": CONTAINER_OPTIONS | ({} if place == WHOLE else {"protocol_whitelist": "file,subfile"}),
         "options": {"max_pixels": str(limits.max_pixels)},
     }
     try:
-        # The prefix keeps a name such as "concat:a|b" a name.
-        return av.open(f"file:{Path(path)}", **settings)
+        return av.open(place.format_url(path), **settings)
     except (av.error.FFmpegError, OSError, ValueError) as error:
         with open(path, "rb") as stream:
             beginning = stream.read(512)
@@ -179,24 +156,29 @@ def is_raw_video(container: InputContainer) -> bool:
     return container.format.name in RAW_VIDEO
 
 
-def choose_streams(container: InputContainer, path: str | os.PathLike, limits: Limits) -> ChosenStreams:
+def choose_streams(
+    container: InputContainer, path: str | os.PathLike, limits: Limits, ids: Collection[int] | None = None
+) -> ChosenStreams:
     """Picks FFmpeg's best video and audio stream; pictures attached as cover art are not video.
+
+    `ids`: FFmpeg's ids of the streams to choose from, if not from all.
 
     Raises:
         BadClip: neither video nor audio, a stream without decoder, or pictures over the limit.
     """
     notes: list[str] = []
     covers = [s for s in container.streams.video if Disposition.attached_pic in s.disposition]
-    video = _choose_best(container, "video", covers, notes)
-    audio = _choose_best(container, "audio", [], notes)
+    others = [] if ids is None else [stream for stream in container.streams if stream.id not in ids]
+    video = _choose_best(container, "video", [*covers, *others], notes)
+    audio = _choose_best(container, "audio", others, notes)
     if covers:
         notes.append(f"{len(covers)} attached picture{'s' * (len(covers) > 1)} (cover art) not read as video")
     if video is None and audio is None:
         raise BadClip(path, "contains neither video nor audio")
     if video is None:
-        notes.append("no video track: answered from sound alone")
+        notes.append(LACKING["video"])
     if audio is None:
-        notes.append("no audio track")
+        notes.append(LACKING["audio"])
     if video is not None and is_raw_video(container) and video.codec_context is not None:
         stated = video.codec_context.framerate
         source = "as its header states" if stated else "which is assumed: its header states no rate"
@@ -229,61 +211,6 @@ def _choose_best(container: InputContainer, kind: str, not_these: list[AvStream]
     return best
 
 
-def find_span(
-    container: InputContainer,
-    chosen: ChosenStreams,
-    path: str | os.PathLike,
-    limits: Limits,
-    until: float = math.inf,
-) -> Span:
-    """Where the media timeline begins and ends.
-
-    Zero is the earliest start among the streams that are read; samples of encoder delay, which carry negative times and
-    are trimmed away, do not count. The end is what the header says; where it says nothing reliable, or packets follow
-    later than that, the end of the last packet. `until`: seconds of the media timeline up to which the file is needed;
-    a header that promises as much is believed.
-
-    Raises:
-        BadClip: no packet with a time.
-    """
-    zero = min(_find_start(stream, container) for stream in chosen.streams)
-    end = _find_stated_end(container, chosen, zero)
-    if end is not None and end > zero:
-        if until > end - zero and _goes_on_after(container, chosen, end, path, limits):
-            scan = scan_media(path, chosen, limits)
-            if scan.last_begin > end + LATER_SECONDS:
-                return Span(zero, scan.end, measured=False, stated=end)
-        return Span(zero, end, measured=False)
-    scan = scan_media(path, chosen, limits)
-    if scan.shifts and abs(zero - scan.begin) > START_TOLERANCE:
-        zero = scan.begin  # FFmpeg took the start from another recording, or from times before zero
-    if not math.isfinite(scan.end) or scan.end <= zero:
-        raise BadClip(path, "contains no media data (cut short?)")
-    return Span(zero, scan.end, measured=True, joints=scan.joints, shifts=scan.shifts)
-
-
-def _goes_on_after(
-    container: InputContainer, chosen: ChosenStreams, end: float, path: str | os.PathLike, limits: Limits
-) -> bool:
-    """Whether packets begin later than the header's end, as far as the index or the packets near that end show."""
-    kind = container.format.name.split(",")[0]
-    if kind not in LYING_HEADERS or container.file is not None:
-        return False
-    if kind in ("mov", "avi") and all(is_index_complete(stream) for stream in chosen.streams):
-        return any(find_index_end(stream) > end + LATER_SECONDS for stream in chosen.streams)
-    with open_media(path, limits) as other:
-        for index in (stream.index for stream in chosen.streams):
-            stream = other.streams[index]
-            try:
-                other.seek(math.floor(end / stream.time_base), stream=stream)
-            except (av.error.FFmpegError, OSError):
-                continue
-            for packet in read_packets(other, [stream], []):
-                if get_packet_times(packet, float(stream.time_base))[0] > end + LATER_SECONDS:
-                    return True
-    return False
-
-
 def is_index_complete(stream: AvStream) -> bool:
     """Whether the container's index has all packets of a stream, not only those of the fragments read so far."""
     return bool(stream.frames) and len(stream.index_entries) >= stream.frames
@@ -294,45 +221,12 @@ def find_index_end(stream: AvStream) -> float:
     return stream.index_entries[len(stream.index_entries) - 1].timestamp * float(stream.time_base)
 
 
-def _find_start(stream: AvStream, container: InputContainer) -> float:
-    if stream.start_time is not None:
-        start = float(stream.start_time * stream.time_base)
-    else:
-        start = (container.start_time or 0) / av.time_base
-    return max(start, 0.0) if stream.type == "audio" else start
-
-
-def _find_stated_end(container: InputContainer, chosen: ChosenStreams, zero: float) -> float | None:
-    if container.format.name.split(",")[0] not in STATED_DURATION or container.duration is None:
-        return None
-    ends = [_find_stream_end(stream) for stream in chosen.streams]
-    if None not in ends:
-        return max(ends)
-    if abs(zero) > 0.1:
-        # Some muxers count the duration from zero, others from the first packet: the header cannot be trusted here.
-        return None
-    return zero + container.duration / av.time_base
-
-
-def _find_stream_end(stream: AvStream) -> float | None:
-    if stream.duration is None or stream.duration <= 0 or stream.start_time is None:
-        return None
-    return float((stream.start_time + stream.duration) * stream.time_base)
-
-
-def scan_media(path: str | os.PathLike, chosen: ChosenStreams, limits: Limits) -> PacketScan:
-    """Reads all packets of the chosen streams, in a container of its own; decodes nothing."""
-    with open_media(path, limits) as container:
-        streams = [container.streams[stream.index] for stream in chosen.streams]
-        joinable = container.format.name in JOINABLE_FORMATS
-        return scan_packets(read_packets(container, streams, []), streams, joinable)
-
-
 def read_packets(
     container: InputContainer, streams: list[AvStream], errors: list[str], clock: RisingClock | None = None
 ) -> Iterator[Packet]:
     """Packets with data of the given streams in file order; ends where the file cannot be read further (`errors`)."""
     position = 0 if is_raw_video(container) else None
+    kinds = {stream.index: stream.type for stream in streams}
     try:
         for packet in container.demux(streams):
             report_progress()
@@ -340,7 +234,7 @@ def read_packets(
                 if position is not None:
                     packet.dts, position = position, position + (packet.duration or 0)
                 if clock is not None:
-                    clock.place(packet)
+                    clock.place(kinds[packet.stream_index], packet)
                 yield packet
     except av.error.FFmpegError as error:
         errors.append(_format_error(error))

@@ -13,16 +13,16 @@ from av.packet import Packet
 
 from mirasol.media.container import (
     ChosenStreams,
-    Span,
     choose_streams,
-    find_span,
     get_packet_times,
     lacks_bytes,
     open_media,
     read_packets,
 )
+from mirasol.media.joined.parts import open_source
 from mirasol.media.limits import DEFAULT_LIMITS, Limits
 from mirasol.media.reader import COVER_SECONDS, MediaInfo, probe_media
+from mirasol.media.span import Span, find_span
 
 _NEAR_SECONDS = 1.0  # how far before the end is looked
 
@@ -43,9 +43,9 @@ def find_truncated_end(path: str | os.PathLike, limits: Limits = DEFAULT_LIMITS)
     Raises:
         BadClip: the file cannot be used.
     """
-    with open_media(path, limits) as container:
-        chosen = choose_streams(container, path, limits)
-        span = find_span(container, chosen, path, limits)
+    with open_source(path, limits) as source:
+        container, chosen = source.container, source.chosen
+        span = find_span(source)
         if span.measured:
             return None
         size = os.path.getsize(path)

@@ -16,24 +16,22 @@ from av.video.stream import VideoStream
 from mirasol.config.media import FITS
 from mirasol.errors import BadClip, UserError
 from mirasol.media.audio import WaveformBuilder
-from mirasol.media.clock import RisingClock
 from mirasol.media.container import (
     RAW_RATE,
     ChosenStreams,
-    Span,
-    choose_streams,
     find_index_end,
-    find_span,
     get_format_name,
     get_packet_times,
     is_index_complete,
     is_raw_video,
     lacks_bytes,
-    open_media,
     read_packets,
 )
 from mirasol.media.decoded import AudioCounts, DecodedWindow, VideoCounts
+from mirasol.media.joined.clock import RisingClock
+from mirasol.media.joined.parts import Source, open_source
 from mirasol.media.limits import DEFAULT_LIMITS, Limits
+from mirasol.media.span import Span, find_span
 from mirasol.media.timeline import ChunkGrid, Timeline, cut_into_chunks, describe_cut
 from mirasol.media.video import FrameSampler, read_orientation
 
@@ -50,16 +48,22 @@ SEEK_RETREATS = (0.15, 10.0, 120.0)
 class Reading:
     """Reads the window of `timeline` from an open container. Times inside are the container's own, in seconds."""
 
-    def __init__(
-        self, path: str | os.PathLike, container: InputContainer, chosen: ChosenStreams, span: Span, timeline: Timeline
-    ):
-        self.path, self.container, self.chosen = path, container, chosen
+    def __init__(self, source: Source, span: Span, timeline: Timeline):
+        self.path, self.source = source.path, source
         self.span, self.timeline = span, timeline
         self.start, self.end = span.zero + timeline.start, span.zero + timeline.end
         self.video: FrameSampler | None = None
         self.audio: WaveformBuilder | None = None
         self.errors: list[str] = []
         self.at_end_of_file = False
+
+    @property
+    def container(self) -> InputContainer:
+        return self.source.container
+
+    @property
+    def chosen(self) -> ChosenStreams:
+        return self.source.chosen
 
     def add_video(self, image_size: int, fit: str, limits: Limits) -> None:
         wanted = [self.span.zero + time for times in self.timeline.frame_times for time in times]
@@ -80,21 +84,39 @@ class Reading:
 
     def run(self) -> None:
         """Feeds both streams until they have what they need, however far apart they are in the file, or to its end."""
-        parts = {part.stream.index: part for part in self.parts}
-        clock = RisingClock(self.span.shifts) if self.span.shifts else None
-        for packet in read_packets(self.container, self.chosen.streams, self.errors, clock):
-            part = parts[packet.stream_index]
-            part.feed(packet)
-            if part.done and all(part.done for part in parts.values()):
+        clock = self.span.make_clock()
+        for number, (container, chosen) in enumerate(self.source.open_parts()):
+            if number:
+                self._go_on_with(chosen)
+            if self._feed(container, chosen, clock):
                 break
         else:
             self.at_end_of_file = True
-        for part in parts.values():
+        for part in self.parts:
             part.finish()
+
+    def _go_on_with(self, chosen: ChosenStreams) -> None:
+        if self.video is not None and chosen.video is not None:
+            self.video.change_stream(chosen.video)
+        if self.audio is not None and chosen.audio is not None:
+            self.audio.change_stream(chosen.audio)
+
+    def _feed(self, container: InputContainer, chosen: ChosenStreams, clock: RisingClock | None) -> bool:
+        """Feeds the packets of a part of the file; returns whether all is there that is needed."""
+        pairs = ((chosen.video, self.video), (chosen.audio, self.audio))
+        parts = {stream.index: part for stream, part in pairs if stream is not None and part is not None}
+        for packet in read_packets(container, chosen.streams, self.errors, clock):
+            part = parts.get(packet.stream_index)
+            if part is None:
+                continue
+            part.feed(packet)
+            if part.done and all(part.done for part in self.parts):
+                return True
+        return False
 
     def seek(self) -> bool:
         """Goes to where decoding has to begin; False if no such place is found and the file has to be reopened."""
-        if self.span.shifts:
+        if self.span.shifts or self.span.repairs or len(self.source.parts) > 1:
             return True  # which time stamps are meant depends on all packets before them: read from the beginning
         if self.container.format.name == "avi" and not all(map(is_index_complete, self.chosen.streams)):
             return True  # FFmpeg 8 miscounts frames after a seek in AVI files with empty ones
@@ -222,8 +244,8 @@ class Reading:
             notes.append(f"rotation applied: {video.orientation.words}")
         if video.oblique:
             notes.append("rotation is not a multiple of 90 degrees: the nearest multiple is applied")
-        if (video.stream.sample_aspect_ratio or 1) != 1:
-            notes.append(f"sample aspect ratio {video.stream.sample_aspect_ratio} applied")
+        if video.aspect != 1:
+            notes.append(f"sample aspect ratio {video.aspect} applied")
         if video.transfer:
             notes.append(
                 f"high dynamic range ({video.transfer}) mapped to standard: white is 203 cd/m2, brighter is cut off"
@@ -327,7 +349,8 @@ class MediaInfo:
     """What a media file holds.
 
     `duration` in seconds: from the header, unless it was found by reading packets (`duration_measured`), or the file
-    goes on for longer than its header says (`stated` seconds).
+    goes on for longer than its header says (`stated` seconds). `changes`: those notes that say where recordings meet,
+    other streams begin or time stamps are damaged.
     """
 
     file: str
@@ -340,6 +363,7 @@ class MediaInfo:
     num_streams: int
     notes: tuple[str, ...]
     stated: float | None = None
+    changes: tuple[str, ...] = ()
 
 
 def probe_seconds(path: str | os.PathLike, limits: Limits = DEFAULT_LIMITS) -> float:
@@ -356,10 +380,10 @@ def probe_media(path: str | os.PathLike, limits: Limits = DEFAULT_LIMITS) -> Med
     Raises:
         BadClip: the file cannot be used.
     """
-    with open_media(path, limits) as container:
-        chosen = choose_streams(container, path, limits)
-        span = find_span(container, chosen, path, limits)
-        notes = [*chosen.notes, *span.notes()]
+    with open_source(path, limits) as source:
+        container, chosen = source.container, source.chosen
+        span = find_span(source)
+        notes = [*source.notes, *span.notes()]
         return MediaInfo(
             file=str(path),
             bytes=os.path.getsize(path),
@@ -371,6 +395,7 @@ def probe_media(path: str | os.PathLike, limits: Limits = DEFAULT_LIMITS) -> Med
             num_streams=len(container.streams),
             notes=tuple(notes),
             stated=None if span.stated is None else span.stated - span.zero,
+            changes=(*span.list_changes(), *source.losses),
         )
 
 
@@ -468,36 +493,24 @@ def read_window(
         raise UserError(f"fit={fit!r}: choose {', '.join(FITS)}")
     if image_size < 1 or sample_rate < 1:
         raise UserError(f"image_size={image_size} and sample_rate={sample_rate} must be positive")
-    clip = None
-    for seek in (True, False):
-        with open_media(path, limits) as container:
-            chosen = choose_streams(container, path, limits)
-            span = find_span(container, chosen, path, limits, math.inf if end is None else float(end))
-            left, right, notes = _check_window(path, span, start, end)
-            limits.check_seconds(path, right - left)
-            timeline = cut_into_chunks(left, right, grid)
-            _set_threads(chosen, threads)
-            reading = Reading(path, container, chosen, span, timeline)
-            if chosen.video is not None:
+    with open_source(path, limits, threads) as source:
+        span = find_span(source, math.inf if end is None else float(end))
+        left, right, notes = _check_window(path, span, start, end)
+        limits.check_seconds(path, right - left)
+        timeline = cut_into_chunks(left, right, grid)
+        for seek in (True, False):
+            reading = Reading(source, span, timeline)
+            if "video" in source.kinds:
                 reading.add_video(image_size, fit, limits)
-            if chosen.audio is not None:
+            if "audio" in source.kinds:
                 reading.add_audio(sample_rate)
-            if seek and not reading.seek():
-                continue  # no place to begin inside the file: reopen it and read from its beginning
-            reading.run()
-            reading.check()
-            notes = [*chosen.notes, *span.notes(), *notes, *describe_cut(timeline, grid), *reading.notes()]
-            clip = reading.clip(image_size, sample_rate, tuple(notes))
-            break
-    assert clip is not None
-    return clip
-
-
-def _set_threads(chosen: ChosenStreams, threads: int) -> None:
-    for stream in chosen.streams:
-        if threads != 1:
-            stream.thread_type = "AUTO"
-        stream.codec_context.thread_count = threads
+            if not seek or reading.seek():
+                break
+            source.reopen()  # no place to begin inside the file: read it from its beginning
+        reading.run()
+        reading.check()
+        notes = [*source.notes, *span.notes(), *notes, *describe_cut(timeline, grid), *reading.notes()]
+        return reading.clip(image_size, sample_rate, tuple(notes))
 
 
 def _check_window(

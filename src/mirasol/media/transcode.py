@@ -20,8 +20,10 @@ from av.video.stream import VideoStream
 
 from mirasol.errors import BadClip, UserError
 from mirasol.media.audio import WaveformBuilder
-from mirasol.media.container import ChosenStreams, Span, choose_streams, find_span, open_media, read_packets
+from mirasol.media.container import ChosenStreams, read_packets
+from mirasol.media.joined.parts import open_source
 from mirasol.media.limits import DEFAULT_LIMITS, Limits
+from mirasol.media.span import Span, find_span
 from mirasol.media.tone_mapping import get_transfer
 from mirasol.media.video import (
     FALLBACK_FRAME_SECONDS,
@@ -82,15 +84,19 @@ def reencode_media(path: str | os.PathLike, target: Path, settings: Reencoding, 
     Raises:
         BadClip: the file cannot be read.
     """
-    with open_media(path, limits) as source:
-        chosen = choose_streams(source, path, limits)
-        if chosen.video is None:
+    with open_source(path, limits) as opened:
+        source, chosen = opened.container, opened.chosen
+        if chosen.video is None and len(opened.parts) == 1:
             return "no video"
-        span = find_span(source, chosen, path, limits)
+        span = find_span(opened)
         if span.seconds > limits.max_seconds:
             return f"longer than {limits.max_seconds:g} s"
         if span.joints:
             return "time stamps start over"
+        if span.strays or span.repairs:
+            return "damaged: time stamps do not fit those around them"
+        if span.remarks or len(opened.parts) > 1 or opened.unread:
+            return "its streams change"
         # The unit in which a stream's beginning is written; the usual millisecond would move it by up to half of one.
         unit = {"movie_timescale": str(TICK.denominator)}
         with av.open(str(target), "w", format="mp4", container_options=unit) as out:

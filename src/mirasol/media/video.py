@@ -4,6 +4,7 @@ import bisect
 import math
 from collections import deque
 from dataclasses import dataclass, field
+from fractions import Fraction
 
 import av
 import av.error
@@ -111,11 +112,12 @@ class FrameSampler:
     the next one's; before the first frame the first is used. Packets are held back until it is clear that their group
     of pictures is needed: a group that ends before the next wanted time is dropped undecoded. In a group that is
     needed, frames that are neither wanted nor referenced by others are left out where the decoder can. `count_frames`:
-    the stream has no times, so each frame begins where the one before it ends.
+    the stream has no times, so each frame begins where the one before it ends. Without a
+    `stream`, `change_stream` has to come first.
     """
 
     file: object
-    stream: VideoStream
+    stream: VideoStream | None
     wanted: list[float]
     size: int
     fit: str
@@ -142,20 +144,36 @@ class FrameSampler:
         self.largest_step = 0.0  # seconds between packets that follow each other
         self.packets_fed = 0
         self.latest = -math.inf  # presentation time of the last packet fed
-        self._tick = float(self.stream.time_base)
         self._held: deque[tuple[Packet, float]] = deque()  # with their presentation times
         self._held_bytes = 0
         self._stamps: list[float] = []  # presentation times of packets fed, ascending
+        self._next = 0  # index of the first wanted time without a frame
+        self._shown: VideoFrame | None = None
+        self._shown_time = -math.inf
+        self._shown_aspect = self.aspect = Fraction(1)  # of the frame on show; of the last one drawn that is not square
+        self._reformatter = VideoReformatter()
+        self._codec: VideoCodecContext | None = None
+        if self.stream is not None:
+            self._use_stream(self.stream)
+
+    def _use_stream(self, stream: VideoStream) -> None:
+        self.stream = stream
+        self._tick = float(self.stream.time_base)
         self._decoding_time = math.inf
         self._codec = make_alpha_decoder(self.stream, self.limits) or self.stream.codec_context
         self._may_skip = self._codec.name in SKIPS_UNREFERENCED
         self._skipping = False
-        self._next = 0  # index of the first wanted time without a frame
-        self._shown: VideoFrame | None = None
-        self._shown_time = -math.inf
-        self._reformatter = VideoReformatter()
+        self._aspect = self.stream.sample_aspect_ratio or Fraction(1)
         rate = self.stream.average_rate or self.stream.guessed_rate
         self._usual_seconds = 1 / float(rate) if rate else FALLBACK_FRAME_SECONDS
+
+    def change_stream(self, stream: VideoStream) -> None:
+        """Goes on with another stream, of which all packets to come are: the one before has ended."""
+        if not self.done:
+            self._decode_held(math.inf)
+            self._decode(None)
+        self._stamps.clear()
+        self._use_stream(stream)
 
     @property
     def done(self) -> bool:
@@ -249,6 +267,8 @@ class FrameSampler:
             self._skipping = skip
 
     def _decode(self, packet: Packet | None) -> None:
+        if self._codec is None:
+            return
         try:
             frames = self._codec.decode(packet)
         except av.error.FFmpegError:
@@ -282,6 +302,7 @@ class FrameSampler:
         if self.first_time is None:
             self.first_time = time
         self._shown, self._shown_time, self.last_end = frame, time, time + seconds
+        self._shown_aspect = self._aspect
 
     def _keep_until(self, time: float) -> None:
         """Gives the frame on show to every wanted moment before `time`."""
@@ -298,12 +319,12 @@ class FrameSampler:
         self.limits.check_pixels(self.file, frame.width, frame.height)
         turn, exact = read_orientation(frame)
         self.orientation, self.oblique = turn, self.oblique or not exact
-        aspect = float(self.stream.sample_aspect_ratio or 1) or 1.0
+        self.aspect = self._shown_aspect if self._shown_aspect != 1 else self.aspect
         self.transfer = get_transfer(frame) or self.transfer
         self.counts.frames_interlaced += frame.interlaced_frame
         opaque = composite_on_black(frame)
         self.counts.frames_transparent += opaque is not frame
-        draw_square(opaque, square, turn, self.fit, self.file, self._reformatter, aspect)
+        draw_square(opaque, square, turn, self.fit, self.file, self._reformatter, float(self._shown_aspect))
 
 
 def draw_square(

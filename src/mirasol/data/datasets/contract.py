@@ -26,6 +26,7 @@ WARNINGS = (
     "ends early",
     "header too short",
     "long text",
+    "several recordings",
 )
 
 
