@@ -1,5 +1,6 @@
 """Files that crash, stall or flood the decoder, by decoder processes that really do."""
 
+import errno
 import gc
 import os
 import shutil
@@ -66,6 +67,48 @@ def test_a_fault_is_one_bad_clip_and_the_next_file_is_read(pool, fault, reason):
         run_isolated(SOON, "some.mp4", fault)
     assert "\n" not in str(raised.value)
     assert raised.value.file == "some.mp4"
+    assert run_isolated(SOON, "next.mp4", faults.work, 0.0) == "done"
+
+
+def count_descriptors() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+@LINUX
+@pytest.mark.parametrize("call", ["socket.socketpair", "os.pipe", "subprocess.Popen", "make_memory"])
+def test_a_decoder_that_cannot_be_started_is_one_line(pool, monkeypatch, call):
+    """What the system refuses where processes, memory or open files have run out."""
+
+    def refuse(*given, **named):
+        raise OSError(errno.EAGAIN, "Resource temporarily unavailable")
+
+    before = count_descriptors()
+    with monkeypatch.context() as patched:
+        patched.setattr(f"mirasol.media.isolation.decoders.{call}", refuse)
+        for start in (start_decoder, lambda: run_isolated(SOON, "some.mp4", faults.work, 0.0)):
+            with pytest.raises(UserError, match="^no process can be started to decode media .Resource temp") as raised:
+                start()
+            assert not isinstance(raised.value, BadClip), "no file is to blame"
+            assert "\n" not in str(raised.value)
+            del raised
+    gc.collect()
+    assert count_descriptors() == before
+    assert run_isolated(SOON, "next.mp4", faults.work, 0.0) == "done"
+
+
+@LINUX
+def test_too_few_open_files_for_a_decoder(pool):
+    import resource
+
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with open(os.devnull) as file:
+        free = file.fileno()
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (free + 2, limits[1]))
+        with pytest.raises(UserError, match=r"no process can be started to decode media \(.*open files"):
+            Decoder()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
     assert run_isolated(SOON, "next.mp4", faults.work, 0.0) == "done"
 
 
@@ -217,7 +260,7 @@ def test_a_forked_process_has_decoders_of_its_own(pool):
 
 def test_a_decoder_that_cannot_start_is_no_fault_of_the_file(pool, monkeypatch):
     monkeypatch.setattr(isolation, "format_decoder_program", lambda descriptors: "raise SystemExit(7)")
-    with pytest.raises(RuntimeError, match=r"no decoder process can be started \(exit code 7\)"):
+    with pytest.raises(UserError, match=r"no process can be started to decode media \(exit code 7: its errors"):
         run_isolated(SOON, "a", faults.pid)
 
 

@@ -18,7 +18,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
@@ -66,7 +66,7 @@ def run_isolated(
         BadClip: of `file`: the decoder crashed, made no progress for `limits.max_idle_seconds`, took more than
             `limits.max_memory` bytes, or failed in a way that the reader does not know.
         Exception: a `UserError` (other `BadClip`s among them) that the function raised.
-        RuntimeError: no decoder process can be started.
+        UserError: no decoder process can be started.
     """
     decoder = _pool.take()
     try:
@@ -100,31 +100,39 @@ def _get_working_folder() -> str | None:
     return None
 
 
+def _start_process(given: tuple[int, int, int]) -> subprocess.Popen:
+    """A process that runs `serve` with these descriptors."""
+    # It inherits the mask: no signal reaches it before it says what is done with it.
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    try:
+        return subprocess.Popen(
+            [sys.executable, "-c", format_decoder_program(given)],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            pass_fds=given,
+            env=os.environ | ENVIRONMENT,
+        )
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
+def _describe_no_start(why: str) -> str:
+    return (
+        f"no process can be started to decode media ({why}): free memory, processes or open files of this machine, or "
+        "raise their limits (ulimit -a)"
+    )
+
+
 class Decoder:
     """A decoder process and the connection to it. For one thread at a time."""
 
     def __init__(self):
-        self._connection, theirs = socket.socketpair()
-        lifeline, pipe = os.pipe()
-        self._lifeline: int | None = pipe
-        progress = make_memory(PAGE)
-        self._progress = memoryview(mmap.mmap(progress, PAGE)).cast("q")
-        given = (theirs.fileno(), lifeline, progress)
-        # A decoder inherits the mask: no signal reaches it before it says what is done with it.
-        mask = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
-        try:
-            self._process = subprocess.Popen(
-                [sys.executable, "-c", format_decoder_program(given)],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                pass_fds=given,
-                env=os.environ | ENVIRONMENT,
-            )
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-            theirs.close()
-            os.close(lifeline)
-            os.close(progress)
+        with ExitStack() as undone:
+            try:
+                self._start(undone)
+            except (OSError, ValueError) as error:
+                raise UserError(_describe_no_start(getattr(error, "strerror", None) or str(error))) from error
+            undone.pop_all()
         self._memory: int | None = None
         with suppress(OSError):
             self._memory = os.open(f"/proc/{self.pid}/statm", os.O_RDONLY)
@@ -135,6 +143,21 @@ class Decoder:
         self.alive = True
         with suppress(ConnectionError):  # one that has failed to start is found out by the first job
             send_message(self._connection, pickle.dumps([place for place in sys.path if place]))
+
+    def _start(self, undone: ExitStack) -> None:
+        """Starts the process; `undone` closes what this process keeps of the connection to it."""
+        self._connection, theirs = socket.socketpair()
+        undone.callback(self._connection.close)
+        with theirs:
+            lifeline, pipe = os.pipe()
+            self._lifeline: int | None = pipe
+            undone.callback(os.close, pipe)
+            with ExitStack() as given:
+                given.callback(os.close, lifeline)
+                progress = make_memory(PAGE)
+                given.callback(os.close, progress)
+                self._progress = memoryview(mmap.mmap(progress, PAGE)).cast("q")
+                self._process = _start_process((theirs.fileno(), lifeline, progress))
 
     @property
     def pid(self) -> int:
@@ -223,7 +246,7 @@ class Decoder:
             if self._process.poll() is not None or time.monotonic() > deadline:
                 why = f"exit code {self._process.returncode}" if self._process.returncode is not None else "no answer"
                 self.kill()
-                raise RuntimeError(f"no decoder process can be started ({why}): its errors are above")
+                raise UserError(_describe_no_start(f"{why}: its errors are above"))
             time.sleep(0.005)
 
     def _wait(self, limits: Limits, file: object) -> None:
