@@ -47,7 +47,7 @@ class Span:
     joints: tuple[float, ...] = ()
     shifts: dict[Hashable, tuple[tuple[int, float], ...]] = field(default_factory=dict)
     remarks: tuple[tuple[float, str], ...] = ()
-    repairs: dict[tuple[Hashable, int], float] = field(default_factory=dict)
+    repairs: dict[tuple[Hashable, int], tuple[float, float]] = field(default_factory=dict)
     strays: int = 0
 
     @property

@@ -13,9 +13,13 @@ BACKWARD_SECONDS = 0.1  # decoding times of one stream never run backwards withi
 # lasts that long.
 FORWARD_SECONDS = 10.0
 PAUSE_SECONDS = 1.0  # from here on a forward jump is looked at
+SHORTEST_PAUSE_SECONDS = 0.2  # or from here on, where packets have come closer together
+STEADY_PACKETS = 3
+STEADY_STEPS = 10
 ABSURD_SECONDS = 3600.0
 SAME_START_SECONDS = 10.0  # streams of one recording begin within this time of each other
 REORDER_SECONDS = 600.0  # no frame waits that long to be shown
+REORDERED_FRAMES = 8
 USUAL_REORDER_SECONDS = 1.0  # few frames wait for longer, unless all of a slow video do
 # Damaged time stamps jump and come back: so short a piece is out of place, not a recording.
 STRAY_SECONDS = 1.0
@@ -38,6 +42,8 @@ class _Piece:
     decoded: float  # of the last one
     count: int = 1
     delay: float | None = None  # between decoding and showing the last packet
+    longest_delay: float = 0.0  # of any packet of the stream so far
+    step_before: float | None = None  # of the pieces before
     untimed: float = 0.0  # seconds of packets without a time since the last one that has one
     # Pieces of other streams in which this one begins, and how far they had come: end, decoding time.
     elsewhere: "dict[Hashable, tuple[_Piece, float, float]]" = field(default_factory=dict)
@@ -55,9 +61,16 @@ class _Piece:
         return self.count <= STRAY_PACKETS and self.decoded - self.first_decoded <= STRAY_SECONDS
 
     @property
-    def step(self) -> float:
-        """Seconds from packet to packet."""
-        return (self.decoded - self.first_decoded) / max(1, self.count - 1)
+    def most_delay(self) -> float:
+        """Seconds that a packet may wait to be shown, as far as the others show."""
+        return BACKWARD_SECONDS + max(2 * self.longest_delay, REORDERED_FRAMES * (self.step or 0.0))
+
+    @property
+    def step(self) -> float | None:
+        """Seconds from packet to packet, None where that is not known yet."""
+        if self.count < STEADY_PACKETS:
+            return self.step_before
+        return (self.decoded - self.first_decoded) / (self.count - 1)
 
 
 @dataclass(frozen=True)
@@ -69,7 +82,7 @@ class PacketScan:
     joints: where, on the rising clock, time stamps start over.
     shifts: by stream, (number of the packet, seconds) pairs: from that packet on, seconds are added.
     last_begin: the latest presentation second at which a packet begins.
-    repairs: by stream and number of a packet, seconds to add to its presentation time, which is damaged.
+    repairs: by stream and number of a packet, seconds to add to its presentation and decoding time: one is damaged.
     strays: how many packets have times that do not fit those around them, both of their times.
     """
 
@@ -78,7 +91,7 @@ class PacketScan:
     joints: tuple[float, ...]
     shifts: dict[Hashable, tuple[tuple[int, float], ...]]
     last_begin: float
-    repairs: dict[tuple[Hashable, int], float] = field(default_factory=dict)
+    repairs: dict[tuple[Hashable, int], tuple[float, float]] = field(default_factory=dict)
     strays: int = 0
 
     def find_shift(self, stream: Hashable, number: int) -> float:
@@ -110,6 +123,7 @@ def scan_packets(packets: Iterable[tuple[Hashable, float, Packet, int]], joinabl
     pieces: dict[Hashable, list[_Piece]] = {}
     counts: dict[Hashable, int] = {}
     doubts: list[_Doubt] = []
+    repairs: dict[tuple[Hashable, int], tuple[float, float]] = {}
     last_begin = -math.inf
     for order, (stream, tick, packet, part) in enumerate(packets):
         number = counts.get(stream, 0)
@@ -121,16 +135,19 @@ def scan_packets(packets: Iterable[tuple[Hashable, float, Packet, int]], joinabl
                 own[-1].untimed += (packet.duration or 0) * tick
             continue
         time, stop = stamp * tick, (stamp + (packet.duration or 0)) * tick
-        decoded = packet.dts * tick if packet.dts is not None else time
-        doubtful = joinable and abs(decoded - time) > USUAL_REORDER_SECONDS
-        if abs(decoded - time) > REORDER_SECONDS and not (own and _goes_on(own[-1], decoded)):
-            decoded, doubtful = time, False  # one of the two is damaged, and pictures are shown at this one
+        stored = packet.dts * tick if packet.dts is not None else time
+        decoded, doubtful = _judge_times(own, time, stored) if joinable else (stored, False)
+        if decoded != stored:
+            repairs[stream, number] = 0.0, decoded - stored
         last_begin = max(last_begin, time)
         shown, ended = (math.inf, -math.inf) if doubtful else (time, stop)  # added by `_find_repairs`
         if not own or (joinable and not _goes_on(own[-1], decoded)):
             if own:
                 own[-1].end += own[-1].untimed
-            own.append(_Piece(stream, part, number, order, shown, ended, decoded, decoded))
+            piece = _Piece(stream, part, number, order, shown, ended, decoded, decoded)
+            if own:
+                piece.longest_delay, piece.step_before = own[-1].longest_delay, own[-1].step
+            own.append(piece)
             own[-1].elsewhere = {
                 other: (found[-1], found[-1].end, found[-1].decoded)
                 for other, found in pieces.items()
@@ -145,15 +162,33 @@ def scan_packets(packets: Iterable[tuple[Hashable, float, Packet, int]], joinabl
             doubts.append(_Doubt(own[-1], number, time, stop, decoded, own[-1].delay))
         else:
             own[-1].delay = time - decoded
-    repairs = _find_repairs(doubts, counts)
+            own[-1].longest_delay = max(own[-1].longest_delay, time - decoded)
+    repairs |= _find_repairs(doubts, counts)
     return _place_pieces({stream: own for stream, own in pieces.items() if own}, last_begin, repairs)
 
 
 def _goes_on(piece: _Piece, decoded: float) -> bool:
-    return -BACKWARD_SECONDS <= decoded - piece.decoded <= PAUSE_SECONDS
+    jump = decoded - piece.decoded
+    step = piece.step
+    usual = step is None or jump <= max(SHORTEST_PAUSE_SECONDS, STEADY_STEPS * step)
+    return -BACKWARD_SECONDS <= jump <= PAUSE_SECONDS and usual
 
 
-def _find_repairs(doubts: list[_Doubt], counts: dict[Hashable, int]) -> dict[tuple[Hashable, int], float]:
+def _judge_times(own: list[_Piece], time: float, decoded: float) -> tuple[float, bool]:
+    """When a packet is decoded, in place of a time that is damaged, and whether it is doubtful when it is shown."""
+    delay = time - decoded
+    last = own[-1] if own else None
+    if last is not None and last.step is not None and not -BACKWARD_SECONDS <= delay <= last.most_delay:
+        if _goes_on(last, decoded):
+            return decoded, True
+        if -BACKWARD_SECONDS <= time - last.decoded <= last.longest_delay + PAUSE_SECONDS:
+            return last.decoded + (last.step or 0.0), False
+    if abs(delay) > REORDER_SECONDS:
+        return time, False  # pictures are shown at this one
+    return decoded, abs(delay) > USUAL_REORDER_SECONDS
+
+
+def _find_repairs(doubts: list[_Doubt], counts: dict[Hashable, int]) -> dict[tuple[Hashable, int], tuple[float, float]]:
     """Which doubtful times are damaged, and what to add to them. Adds the packets to their pieces."""
     repairs = {}
     for stream, count in counts.items():
@@ -162,15 +197,16 @@ def _find_repairs(doubts: list[_Doubt], counts: dict[Hashable, int]) -> dict[tup
         most = statistics.median(doubt.delay for doubt in own) if len(own) > count / 4 else 0.0
         for doubt in own:
             piece, repair = doubt.piece, 0.0
-            if not 0 < doubt.delay <= 3 * most:
+            if abs(doubt.delay - most) > 2 * abs(most) and not 0 < doubt.delay <= piece.most_delay:
                 usual = doubt.usual if doubt.usual is not None else piece.delay or 0.0
-                repair = repairs[stream, doubt.number] = max(usual, most) - doubt.delay
+                repair = max(usual, most) - doubt.delay
+                repairs[stream, doubt.number] = repair, 0.0
             piece.begin, piece.end = min(piece.begin, doubt.time + repair), max(piece.end, doubt.stop + repair)
     return repairs
 
 
 def _place_pieces(
-    pieces: dict[Hashable, list[_Piece]], last_begin: float, repairs: dict[tuple[Hashable, int], float]
+    pieces: dict[Hashable, list[_Piece]], last_begin: float, repairs: dict[tuple[Hashable, int], tuple[float, float]]
 ) -> PacketScan:
     if not pieces:
         return PacketScan(-math.inf, math.inf, (), {}, -math.inf)
@@ -216,10 +252,13 @@ def _is_among(piece: _Piece, others: list[_Piece]) -> bool:
 
 
 def _comes_back(base: _Piece, strays: list[_Piece], piece: _Piece) -> bool:
-    """Whether a piece goes on where `base` ends, in the same part of the file."""
+    """Whether a piece goes on where `base` ends, in the same part of the file, and those in between are elsewhere."""
     if not strays or piece.part != base.part:
         return False
-    gap = STRAY_SECONDS + (sum(stray.count for stray in strays) + 2) * min(base.step, REORDER_SECONDS)
+    first, last = min(stray.first_decoded for stray in strays), max(stray.decoded for stray in strays)
+    if base.decoded <= first and last <= piece.first_decoded:
+        return False
+    gap = STRAY_SECONDS + (sum(stray.count for stray in strays) + 2) * (base.step or 0.0)
     return -BACKWARD_SECONDS <= piece.first_decoded - base.decoded <= gap
 
 
@@ -395,7 +434,7 @@ class RisingClock:
     def __init__(
         self,
         shifts: dict[Hashable, tuple[tuple[int, float], ...]],
-        repairs: dict[tuple[Hashable, int], float] | None = None,
+        repairs: dict[tuple[Hashable, int], tuple[float, float]] | None = None,
     ):
         self._shifts, self._repairs = shifts, repairs or {}
         self._counts: dict[Hashable, int] = {}
@@ -412,8 +451,8 @@ class RisingClock:
                 place += 1
             self._places[stream] = place
             shift = own[place][1]
-        repair = self._repairs.get((stream, number), 0.0)
-        if shift or repair:
-            ticks = round(shift / packet.time_base)
-            packet.dts = None if packet.dts is None else packet.dts + ticks
-            packet.pts = None if packet.pts is None else packet.pts + ticks + round(repair / packet.time_base)
+        shown, decoded = self._repairs.get((stream, number), (0.0, 0.0))
+        if shift or shown or decoded:
+            tick = packet.time_base
+            packet.pts = None if packet.pts is None else packet.pts + round((shift + shown) / tick)
+            packet.dts = None if packet.dts is None else packet.dts + round((shift + decoded) / tick)
