@@ -21,6 +21,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -77,12 +78,12 @@ class State:
 class Fuzzer:
     """Cases of one kind of input; `folder` is for seeds and everything that is written."""
 
-    def __init__(self, kind: str, seed: int, folder: Path):
+    def __init__(self, kind: str, seed: int, folder: Path, only: str = "*"):
         self.kind, self.seed = kind, seed
         self.folder = folder.absolute()
         self.sandbox = self.folder / "sandbox"
         self.limits = LIMITS if kind in ("media", "annotations", "tars", "recipes") else HEAVY
-        self.seeds = self._load_seeds()
+        self.seeds = {key: files for key, files in self._load_seeds().items() if fnmatch(key[1], only)}
         self.media = {name: content for files in self.seeds.values() for name, content in files.items() if content}
 
     def _load_seeds(self) -> dict[tuple[str, str], dict[str, bytes]]:
@@ -220,8 +221,19 @@ def save_state(file: Path, state: State) -> None:
     os.replace(file.with_suffix(".new"), file)
 
 
-def fuzz(kind: str, seed: int, count: int, folder: Path, minutes: float = float("inf"), quiet: bool = False) -> State:
-    """Runs the cases up to `count` that were not run before, for at most so many minutes; returns the state."""
+def fuzz(
+    kind: str,
+    seed: int,
+    count: int,
+    folder: Path,
+    minutes: float = float("inf"),
+    quiet: bool = False,
+    only: str = "*",
+) -> State:
+    """Runs the cases up to `count` that were not run before, for at most so many minutes; returns the state.
+
+    `only`: a pattern of the names of the seeds that are mutated.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / "state.json"
     state, fuzzer = load_state(file), Fuzzer(kind, seed, folder)
@@ -274,6 +286,7 @@ def main() -> None:
     parser.add_argument("--count", "-n", type=int, default=10_000, help="cases; of kind all: of media, others a tenth")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--minutes", type=float, default=float("inf"), help="most time for each kind")
+    parser.add_argument("--only", default="*", metavar="PATTERN", help="mutate seeds of these names, such as '*.ts'")
     parser.add_argument("--folder", type=Path, default=Path("runs/fuzz"))
     parser.add_argument("--replay", type=Path, metavar="FILE", help="run the findings of a findings.jsonl again")
     options = parser.parse_args()
@@ -286,7 +299,8 @@ def main() -> None:
     failed = False
     for kind in KINDS if options.kind == "all" else [options.kind]:
         count = options.count if options.kind == kind or kind == "media" else -(-options.count // 10)
-        state = fuzz(kind, options.seed, count, options.folder / f"{kind}-{options.seed}", options.minutes)
+        folder = options.folder / f"{kind}-{options.seed}"
+        state = fuzz(kind, options.seed, count, folder, options.minutes, only=options.only)
         print(f"{kind}: {state.done} cases in {state.seconds:.0f} s: {dict(state.outcomes)}", flush=True)
         for gist, count in state.findings.most_common():
             print(f"  {count} x {gist}", flush=True)

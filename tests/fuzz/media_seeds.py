@@ -6,6 +6,7 @@ from pathlib import Path
 import av
 import numpy as np
 from media_making import Audio, tone, write_media
+from PIL import Image
 
 RATE, FRAMES = 10, 12
 # file name: (video codec or "", audio codec or "", options of the codecs)
@@ -65,6 +66,13 @@ VIDEO = {
     "raw.h264": ("libx264", ""),
     "raw.hevc": ("libx265", ""),
     "raw.m4v": ("mpeg4", ""),
+    "raw.m2v": ("mpeg2video", ""),
+    "raw.m1v": ("mpeg1video", ""),
+    "raw.mjpeg": ("mjpeg", ""),
+    "raw.obu": ("libsvtav1", ""),
+    "vp8.ogg": ("libvpx", "libopus"),
+    "mpeg2.vob": ("mpeg2video", "ac3"),
+    "apng.apng": ("apng", ""),
 }
 IMAGES = {
     "image.png": ("png", "rgb24"),
@@ -79,8 +87,19 @@ MANY_CHANNELS = {
     "channels.mka": ("libopus", "7.1"),
     "channels.wav": ("pcm_s16le", "hexadecagonal"),
 }
+ANIMATION = "animation.webp_"  # not the extension of an image
+# Recordings of other seeds, appended to each other.
+JOINED = {
+    "same.ts": ("h264.ts", "h264.ts"),
+    "other.ts": ("h264.ts", "mpeg2.ts", "h264.ts"),
+    "other.vob": ("mpeg2.vob", "mpeg1.mpg"),
+    "same.ogg": ("opus.ogg", "opus.ogg"),
+    "other.ogg": ("vp8.ogg", "flac.ogg", "vp8.ogg"),
+}
 FORMATS = {
     "raw.m4v": "m4v",
+    "raw.m2v": "mpeg2video",
+    "raw.m1v": "mpeg1video",
     "raw.h264": "h264",
     "raw.hevc": "hevc",
     "wmv2.wmv": "asf",
@@ -109,6 +128,12 @@ def render_seeds(folder: Path) -> dict[str, bytes]:
             unfinished.rename(file)
         except (av.error.FFmpegError, ValueError, LookupError):
             unfinished.unlink(missing_ok=True)
+    if not (folder / ANIMATION).exists():
+        first, *others = [Image.fromarray(_picture(number)) for number in range(FRAMES)]
+        first.save(folder / ANIMATION, format="WEBP", save_all=True, append_images=others, duration=100)
+    for name, parts in JOINED.items():
+        if all((folder / part).exists() for part in parts):
+            (folder / name).write_bytes(b"".join((folder / part).read_bytes() for part in parts))
     return {file.name: file.read_bytes() for file in sorted(folder.iterdir()) if not file.name.startswith(".")}
 
 
@@ -150,7 +175,7 @@ def _add_video(out: av.container.OutputContainer, codec: str, name: str) -> av.V
     rate = 25 if codec in ("mpeg1video", "mpeg2video") else RATE
     stream = out.add_stream(codec, rate=rate)
     stream.width, stream.height = 64, 48
-    formats = {"mjpeg": "yuvj420p", "prores": "yuv422p10le", "huffyuv": "yuv422p", "gif": "rgb8"}
+    formats = {"mjpeg": "yuvj420p", "prores": "yuv422p10le", "huffyuv": "yuv422p", "gif": "rgb8", "apng": "rgb24"}
     stream.pix_fmt = formats.get(codec, "yuv420p")
     stream.codec_context.gop_size = 6
     if codec in ("libx264", "mpeg2video") and not name.endswith((".avi", ".flv")):

@@ -1,4 +1,4 @@
-"""Formats beyond the usual containers: animated PNG and WebP, raw H.264 and HEVC, and refusals by name."""
+"""Formats beyond the usual containers: animated PNG and WebP, raw video, and refusals by name."""
 
 import itertools
 from fractions import Fraction
@@ -49,11 +49,12 @@ def write_animation(path: Path, **options: object) -> Path:
 
 def write_raw(path: Path, codec: str, pictures: list[np.ndarray], rate: int, more: str = "", kind: str | None = None):
     """A raw stream, H.264 and HEVC with B-frames. Returns its path."""
-    options = {"libx264": {"bf": "3", "g": "12"}, "libx265": {"x265-params": f"bframes=3:keyint=12:log-level=0{more}"}}
+    options: dict = {"mpeg2video": {"bf": "2"}, "mpeg1video": {"bf": "2"}, "mpeg4": {"bf": "2"}}
+    options |= {"libx264": {"bf": "3", "g": "12"}, "libx265": {"x265-params": f"bframes=3:keyint=12:log-level=0{more}"}}
     with av.open(str(path), "w", format=kind) as out:
         stream = out.add_stream(codec, rate=rate, options=options.get(codec, {}))
         stream.height, stream.width = pictures[0].shape[:2]
-        stream.pix_fmt = "yuv420p"
+        stream.pix_fmt = "yuvj420p" if codec == "mjpeg" else "yuv420p"
         for number, picture in enumerate(pictures):
             frame = av.VideoFrame.from_ndarray(picture, "rgb24")
             frame.pts, frame.time_base = number, Fraction(1, rate)
@@ -144,19 +145,24 @@ def test_animated_png_that_is_cut_short_is_noticed(tmp_path):
     assert describe_early_end(path, "apng") == "its last chunk is missing"
 
 
-RAW = [("a.h264", "libx264", "H.264"), ("a.hevc", "libx265", "HEVC")]
+RAW = [
+    *(("a.h264", "libx264", "H.264", rate, None) for rate in (10, 50)),
+    *(("a.hevc", "libx265", "HEVC", rate, None) for rate in (10, 50)),
+    *(("a.m4v", "mpeg4", "MPEG-4 video", rate, "m4v") for rate in (10, 50)),
+    *(("a.m2v", "mpeg2video", "MPEG-1 or 2 video", rate, "mpeg2video") for rate in (25, 50)),
+    ("a.m1v", "mpeg1video", "MPEG-1 or 2 video", 25, "mpeg1video"),
+]
 
 
-@pytest.mark.parametrize(("name", "codec", "words"), RAW)
-@pytest.mark.parametrize("rate", [10, 50])
-def test_raw_video_has_the_rate_of_its_header(tmp_path, name, codec, words, rate):
+@pytest.mark.parametrize(("name", "codec", "words", "rate", "kind"), RAW)
+def test_raw_video_has_the_rate_of_its_header(tmp_path, name, codec, words, rate, kind):
     if codec not in av.codecs_available:
         pytest.skip(f"no {codec} in this build of PyAV: it would show that raw {words} is read")
-    path = write_raw(tmp_path / name, codec, ramp(40), rate)
+    path = write_raw(tmp_path / name, codec, ramp(40), rate, kind=kind)
     clip = read(path)
     assert clip.timeline.end == pytest.approx(40 / rate)
     assert has_note(clip, f"raw {words} has no times: {rate} frames a second, as its header states")
-    # In the order in which they are shown, each at its own time.
+    # In the order in which they are shown, each at its own time, none of them late.
     numbers = [number_of(picture) for picture in clip.frames]
     assert numbers == [round(time * rate) for time in clip.frame_times.tolist()]
     assert probe_media(path).video.average_rate == rate
@@ -174,10 +180,35 @@ def test_raw_video_without_a_rate_is_read_at_an_assumed_one(tmp_path):
     assert has_note(clip, "raw HEVC has no times: 25 frames a second, which is assumed: its header states no rate")
 
 
+@pytest.mark.parametrize(("codec", "kind", "words"), [("mjpeg", "mjpeg", "Motion JPEG"), ("libsvtav1", "obu", "AV1")])
+def test_raw_video_of_formats_that_state_no_rate(tmp_path, codec, kind, words):
+    if codec not in av.codecs_available:
+        pytest.skip(f"no {codec} in this build of PyAV: it would show that raw {words} is read")
+    path = write_raw(tmp_path / "a.raw", codec, ramp(40), 10, kind=kind)
+    clip = read(path)
+    assert clip.timeline.end == pytest.approx(40 / 25)
+    assert has_note(clip, f"raw {words} has no times: 25 frames a second, which is assumed: its header states no rate")
+    numbers = [number_of(picture) for picture in clip.frames]
+    assert numbers == [round(time * 25) for time in clip.frame_times.tolist()]
+    assert_a_window_is_the_slice(path, 0.4, 1.2)
+
+
+@pytest.mark.parametrize("end", ["", "MPO", "cut"])
+def test_a_still_jpeg_is_no_motion_jpeg(tmp_path, end):
+    path, picture = tmp_path / "a.mp4", draw_moving(0)
+    more = {"save_all": True, "append_images": [draw_moving(1)]} if end == "MPO" else {}
+    picture.save(path, format="MPO" if end == "MPO" else "JPEG", **more)
+    content = path.read_bytes()
+    path.write_bytes(content[:-50] if end == "cut" else content)
+    with pytest.raises(BadClip, match="is a JPEG image, which is not read"):
+        read(path)
+
+
 def test_formats_that_ffmpeg_knows_are_refused_by_its_name(tmp_path, monkeypatch):
-    raw = write_raw(tmp_path / "raw.mp4", "mpeg4", ramp(10), 10, kind="m4v")
+    raw = tmp_path / "raw.mp4"
+    raw.write_bytes(b"YUV4MPEG2 W64 H48 F10:1 C420jpeg\n" + (b"FRAME\n" + bytes(64 * 72)) * 10)
     monkeypatch.setattr(container.threading, "active_count", lambda: 1)
-    reason = "seems to be a file of FFmpeg's format m4v, which is not read: read are mp4, mov, "
+    reason = "seems to be a file of FFmpeg's format yuv4mpegpipe, which is not read: read are mp4, mov, "
     with pytest.raises(BadClip, match=reason) as caught:
         read(raw)
     assert "\n" not in str(caught.value)

@@ -82,6 +82,7 @@ def test_a_decoder_that_cannot_be_started_is_one_line(pool, monkeypatch, call):
     def refuse(*given, **named):
         raise OSError(errno.EAGAIN, "Resource temporarily unavailable")
 
+    gc.collect()
     before = count_descriptors()
     with monkeypatch.context() as patched:
         patched.setattr(f"mirasol.media.isolation.decoders.{call}", refuse)

@@ -19,7 +19,7 @@ from av.stream import Stream as AvStream
 
 from mirasol.errors import BadClip
 from mirasol.media.formats.animated_webp import decode_animated_webp, is_animated_webp
-from mirasol.media.formats.content import OTHER_FORMATS, PAGE, detect_content_kind
+from mirasol.media.formats.content import OTHER_FORMATS, PAGE, detect_content_kind, has_several_stills
 from mirasol.media.isolation.shared import report_progress
 from mirasol.media.joined.clock import RisingClock
 from mirasol.media.limits import Limits
@@ -28,15 +28,22 @@ from mirasol.media.limits import Limits
 # opened too.
 FORMATS = (
     "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,asf,flv,mpegts,mpeg,mpegvideo,"
-    "ogg,wav,w64,aiff,flac,mp3,aac,ac3,gif,ivf,mxf,amr,caf,au,wv,eac3,dts,apng,h264,hevc"
+    "ogg,wav,w64,aiff,flac,mp3,aac,ac3,gif,ivf,mxf,amr,caf,au,wv,eac3,dts,apng,h264,hevc,m4v,obu,mjpeg"
 )
 CONTAINER_OPTIONS = {"format_whitelist": FORMATS, "protocol_whitelist": "file"}
 READ_FORMATS = (
     "read are mp4, mov, 3gp, mkv, webm, avi, wmv, flv, ts, mpg, vob, ogg, mxf, ivf, gif, apng, animated webp, raw "
-    "h264 and hevc, wav, w64, aiff, caf, au, flac, mp3, aac, ac3, eac3, dts, amr and wv files"
+    "h264, hevc, av1, mpeg and mjpeg video, wav, w64, aiff, caf, au, flac, mp3, aac, ac3, eac3, dts, amr and wv files"
 )
 # Video without a container: packets have no times.
-RAW_VIDEO = {"h264": "H.264", "hevc": "HEVC"}
+RAW_VIDEO = {
+    "h264": "H.264",
+    "hevc": "HEVC",
+    "obu": "AV1",
+    "mpegvideo": "MPEG-1 or 2 video",
+    "m4v": "MPEG-4 video",
+    "mjpeg": "Motion JPEG",
+}
 RAW_RATE = 25  # frames a second where the header states none, as FFmpeg assumes
 LACKING = {"video": "no video track: answered from sound alone", "audio": "no audio track"}
 GENERATE_TIMES = 0x1  # AVFMT_FLAG_GENPTS
@@ -92,6 +99,8 @@ def open_media(path: str | os.PathLike, limits: Limits, place: ByteRange = WHOLE
         if container.format.name == "avi":
             # AVI has no presentation times. PyAV asks FFmpeg to make them up, and under B-frames they run backwards.
             container.flags &= ~GENERATE_TIMES
+        if container.format.name == "mjpeg" and has_several_stills(path):
+            raise BadClip(path, f"is a {OTHER_FORMATS['jpeg']}, which is not read: {READ_FORMATS}")
         limits.check_streams(path, len(container.streams))
         try:
             yield container
@@ -232,7 +241,7 @@ def read_packets(
             report_progress()
             if packet.size:
                 if position is not None:
-                    packet.dts, position = position, position + (packet.duration or 0)
+                    packet.pts, packet.dts, position = None, position, position + (packet.duration or 0)
                 if clock is not None:
                     clock.place(kinds[packet.stream_index], packet)
                 yield packet

@@ -15,6 +15,7 @@ from mirasol.media.container import (
     find_index_end,
     get_packet_times,
     is_index_complete,
+    is_raw_video,
     open_media,
     read_packets,
 )
@@ -142,6 +143,8 @@ def _goes_on_after(source: Source, end: float) -> bool:
 
 
 def _find_start(stream: AvStream, container: InputContainer) -> float:
+    if is_raw_video(container):
+        return 0.0
     if stream.start_time is not None:
         start = float(stream.start_time * stream.time_base)
     else:

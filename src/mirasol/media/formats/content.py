@@ -1,6 +1,8 @@
 """What a file is by its first bytes: names and extensions may be wrong."""
 
+import os
 import re
+from pathlib import Path
 
 PAGE = "an HTML page: its download failed"
 # How files of each kind begin. Failed downloads are HTML pages, whatever their extension.
@@ -53,3 +55,9 @@ OTHER_FORMATS = {
 def detect_content_kind(beginning: bytes) -> str:
     """What the first 512 bytes of a file show it to be ("html", "mp4", "matroska", "jpeg", …); "" for none known."""
     return next((kind for kind, pattern in _BEGINNINGS.items() if pattern.match(beginning)), "")
+
+
+def has_several_stills(path: str | os.PathLike) -> bool:
+    """Whether a JPEG file is one of cameras' that hold one picture in several sizes or depths (CIPA DC-007, "MPF")."""
+    with Path(path).open("rb") as stream:
+        return b"MPF\0" in stream.read(2**17)
