@@ -368,8 +368,8 @@ class MediaInfo:
 
 def probe_seconds(path: str | os.PathLike, limits: Limits = DEFAULT_LIMITS) -> float:
     """A media file's length in seconds, as `probe_media` has it; nothing is decoded. Raises BadClip."""
-    with open_media(path, limits) as container:
-        return find_span(container, choose_streams(container, path, limits), path, limits).seconds
+    with open_source(path, limits) as source:
+        return find_span(source).seconds
 
 
 def probe_media(path: str | os.PathLike, limits: Limits = DEFAULT_LIMITS) -> MediaInfo:
