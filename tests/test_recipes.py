@@ -15,7 +15,8 @@ from mirasol.config.recipe_io import load_recipe, recipe_from_dict
 from mirasol.cost.assumptions import Assumptions
 from mirasol.cost.plan import StagePlan, plan_run, read_clips_of_stages
 from mirasol.errors import UserError
-from mirasol.training.build import change_media_size, check_loss_weights, load_initial
+from mirasol.training.build import check_loss_weights
+from mirasol.training.initial import change_config, load_initial
 from mirasol.training.stages import StageWeights
 
 RECIPES = Path(__file__).parents[1] / "recipes"
@@ -38,7 +39,7 @@ def models():
     def make(recipe: Recipe, preset: str) -> MirasolForConditionalGeneration:
         key = (preset, recipe.model.image_size, recipe.model.num_chunks)
         if key not in made:
-            config = change_media_size(MirasolConfig.preset(preset), recipe.model)
+            config = change_config(MirasolConfig.preset(preset), recipe.model)
             with torch.device("meta"):
                 made[key] = MirasolForConditionalGeneration(config)
         return made[key]

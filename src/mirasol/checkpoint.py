@@ -6,7 +6,8 @@ Finding a checkpoint needs the standard library only; PyTorch and transformers a
 from __future__ import annotations
 
 import importlib.resources
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 SHIPPED = ("tiny",)
 WEIGHTS = "model.safetensors"
+STARTING_WEIGHTS = "starting_weights.json"  # what `mirasol init` records
 DTYPES = ("float16", "bfloat16", "float32", "float64")  # of saved weights, as config.json names them
 
 
@@ -123,6 +125,44 @@ def read_config(folder: Path) -> MirasolConfig:
         return MirasolConfig.from_pretrained(folder)
     except Exception as error:  # UserError, and whatever transformers raises for values of its own keys
         raise UserError(f"{file}: {' '.join(str(error).split())[:600]}") from error
+
+
+@dataclass(frozen=True)
+class Untrained:
+    """Weights of a model that no training has changed since they were drawn at random.
+
+    names: parameters
+    rows: tables of which only the last rows are untrained, by name: the first such row
+    """
+
+    names: frozenset[str] = frozenset()
+    rows: Mapping[str, int] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, for training.json."""
+        return {"weights": sorted(self.names), "rows": dict(self.rows)}
+
+
+def read_untrained(folder: Path) -> Untrained:
+    """What a checkpoint's folder says of its weights: training.json of a run, starting_weights.json of `mirasol init`.
+
+    A checkpoint without either, or of a version that did not record it, counts as trained. Raises UserError for a file
+    that cannot be read.
+    """
+    for name in ("training.json", STARTING_WEIGHTS):
+        file = folder / name
+        if not file.is_file():
+            continue
+        try:
+            facts = parse_json(file.read_text(encoding="utf-8"))
+            if name == STARTING_WEIGHTS:
+                rows = {e["target"]: int(e["untrained_from"]) for e in facts["loaded"] if "untrained_from" in e}
+                return Untrained(frozenset(entry["target"] for entry in facts["random"]), rows)
+            known = facts.get("untrained") or {"weights": [], "rows": {}}
+            return Untrained(frozenset(known["weights"]), {key: int(row) for key, row in known["rows"].items()})
+        except (UnicodeDecodeError, InvalidJson, KeyError, TypeError, ValueError, AttributeError) as error:
+            raise UserError(f"{file}: does not say which weights are untrained: restore a copy of it") from error
+    return Untrained()
 
 
 def _check_weights(folder: Path, config: MirasolConfig) -> None:

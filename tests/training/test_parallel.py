@@ -63,6 +63,7 @@ def quick_runs(values: dict, folder: Path, images: Path) -> dict[str, dict]:
     # Five clips are two steps, and in the second one process has only what fills the batch.
     epoch = {"epochs": 1, "clips_per_step": 4, "questions_per_clip": 64}
     silent = {"unheard": {**stage, "drop_audio": 1.0}, "unseen": {**stage, "drop_video": 1.0}, "epoch": epoch}
+    stage = {**stage, "allow_frozen_random": True}
     turns = {"audio": {**stage, "trains": ["audio"]}, "text": {**stage, "trains": ["text", "vit"]}, "all": stage}
     model = {"preset": "tiny", "overrides": {**values["model"]["overrides"], "contrastive": {"width": 8}}}
     shapes, stages = values["data"]["root"], values["stages"]

@@ -41,7 +41,8 @@ def staged(values, image_shapes):
         values["model"]["overrides"] = {**values["model"]["overrides"], "contrastive": {"width": 8}}
         if stage.get("objective") == "image_text":
             values["data"]["root"] = str(image_shapes)
-        values["stages"] = {"only": {"steps": 3, "clips_per_step": 3, "questions_per_clip": 2, **stage}}
+        given = {"steps": 3, "clips_per_step": 3, "questions_per_clip": 2, "allow_frozen_random": True}
+        values["stages"] = {"only": {**given, **stage}}
         return recipe_from_dict({**values, "validate_every": 3, **changes})
 
     return make
@@ -130,6 +131,8 @@ def test_stages_of_one_run_take_turns_and_a_resumed_run_knows_whose_turn_it_is(s
         "sound": {"steps": 2, "clips_per_step": 2, "questions_per_clip": 1, "trains": ["audio"]},
         "text": {"steps": 3, "clips_per_step": 2, "questions_per_clip": 1, "trains": ["text", "vocabulary"]},
     }
+    for stage in values["stages"].values():
+        stage["allow_frozen_random"] = True
     values["checkpoint_every"] = 3
     whole = train(recipe_from_dict({**values, "output": str(tmp_path / "whole")}), console=console)
     states = {}

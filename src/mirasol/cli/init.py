@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mirasol.checkpoint import STARTING_WEIGHTS
 from mirasol.cli.common import check_no_results, check_positive_options
 from mirasol.config.presets import PRESETS, check_preset
 from mirasol.errors import UserError
@@ -28,7 +29,7 @@ record of every tensor is written to OUT/starting_weights.json. Nothing is downl
 
   mirasol init 1b start --image clip-vit-large-patch14 --tokenizer tiny
   mirasol init 1b start --openmammut openMaMMUT-ViT-L-14 --tokenizer clip-vit-large-patch14 --inflate-tubes"""
-REPORT = "starting_weights.json"
+REPORT = STARTING_WEIGHTS
 
 
 def add_arguments(parser: ArgumentParser, make: MakeParser) -> None:

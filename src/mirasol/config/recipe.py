@@ -127,6 +127,8 @@ class DataRecipe:
 class ModelRecipe:
     """A preset with overrides, or a checkpoint to continue from (`init`), whose config and tokenizer are kept.
 
+    overrides: fields of the config that differ from the preset's, or from the checkpoint's: weights of the checkpoint
+        that fit are kept, all others are new (docs/training.md)
     image_size, num_chunks: with `init`, another frame size in pixels and number of chunks per clip; null: unchanged
     """
 
@@ -174,6 +176,7 @@ class Stage:
     augment: changes to the clips (docs/augmentation.md)
     trains: components that this stage trains, all others are frozen (names: docs/training.md); null: all that its
         losses reach
+    allow_frozen_random: lets the stage freeze weights that no training has changed since they were drawn at random
     data_sets: names in `data.mixture` that this stage trains on; null: all
     objective: `clips` has text, latent and reconstruction losses; `image_text` has MaMMUT's contrastive and generative
         losses over images with one text each
@@ -195,6 +198,7 @@ class Stage:
     label_smoothing: float | None = None
     augment: Augment = field(default_factory=Augment)
     trains: list[str] | None = None
+    allow_frozen_random: bool = False
     objective: Literal["clips", "image_text"] = "clips"
     data_sets: list[str] | None = None
 
@@ -496,19 +500,19 @@ def _check_no_key_is_idle(recipe: Recipe) -> None:
             "clip.accuracy, or leave patience out"
         )
     model = recipe.model
-    if model.init is not None and model.overrides:
-        raise UserError("model.overrides must be empty when model.init names a checkpoint: its config is kept")
     if model.init is not None and model.preset != ModelRecipe.preset:
         raise UserError(
-            f"model.preset={model.preset} has no effect with model.init: leave it out (mirasol plan accepts "
-            f"--preset {model.preset} in place of a checkpoint that does not exist yet)"
+            f"model.preset={model.preset} has no effect with model.init: leave it out, or take it back with "
+            f"--model.preset null (mirasol plan accepts --preset {model.preset} in place of a checkpoint that does "
+            "not exist yet)"
         )
     if model.init is not None and recipe.tokenizer != TokenizerRecipe():
         tokenizer = recipe.tokenizer
         key = "tokenizer.vocab_size" if tokenizer.init is None else "tokenizer.init"
         value = tokenizer.vocab_size if tokenizer.init is None else tokenizer.init
         raise UserError(
-            f"{key}={value} has no effect with model.init, which keeps the checkpoint's tokenizer: leave it out"
+            f"{key}={value} has no effect with model.init, which keeps the checkpoint's tokenizer: leave it out, or "
+            f"take it back with --{key} null"
         )
     for name, part in (("image_size", "video"), ("num_chunks", "chunking")):
         value = getattr(model, name)
@@ -516,6 +520,7 @@ def _check_no_key_is_idle(recipe: Recipe) -> None:
             raise UserError(f"model.{name}={value} must be positive")
         if value is not None and model.init is None:
             raise UserError(f"model.{name}={value} needs model.init: set model.overrides.{part}.{name} instead")
+    _check_overrides(model)
     data = recipe.data
     if data.cache_limit is not None:
         _check_positive(data, "cache_limit")
@@ -524,11 +529,24 @@ def _check_no_key_is_idle(recipe: Recipe) -> None:
                 f"data.cache_limit={data.cache_limit:g} has no effect without data.decode: ahead and a data.cache: "
                 "leave it out, or set both"
             )
+
+
+def _check_overrides(model: ModelRecipe) -> None:
+    """Refuses overrides that have no effect, or that another key decides."""
     if "loss_weights" in model.overrides:
         raise UserError("model.overrides.loss_weights has no effect: set loss_weights of each stage instead")
-    text = model.overrides.get("text")
-    if isinstance(text, Mapping) and "vocab_size" in text:
-        raise UserError("model.overrides.text.vocab_size has no effect: set tokenizer.vocab_size instead")
+    parts = {name: part for name, part in model.overrides.items() if isinstance(part, Mapping)}
+    if "vocab_size" in parts.get("text", {}):
+        instead = "set tokenizer.vocab_size instead" if model.init is None else "the checkpoint's tokenizer is kept"
+        raise UserError(f"model.overrides.text.vocab_size has no effect: {instead}")
+    if model.init is not None and "image_size" in parts.get("video", {}):
+        raise UserError(
+            "model.overrides.video.image_size: set model.image_size instead, which interpolates learned positions"
+        )
+    if model.num_chunks is not None and "chunking" in parts:
+        raise UserError(
+            f"model.num_chunks={model.num_chunks} and model.overrides.chunking: set model.overrides.chunking alone"
+        )
 
 
 def _check_data_sets(recipe: Recipe) -> None:

@@ -35,7 +35,8 @@ RENAMED: dict[type, dict[str, Renamed]] = {
 
 
 def load_recipe(path: str | Path | Sequence[str | Path], overrides: Sequence[str] = ()) -> Recipe:
-    """Reads a recipe from YAML; later files override earlier ones.
+    """Reads a recipe from YAML; later files override earlier ones. A null takes a key of an earlier file back to its
+    default, unless null is a value of this key.
 
     `overrides` are `key.path=value` (a leading `--` is allowed), e.g. `optimizer.learning_rate=1e-4` or
     `stages.questions.steps=100`; values are YAML.
@@ -48,10 +49,37 @@ def load_recipe(path: str | Path | Sequence[str | Path], overrides: Sequence[str
     values: dict[str, Any] = {}
     for file in map(Path, paths):
         of_a_run = (file.parent / "run.json").is_file()
-        values = merge_mappings(values, read_run_recipe(file)[0] if of_a_run else read_yaml(file))
+        later = read_run_recipe(file)[0] if of_a_run else read_yaml(file)
+        values = _override(values, later, Recipe)
     for override in overrides:
-        values = merge_mappings(values, _parse_override(override))
+        values = _override(values, _parse_override(override), Recipe)
     return recipe_from_dict(values, where=", ".join(str(file) for file in paths))
+
+
+def _override(values: Mapping[str, Any], later: Mapping[str, Any], kind: type | None) -> dict[str, Any]:
+    """`values` merged with `later`, whose nulls remove keys of `values` that cannot be null. `kind`: what both become,
+    None for keys of the user's own."""
+    hints = typing.get_type_hints(kind) if kind is not None else {}
+    fields = {} if kind is None else {f.name: f for f in dataclasses.fields(kind)}
+    merged = dict(values)
+    for key, value in later.items():
+        before, hint = merged.get(key), hints.get(key)
+        if value is None and key in merged and hint is not None and types.NoneType not in typing.get_args(hint):
+            if _is_required(fields[key]):
+                merged[key] = None  # refused later, by name
+            else:
+                del merged[key]
+        elif isinstance(value, Mapping) and isinstance(before, Mapping):
+            of_entries = typing.get_args(hint)[-1] if typing.get_origin(hint) is dict else None
+            if dataclasses.is_dataclass(of_entries):  # stages and data sets, by names of the user's own
+                both = {n: e for n, e in value.items() if isinstance(e, Mapping) and isinstance(before.get(n), Mapping)}
+                entries = {name: _override(before[name], entry, of_entries) for name, entry in both.items()}
+                merged[key] = merge_mappings(before, value) | entries
+            else:
+                merged[key] = _override(before, value, hint if dataclasses.is_dataclass(hint) else None)
+        else:
+            merged[key] = value
+    return merged
 
 
 def recipe_from_dict(values: Mapping[str, Any], where: str = "recipe") -> Recipe:
@@ -175,9 +203,12 @@ def _check_keys(values: Any, kind: type, prefix: str, where: str) -> None:
     for key, value, inner in _iterate_parts(values, kind):
         _check_keys(value, inner, f"{prefix}{key}.", where)
     for name, f in fields.items():
-        required = f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
-        if required and name not in values:
+        if _is_required(f) and name not in values:
             raise UserError(f"{where}: missing key {prefix + name!r} ({_format_type(hints[name])})")
+
+
+def _is_required(f: dataclasses.Field) -> bool:
+    return f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
 
 
 def _format_type(kind: Any) -> str:

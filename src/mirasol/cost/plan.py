@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from mirasol.checkpoint import find_checkpoint, load_processor, read_config
+from mirasol.checkpoint import Untrained, find_checkpoint, load_processor, read_config
 from mirasol.config.model import MirasolConfig
 from mirasol.config.recipe import Recipe, Stage
 from mirasol.cost.assumptions import Assumptions
@@ -32,7 +32,7 @@ from mirasol.data.splits import read_data
 from mirasol.errors import UserError
 from mirasol.media.timeline import ChunkGrid, cut_into_chunks
 from mirasol.model.mirasol import MirasolForConditionalGeneration
-from mirasol.training.build import change_media_size
+from mirasol.training.initial import InitialWeights, change_config, find_initial_weights
 from mirasol.training.stages import Regularisers, StageWeights
 
 SAMPLED_CLIPS = 32
@@ -69,6 +69,7 @@ class Plan:
 
     kind: `parallel.kind`; peak_is: the source of peak_tflops
     components: for each component its `parameters` and, by stage, how many of them are `trained`
+    initial: for each component how many weights are `loaded` from `model.init`, of these `untrained`, `new`, `unused`
     checkpoint_bytes: of one checkpoint with its optimizer; result_bytes: of the finished model
     clip_bytes: of one decoded clip in the cache
     notes: what was assumed
@@ -80,6 +81,7 @@ class Plan:
     peak_tflops: float
     peak_is: str
     components: dict[str, dict[str, Any]]
+    initial: dict[str, dict[str, int]]
     parameters: int
     stages: dict[str, StagePlan]
     seconds: float
@@ -105,7 +107,9 @@ def plan_run(recipe: Recipe, given: Assumptions) -> Plan:
     notes = ["compile: counted as if the compiler kept everything for backward"] if recipe.compile else []
     config = find_planned_config(recipe, given.preset, notes)
     model = build_on_meta(config).train()
-    chosen = StageWeights(recipe, model)
+    initial = find_planned_weights(recipe, config, given.preset, notes)
+    chosen = StageWeights(recipe, model, initial.untrained)
+    notes += [f"mirasol train refuses this: {line}" for line in chosen.describe_frozen_random()]
     chosen.enter(None)
     weights, optimizer = count_weight_bytes(model), count_optimizer_bytes(model, recipe.optimizer)
     recipe, clips = read_clips_of_stages(recipe, notes)
@@ -127,6 +131,7 @@ def plan_run(recipe: Recipe, given: Assumptions) -> Plan:
         peak_tflops=peak,
         peak_is=source,
         components=chosen.to_dict(),
+        initial=initial.count_by_component(),
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         stages=stages,
         seconds=sum(stage.seconds for stage in stages.values()),
@@ -191,11 +196,19 @@ def find_planned_config(recipe: Recipe, preset: str | None, notes: list[str]) ->
         return config
     if preset is not None:
         notes.append(f"model.init={recipe.model.init}: counted as a model of the preset {preset}")
-        return change_media_size(MirasolConfig.preset(preset, **recipe.model.overrides), recipe.model)
+        return change_config(MirasolConfig.preset(preset), recipe.model)
     try:
-        return change_media_size(read_config(find_checkpoint(recipe.model.init)), recipe.model)
+        return change_config(read_config(find_checkpoint(recipe.model.init)), recipe.model)
     except UserError as error:
         raise UserError(f"model.init: {error}, or plan with --preset, e.g. --preset 3b") from error
+
+
+def find_planned_weights(recipe: Recipe, config: MirasolConfig, preset: str | None, notes: list[str]) -> InitialWeights:
+    """Where the weights come from; all unknown, with a note, where a preset stands in for the checkpoint."""
+    if recipe.model.init is None or preset is None:
+        return find_initial_weights(recipe, config)
+    notes.append("which weights are random at the start is not known without the checkpoint")
+    return InitialWeights({}, {}, {}, Untrained())
 
 
 def read_clips_of_stages(recipe: Recipe, notes: list[str]) -> tuple[Recipe, dict[str, Sequence[ClipExamples]]]:

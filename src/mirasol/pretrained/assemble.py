@@ -129,7 +129,11 @@ def plan_tensors(
         for step in steps:
             if isinstance(step, Copy):
                 values[step.target] = _make_checked(source, step, shapes[step.target])
-                report.loaded.append(_describe_step(step, shapes, source=list(step.sources), file=source.name))
+                more = {}
+                if len(values[step.target]) < shapes[step.target][0]:
+                    more["untrained_from"] = len(values[step.target])  # the first row that the source does not have
+                described = _describe_step(step, shapes, source=list(step.sources), file=source.name, **more)
+                report.loaded.append(described)
             else:
                 fills[step.target] = step.value
                 report.filled.append(_describe_step(step, shapes, value=step.value))

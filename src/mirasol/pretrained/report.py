@@ -8,10 +8,11 @@ from typing import Any
 class PretrainedReport:
     """Where the weights of a model come from.
 
-    loaded: our name, the source's names and file, the shape, and how the tensor was transformed. filled: tensors set to
-    a number because the source has none. random: tensors initialised at random. unused: tensors of the sources that are
-    not used, with the reason. config_changes: fields that differ from the preset because a source needs it, as [old,
-    new]. remarks: assumptions about what a source does not state.
+    loaded: our name, the source's names and file, the shape, how the tensor was transformed, and where the source has
+    only the first rows, `untrained_from`, the first of the others. filled: tensors set to a number because the source
+    has none. random: tensors initialised at random. unused: tensors of the sources that are not used, with the reason.
+    config_changes: fields that differ from the preset because a source needs it, as [old, new]. remarks: assumptions
+    about what a source does not state.
     """
 
     loaded: list[dict[str, Any]] = field(default_factory=list)

@@ -13,11 +13,11 @@ from transformers import PreTrainedTokenizerBase
 
 # From the top of the package, which registers them with the Auto classes that load the processor's parts.
 from mirasol import MirasolConfig, MirasolFeatureExtractor, MirasolForConditionalGeneration, MirasolProcessor
-from mirasol.checkpoint import Loaded, find_checkpoint, load_checkpoint, load_processor, read_config
+from mirasol.checkpoint import Loaded, find_checkpoint, load_processor, read_config
 from mirasol.config.checks import merge_mappings
 from mirasol.config.model import FORMAT_1_VALUES
 from mirasol.config.parts import LossWeights, TextConfig
-from mirasol.config.recipe import ModelRecipe, Recipe
+from mirasol.config.recipe import Recipe
 from mirasol.console import Progress, print_line
 from mirasol.data.clip_cache import BadWindow, ClipCache, UnreadableWindow, write_bad_clips
 from mirasol.data.digest import ExamplesDigest, digest_examples
@@ -43,6 +43,7 @@ from mirasol.media.tokenizer import train_tokenizer
 from mirasol.training.batches import BatchStream
 from mirasol.training.checkpoint import Checkpoints, Tensors
 from mirasol.training.distributed import ParallelModel, Ranks
+from mirasol.training.initial import change_config, find_initial_weights, load_initial
 from mirasol.training.logging import BestStep, RunLog, check_metric, check_tracker, make_tracker, read_metrics
 from mirasol.training.measures import Clock
 from mirasol.training.optim import Optimizer, WeightAverage
@@ -65,41 +66,6 @@ def pick_device(name: str, local_rank: int = 0) -> torch.device:
     if name == "cuda" and not available:
         raise UserError("device=cuda: PyTorch finds no GPU: use device: auto or cpu")
     return torch.device("cuda", local_rank) if available and name != "cpu" else torch.device("cpu")
-
-
-def load_initial(recipe: Recipe) -> Loaded | None:
-    """The checkpoint that `model.init` names, with the recipe's frame size and number of chunks; None without one.
-
-    Raises UserError for a checkpoint that cannot be used, and as `change_media_size`.
-    """
-    settings = recipe.model
-    if settings.init is None:
-        return None
-    initial = load_checkpoint(settings.init)
-    config = initial.model.config
-    if settings.image_size is not None and settings.image_size != config.video.image_size:
-        initial.model.set_image_size(settings.image_size)
-    change_media_size(config, settings)
-    initial.processor.feature_extractor = MirasolFeatureExtractor.for_config(config)
-    return initial
-
-
-def change_media_size(config: MirasolConfig, settings: ModelRecipe) -> MirasolConfig:
-    """Changes the config of `model.init` to the recipe's frame size and number of chunks. Returns it.
-
-    Raises UserError for a number of chunks if the checkpoint cuts clips by seconds.
-    """
-    if settings.image_size is not None:
-        config.video = replace(config.video, image_size=settings.image_size)
-    if settings.num_chunks is not None:
-        if config.chunking.num_chunks is None:
-            raise UserError(
-                f"model.num_chunks={settings.num_chunks}: {settings.init} cuts clips into chunks of "
-                f"{config.chunking.chunk_seconds} s: leave it out"
-            )
-        most = max(config.chunking.max_chunks, settings.num_chunks)
-        config.chunking = replace(config.chunking, num_chunks=settings.num_chunks, max_chunks=most)
-    return config
 
 
 def make_processor(
@@ -138,7 +104,7 @@ def make_outline(
     """The model of `make_model` on the meta device: another process has its weights."""
     if recipe.model.init is not None:
         config = MirasolConfig.from_pretrained(find_checkpoint(recipe.model.init))
-        change_media_size(config, recipe.model)
+        config = change_config(config, recipe.model)
     else:
         config = _make_config(recipe, processor, facts)
     with torch.device("meta"):
@@ -295,7 +261,10 @@ def make_local_parts(recipe: Recipe, folder: RunFolder, ranks: Ranks, console: "
     check_augmentation(recipe, model.config)
     if recipe.keep_best is not None:
         check_metric(recipe.keep_best, validation.parts)
-    weights, regularisers = StageWeights(recipe, model), Regularisers(model)
+    initial = find_initial_weights(recipe, model.config)
+    weights, regularisers = StageWeights(recipe, model, initial.untrained), Regularisers(model)
+    if not folder.holds_run:
+        weights.raise_if_random_is_frozen()
     settings, every_example = model.config.media_settings(), [*examples.all_train, *examples.all_validation]
     train_clips, validation_clips = make_caches(recipe, folder.path, settings, every_example)
     bad = decode_clips(recipe, folder, plan, validation, processor, validation_clips, console)
@@ -306,9 +275,11 @@ def make_local_parts(recipe: Recipe, folder: RunFolder, ranks: Ranks, console: "
     report_bad_clips(folder, examples, bad, console)
     digests = read.compute_digests(recipe.data.folder)
     steps = {name: stage.steps for name, stage in plan.recipe.stages.items()}
-    folder.start([*examples.absent, *bad], weights.to_dict(), model.config.to_dict(), digests, steps)
+    facts = {"initial": initial.count_by_component(), "untrained": initial.untrained.to_dict()}
+    folder.start([*examples.absent, *bad], weights.to_dict(), model.config.to_dict(), digests, steps, facts)
     report_long_texts(recipe, folder, examples, console)
-    report_use_of_data(plan, validation, weights, console)
+    report_use_of_data(plan, validation, console)
+    print_line(console, "\n\n".join(table for table in (initial.format_rows(), weights.format_rows()) if table))
     if not (folder.path / "processor").exists():
         write_folder_atomically(folder.path / "processor", processor.save_pretrained, replace=True)
     return LocalParts(
@@ -405,8 +376,8 @@ def make_text_limit(recipe: Recipe, text: TextConfig) -> TextLimit:
     return TextLimit(recipe.data, wanted or text.max_length, text.learned_positions)
 
 
-def report_use_of_data(plan: BatchPlan, validation: Validation, weights: StageWeights, console: "Console") -> None:
-    """Warns of examples that no stage trains on or that validation lacks, and prints what each stage trains."""
+def report_use_of_data(plan: BatchPlan, validation: Validation, console: "Console") -> None:
+    """Warns of examples that no stage trains on or that validation lacks."""
     for kind, count in plan.unused.items():
         warn(console, f"{count} examples ({KINDS[kind]}) are of a kind that no stage trains on: see stages.NAME.span")
     if validation.absent:
@@ -418,7 +389,6 @@ def report_use_of_data(plan: BatchPlan, validation: Validation, weights: StageWe
     for name, order in plan.mixtures.items():
         if isinstance(order, EpochOrder):
             print_line(console, f"stages.{name}: {order.describe()}")
-    print_line(console, weights.format_rows())
 
 
 def warn(console: "Console", message: str) -> None:
@@ -494,7 +464,7 @@ def build_run(recipe: Recipe, folder: RunFolder, ranks: Ranks, signals: StopSign
     recipe = parts.plan.recipe  # its epochs are counted in steps
     parallel = ParallelModel(parts.model, recipe, ranks, device)
     parts.weights.enter(None)  # the optimizer needs all weights that some stage trains
-    optimizer = Optimizer(parts.model, recipe.optimizer)
+    optimizer = Optimizer(parts.model, recipe.optimizer, parts.weights.partly_trained)
     average = None if recipe.ema is None else WeightAverage(parts.model, recipe.ema)
     checkpoints = Checkpoints(folder.path / "checkpoints", recipe.keep_last, ranks)
     tensors = collect_checkpoint_tensors(parts.model, optimizer, average)

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from mirasol import MirasolForConditionalGeneration, MirasolProcessor
-from mirasol.checkpoint import load_checkpoint
+from mirasol.checkpoint import Untrained, load_checkpoint
 from mirasol.config.recipe import Recipe
 from mirasol.config.recipe_io import read_run_recipe, recipe_from_dict
 from mirasol.errors import UserError
@@ -20,7 +20,7 @@ from mirasol.training.checkpoint import Checkpoints, save_model
 from mirasol.training.checkpoint_io import DamagedFile
 from mirasol.training.logging import BestStep, read_metrics
 from mirasol.training.run_folder import collect_versions
-from mirasol.training.stages import Regularisers
+from mirasol.training.stages import Regularisers, StageWeights
 
 
 def export_run(
@@ -64,6 +64,7 @@ def export_run(
         save_model(folder, model, processor)
         digest = hash_file(folder / "model.safetensors")
         training = {**facts, "steps": step, "averaged": averaged, "weights_sha256": digest, "recipe": recipe.to_dict()}
+        training["untrained"] = _find_untrained(recipe, facts, model, step).to_dict()
         (folder / "training.json").write_text(json.dumps(training, indent=1) + "\n", encoding="utf-8")
         (folder / "README.md").write_text(
             format_model_card(recipe, training, _find_validation(run, step), model), encoding="utf-8"
@@ -83,6 +84,7 @@ def write_finished_model(run: Run, weights: Mapping[str, Tensor], steps: int) ->
             "steps": steps,
             "training_seconds": round(run.clock.seconds(), 1),
             "weights_sha256": hash_file(target / "model.safetensors"),
+            "untrained": run.weights.find_untrained(run.recipe, run.recipe.total_steps).to_dict(),
             "versions": collect_versions(),
             "recipe": run.recipe.to_dict(),
         }
@@ -156,6 +158,15 @@ def _load_checkpoint(
 
 def _load_processor(run: Path) -> MirasolProcessor:
     return MirasolProcessor.from_pretrained(run / "processor", local_files_only=True)
+
+
+def _find_untrained(
+    recipe: Recipe, facts: Mapping[str, Any], model: MirasolForConditionalGeneration, step: int
+) -> Untrained:
+    """What is untrained after `step` steps of a run; runs of versions that did not record it have nothing untrained."""
+    recorded = facts.get("untrained") or {"weights": (), "rows": {}}
+    initial = Untrained(frozenset(recorded["weights"]), recorded["rows"])
+    return StageWeights(recipe, model, initial).find_untrained(recipe, step)
 
 
 def _find_validation(run: Path, step: int) -> dict[str, Any] | None:

@@ -2,7 +2,7 @@
 
 import contextlib
 import math
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import torch
@@ -34,17 +34,19 @@ def compute_learning_rate(recipe: Recipe, step: int) -> float:
     return peak * (settings.final_scale + (1 - settings.final_scale) * remaining)
 
 
-def split_by_decay(model: nn.Module) -> tuple[dict[str, nn.Parameter], dict[str, nn.Parameter]]:
+def split_by_decay(
+    model: nn.Module, undecayed: Collection[str] = ()
+) -> tuple[dict[str, nn.Parameter], dict[str, nn.Parameter]]:
     """Trainable parameters by name: with weight decay (weights of linear and convolution layers) and without (norms,
-    biases, embeddings, learned positions and queries)."""
+    biases, embeddings, learned positions and queries, and those named `undecayed`)."""
     decaying = {
         f"{name}.weight" if name else "weight"
         for name, module in model.named_modules()
         if isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d)
     }
     trainable = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-    decay = {name: parameter for name, parameter in trainable.items() if name in decaying}
-    return decay, {name: parameter for name, parameter in trainable.items() if name not in decaying}
+    decay = {name: parameter for name, parameter in trainable.items() if name in decaying.difference(undecayed)}
+    return decay, {name: parameter for name, parameter in trainable.items() if name not in decay}
 
 
 def orthogonalise(matrices: Tensor, coefficients: tuple[float, float, float], iterations: int, eps: float) -> Tensor:
@@ -112,10 +114,13 @@ def _is_wide(matrix: Tensor) -> bool:
 
 
 class Optimizer:
-    """The optimizers of a run behind one `step`: Adam or AdamW, or Muon for hidden matrices and AdamW for the rest."""
+    """The optimizers of a run behind one `step`: Adam or AdamW, or Muon for hidden matrices and AdamW for the rest.
 
-    def __init__(self, model: nn.Module, settings: OptimizerRecipe):
-        decay, no_decay = split_by_decay(model)
+    undecayed: weights without weight decay, whatever they are
+    """
+
+    def __init__(self, model: nn.Module, settings: OptimizerRecipe, undecayed: Collection[str] = ()):
+        decay, no_decay = split_by_decay(model, undecayed)
         by_name = {**decay, **no_decay}
         self.parameters = list(by_name.values())
         self.members: list[torch.optim.Optimizer] = []

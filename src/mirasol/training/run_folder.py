@@ -129,6 +129,7 @@ class RunFolder:
         model_config: Mapping[str, Any] | None = None,
         examples: Mapping[str, ExamplesDigest] | None = None,
         steps: Mapping[str, int] | None = None,
+        initial: Mapping[str, Any] | None = None,
     ) -> None:
         """Writes recipe.yaml and run.json of a new run; checks that data and bad clips of a resumed run are unchanged.
 
@@ -136,6 +137,7 @@ class RunFolder:
         model_config: the model's config, which a checkpoint does not contain
         examples: digests of the examples, by name
         steps: of each stage, those with epochs counted
+        initial: where the weights come from, and which are untrained
 
         Raises UserError for a resumed run whose data changed.
         """
@@ -166,6 +168,7 @@ class RunFolder:
         write_bad_clips(self.path / "bad_clips.jsonl", bad)
         environment = {**describe_environment(), "fingerprint": self.recipe.compute_fingerprint(), "data": data}
         environment["components"] = dict(components or {})
+        environment |= dict(initial or {})
         environment["model_config"] = dict(model_config or {})
         environment["stage_steps"] = dict(steps or {})
         environment["examples"] = {name: found.sha256 for name, found in (examples or {}).items()}

@@ -1,10 +1,14 @@
 """What a stage changes in a model: which components train, and its dropout, layer drop and label smoothing."""
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
 
+from mirasol.checkpoint import Untrained
 from mirasol.config.checks import suggest_nearest_name
 from mirasol.config.components import COMPONENTS, find_component
 from mirasol.config.model import MirasolConfig
@@ -92,15 +96,64 @@ class ComponentRow:
 class StageWeights:
     """Which of a model's parameters each stage of the recipe trains; `enter` freezes all others.
 
+    trained: names of the parameters by stage
+    rows: by stage, of those the tables of which only the untrained last rows train, and the first such row: rows for
+        special tokens that a frozen vocabulary did not have
+    untrained: by stage, what is still as it was drawn at random when the stage is over
+    frozen_random: by stage, parameters that its losses depend on, that it freezes, and that are still random
+
     Raises:
         UserError: an unknown component in `trains`, one that this model has no weights of, or one that no loss of the
             stage reaches; a stage that trains nothing; `image_text` with a model without a contrastive pass.
     """
 
-    def __init__(self, recipe: Recipe, model: MirasolForConditionalGeneration):
+    def __init__(self, recipe: Recipe, model: MirasolForConditionalGeneration, untrained: Untrained = Untrained()):  # noqa: B008
         self.model = model
         self.stages = recipe.stages
         self.trained = {name: self._find_trained(name, stage) for name, stage in recipe.stages.items()}
+        self.rows: dict[str, dict[str, int]] = {}
+        self.untrained: dict[str, Untrained] = {}
+        self.frozen_random: dict[str, frozenset[str]] = {}
+        self._entered: str | None = None
+        for name, stage in recipe.stages.items():
+            untrained = self._follow_untrained(name, stage, untrained)
+
+    def _follow_untrained(self, name: str, stage: Stage, before: Untrained) -> Untrained:
+        """Finds what the stage freezes although it is random, lets untrained rows of frozen tables train, and returns
+        what is untrained after the stage."""
+        reached = {n for n, _ in self.model.named_parameters() if loss_reaches(stage, n, self.model.config)}
+        trained = self.trained[name]
+        self.rows[name] = {table: row for table, row in before.rows.items() if table in reached - trained}
+        self.frozen_random[name] = frozenset((before.names & reached) - trained)
+        self.trained[name] = trained.union(self.rows[name])
+        rows = {table: row for table, row in before.rows.items() if table not in self.trained[name]}
+        self.untrained[name] = Untrained(before.names - trained, rows)
+        return self.untrained[name]
+
+    def find_untrained(self, recipe: Recipe, step: int) -> Untrained:
+        """What is untrained after `step` (at least 1) steps of the recipe."""
+        return self.untrained[recipe.find_stage(step - 1)[0]]
+
+    def describe_frozen_random(self) -> list[str]:
+        """For each stage that may not freeze random weights and does: which, and what to do about it."""
+        sizes = {name: parameter.numel() for name, parameter in self.model.named_parameters()}
+        lines = []
+        for stage, names in self.frozen_random.items():
+            counts: Counter[str] = Counter()
+            for name in names:
+                counts[find_trainable_component(name)] += sizes[name]
+            if counts and not self.stages[stage].allow_frozen_random:
+                found = ", ".join(f"{part} ({counts[part]:,} weights)" for part in TRAINABLE if counts[part])
+                lines.append(
+                    f"stages.{stage} freezes weights that are still random: {found}: train them (trains), "
+                    f"start from a checkpoint that has them, or set stages.{stage}.allow_frozen_random: true"
+                )
+        return lines
+
+    def raise_if_random_is_frozen(self) -> None:
+        """Raises UserError for the first stage of `describe_frozen_random`."""
+        for line in self.describe_frozen_random():
+            raise UserError(line)
 
     def _find_trained(self, stage_name: str, stage: Stage) -> frozenset[str]:
         config, place = self.model.config, f"stages.{stage_name}"
@@ -135,26 +188,52 @@ class StageWeights:
 
         Frozen weights keep their optimizer state for the next stage that trains them.
         """
+        self._entered = stage
         names = frozenset().union(*self.trained.values()) if stage is None else self.trained[stage]
         for name, parameter in self.model.named_parameters():
             parameter.requires_grad_(name in names)
             if name not in names:
                 parameter.grad = None
 
-    def rows(self) -> list[ComponentRow]:
+    @torch.no_grad()
+    def mask_gradients(self) -> None:
+        """Takes the gradient from the rows that the stage entered last does not train, of tables of which it trains the
+        others."""
+        for name, first in self.rows.get(self._entered or "", {}).items():
+            gradient = self.model.get_parameter(name).grad
+            if isinstance(gradient, DTensor):
+                mask = torch.arange(len(gradient), device=gradient.device)[:, None].ge(first).to(gradient.dtype)
+                gradient.mul_(distribute_tensor(mask, gradient.device_mesh, gradient.placements, src_data_rank=None))
+            elif gradient is not None:
+                gradient[:first] = 0
+
+    @property
+    def partly_trained(self) -> frozenset[str]:
+        """Tables of which some stage trains the last rows only: weight decay would change the others."""
+        return frozenset(table for tables in self.rows.values() for table in tables)
+
+    def _count_trained(self, stage: str, names: list[str], sizes: Mapping[str, int]) -> int:
+        partly = {table: self.model.get_parameter(table) for table in self.rows[stage]}
+        return sum(
+            partly[name][self.rows[stage][name] :].numel() if name in partly else sizes[name]
+            for name in names
+            if name in self.trained[stage]
+        )
+
+    def component_rows(self) -> list[ComponentRow]:
         """The table: a row for each component of the model."""
         sizes = {name: parameter.numel() for name, parameter in self.model.named_parameters()}
         rows = []
         for component in TRAINABLE:
             own = [name for name in sizes if find_trainable_component(name) == component]
             if own:
-                trained = {stage: sum(sizes[n] for n in own if n in names) for stage, names in self.trained.items()}
+                trained = {stage: self._count_trained(stage, own, sizes) for stage in self.trained}
                 rows.append(ComponentRow(component, sum(sizes[name] for name in own), trained))
         return rows
 
     def format_rows(self) -> str:
         """The table as text: components, their parameters, and which of them each stage trains."""
-        rows = self.rows()
+        rows = self.component_rows()
         total = ComponentRow(
             "total",
             sum(row.parameters for row in rows),
@@ -167,7 +246,9 @@ class StageWeights:
 
     def to_dict(self) -> dict[str, dict[str, object]]:
         """Plain data, for run.json."""
-        return {row.component: {"parameters": row.parameters, "trained": dict(row.trained)} for row in self.rows()}
+        return {
+            row.component: {"parameters": row.parameters, "trained": dict(row.trained)} for row in self.component_rows()
+        }
 
 
 def _format_cell(row: ComponentRow, stage: str) -> str:

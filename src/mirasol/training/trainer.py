@@ -100,6 +100,7 @@ def training_step(run: Run, batch: StepBatch) -> StepValues:
         run.model.train()
     run.optimizer.zero_grad()
     losses, output = compute_gradients(run, batch)
+    run.weights.mask_gradients()
     values: StepValues = {"stage": batch.stage, **losses}
     # The values are the same on every process, the rows are not.
     check_finite(lambda: concatenate_samples(run.ranks.gather(batch.rows)), values)
