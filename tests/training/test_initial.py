@@ -24,10 +24,10 @@ from mirasol.training.trainer import train
 # Changes that `model.overrides` may make to a finished checkpoint, and in which components something is new.
 CHANGES = {
     "kind of the Combiner": ({"combiner": {"kind": "perceiver"}}, {"combiner"}),
-    "features": ({"combiner": {"kind": "cls", "m": 3}}, {"combiner"}),
+    "features": ({"combiner": {"kind": "cls", "m": 3}}, {"combiner", "latent"}),
     "Token Turing Machine": ({"combiner": {"kind": "ttm"}}, {"combiner"}),
     "chunks": ({"chunking": {"num_chunks": 4, "chunk_seconds": None}}, set()),
-    "frames": ({"video": {"frames_per_chunk": 8}}, {"reconstruction"}),
+    "frames": ({"video": {"frames_per_chunk": 8}}, {"combiner", "reconstruction"}),
     "depth of the latent model": ({"latent": {"stack": {"depth": 2}}}, {"latent"}),
     "reconstruction of sound": ({"reconstruction": {"audio": True}}, {"reconstruction"}),
     "contrastive pass": ({"contrastive": {"width": 8}}, {"contrastive"}),
@@ -205,11 +205,8 @@ def test_null_takes_keys_of_an_earlier_file_back(values, tmp_path, by, start):
         load_recipe(file, [f"model.init={start}"])
     with pytest.raises(UserError, match=r"take it back with --tokenizer.vocab_size null"):
         load_recipe(file, [f"model.init={start}", "model.preset=null"])
-    later.write_text(
-        yaml.safe_dump(
-            {"model": {"init": str(start), "preset": None}, "tokenizer": None, "stages": {"slots": {"span": None}}}
-        )
-    )
+    nulls = {"model": {"init": str(start), "preset": None}, "tokenizer": None, "stages": {"slots": {"span": None}}}
+    later.write_text(yaml.safe_dump(nulls))
     options = [f"model.init={start}", "model.preset=null", "tokenizer.vocab_size=null", "stages.slots.span=null"]
     recipe = load_recipe([file, later]) if by == "file" else load_recipe(file, options)
     assert (recipe.model.init, recipe.model.preset) == (str(start), "tiny")
@@ -234,9 +231,8 @@ def test_the_paper_s_stages_follow_init_as_its_recipes_say(finished_once, values
     back = ["--model.preset=null", "--tokenizer=null", "--model.overrides.contrastive.width=8"]
     recipe = load_recipe(recipes / "image_text.yaml", [option.removeprefix("--") for option in [*common, *back]])
     assert recipe.model.overrides == {"contrastive": {"width": 8}}
-    weights = StageWeights(
-        recipe, load_initial(recipe).model, find_initial_weights(recipe, load_initial(recipe).model.config).untrained
-    )
+    model = load_initial(recipe).model
+    weights = StageWeights(recipe, model, find_initial_weights(recipe, model.config).untrained)
     assert weights.describe_frozen_random() == []
 
 

@@ -41,8 +41,8 @@ def load_initial(recipe: Recipe) -> Loaded | None:
     if settings.overrides:
         model = copy_fitting_weights(model, changed, hash64(recipe.seed, "weights") >> 1)
     initial.processor.feature_extractor = MirasolFeatureExtractor.for_config(changed)
-    if changed.text.max_length != config.text.max_length:
-        initial.processor.max_text_length = changed.text.max_length
+    if changed.text.longest_text != config.text.longest_text:
+        initial.processor.max_text_length = changed.text.longest_text
     return replace(initial, model=model)
 
 
