@@ -8,7 +8,8 @@ import pytest
 import yaml
 
 from mirasol.config.model import MirasolConfig
-from mirasol.config.recipe import Recipe, find_changed_keys
+from mirasol.config.recipe import Recipe
+from mirasol.config.recipe_changes import find_changed_keys
 from mirasol.config.recipe_io import load_recipe, recipe_from_dict
 from mirasol.errors import UserError
 

@@ -20,7 +20,8 @@ from typing import Any
 import torch
 
 import mirasol
-from mirasol.config.recipe import Recipe, find_changed_keys
+from mirasol.config.recipe import Recipe
+from mirasol.config.recipe_changes import find_changed_keys
 from mirasol.config.recipe_io import read_run_recipe
 from mirasol.data.clip_cache import BadWindow, write_bad_clips
 from mirasol.data.digest import ExamplesDigest
