@@ -3,6 +3,8 @@
 import dataclasses
 import os
 import sys
+import types
+import typing
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -73,8 +75,9 @@ def format_recipe_help() -> str:
 def _list_keys(kind: type, prefix: str) -> list[str]:
     lines = []
     for field in dataclasses.fields(kind):
-        if dataclasses.is_dataclass(field.type):
-            lines += _list_keys(field.type, f"{prefix}{field.name}.")
+        kinds = typing.get_args(field.type) if isinstance(field.type, types.UnionType) else (field.type,)
+        if part := next((kind for kind in kinds if dataclasses.is_dataclass(kind)), None):
+            lines += _list_keys(part, f"{prefix}{field.name}.")
             continue
         name = field.type.__name__ if isinstance(field.type, type) else str(field.type)
         name = name.replace("typing.", "").replace("mirasol.config.recipe.", "")

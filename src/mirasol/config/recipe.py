@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mirasol.config.augment import Augment
+from mirasol.config.lora import LoraRecipe
 from mirasol.config.parts import LossWeights
 from mirasol.config.recipe_changes import flatten, list_free_keys
 from mirasol.errors import UserError
@@ -325,6 +326,7 @@ class Recipe:
 
     output: the run's folder
     stages: by name, in the order in which they run
+    lora: adapters that train in place of some components' weights; null: none
     precision: `bf16` computes under autocast (with parallel.kind `fsdp`, in bf16 copies of the weights); weights,
         gradient sums and optimizer stay in fp32
     accumulation: number of microbatches that a step's clips are split into; their gradients add up
@@ -358,6 +360,7 @@ class Recipe:
     tokenizer: TokenizerRecipe = field(default_factory=TokenizerRecipe)
     optimizer: OptimizerRecipe = field(default_factory=OptimizerRecipe)
     parallel: ParallelRecipe = field(default_factory=ParallelRecipe)
+    lora: LoraRecipe | None = None
     precision: Literal["fp32", "bf16"] = "fp32"
     accumulation: int = 1
     recompute: Literal["none", "hidden", "block"] = "none"

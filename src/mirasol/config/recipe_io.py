@@ -76,7 +76,7 @@ def _override(values: Mapping[str, Any], later: Mapping[str, Any], kind: type | 
                 entries = {name: _override(before[name], entry, of_entries) for name, entry in both.items()}
                 merged[key] = merge_mappings(before, value) | entries
             else:
-                merged[key] = _override(before, value, hint if dataclasses.is_dataclass(hint) else None)
+                merged[key] = _override(before, value, _find_part(hint))
         else:
             merged[key] = value
     return merged
@@ -97,6 +97,10 @@ def recipe_from_dict(values: Mapping[str, Any], where: str = "recipe") -> Recipe
         return instantiate(namespace).recipe
     except UserError as error:
         raise UserError(f"{where}: {error}") from error
+    except ValueError as error:  # jsonargparse's own, around what a part that may be null refused
+        if not isinstance(error.__cause__, UserError):
+            raise
+        raise UserError(f"{where}: {error.__cause__}") from error
     except jsonargparse.ArgumentError as error:
         cause = error.__cause__ or error.__context__
         while cause is not None and not isinstance(cause, UserError):
@@ -139,13 +143,19 @@ def _iterate_parts(values: Mapping[str, Any], kind: type) -> Iterator[tuple[str,
     for key, inner in typing.get_type_hints(kind).items():
         if key not in values:
             continue
-        if dataclasses.is_dataclass(inner):
-            yield key, values[key], inner
+        if (part := _find_part(inner)) and not (values[key] is None and part is not inner):
+            yield key, values[key], part
             continue
         _, entry_kind = typing.get_args(inner) if typing.get_origin(inner) is dict else (None, None)
         if dataclasses.is_dataclass(entry_kind) and isinstance(values[key], Mapping):
             for name, entry in values[key].items():
                 yield f"{key}.{name}", entry, entry_kind
+
+
+def _find_part(hint: Any) -> type | None:
+    """The dataclass that a key becomes, or may become (`LoraRecipe | None`); None for other keys."""
+    kinds = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    return next((kind for kind in kinds if dataclasses.is_dataclass(kind)), None)
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

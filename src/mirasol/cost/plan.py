@@ -15,6 +15,7 @@ from mirasol.cost.assumptions import Assumptions
 from mirasol.cost.counting import build_on_meta
 from mirasol.cost.devices import find_peak_tflops, runs_on_processor
 from mirasol.cost.memory import (
+    FLOAT,
     Memory,
     compute_device_memory,
     count_clip_bytes,
@@ -33,6 +34,7 @@ from mirasol.errors import UserError
 from mirasol.media.timeline import ChunkGrid, cut_into_chunks
 from mirasol.model.mirasol import MirasolForConditionalGeneration
 from mirasol.training.initial import InitialWeights, change_config, find_initial_weights
+from mirasol.training.lora import add_adapters, is_adapter
 from mirasol.training.stages import Regularisers, StageWeights
 
 SAMPLED_CLIPS = 32
@@ -107,6 +109,8 @@ def plan_run(recipe: Recipe, given: Assumptions) -> Plan:
     notes = ["compile: counted as if the compiler kept everything for backward"] if recipe.compile else []
     config = find_planned_config(recipe, given.preset, notes)
     model = build_on_meta(config).train()
+    add_adapters(model, recipe)
+    adapters = FLOAT * sum(parameter.numel() for name, parameter in model.named_parameters() if is_adapter(name))
     initial = find_planned_weights(recipe, config, given.preset, notes)
     chosen = StageWeights(recipe, model, initial.untrained)
     notes += [f"mirasol train refuses this: {line}" for line in chosen.describe_frozen_random()]
@@ -136,8 +140,8 @@ def plan_run(recipe: Recipe, given: Assumptions) -> Plan:
         stages=stages,
         seconds=sum(stage.seconds for stage in stages.values()),
         checkpoint_bytes=checkpoint,
-        result_bytes=weights,
-        disk_bytes=count_kept_checkpoints(recipe) * checkpoint + weights,
+        result_bytes=weights - adapters,  # merged
+        disk_bytes=count_kept_checkpoints(recipe) * checkpoint + weights - adapters,
         clip_bytes=max(
             count_clip_bytes(config, stages[name].shape.chunks, stage.augment.crop)
             for name, stage in recipe.stages.items()

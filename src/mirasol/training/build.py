@@ -45,6 +45,7 @@ from mirasol.training.checkpoint import Checkpoints, Tensors
 from mirasol.training.distributed import ParallelModel, Ranks
 from mirasol.training.initial import change_config, find_initial_weights, load_initial
 from mirasol.training.logging import BestStep, RunLog, check_metric, check_tracker, make_tracker, read_metrics
+from mirasol.training.lora import add_adapters
 from mirasol.training.measures import Clock
 from mirasol.training.optim import Optimizer, WeightAverage
 from mirasol.training.run_folder import RunFolder
@@ -297,10 +298,14 @@ def make_processor_and_model(
     facts = folder.read_facts() if folder.holds_run else None
     if recipe.parallel.kind == "fsdp" and not ranks.is_first:
         processor = make_processor(recipe, train_examples, None, saved)
-        return processor, make_outline(recipe, processor, facts)
+        model = make_outline(recipe, processor, facts)
+        add_adapters(model, recipe)
+        return processor, model
     initial = load_initial(recipe)
     processor = make_processor(recipe, train_examples, initial, saved)
-    return processor, make_model(recipe, processor, initial, facts)
+    model = make_model(recipe, processor, initial, facts)
+    add_adapters(model, recipe)
+    return processor, model
 
 
 def decode_clips(

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from mirasol import MirasolForConditionalGeneration, MirasolProcessor
@@ -19,6 +20,7 @@ from mirasol.training.build import Run, read_recorded_config
 from mirasol.training.checkpoint import Checkpoints, save_model
 from mirasol.training.checkpoint_io import DamagedFile
 from mirasol.training.logging import BestStep, read_metrics
+from mirasol.training.lora import add_adapters, merge_adapters
 from mirasol.training.run_folder import collect_versions
 from mirasol.training.stages import Regularisers, StageWeights
 
@@ -79,12 +81,12 @@ def write_finished_model(run: Run, weights: Mapping[str, Tensor], steps: int) ->
     needed."""
 
     def fill(target: Path) -> None:
-        save_model(target, run.model, run.processor, weights)
+        save_model(target, run.model, run.processor, merge_adapters(run.model.config, run.recipe, weights))
         facts = {
             "steps": steps,
             "training_seconds": round(run.clock.seconds(), 1),
             "weights_sha256": hash_file(target / "model.safetensors"),
-            "untrained": run.weights.find_untrained(run.recipe, run.recipe.total_steps).to_dict(),
+            "untrained": run.weights.find_untrained(run.recipe, steps).to_dict(),
             "versions": collect_versions(),
             "recipe": run.recipe.to_dict(),
         }
@@ -144,6 +146,7 @@ def _load_checkpoint(
     if step not in checkpoints.list_steps():
         raise UserError(f"{run}: has no checkpoint after {step} steps: {_list_steps(checkpoints.list_steps())}")
     model = MirasolForConditionalGeneration(read_recorded_config(recipe, facts))
+    add_adapters(model, recipe)
     stage = recipe.stages[recipe.find_stage(step - 1)[0]]
     model.config.loss_weights = stage.loss_weights
     Regularisers(model).enter(stage)
@@ -153,6 +156,10 @@ def _load_checkpoint(
             checkpoints.load(step, {"average": dict(model.named_parameters())})
     except DamagedFile as error:
         raise UserError(f"{checkpoints.path(step)}: damaged ({error}): choose another with --step") from error
+    if recipe.lora is not None:
+        merged = merge_adapters(model.config, recipe, model.state_dict())
+        model = MirasolForConditionalGeneration(model.config)
+        model.load_state_dict(merged)
     return model.eval()
 
 
@@ -166,6 +173,10 @@ def _find_untrained(
     """What is untrained after `step` steps of a run; runs of versions that did not record it have nothing untrained."""
     recorded = facts.get("untrained") or {"weights": (), "rows": {}}
     initial = Untrained(frozenset(recorded["weights"]), recorded["rows"])
+    if recipe.lora is not None:
+        with torch.device("meta"):
+            model = MirasolForConditionalGeneration(model.config)
+        add_adapters(model, recipe)
     return StageWeights(recipe, model, initial).find_untrained(recipe, step)
 
 

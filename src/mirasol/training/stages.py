@@ -18,6 +18,7 @@ from mirasol.errors import UserError
 from mirasol.model.losses import BatchTotals
 from mirasol.model.mirasol import MirasolForConditionalGeneration
 from mirasol.model.outputs import MirasolImageTextOutput, MirasolOutput
+from mirasol.training.lora import get_plain_name, is_adapter
 
 # `num_params` counts the contrastive pass's projections as text; in `trains` they have a name of their own.
 TRAINABLE = (*COMPONENTS, "contrastive")
@@ -110,6 +111,7 @@ class StageWeights:
     def __init__(self, recipe: Recipe, model: MirasolForConditionalGeneration, untrained: Untrained = Untrained()):  # noqa: B008
         self.model = model
         self.stages = recipe.stages
+        self._adapted = frozenset() if recipe.lora is None else frozenset(recipe.lora.targets)
         self.trained = {name: self._find_trained(name, stage) for name, stage in recipe.stages.items()}
         self.rows: dict[str, dict[str, int]] = {}
         self.untrained: dict[str, Untrained] = {}
@@ -117,15 +119,22 @@ class StageWeights:
         self._entered: str | None = None
         for name, stage in recipe.stages.items():
             untrained = self._follow_untrained(name, stage, untrained)
+        self._check_adapters_train()
+
+    def _check_adapters_train(self) -> None:
+        names = [name for names in self.trained.values() for name in names if is_adapter(name)]
+        for target in sorted(self._adapted - {find_trainable_component(name) for name in names}):
+            raise UserError(f"lora.targets: no stage trains {target!r}: leave it out, or name it in a stage's trains")
 
     def _follow_untrained(self, name: str, stage: Stage, before: Untrained) -> Untrained:
         """Finds what the stage freezes although it is random, lets untrained rows of frozen tables train, and returns
         what is untrained after the stage."""
-        reached = {n for n, _ in self.model.named_parameters() if loss_reaches(stage, n, self.model.config)}
-        trained = self.trained[name]
+        names = [n for n, _ in self.model.named_parameters() if not is_adapter(n)]
+        reached = {get_plain_name(n) for n in names if loss_reaches(stage, n, self.model.config)}
+        trained = frozenset(get_plain_name(n) for n in self.trained[name])
         self.rows[name] = {table: row for table, row in before.rows.items() if table in reached - trained}
         self.frozen_random[name] = frozenset((before.names & reached) - trained)
-        self.trained[name] = trained.union(self.rows[name])
+        self.trained[name] = self.trained[name].union(self.rows[name])
         rows = {table: row for table, row in before.rows.items() if table not in self.trained[name]}
         self.untrained[name] = Untrained(before.names - trained, rows)
         return self.untrained[name]
@@ -136,7 +145,7 @@ class StageWeights:
 
     def describe_frozen_random(self) -> list[str]:
         """For each stage that may not freeze random weights and does: which, and what to do about it."""
-        sizes = {name: parameter.numel() for name, parameter in self.model.named_parameters()}
+        sizes = {get_plain_name(name): parameter.numel() for name, parameter in self.model.named_parameters()}
         lines = []
         for stage, names in self.frozen_random.items():
             counts: Counter[str] = Counter()
@@ -165,7 +174,7 @@ class StageWeights:
         names = [name for name, _ in self.model.named_parameters()]
         present = {find_trainable_component(name) for name in names}
         reached = [name for name in names if loss_reaches(stage, name, config)]
-        chosen = set(present if stage.trains is None else stage.trains)
+        chosen = set((self._adapted or present) if stage.trains is None else stage.trains)
         for component in stage.trains or ():
             if component not in TRAINABLE:
                 raise UserError(
@@ -178,7 +187,11 @@ class StageWeights:
                     f"{place}.trains: no loss of this stage (objective {stage.objective}) reaches {component!r}: "
                     f"leave it out{_suggest_weight(stage)}"
                 )
-        trained = frozenset(name for name in reached if find_trainable_component(name) in chosen)
+        # Of an adapted component the adapters alone.
+        components = {name: find_trainable_component(name) for name in reached}
+        trained = frozenset(
+            name for name, own in components.items() if own in chosen and (own not in self._adapted or is_adapter(name))
+        )
         if not trained:
             raise UserError(f"{place}: no loss reaches any weight that the stage trains{_suggest_weight(stage)}")
         return trained
