@@ -179,12 +179,22 @@ def test_transformers_names_of_the_arguments(processor, files):
         ({"video": 5}, "video of type int"),
         (5, "a clip of type int"),
         ({}, "a clip of type dict"),
+        (None, "a clip of type NoneType"),
     ],
 )
 def test_impossible_values_are_refused_by_name(processor, value, message):
     with pytest.raises(UserError, match=message) as caught:
         processor([value])
     assert "\n" not in str(caught.value)
+
+
+def test_arguments_of_other_processors_are_refused_by_name(processor):
+    with pytest.raises(UserError, match="unknown argument"):
+        processor(text=TEXTS[0], max_length=5)
+    with pytest.raises(UserError, match="two names of the same"):
+        processor(prompts=TEXTS[0], text=TEXTS[0])
+    with pytest.raises(UserError, match="2 of audio for 1 clips|1 of videos for 2 clips"):
+        processor(videos=[np.zeros((3, 8, 8, 3), np.uint8)], audio=[np.zeros(99)] * 2, fps=2, sampling_rate=99)
 
 
 def ask(files, answer: str | None = None, **part) -> list[dict]:

@@ -4,6 +4,7 @@
 a checkpoint (`AutoFeatureExtractor`, `AutoProcessor`).
 """
 
+import inspect
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,6 +22,7 @@ from mirasol.media.inputs.conversation import Exchange, read_conversation, split
 from mirasol.media.inputs.values import gather_clips
 from mirasol.media.tokenizer import TextRows, flatten_texts
 
+MEDIA_ARGUMENTS = tuple(inspect.signature(gather_clips).parameters)
 PROCESSOR_OPTIONS = ("padding", "return_prompts")  # of `__call__`, which `apply_chat_template` hands on
 
 
@@ -80,6 +82,8 @@ class MirasolProcessor(ProcessorMixin):
             raise UserError(
                 f"padding={padding!r}: batches are always padded to their longest clip and text, leave it out"
             )
+        if unknown := [name for name in media if name not in MEDIA_ARGUMENTS]:
+            raise UserError(f"unknown argument {unknown[0]!r}: choose {', '.join(MEDIA_ARGUMENTS)}")
         clips = choose_given("clips", clips, "videos, audio or images", gather_clips(**media) or None)
         prompts = choose_given("prompts", prompts, "text", text)
         if clips is None and prompts is None:
