@@ -228,13 +228,14 @@ class MirasolConfig(PreTrainedConfig):
             return False
         if own is not None and getattr(own, "fset", None) is None:
             raise UserError(f"key {key!r} is a name that MirasolConfig uses itself: rename it")
-        if own is None and hasattr(GenerationConfig(), key):
+        if own is not None or key.startswith("_"):
+            return True
+        if hasattr(GenerationConfig(), key):
             warnings.warn(f"{key!r} in the config has no effect: set it in generation_config", stacklevel=3)
             return False
-        if own is None and not key.startswith("_"):
-            nearest = find_nearest_name(key, [*PARTS])
-            hint = f": did you mean {nearest!r}?" if nearest else ""
-            warnings.warn(f"unknown key {key!r} in the config, kept but not read{hint}", stacklevel=3)
+        nearest = find_nearest_name(key, [*PARTS])
+        hint = f": did you mean {nearest!r}?" if nearest else ""
+        warnings.warn(f"unknown key {key!r} in the config, kept but not read{hint}", stacklevel=3)
         return True
 
     @classmethod
