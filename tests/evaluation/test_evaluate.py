@@ -331,7 +331,7 @@ def test_where_nothing_is_left_to_ask_the_first_problem_is_reported(loaded, tmp_
 
 def test_options_of_data_sets_are_refused_for_a_folder(untrained, shapes, capsys):
     with pytest.raises(SystemExit):
-        main(["evaluate", str(untrained), str(shapes), "--class-list", "x.txt"])
+        main(["evaluate", str(untrained), str(shapes), "--pattern", "{id}"])
     assert "folder does not have this option" in capsys.readouterr().err
 
 

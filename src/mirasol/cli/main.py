@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from mirasol.cli import ask, compare, data, demo, evaluate, export, info, init, plan, score, train
+from mirasol.cli import ask, compare, data, demo, evaluate, export, finetune, info, init, plan, score, train
 from mirasol.errors import Stopped, UserError
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 DESCRIPTION = "Ask questions about what is seen and heard in a video; train and evaluate the model that answers them."
 COMMANDS = {
     "ask": ask,
+    "finetune": finetune,
     "train": train,
     "plan": plan,
     "evaluate": evaluate,
@@ -102,7 +103,7 @@ def make_parser(arguments: Sequence[str]) -> ArgumentParser:
         sub = make(command.DESCRIPTION)
         commands.add_subcommand(name, sub, help=command.HELP)
         command.add_arguments(sub, make)
-        if command in (train, plan) and arguments[:1] == [name] and {"-h", "--help"} & set(arguments):
+        if command in (train, plan, finetune) and arguments[:1] == [name] and {"-h", "--help"} & set(arguments):
             sub.epilog = train.format_recipe_help()
     return parser
 

@@ -8,7 +8,7 @@ import typing
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from mirasol.cli import plan
+from mirasol.cli import finetune, plan
 from mirasol.errors import UserError
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ Every key of the recipe is also an option. Later --config files override earlier
   mirasol train --config recipes/demo.yaml --print-recipe  print the recipe with all defaults"""
 
 # Options that are not keys of the recipe, for each command that takes a recipe.
-_OWN_OPTIONS = {"train": ("--config", "--resume", "--print-recipe"), "plan": plan.OWN}
+_OWN_OPTIONS = {"train": ("--config", "--resume", "--print-recipe"), "plan": plan.OWN, "finetune": finetune.OWN}
 
 
 def add_arguments(parser: "ArgumentParser", make: "Callable[..., ArgumentParser]") -> None:

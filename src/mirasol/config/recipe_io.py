@@ -177,6 +177,14 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return values
 
 
+def parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
+    """The nested mapping that `key.path=value` strings stand for, as `load_recipe` reads them. Raises UserError."""
+    values: dict[str, Any] = {}
+    for override in overrides:
+        values = merge_mappings(values, _parse_override(override))
+    return values
+
+
 def _parse_override(override: str) -> dict[str, Any]:
     import yaml
 

@@ -24,6 +24,7 @@ from mirasol.config.recipe import Recipe
 from mirasol.config.recipe_changes import find_changed_keys
 from mirasol.config.recipe_io import read_run_recipe
 from mirasol.data.clip_cache import BadWindow, write_bad_clips
+from mirasol.data.datasets.files import Files
 from mirasol.data.digest import ExamplesDigest
 from mirasol.errors import UserError
 from mirasol.files import hash_file, lock_file, write_file_atomically
@@ -229,8 +230,11 @@ def hash_data_files(recipe: Recipe) -> dict[str, str]:
     for data_set, data in recipe.data.data_sets.items():
         splits = [split for split in (data.train_split, data.validation_split) if split]
         names = ["manifest.json", *(f"{split}{suffix}" for split in splits for suffix in (".jsonl", ".csv"))]
+        folder = Path(data.root)
+        if data.dataset == "folder":
+            folder = Files(folder, data.options.annotations).annotation_root
         for name in names:
-            file = Path(data.root) / name
+            file = folder / name
             if file.is_file():
                 key = f"{data_set}/{name}" if data_set else name
                 hashes[key] = hash_file(file)

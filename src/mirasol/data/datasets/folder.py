@@ -9,6 +9,9 @@ Each line of a jsonl file is one example:
 without an `id` is called after its line's number. A csv file has a header with the same names; an empty field is null,
 and candidates are separated by "|". Its fields may be separated by tabs or semicolons as well. Any of these files may
 be UTF-16.
+
+With the option `annotations` the tables are in another folder, and with `class_list` every target is one of its
+classes, which are the candidates of examples that have none of their own.
 """
 
 import math
@@ -19,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from mirasol.config.recipe import DatasetOptions
+from mirasol.data.datasets.classes import ClassList, find_class_list
 from mirasol.data.datasets.contract import Adapter, AnnotationError, Rows
 from mirasol.data.datasets.files import Files
 from mirasol.data.datasets.tables import describe_type, is_utf8, read_csv_rows, read_json_lines
@@ -30,7 +34,7 @@ OPTIONAL = ("id", "start", "end", "question_type", "candidates")
 SUFFIXES = (".jsonl", ".csv")
 
 
-class _BadRow(Exception):
+class BadRow(Exception):
     """A row that is not an example; `kind` is that of the `Problem`."""
 
     def __init__(self, message: str, kind: str = "malformed"):
@@ -82,10 +86,19 @@ def read_examples(root: Path, split: str) -> list[Example]:
 
 def read_split(files: Files, split: str, options: DatasetOptions) -> Rows:
     """The rows of a split. A file that is named but does not exist is missing; its name stays in the messages."""
-    path = find_split_file(files.root, split)
+    path = find_split_file(files.annotation_root, split)
     rows, exists, shown = Rows(), {}, files.shown(path)
     rows.annotation_files.append(shown)
+    rows.classes = (find_class_list(files, options) if options.class_list is not None else None) or ()
+    classes = ClassList(rows.classes)
     for line, example in _read_rows(path, shown, rows):
+        if rows.classes and not example.candidates:
+            name = classes.find(example.target)
+            if name is None:
+                reason = f"label {example.target!r} is not among the {len(rows.classes)} classes"
+                rows.skip("unknown label", reason, shown, line)
+                continue
+            example = replace(example, target=name, candidates=rows.classes)
         name = example.media
         if name not in exists:
             exists[name] = os.path.isfile(os.path.join(files.root, name))
@@ -102,46 +115,46 @@ def _read_rows(path: Path, file: str, rows: Rows) -> Iterator[tuple[int, Example
         table = read_json_lines(path, file, rows, dict.fromkeys(REQUIRED, str))
     for line, row in table:
         try:
-            example = _parse_row(_parse_csv_fields(row) if is_csv else row, line, path.parent)
-        except _BadRow as error:
+            example = parse_row(parse_csv_fields(row) if is_csv else row, line, path.parent)
+        except BadRow as error:
             rows.skip(error.kind, str(error), file, line)
             continue
         yield line, example
 
 
-def _parse_csv_fields(fields: dict[str, str]) -> dict[str, Any]:
-    """The fields of a csv row as a jsonl file would have them; empty ones are left out."""
+def parse_csv_fields(fields: dict[str, str]) -> dict[str, Any]:
+    """The fields of a csv row as a jsonl file would have them; empty ones are left out. Raises BadRow."""
     row: dict[str, Any] = {name: field for name, field in fields.items() if field or name in REQUIRED}
     for name in ("start", "end"):
         if name in row:
             try:
                 row[name] = float(row[name])
             except ValueError as error:
-                raise _BadRow(f"field {name!r} must be seconds, not {row[name]!r}") from error
+                raise BadRow(f"field {name!r} must be seconds, not {row[name]!r}") from error
     if "candidates" in row:
         row["candidates"] = [text.strip() for text in row["candidates"].split("|")]
     return row
 
 
 def _check_path(file: str, root: Path) -> str:
-    """The path without empty parts. Raises _BadRow for one that is not below the root.
+    """The path without empty parts. Raises BadRow for one that is not below the root.
 
     Links are followed wherever they lead, as for all data sets: the root's owner made them.
     """
     parts = file.split("/")
     if not parts[0] or ".." in parts or "\0" in file or "\\" in file:
-        raise _BadRow(f"file {file!r} must be a path inside {root}, without '..'")
+        raise BadRow(f"file {file!r} must be a path inside {root}, without '..'")
     return "/".join(part for part in parts if part not in ("", ".")) or "."
 
 
-def _parse_row(row: dict[str, Any], line: int, root: Path) -> Example:
-    """The example of a row. Raises _BadRow."""
+def parse_row(row: dict[str, Any], line: int, root: Path) -> Example:
+    """The example of a row of the table on `line`, whose media is below `root`. Raises BadRow."""
     for name in row:
         if name not in REQUIRED and name not in OPTIONAL:
-            raise _BadRow(f"unknown field {name!r}; fields are {', '.join(REQUIRED + OPTIONAL)}")
+            raise BadRow(f"unknown field {name!r}; fields are {', '.join(REQUIRED + OPTIONAL)}")
     start, end = _check_seconds(row.get("start"), "start"), _check_seconds(row.get("end"), "end")
     if start is not None and end is not None and start >= end:
-        raise _BadRow(f"start {start:g} must be before end {end:g}")
+        raise BadRow(f"start {start:g} must be before end {end:g}")
     return Example(
         id=_check_id(row.get("id", line)),
         media=_check_path(_check_text(row["file"], "file"), root),
@@ -156,11 +169,11 @@ def _parse_row(row: dict[str, Any], line: int, root: Path) -> Example:
 
 def _check_text(value: Any, name: str, may_be_empty: bool = False) -> str:
     if not isinstance(value, str):
-        raise _BadRow(f"field {name!r} must be text, not {describe_type(value)}")
+        raise BadRow(f"field {name!r} must be text, not {describe_type(value)}")
     if not may_be_empty and not value.strip():
-        raise _BadRow(f"field {name!r} is empty", "empty text")
+        raise BadRow(f"field {name!r} is empty", "empty text")
     if not is_utf8(value):
-        raise _BadRow(f"field {name!r} is not UTF-8 text", "not UTF-8")
+        raise BadRow(f"field {name!r} is not UTF-8 text", "not UTF-8")
     return value
 
 
@@ -174,19 +187,24 @@ def _check_seconds(value: Any, name: str) -> float | None:
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise _BadRow(f"field {name!r} must be seconds or null, not {describe_type(value)}")
+        raise BadRow(f"field {name!r} must be seconds or null, not {describe_type(value)}")
     if not math.isfinite(value) or value < 0:
-        raise _BadRow(f"field {name!r} must be seconds from 0 on, not {value}")
+        raise BadRow(f"field {name!r} must be seconds from 0 on, not {value}")
     return float(value)
 
 
 def _check_candidates(value: Any, target: str) -> tuple[str, ...]:
     if not isinstance(value, list):
-        raise _BadRow(f"field 'candidates' must be a list, not {describe_type(value)}")
+        raise BadRow(f"field 'candidates' must be a list, not {describe_type(value)}")
     candidates = tuple(_check_text(item, "candidates") for item in value)
     if candidates and target not in candidates:
-        raise _BadRow(f"target {target!r} is not among its candidates")
+        raise BadRow(f"target {target!r} is not among its candidates")
     return candidates
 
 
-ADAPTER = Adapter("your own folder", lambda files: list_folder_splits(files.root), read_split, options=())
+ADAPTER = Adapter(
+    "your own folder",
+    lambda files: list_folder_splits(files.annotation_root),
+    read_split,
+    options=("annotations", "class_list"),
+)

@@ -1,0 +1,244 @@
+"""`mirasol finetune`: from a folder of clips to a measured model, in parts that are not done twice."""
+
+import contextlib
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mirasol.checkpoint import Loaded, find_checkpoint, load_checkpoint
+from mirasol.config.recipe import Recipe
+from mirasol.config.recipe_io import load_recipe, parse_overrides, recipe_from_dict
+from mirasol.console import count_cores, print_line, show_progress
+from mirasol.data.text_lengths import count_row_tokens, make_counter
+from mirasol.errors import Stopped
+from mirasol.evaluation.evaluate import Evaluation
+from mirasol.files import remove_folder, write_file_atomically
+from mirasol.finetune.choices import (
+    STAGE,
+    STEPS_OF_VALIDATION,
+    VALIDATIONS,
+    Choice,
+    ClipFacts,
+    Wishes,
+    choose_recipe,
+    format_choices,
+    make_values,
+)
+from mirasol.finetune.folder import FinetuneFolder, Settings
+from mirasol.finetune.labels import Labels
+from mirasol.finetune.layouts import read_labels
+from mirasol.finetune.measure import (
+    Decoded,
+    decode_some,
+    find_cache_limit,
+    find_free_memory,
+    fit_memory,
+    measure_step_seconds,
+)
+from mirasol.finetune.outcome import (
+    evaluate_split,
+    format_outcome,
+    list_controls,
+    list_next_commands,
+    write_finetune_report,
+)
+from mirasol.finetune.survey import CLASS_LIST, Survey, survey_folder, write_splits
+from mirasol.media.timeline import cut_into_chunks
+from mirasol.training.build import pick_device
+from mirasol.training.export import export_run
+from mirasol.training.trainer import train
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+SHOWN_ANSWERS = 5
+FORWARD_SHARE = 1 / 3  # of a training step's time
+
+
+def finetune(settings: Settings, console: "Console") -> Path:
+    """Understands the folder, chooses a recipe, trains it, evaluates the result beside the starting checkpoint, and
+    reports. Returns the folder of the best checkpoint. The same settings continue an interrupted fine-tuning; a
+    finished one is left unchanged.
+
+    Raises:
+        UserError: a folder or checkpoint that cannot be used, another fine-tuning in `output`, and as `train`.
+    """
+    folder, start = FinetuneFolder(settings), find_checkpoint(settings.start)
+    labels = read_labels(Path(settings.data))
+    folder.begin(labels, start)
+    if folder.is_finished:
+        print_line(console, f"{folder.path}: this fine-tuning is finished: {folder.report}")
+        return folder.checkpoint
+    if folder.is_resumed:
+        print_line(console, f"{folder.path}: continues")
+    else:
+        with _discard_if_failed(folder):
+            Beginning(folder, start, console).run(labels)
+    recipe = load_recipe(folder.recipe)
+    before = _evaluate(folder, recipe, console, settings.start, folder.before, ())
+    _print_answers(console, settings.start, before)
+    try:
+        train(recipe, resume=True, console=console)
+    except Stopped as error:
+        again = str(error).replace("continue with --resume", "continue with the same command")
+        raise Stopped(again, error.signal_number) from error
+    if not (folder.checkpoint / "config.json").is_file():
+        export_run(folder.run, folder.checkpoint, best=True)
+    after = _evaluate(folder, recipe, console, str(folder.checkpoint), folder.path, list_controls())
+    _print_answers(console, str(folder.path), after)
+    loaded = load_checkpoint(folder.checkpoint)
+    write_finetune_report(folder, loaded, before, after, recipe, {"starting checkpoint": settings.start})
+    print_line(console, "\n" + format_outcome(folder, before, after) + "\n")
+    for line in list_next_commands(folder, after, recipe):
+        print_line(console, line)
+    folder.record({"finished": True})
+    return folder.checkpoint
+
+
+@contextlib.contextmanager
+def _discard_if_failed(folder: FinetuneFolder) -> Iterator[None]:
+    """Removes a folder that nothing was trained in where its beginning fails, so that a mended command may use it."""
+    try:
+        yield
+    except Exception:
+        remove_folder(folder.data)
+        for file in (folder.marker, folder.recipe):
+            file.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            folder.path.rmdir()
+        raise
+
+
+def _evaluate(
+    folder: FinetuneFolder, recipe: Recipe, console: "Console", name: str, output: Path, controls: tuple[str, ...]
+) -> Evaluation:
+    loaded = load_checkpoint(name, pick_device(recipe.device))
+    with show_progress(console, f"Answering the test questions ({name})", "clips") as progress:
+        return evaluate_split(loaded, output, recipe, controls, progress)
+
+
+def _print_answers(console: "Console", name: str, evaluation: Evaluation) -> None:
+    """Some answers with what is right, and how many are right."""
+    judged = next(iter(evaluation.protocols.values())).judged
+    right = sum(item.right for item in judged)
+    print_line(console, f"{name}: {right} of {len(judged)} test questions right, for example")
+    for item in judged[:: max(1, len(judged) // SHOWN_ANSWERS)][:SHOWN_ANSWERS]:
+        verdict = "right" if item.right else f"wrong: {item.example.target}"
+        print_line(console, f"  {item.example.media}: {item.example.prompt} {item.shown_answer} ({verdict})")
+
+
+class Beginning:
+    """What comes before the training: the survey and the recipe, which are written down once."""
+
+    def __init__(self, folder: FinetuneFolder, start: Path, console: "Console"):
+        self.folder, self.console, self.settings = folder, console, folder.settings
+        self.overrides = parse_overrides(self.settings.overrides)
+        self.device = pick_device(str(self.overrides.get("device", "auto")))
+        self.loaded = load_checkpoint(start)
+
+    def run(self, labels: Labels) -> None:
+        """Surveys, chooses, measures; writes data/ and last recipe.yaml."""
+        import yaml
+
+        with show_progress(self.console, "Reading headers", "files") as progress:
+            survey = survey_folder(labels, int(self.overrides.get("seed", 0)), progress)
+        self._print([*survey.format_lines(), *(f"note:     {remark}" for remark in survey.list_remarks())])
+        write_splits(self.folder.data, survey)
+        facts, decoded = gather_facts(survey, self.loaded), decode_some(self.loaded, labels.root, survey.all_clips)
+        self._print(f"note:     {note}" for note in decoded.describe())
+        recipe, choices = self._choose(survey, facts, Wishes(self.settings.epochs, None, self.overrides))
+        chunks = count_chunks(self.loaded, facts)
+        recipe, memory = fit_memory(recipe, find_free_memory(self.device), chunks, facts.longest_text)
+        seconds = self._measure(recipe, survey, decoded)
+        if self.settings.minutes is not None:
+            steps = count_steps_within(60 * self.settings.minutes, recipe, facts, seconds)
+            chosen, choices = self._choose(survey, facts, Wishes(None, steps, self.overrides))
+            recipe = replace(chosen, accumulation=recipe.accumulation, recompute=recipe.recompute)
+        time = describe_time(recipe, facts, len(survey.clips["test"]), seconds, decoded.seconds)
+        name = self.folder.recipe
+        self._print(["recipe:", *(f"  {line}" for line in format_choices(choices)), f"memory:   {memory}", time])
+        self._print([f"saved as  {name}: `mirasol train --config {name} --output DIR` trains the same"])
+        write_file_atomically(name, yaml.safe_dump(recipe.to_dict(), sort_keys=False))
+
+    def _print(self, lines: Iterable[str]) -> None:
+        for line in lines:
+            print_line(self.console, line)
+
+    def _choose(self, survey: Survey, facts: ClipFacts, wishes: Wishes) -> tuple[Recipe, list[Choice]]:
+        """The recipe by the rules, before memory and time are looked at."""
+        config, parameters = self.loaded.model.config, self.loaded.model.num_params()
+        choices = choose_recipe(facts, config, parameters, count_cores(), self.device.type == "cuda", wishes)
+        options = {"annotations": str(self.folder.data)}
+        if survey.classes:
+            options["class_list"] = str(self.folder.data / CLASS_LIST)
+        data: dict[str, Any] = {"root": str(survey.labels.root), "options": options, "cache": str(self.folder.cache)}
+        if any(choice.key == "data.decode" and choice.value == "ahead" for choice in choices):
+            data["cache_limit"] = find_cache_limit(self.folder.path)
+        paths = {"output": str(self.folder.run), "data": data, "model": {"init": self.settings.start}}
+        return recipe_from_dict(make_values(choices, paths, self.overrides), "finetune"), choices
+
+    def _measure(self, recipe: Recipe, survey: Survey, decoded: Decoded) -> float:
+        """Seconds of a step with the longest of the clips that were decoded; 0 where none could be."""
+        if not decoded.tensors:
+            return 0.0
+        longest = max(decoded.tensors, key=lambda tensors: len(tensors["video_mask"]))
+        return measure_step_seconds(recipe, self.loaded, survey.splits.examples["train"], longest, self.device)
+
+
+def gather_facts(survey: Survey, loaded: Loaded) -> ClipFacts:
+    """What the rules ask of the clips."""
+    clips, count = survey.all_clips, make_counter(loaded.processor.tokenizer)
+    rows = count_row_tokens((example for clip in clips for example in clip.examples), count)
+    return ClipFacts(
+        train=len(survey.clips["train"]),
+        validation=len(survey.clips["validation"]),
+        questions=tuple(len(clip.examples) for clip in survey.clips["train"]),
+        seconds=tuple(survey.seconds),
+        longest_text=max(tokens for _, tokens in rows),
+        kinds=tuple(sorted({"clip" if clip.start is clip.end is None else "segment" for clip in clips})),
+        has_classes=bool(survey.classes),
+    )
+
+
+def count_chunks(loaded: Loaded, facts: ClipFacts) -> int:
+    """Chunks of the longest clip."""
+    grid = loaded.processor.feature_extractor.grid
+    if not facts.seconds:
+        return grid.num_chunks or grid.max_chunks
+    return cut_into_chunks(0.0, max(facts.seconds[-1], 1e-3), grid).num_chunks
+
+
+def estimate_validation(recipe: Recipe, facts: ClipFacts, seconds: float) -> float:
+    """Seconds of a validation where a step takes `seconds`."""
+    clips = min(recipe.validation_clips, facts.validation)
+    return FORWARD_SHARE * seconds * clips / recipe.stages[STAGE].clips_per_step
+
+
+def count_steps_within(budget: float, recipe: Recipe, facts: ClipFacts, seconds: float) -> int:
+    """Steps of `seconds` each that a budget of seconds allows, with their validations."""
+    validation = estimate_validation(recipe, facts, seconds)
+    few = int(budget / max(seconds + validation / STEPS_OF_VALIDATION, 1e-3))
+    many = int((budget - VALIDATIONS * validation) / max(seconds, 1e-3))
+    return max(1, many if few > VALIDATIONS * STEPS_OF_VALIDATION else few)
+
+
+def describe_time(recipe: Recipe, facts: ClipFacts, tested: int, seconds: float, decoding: float) -> str:
+    """How long everything will take where a step takes `seconds` and a clip `decoding` seconds."""
+    stage = recipe.stages[STAGE]
+    steps = stage.steps or -(-stage.epochs * facts.count_positions(stage.questions_per_clip) // stage.clips_per_step)
+    training = steps * seconds + steps // recipe.validate_every * estimate_validation(recipe, facts, seconds)
+    decode = decoding * (facts.train + facts.validation) / count_cores()
+    passes = 2 * (2 + len(list_controls()))  # generation and candidates, of both checkpoints and under the controls
+    answers = passes * FORWARD_SHARE * seconds * tested / stage.clips_per_step
+    when = "to decode" if recipe.data.decode == "before" else "to decode meanwhile"
+    return (
+        f"time:     {_format_minutes(decode)} {when}, {_format_minutes(training)} for {steps:,} steps of {seconds:.2g} "
+        f"s (fewer if validation stops improving), about {_format_minutes(answers)} to evaluate"
+    )
+
+
+def _format_minutes(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

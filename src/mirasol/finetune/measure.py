@@ -1,0 +1,137 @@
+"""What the machine has: memory for a batch, and the time that a step takes, measured."""
+
+import shutil
+import statistics
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from mirasol.checkpoint import Loaded
+from mirasol.config.recipe import Recipe
+from mirasol.cost.assumptions import Assumptions
+from mirasol.cost.plan import plan_run
+from mirasol.data.example import ClipExamples, Example
+from mirasol.errors import BadClip
+from mirasol.evaluation.answer import load_clip
+from mirasol.training.optim import Optimizer
+from mirasol.training.stages import compute_stage_losses, find_trainable_component
+
+MEMORY_SHARE = 0.6  # of what is free: other programs and the decoder need some too
+CACHE_SHARE = 0.5  # of the free disk
+TIMED_STEPS = 3
+SILENCE, DARKNESS = 1e-4, 2.0  # largest sample of a waveform, standard deviation of pixels
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """Some clips decoded: mean seconds that one took, how many are silent, how many of one colour."""
+
+    tensors: tuple[dict[str, Tensor], ...]
+    seconds: float
+    silent: int
+    dark: int
+
+    def describe(self) -> Iterator[str]:
+        """What the user should know of them."""
+        count = len(self.tensors)
+        if count and self.silent == count:
+            yield f"the sound of all {count} clips that were decoded is silence: the model learns from pictures alone"
+        if count and self.dark == count:
+            yield f"the pictures of all {count} clips that were decoded are of one colour: is this the right folder?"
+
+
+def find_free_memory(device: torch.device) -> int | None:
+    """Bytes that are free on the device; None where the system does not say."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
+        return next(1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:"))
+    except (OSError, StopIteration, ValueError):
+        return None
+
+
+def find_cache_limit(folder: Path) -> float:
+    """Gigabytes that a cache below the folder may take."""
+    there = next(parent for parent in [folder, *folder.absolute().parents] if parent.exists())
+    return round(max(0.1, CACHE_SHARE * shutil.disk_usage(there).free / 1e9), 1)
+
+
+def fit_memory(recipe: Recipe, free: int | None, chunks: int, tokens: int) -> tuple[Recipe, str]:
+    """The recipe with so many microbatches (and, if one clip is too much, with recomputation) that a step fits into
+    the free memory by `mirasol plan`, and what was found, in words.
+
+    chunks, tokens: of the longest clip and text
+    """
+    if free is None:
+        return recipe, "the free memory is unknown: batches are as the rules have them"
+    room = MEMORY_SHARE * free
+    sizes = [stage.clips_per_step for stage in recipe.stages.values()]
+    while True:
+        plan = plan_run(recipe, Assumptions(chunks=chunks, text_length=tokens, peak_tflops=1.0))
+        peak = max(stage.memory.peak for stage in plan.stages.values())
+        words = f"a step takes {peak / 2**30:.2g} of {free / 2**30:.3g} GiB that are free"
+        if recipe.accumulation > 1:
+            words += f", in {recipe.accumulation} microbatches"
+        if peak <= room:
+            return recipe, words
+        more = next((n for n in range(recipe.accumulation + 1, min(sizes) + 1) if not any(s % n for s in sizes)), None)
+        if more is not None:
+            recipe = replace(recipe, accumulation=more)
+        elif recipe.recompute == "none":
+            recipe = replace(recipe, recompute="block")
+        else:
+            return recipe, f"{words}: it may not fit; a checkpoint with fewer weights or shorter clips will"
+
+
+def decode_some(loaded: Loaded, root: Path, clips: Sequence[ClipExamples], count: int = 8) -> Decoded:
+    """Decodes some clips, evenly spaced."""
+    chosen = [clips[place * len(clips) // count] for place in range(count)] if len(clips) > count else list(clips)
+    tensors, seconds, silent, dark = [], [], 0, 0
+    for clip in chosen:
+        began = time.perf_counter()
+        try:
+            found = load_clip(loaded.processor.feature_extractor, root, clip)
+        except BadClip:
+            continue  # left out when it comes up
+        seconds.append(time.perf_counter() - began)
+        tensors.append(found)
+        audio = found["audio"][found["audio_mask"]].float()
+        video = found["video"][found["video_mask"]].float()
+        silent += not audio.numel() or float(audio.max() - audio.min()) < SILENCE
+        dark += bool(video.numel()) and float(video.std()) < DARKNESS
+    return Decoded(tuple(tensors), statistics.median(seconds) if seconds else 0.0, silent, dark)
+
+
+def measure_step_seconds(
+    recipe: Recipe, loaded: Loaded, examples: Sequence[Example], clip: dict[str, Tensor], device: torch.device
+) -> float:
+    """Seconds of a training step of the recipe's only stage, on copies of one clip; changes the loaded model."""
+    [stage] = recipe.stages.values()
+    model = loaded.model.to(device).train()
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(stage.trains is None or find_trainable_component(name) in stage.trains)
+    model.config.loss_weights = stage.loss_weights
+    share = stage.clips_per_step // recipe.accumulation
+    rows = [examples[place % len(examples)] for place in range(share * stage.questions_per_clip)]
+    text = loaded.processor.encode_text([row.prompt for row in rows], [row.target for row in rows])
+    media = loaded.processor.feature_extractor.collate([clip] * share)
+    batch = {name: value.to(device) for name, value in {**media, **text}.items()}
+    optimizer, seconds = Optimizer(model, recipe.optimizer), []
+    for _ in range(1 + TIMED_STEPS):
+        began = time.perf_counter()
+        optimizer.zero_grad()
+        for _ in range(recipe.accumulation):
+            with torch.autocast(device.type, torch.bfloat16, enabled=recipe.precision == "bf16"):
+                loss = compute_stage_losses(model, stage, batch)["loss"]
+            loss.backward()
+        optimizer.clip_gradients()
+        optimizer.step()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        seconds.append(time.perf_counter() - began)
+    return statistics.median(seconds[1:])

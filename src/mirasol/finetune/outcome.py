@@ -1,0 +1,137 @@
+"""What a fine-tuning has come to: the test split before and after, with intervals, controls and a report."""
+
+import json
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mirasol.checkpoint import Loaded
+from mirasol.config.recipe import Recipe
+from mirasol.console import count_cores, format_table
+from mirasol.data.datasets.registry import read_dataset
+from mirasol.evaluation.answer import AnswerSettings
+from mirasol.evaluation.baselines import read_training_examples
+from mirasol.evaluation.compare import compare_results
+from mirasol.evaluation.controls import CONTROLS
+from mirasol.evaluation.evaluate import Evaluation, evaluate_dataset, write_evaluation
+from mirasol.evaluation.journal import NAME, Journal
+from mirasol.evaluation.metrics import CANDIDATES, OPEN, Estimate
+from mirasol.evaluation.one_clip import examine_evaluated_clip
+from mirasol.evaluation.report import REPORT, ReportExtras, write_report
+from mirasol.finetune.folder import FinetuneFolder
+from mirasol.training.logging import read_metrics
+
+if TYPE_CHECKING:
+    from mirasol.evaluation.compare import Difference
+
+Report = Callable[[int, int], None]
+
+
+def evaluate_split(
+    loaded: Loaded, folder: Path, recipe: Recipe, controls: tuple[str, ...], progress: Report | None = None
+) -> Evaluation:
+    """Asks the checkpoint the test split; writes results and predictions into the folder. Resumes from the folder's
+    journal, which stays until the report is written."""
+    folder.mkdir(parents=True, exist_ok=True)
+    options = recipe.data.options
+    dataset = read_dataset("folder", recipe.data.folder, "test", options)
+    settings = AnswerSettings(
+        root=dataset.root,
+        controls=controls,
+        classes=dataset.classes,
+        max_new_tokens=_count_new_tokens(loaded, dataset.annotated),
+        threads=count_cores(),
+    )
+    known = read_training_examples(dataset, options)
+    evaluation = evaluate_dataset(loaded, dataset, settings, folder / NAME, 1, progress, known=known)
+    write_evaluation(folder, evaluation)
+    return evaluation
+
+
+def _count_new_tokens(loaded: Loaded, examples: Any, least: int = 16, most: int = 128) -> int:
+    """Tokens for the longest answer of the split."""
+    texts = [example.target for example in examples]
+    lengths = map(len, loaded.processor.tokenizer(texts, add_special_tokens=False)["input_ids"])
+    return max(least, min(most, max(lengths, default=0) + 1))
+
+
+def list_controls() -> tuple[str, ...]:
+    """All controls of `mirasol evaluate`."""
+    return tuple(CONTROLS)
+
+
+def write_finetune_report(
+    folder: FinetuneFolder, loaded: Loaded, before: Evaluation, after: Evaluation, recipe: Recipe, facts: dict[str, str]
+) -> None:
+    """Writes report.html, after which nothing is left to do."""
+    training = json.loads((folder.run / "checkpoint" / "training.json").read_text(encoding="utf-8"))
+    extras = ReportExtras(
+        title=f"Fine-tuned on {Path(folder.settings.data).resolve().name}",
+        lead=f"{folder.settings.start}, fine-tuned for {training['steps']:,} steps; the starting checkpoint's answers "
+        "to the same questions are the column before.",
+        log=read_metrics(folder.run / "metrics.jsonl"),
+        others={"before": before},
+        one_clip=examine_evaluated_clip(loaded, after),
+        facts=facts,
+        training_seconds=training["training_seconds"],
+        recipe=recipe.to_dict(),
+    )
+    write_report(folder.path, loaded, after, extras)
+    for path in (folder.path, folder.before):
+        Journal.end(path)
+
+
+def format_outcome(folder: FinetuneFolder, before: Evaluation, after: Evaluation) -> str:
+    """The headline before and after with intervals, their paired difference, baselines and controls, in percent."""
+    rows = [["", "before", "after", "difference"]]
+    for protocol in (OPEN, CANDIDATES):
+        if protocol in after.protocols and protocol in before.protocols:
+            rows += _list_rows(protocol, before, after)
+    if {example.id for example in before.examples} & {example.id for example in after.examples}:
+        rows[1][3] = _format_difference(compare_results(folder.before, folder.path).rows["All"])
+    scores, controls = after.protocols[OPEN], after.controls[OPEN]
+    for name, estimate in scores.baselines.items():
+        rows.append([f"  {name}", "", _format_share(estimate.value), ""])
+    for name, control in controls.items():
+        rows.append([f"  {name.replace('_', ' ')}", "", _format_share(control.headline_estimate.value), ""])
+    return format_table(rows)
+
+
+def _list_rows(protocol: str, before: Evaluation, after: Evaluation) -> list[list[str]]:
+    """A row for the answers as they are generated, and for the most likely candidate."""
+    one, other = before.protocols[protocol], after.protocols[protocol]
+    name = "answers exactly right" if protocol == OPEN else "best of the candidates"
+    headline = other.headline if protocol == OPEN else "top-1" if "top-1" in other.metrics else other.headline
+    estimates = [scores.metrics[headline] for scores in (one, other)]
+    return [[f"{name} ({estimates[1].n})", *map(_format_estimate, estimates), ""]]
+
+
+def _format_share(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.1f}"
+
+
+def _format_estimate(estimate: Estimate) -> str:
+    if estimate.low is None or estimate.high is None:
+        return _format_share(estimate.value)
+    return f"{_format_share(estimate.value)} [{_format_share(estimate.low)}, {_format_share(estimate.high)}]"
+
+
+def _format_difference(row: "Difference") -> str:
+    low, high = (f"{100 * bound:+.1f}" if bound is not None else "-" for bound in (row.low, row.high))
+    return f"{100 * row.difference:+.1f} [{low}, {high}]"
+
+
+def list_next_commands(folder: FinetuneFolder, evaluation: Evaluation, recipe: Recipe) -> list[str]:
+    """Lines to copy: ask about a clip of the test, export, open the report."""
+    example = evaluation.examples[0]
+    clip = recipe.data.folder / example.media
+    window = "".join(
+        f" --{name} {value:g}" for name, value in (("start", example.start), ("end", example.end)) if value is not None
+    )
+    name = shlex.quote(str(folder.path))
+    return [
+        f"mirasol ask {name} {shlex.quote(str(clip))} {shlex.quote(example.prompt)}{window}",
+        f"mirasol export {shlex.quote(str(folder.run))} {shlex.quote(f'shared/{folder.path.name}')} --best",
+        f"report: {folder.path / REPORT}",
+    ]

@@ -1,0 +1,218 @@
+"""What is known of a folder's clips before anything trains: lengths and sound by their headers, splits, what is left
+out; in five lines and some remarks."""
+
+import json
+import statistics
+from collections import Counter
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+from mirasol.console import count_cores
+from mirasol.data.datasets.contract import Problem
+from mirasol.data.example import ClipExamples, Example, group_by_clip
+from mirasol.data.randomness import hash64
+from mirasol.errors import BadClip, UserError
+from mirasol.files import write_file_atomically, write_folder_atomically
+from mirasol.finetune.headers import Header, probe_header
+from mirasol.finetune.labels import Labels
+from mirasol.finetune.splits import NAMES, Splits, split_examples
+from mirasol.media.formats.content import PAGE, detect_content_kind
+from mirasol.media.isolation.decoders import run_isolated
+from mirasol.media.limits import DEFAULT_LIMITS
+
+MOST_HEADERS = 5000  # files whose headers are read: of more, a sample, so that 100,000 clips start within a minute
+SHOWN_CLASSES = 8
+VERY_SHORT, VERY_LONG = 0.2, 600.0  # seconds
+CLASS_LIST, LEFT_OUT = "classes.txt", "left_out.jsonl"
+
+
+@dataclass(frozen=True)
+class Survey:
+    """The examples that can be used, and what is known of their clips.
+
+    headers: by media file, of those that were read; `files` is how many there are
+    left_out: everything that labels or files name and that is not used
+    """
+
+    labels: Labels
+    splits: Splits
+    headers: dict[str, Header]
+    files: int
+    unreadable: int
+    left_out: tuple[Problem, ...]
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """As `Labels.classes`."""
+        return self.labels.classes
+
+    @property
+    def is_sampled(self) -> bool:
+        """Whether not all headers were read."""
+        return len(self.headers) + self.unreadable < self.files
+
+    @cached_property
+    def clips(self) -> dict[str, list[ClipExamples]]:
+        """The clips of each split."""
+        return {name: group_by_clip(self.splits.examples[name]) for name in NAMES}
+
+    @property
+    def all_clips(self) -> list[ClipExamples]:
+        """The clips of all splits."""
+        return [clip for own in self.clips.values() for clip in own]
+
+    @cached_property
+    def seconds(self) -> list[float]:
+        """The lengths that are known, of all clips, ascending."""
+        lengths = []
+        for clip in self.all_clips:
+            header, end = self.headers.get(clip.media), clip.end
+            if end is None and header is not None:
+                end = header.seconds
+            if end is not None:
+                lengths.append(max(0.0, end - (clip.start or 0.0)))
+        return sorted(lengths)
+
+    def format_lines(self) -> list[str]:
+        """What was understood, in five lines."""
+        clips, seconds, heads = self.all_clips, self.seconds, list(self.headers.values())
+        share = f" (of {len(heads):,} of {self.files:,} files; the others are opened when they come up)"
+        of_sample = share if self.is_sampled else ""
+        total = f"{sum(seconds):.0f} s together; " if not self.is_sampled else ""
+        lengths = "lengths unknown"
+        if seconds:
+            median = statistics.median(seconds)
+            lengths = f"{total}{seconds[0]:.3g} to {seconds[-1]:.3g} s, median {median:.3g} s{of_sample}"
+        silent, blind = (sum(not getattr(head, name) for head in heads) for name in ("has_audio", "has_video"))
+        counts = {name: len(own) for name, own in self.clips.items()}
+        return [
+            f"folder:   {self.labels.root}: {self.labels.layout}",
+            f"answers:  {self._describe_answers()}",
+            f"clips:    {len(clips):,} in {self.files:,} files, {lengths}",
+            f"left out: {self.unreadable} unreadable, {len(self.labels.unlabelled)} without a label, "
+            f"{self._count_lost_labels()} labels without a clip; {silent} clips have no sound, {blind} no pictures",
+            f"splits:   {', '.join(f'{name} {count:,}' for name, count in counts.items())} clips; {self.splits.drawn}",
+        ]
+
+    def _describe_answers(self) -> str:
+        examples = [example for name in NAMES for example in self.splits.examples[name]]
+        counts = Counter(example.target for example in examples)
+        prompts = {example.prompt for example in examples}
+        asked = f"to {prompts.pop()!r}" if len(prompts) == 1 else f"to {len(prompts):,} questions"
+        if not self.classes:
+            return f"{len(counts):,} different ones in {len(examples):,} examples, {asked}"
+        shown = ", ".join(f"{name} {count:,}" for name, count in counts.most_common(SHOWN_CLASSES))
+        more = f" and {len(counts) - SHOWN_CLASSES} more" if len(counts) > SHOWN_CLASSES else ""
+        return f"{len(counts)} classes {asked}: {shown}{more}"
+
+    def _count_lost_labels(self) -> int:
+        return len(self.labels.orphans) + sum(problem.kind == "missing media" for problem in self.labels.problems)
+
+    def list_remarks(self) -> list[str]:
+        """What the user should know, one line each."""
+        remarks = [*self.labels.remarks, *self.splits.remarks]
+        kinds = Counter(p.kind for p in self.labels.problems if p.kind != "missing media")
+        if kinds:
+            first = next(problem for problem in self.labels.problems if problem.kind != "missing media")
+            remarks.append(f"{sum(kinds.values())} labels cannot be read, the first: {first}")
+        heads, seconds = list(self.headers.values()), self.seconds
+        if heads and not any(head.has_audio for head in heads):
+            remarks.append("no clip has sound: the model learns from pictures alone")
+        if heads and not any(head.has_video for head in heads):
+            remarks.append("no clip has pictures: the model learns from sound alone")
+        if seconds and seconds[0] < VERY_SHORT and seconds[-1] > VERY_LONG:
+            remarks.append(
+                f"clips of {seconds[0]:.2g} s and of {seconds[-1]:.0f} s together: the long ones are cut into few long "
+                "chunks; name the part that matters by start and end in a table, or cut them"
+            )
+        return remarks
+
+
+def survey_folder(labels: Labels, seed: int, progress: Callable[[int, int], None] | None = None) -> Survey:
+    """Reads headers, leaves out what cannot be read, and splits the rest.
+
+    Raises UserError where nothing can be read, and as `split_examples`.
+    """
+    media = sorted({example.media for example in labels.all_examples})
+    headers, reasons = read_headers(labels.root, choose_media(media, MOST_HEADERS), progress)
+    if not headers:
+        name, reason = next(iter(reasons.items()))
+        raise UserError(f"{labels.root}: none of {len(reasons)} clips can be read, the first: {name}: {reason}")
+    usable = replace(
+        labels,
+        examples={
+            split: tuple(example for example in own if example.media not in reasons)
+            for split, own in labels.examples.items()
+        },
+    )
+    splits = split_examples(usable, seed)
+    left_out = [
+        *labels.problems,
+        *(Problem("unreadable", reason, name) for name, reason in reasons.items()),
+        *(Problem("without a label", "no label names it", name) for name in labels.unlabelled),
+        *(Problem("missing media", "its clip is not there", name) for name in labels.orphans),
+        *(Problem("video in two splits", "left out: a later split has it", e.media) for e in splits.leaked),
+    ]
+    return Survey(usable, splits, headers, len(media), len(reasons), tuple(left_out))
+
+
+def choose_media(media: Sequence[str], most: int) -> list[str]:
+    """Some of the files, the same ones every time."""
+    if len(media) <= most:
+        return list(media)
+    return sorted(sorted(media, key=lambda name: hash64("survey", name))[:most])
+
+
+def read_headers(
+    root: Path, media: Sequence[str], progress: Callable[[int, int], None] | None = None
+) -> tuple[dict[str, Header], dict[str, str]]:
+    """The headers of media files, read in processes of their own, and why others cannot be read."""
+
+    def read(name: str) -> Header | str:
+        path = root / name
+        try:
+            with path.open("rb") as stream:
+                if detect_content_kind(stream.read(512)) == "html":
+                    return PAGE
+            return run_isolated(DEFAULT_LIMITS, path, probe_header, path)
+        except BadClip as error:
+            return error.reason
+        except OSError as error:
+            return error.strerror or str(error)
+
+    headers, reasons = {}, {}
+    with ThreadPoolExecutor(count_cores()) as pool:
+        for done, (name, found) in enumerate(zip(media, pool.map(read, media), strict=True), start=1):
+            if isinstance(found, str):
+                reasons[name] = found
+            else:
+                headers[name] = found
+            if progress is not None:
+                progress(done, len(media))
+    return headers, reasons
+
+
+def write_splits(folder: Path, survey: Survey) -> None:
+    """Writes the splits as tables of the data set `folder`, its class list, and what is left out."""
+
+    def fill(target: Path) -> None:
+        for name in NAMES:
+            lines = (json.dumps(_make_row(example), ensure_ascii=False) for example in survey.splits.examples[name])
+            write_file_atomically(target / f"{name}.jsonl", "".join(line + "\n" for line in lines))
+        if survey.classes:
+            write_file_atomically(target / CLASS_LIST, "".join(name + "\n" for name in survey.classes))
+        rows = (json.dumps(problem.to_dict(), ensure_ascii=False) for problem in survey.left_out)
+        text = "".join(row + "\n" for row in rows)
+        write_file_atomically(target / LEFT_OUT, text.encode("utf-8", "backslashreplace").decode())
+
+    write_folder_atomically(folder, fill, replace=True)
+
+
+def _make_row(example: Example) -> dict[str, object]:
+    """The example as a line of `SPLIT.jsonl`."""
+    row = {"file": example.media, **asdict(example)}
+    kept = ("id", "file", "start", "end", "prompt", "target", "question_type", "candidates")
+    return {name: row[name] for name in kept if row[name] not in (None, "", ())}

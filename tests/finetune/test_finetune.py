@@ -1,0 +1,197 @@
+"""`mirasol finetune` from a folder to a report, on a few rendered clips, whatever it scores there."""
+
+import io
+import json
+import re
+import shlex
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+from rich.console import Console
+
+from mirasol.checkpoint import find_checkpoint
+from mirasol.cli.main import main
+from mirasol.config.recipe_io import load_recipe, recipe_from_dict
+from mirasol.errors import UserError
+from mirasol.finetune import finetune as module
+from mirasol.finetune.choices import ClipFacts
+from mirasol.finetune.finetune import count_steps_within, finetune
+from mirasol.finetune.folder import Settings
+from mirasol.training.trainer import train
+
+KEYS = ("device=cpu", "threads=1", "samples=0", "stages.finetune.clips_per_step=2", "validate_every=2")
+
+
+def make_folder(shapes, root, count=7):
+    """A folder with clips of two classes."""
+    for number, file in enumerate(sorted((shapes / "clips").rglob("*.mp4"))[:count]):
+        folder = root / ("left", "right side")[number % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        shutil.copy(file, folder / file.name)
+    return root
+
+
+def run(settings) -> tuple[str, str]:
+    """The result's folder and what was printed."""
+    said = io.StringIO()
+    result = finetune(settings, Console(file=said, width=300))
+    return result, said.getvalue()
+
+
+@pytest.fixture(scope="module")
+def settings(shapes, untrained, tmp_path_factory):
+    home = tmp_path_factory.mktemp("finetune")
+    make_folder(shapes, home / "mine")
+    return Settings(str(home / "mine"), str(untrained), str(home / "out"), None, 1, KEYS)
+
+
+@pytest.fixture(scope="module")
+def finished(settings):
+    """A fine-tuning that was interrupted before its training and during it, then continued. What it printed."""
+    patch = pytest.MonkeyPatch()
+    said = []
+    for name in ("train", "export_run"):
+        with patch.context() as patched:
+            patched.setattr(module, name, lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+            console = Console(file=io.StringIO(), width=300)
+            with pytest.raises(KeyboardInterrupt):
+                finetune(settings, console)
+            said.append(console.file.getvalue())
+    said.append(run(settings)[1])
+    return said
+
+
+def test_it_prints_what_it_understood_and_chose_once(finished):
+    first, second, third = finished
+    assert [line.partition(":")[0] for line in first.splitlines() if line[:1].isalpha()][1:6] == [
+        "folder", "answers", "clips", "left out", "splits",
+    ]  # fmt: skip
+    assert "stages.finetune.epochs" in first and "as given (--epochs)" in first
+    assert "optimizer.learning_rate" in first and "memory:" in first and "time:" in first
+    for later in (second, third):
+        assert "continues" in later and "folder:" not in later
+
+
+def test_it_leaves_a_checkpoint_results_and_a_report(settings, finished):
+    out = Path(settings.output)
+    results = json.loads((out / "results.json").read_text())
+    scores = results["protocols"]["open generation"]
+    assert set(scores["controls"]) == {"no_video", "no_audio", "no_media", "shifted_audio"}
+    assert scores["metrics"]["All"]["low"] is not None
+    assert results["protocols"]["candidate scoring"]["classes"] == 2
+    page = (out / "report.html").read_text()
+    assert "before" in page and "what is it?" in page
+    assert (out / "before" / "predictions.jsonl").is_file()
+    assert not list(out.rglob("journal.jsonl"))
+    assert find_checkpoint(out) == out / "checkpoint"
+    table = finished[2]
+    assert "before" in table and "difference" in table and "[" in table
+
+
+def test_the_lines_to_copy_do_what_they_say(settings, finished, tmp_path, capsys, monkeypatch):
+    ask, export = (re.search(rf"^mirasol {name} .*$", finished[2], re.MULTILINE)[0] for name in ("ask", "export"))
+    monkeypatch.chdir(tmp_path)
+    main(shlex.split(ask)[1:])
+    assert capsys.readouterr().out.strip()
+    main(shlex.split(export)[1:])
+    assert list((tmp_path / "shared").glob("*/model.safetensors"))
+
+
+def test_train_runs_its_recipe_to_the_same_bits(settings, finished, tmp_path):
+    file = f"{settings.output}/recipe.yaml"
+    recipe = load_recipe(file, [f"output={tmp_path / 'again'}"])
+    assert yaml.safe_load(Path(file).read_text())["stages"]["finetune"]["epochs"] == 1
+    again = train(recipe, console=Console(file=io.StringIO()))
+    first = find_checkpoint(f"{settings.output}/train")
+    assert (again / "model.safetensors").read_bytes() == (first / "model.safetensors").read_bytes()
+
+
+def test_the_same_command_leaves_a_finished_one_unchanged(settings, finished):
+    report = Path(settings.output) / "report.html"
+    before = report.read_text()
+    assert "this fine-tuning is finished" in run(settings)[1]
+    assert report.read_text() == before
+
+
+@pytest.mark.parametrize(
+    ("change", "part"),
+    [
+        ({"epochs": 2}, r"was started with --epochs 1, now it is --epochs 2"),
+        ({"epochs": None, "minutes": 3.0}, r"was started with --epochs 1, now it is no --epochs"),
+        ({"overrides": (*KEYS, "seed=2")}, r"was started with KEY=VALUE .* now it is KEY=VALUE .* seed=2"),
+        ({"start": "tiny"}, r"was started with --from .*, now it is --from tiny"),
+    ],
+)
+def test_other_arguments_are_refused_in_one_line(settings, finished, change, part):
+    with pytest.raises(UserError, match=part) as caught:
+        finetune(Settings(**{**vars(settings), **change}), Console(file=io.StringIO()))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("change", ["clip added", "clip changed", "clip moved"])
+def test_changed_data_are_refused_in_one_line(settings, finished, change, tmp_path):
+    folder = Path(settings.data)
+    kept = tmp_path / "kept"
+    shutil.copytree(folder, kept)
+    clip = sorted((folder / "left").iterdir())[0]
+    try:
+        if change == "clip added":
+            shutil.copy(clip, folder / "left" / "more.mp4")
+        elif change == "clip changed":
+            clip.write_bytes(clip.read_bytes() + b"more")
+        else:
+            clip.rename(folder / "right side" / "moved.mp4")
+        with pytest.raises(UserError, match="changed since the start of"):
+            run(settings)
+    finally:
+        shutil.rmtree(folder)
+        shutil.copytree(kept, folder)
+
+
+@pytest.mark.parametrize(
+    ("settings_of", "part"),
+    [
+        ({"minutes": 1.0, "epochs": 2}, "give one of them"),
+        ({"minutes": 0.0}, "must be above 0"),
+        ({"minutes": float("nan")}, "must be above 0"),
+        ({"epochs": 0}, "must be at least 1"),
+    ],
+)
+def test_impossible_lengths_are_refused(settings_of, part):
+    with pytest.raises(UserError, match=part):
+        Settings("mine", "tiny", "out", **settings_of)
+
+
+def test_a_beginning_that_fails_leaves_nothing_behind(shapes, untrained, tmp_path):
+    make_folder(shapes, tmp_path / "mine")
+    wrong = Settings(str(tmp_path / "mine"), str(untrained), str(tmp_path / "out"), overrides=("optimizer.rate=1",))
+    with pytest.raises(UserError, match=r"unknown key 'optimizer\.rate'"):
+        run(wrong)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("minutes", "steps"), [(10, 270), (1, 25), (0.001, 1)])
+def test_minutes_become_steps_by_the_time_of_one(minutes, steps):
+    stages = {"finetune": {"steps": 1, "clips_per_step": 4}}
+    values = {"seed": 0, "output": "out", "data": {"root": "."}, "stages": stages, "validation_clips": 12}
+    facts = ClipFacts(40, 6, (1,) * 40, (2.0,), 20, ("clip",), True)
+    # A validation of 6 clips takes half of a step of 4: 20 of them take the time of 10 steps.
+    assert count_steps_within(60 * minutes, recipe_from_dict(values), facts, 60 / 28) == steps
+
+
+def test_the_command_prints_the_folder_and_refuses_what_it_cannot_use(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    for arguments, part in (
+        (["gone"], "gone: no such folder of clips"),
+        (["empty"], "no video or sound file"),
+        (["empty", "seed"], "seed: give one FOLDER, and keys of the recipe as KEY=VALUE"),
+        (["empty", "--from", "nowhere"], "nowhere: no such checkpoint"),
+    ):
+        with pytest.raises(SystemExit):
+            main(["finetune", *arguments])
+        out, err = capsys.readouterr()
+        assert out == "" and part in err and err.count("\n") == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["empty"]
