@@ -116,3 +116,24 @@ def test_bad_options_are_one_line_with_the_fix(image, preset, tmp_path, capsys):
     assert "cannot load a tokenizer" in refused(capsys, preset, out, "--image", image, "--tokenizer", tmp_path / "own")
     assert "not a Mirasol config" in refused(capsys, image / "model.safetensors", out, "--image", image)
     assert not out.exists()
+
+
+def test_what_stays_random_is_recorded_and_a_run_that_freezes_it_is_refused(image, preset, shapes, tmp_path, capsys):
+    run(capsys, preset, tmp_path / "start", "--image", image, "--tokenizer", "tiny")
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        f"seed: 1\noutput: {tmp_path / 'run'}\ndata: {{root: {shapes}}}\nmodel: {{init: {tmp_path / 'start'}}}\n"
+        "stages:\n  videos: {steps: 1, clips_per_step: 2, questions_per_clip: 1,\n"
+        "           trains: [vit, tubes, audio, combiner, latent, reconstruction, cross_attention]}\n"
+    )
+    main(["plan", "--config", str(recipe)])
+    planned = capsys.readouterr().out
+    [line] = [line for line in planned.splitlines() if line.startswith("vit ")][:1]
+    assert line.split()[1] != "0"
+    assert "note: mirasol train refuses this: stages.videos freezes weights that are still random: text" in planned
+    with pytest.raises(SystemExit) as stop:
+        main(["train", "--config", str(recipe)])
+    assert stop.value.code == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert "still random: text (" in said and "vocabulary (" in said and "allow_frozen_random: true" in said
+    main(["train", "--config", str(recipe), "--stages.videos.allow_frozen_random=true", "--log_every=1"])

@@ -159,6 +159,13 @@ def test_latents_of_another_width_leave_the_map_unused_and_say_so(file):
     assert entry["reason"].startswith("projects the source's image features")
 
 
+def test_rows_for_tokens_that_the_source_lacks_are_recorded_as_untrained(file):
+    _, report = from_parts(decoder_config(), openmammut=file, allow_pickle=True)
+    rows = len(state_dict()["text.token_embedding.weight"])
+    found = {e["target"]: e["untrained_from"] for e in report.loaded if "untrained_from" in e}
+    assert found == {"text.embedding.weight": rows, "text.output.weight": rows}
+
+
 def test_the_image_side_of_another_model_goes_with_its_text_decoder(file, tmp_path):
     folder = saved(image_model("ViTModel", 16, 64), tmp_path / "vit")
     model, report = from_parts(decoder_config(), image=folder, openmammut=file, allow_pickle=True)
