@@ -175,8 +175,9 @@ def damage(path: Path, seed: str, damaged: Path) -> None:
     damaged.write_bytes(content)
 
 
-@pytest.mark.parametrize("seed", range(12))
-@pytest.mark.parametrize("shape", ["va", "v", "a"])
+@pytest.mark.parametrize(
+    ("shape", "seed"), [*(("va", k) for k in range(24)), *((s, k) for s in "va" for k in range(8))]
+)
 def test_one_damaged_time_is_no_joint(tmp_path, two_recordings, shape, seed):
     path, whole = two_recordings[shape]
     damaged = tmp_path / "damaged.ts"
@@ -189,6 +190,7 @@ def test_one_damaged_time_is_no_joint(tmp_path, two_recordings, shape, seed):
     if "a" in shape:
         length = min(len(clip.waveform), len(whole.waveform))
         assert np.corrcoef(clip.waveform[:length], whole.waveform[:length])[0, 1] > 0.9
+    assert clip.audio_present.tolist() == whole.audio_present.tolist()
     joints = [note for note in clip.notes if "start over" in note]
     assert len(joints) == 1
     assert joints[0].count(",") == 0, "one place"

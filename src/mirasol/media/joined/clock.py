@@ -25,6 +25,7 @@ USUAL_REORDER_SECONDS = 1.0  # few frames wait for longer, unless all of a slow 
 STRAY_SECONDS = 1.0
 STRAY_PACKETS = 100
 FIRST_PACKETS = 10  # from before zero
+FEW_PACKETS = 3  # less than any recording has
 CROSSING_SECONDS = 1.0  # a stream that goes on for that long shows that no other one begins another recording
 
 
@@ -241,6 +242,11 @@ def _mark_strays(own: list[_Piece], others: list[_Piece]) -> None:
         elif number < len(own) - 1 and others and own[number].is_short:
             piece, jump = own[number], own[number + 1].first_decoded - own[number].decoded
             piece.stray = jump < -BACKWARD_SECONDS and not _is_among(piece, others)
+        elif (
+            0 < number == len(own) - 1 and own[number].count <= FEW_PACKETS and own[number].part == own[number - 1].part
+        ):
+            jump = own[number].first_decoded - own[number - 1].decoded
+            own[number].stray = not -BACKWARD_SECONDS <= jump <= ABSURD_SECONDS
         base = own[number]
         number += 1
 
@@ -273,7 +279,8 @@ def _find_late_start(own: list[_Piece]) -> int:
         return 1
     crossing = _find_crossing(own[1])
     if crossing is None:
-        return 0
+        alone = not own[1].elsewhere and own[0].count <= FEW_PACKETS and own[1].count > 10 * own[0].count
+        return int(alone and own[1].first_decoded < own[0].decoded)
     other, reached = crossing
     fits = abs(own[1].first_decoded - reached) < SAME_START_SECONDS <= abs(own[0].first_decoded - other.first_decoded)
     return int(fits)
@@ -351,11 +358,18 @@ class _Placing:
             else:
                 self._place_next(piece, self.kept[piece.stream][number - 1])
         for piece in self._waiting:
-            self._assign(piece, len(self.recordings) - 1)
+            self._set_recording(piece, piece.recording)
 
-    def _assign(self, piece: _Piece, recording: int) -> None:
+    def _set_recording(self, piece: _Piece, recording: int) -> None:
         piece.recording, piece.shift = recording, self.recordings[recording].shift
         self._current[piece.stream] = recording
+
+    def _assign(self, piece: _Piece, recording: int) -> None:
+        """Sets the recording of a piece and of those that wait for it."""
+        self._set_recording(piece, recording)
+        for other in [other for other in self._waiting if _begin_together(piece, other)]:
+            self._waiting.remove(other)
+            self._set_recording(other, recording)
 
     def _find_crossing(self, piece: _Piece) -> tuple[_Piece, float] | None:
         crossing = _find_crossing(piece)
@@ -363,10 +377,19 @@ class _Placing:
 
     def _place_first(self, piece: _Piece) -> None:
         crossing = self._find_crossing(piece)
-        if crossing is None and piece.order and self._find_others_next(piece):
+        goes_along = any(
+            -CROSSING_SECONDS <= piece.first_decoded - reached <= FORWARD_SECONDS and other.part == piece.part
+            for other, _, reached in piece.elsewhere.values()
+        )
+        piece.recording = crossing[0].recording if crossing is not None else len(self.recordings) - 1
+        if (
+            crossing is None
+            and not goes_along
+            and any(_is_mostly_after(piece, o) for o in self._find_others_next(piece))
+        ):
             self._waiting.append(piece)
         else:
-            self._assign(piece, crossing[0].recording if crossing is not None else len(self.recordings) - 1)
+            self._assign(piece, piece.recording)
 
     def _place_next(self, piece: _Piece, before: _Piece) -> None:
         reached = before.end + before.shift
@@ -380,9 +403,6 @@ class _Placing:
             self.strays += piece.count
         else:
             self._assign(piece, self._find_recording(piece, before, reached))
-            for other in [other for other in self._waiting if _begin_together(piece, other)]:
-                self._waiting.remove(other)
-                self._assign(other, piece.recording)
 
     def _find_recording(self, piece: _Piece, before: _Piece, reached: float) -> int:
         """Which recording, after the one that its stream was in, a piece is of: perhaps one that begins here."""
@@ -419,6 +439,12 @@ class _Placing:
             end = last.end if starts_over or stream not in piece.elsewhere else piece.elsewhere[stream][1]
             ends.append(end + last.shift)
         return ends
+
+
+def _is_mostly_after(piece: _Piece, other: _Piece) -> bool:
+    """Whether most of a piece comes in the file after another one, of another stream, begins."""
+    there, _, reached = other.elsewhere.get(piece.stream, (None, 0.0, 0.0))
+    return there is piece and piece.decoded - reached > reached - piece.first_decoded
 
 
 def _begin_together(one: _Piece, other: _Piece) -> bool:
