@@ -39,13 +39,6 @@ DIFFERENCES = {
         "the time-aligned side is six stacks of different lengths, so there is no one list of encoder states; the text "
         "decoder's are given (test_attentions_and_hidden_states, test_gradients_reach_what_the_layers_went_through)"
     ),
-    "ModelTest::test_eager_matches_sdpa_inference_.*": (
-        "the test gives the main input and the text alone, and clips have five inputs, none of which is invented; "
-        "implementations are compared in test_attention.py"
-    ),
-    "ModelTest::test_can_set_attention_dynamically": (
-        "an unknown implementation is refused as the test wants, but in our own words, which name the choice"
-    ),
     "ModelTest::test_(gradient_checkpointing_enable_disable|training_gradient_checkpointing.*)": (
         "no layer is a GradientCheckpointingLayer: a layer or its feed-forward is recomputed by choice "
         "(test_recomputation.py)"

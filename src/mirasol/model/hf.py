@@ -28,7 +28,8 @@ def check_attention(implementation: str | None) -> None:
     """Raises UserError for an `attn_implementation` that cannot compute this model's masks."""
     if implementation not in (None, *ATTENTION):
         raise UserError(
-            f"attn_implementation={implementation!r}: choose one of {', '.join(ATTENTION)} "
+            f'Specified `attn_implementation="{implementation}"` is not supported: '
+            f"choose one of {', '.join(ATTENTION)} "
             "(masks here are block causal, and flex_attention is what skips their hidden blocks on a GPU)"
         )
 
