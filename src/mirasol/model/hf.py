@@ -15,6 +15,7 @@ from transformers.utils import ModelOutput
 
 from mirasol.config.model import MirasolConfig
 from mirasol.errors import UserError
+from mirasol.model.combiner import ClsCombiner, PerceiverCombiner
 from mirasol.model.contrastive import ContrastiveSpace
 from mirasol.model.kernels import ATTENTION, compile_layers, recompute_activations
 from mirasol.model.outputs import MirasolEncoderOutput
@@ -199,7 +200,7 @@ class MirasolPreTrainedModel(PreTrainedModel):
                 init.normal_(parameter, std=0.02)
         if getattr(module, "position_gate", None) is not None:
             init.zeros_(module.position_gate)
-        if isinstance(module, ContrastiveSpace):
+        if isinstance(module, ContrastiveSpace | ClsCombiner | PerceiverCombiner):
             module.reset()
 
     # Embeddings
