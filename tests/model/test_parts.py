@@ -270,7 +270,7 @@ def test_cosine_is_taken_patch_by_patch():
         ({"combiner": {"scope": "all"}}, "combiner.scope='all': choose one of past, chunk"),
         ({"combiner": {"kind": "ttm", "scope": "chunk"}}, "combiner.scope='chunk' contradicts combiner.kind='ttm'"),
         ({"combiner": {"kind": "ttm", "ttm": {"heads": 0}}}, "combiner.ttm.heads=0 must be at least 1"),
-        ({"combiner": {"kind": "concat"}}, "combiner.m=8 must equal the 21 tokens of a chunk for kind=concat"),
+        ({"combiner": {"kind": "concat", "m": 8}}, "combiner.m=8 must equal the 21 tokens of a chunk for kind=concat"),
         ({"combiner": {"stack": 3}}, "combiner.stack=3 must be a mapping with the fields of StackConfig"),
         ({"latent": {"distance": "far"}}, "latent.distance='far': choose one of cosine, mse"),
         ({"latent": {"mask_ratio": 1}}, "latent.mask_ratio=1 must be in"),

@@ -108,7 +108,10 @@ class MirasolConfig(PreTrainedConfig):
             defaults, checkpoint_format = merge_mappings(defaults, FORMAT_1_VALUES), CHECKPOINT_FORMAT
         for name, kind in PARTS.items():
             part = defaults[name] if given[name] is None else given[name]
-            part = merge_mappings(defaults[name] or {}, part) if isinstance(part, Mapping) else part
+            if isinstance(part, Mapping):
+                if name == "combiner" and part.get("kind") == "concat":
+                    part = {"m": self.count_tokens(), **part}
+                part = merge_mappings(defaults[name] or {}, part)
             setattr(self, name, part if part is None else make_part(kind, part, name))
         self.checkpoint_format = checkpoint_format
         self.pad_token_id, self.bos_token_id = pad_token_id, bos_token_id
@@ -139,6 +142,21 @@ class MirasolConfig(PreTrainedConfig):
                     f"{name}={value!r} must be a whole number from 0 to below text.vocab_size={self.text.vocab_size}"
                 )
 
+    def set_image_size(self, image_size: int) -> None:
+        """Changes `video.image_size`, and `combiner.m` of the kind `concat`, which is the number of tokens.
+
+        Raises UserError, and changes nothing, where tubes or Combiner do not fit such frames.
+        """
+        video, combiner = self.video, self.combiner
+        self.video = dataclasses.replace(video, image_size=image_size)
+        if combiner.kind == "concat":
+            self.combiner = dataclasses.replace(combiner, m=self.count_tokens())
+        try:
+            self.check_parts_fit()
+        except UserError:
+            self.video, self.combiner = video, combiner
+            raise
+
     @property
     def stacks(self) -> dict[str, StackConfig]:
         """Every Transformer stack by its path in the config."""
@@ -162,8 +180,12 @@ class MirasolConfig(PreTrainedConfig):
         if self.vit.width < 6:
             raise UserError(f"vit.width={self.vit.width} must be at least 6: positions are sin and cos of t, y, x")
 
+    def count_tokens(self) -> int:
+        """Tokens of a chunk, of both modalities."""
+        return self.video.tokens + self.audio.tokens
+
     def _check_combiner(self) -> None:
-        tokens, combiner = self.video.tokens + self.audio.tokens, self.combiner
+        tokens, combiner = self.count_tokens(), self.combiner
         if combiner.m > tokens:
             raise UserError(f"combiner.m={combiner.m} exceeds the {tokens} tokens of a chunk")
         if combiner.kind == "concat" and combiner.m != tokens:
@@ -249,4 +271,11 @@ class MirasolConfig(PreTrainedConfig):
             if fields is None and part != "contrastive":
                 raise UserError(f"{part}=None: only the part contrastive may be missing")
             values[part] = merge_mappings(values[part] or {}, fields) if isinstance(fields, Mapping) else fields
+            if (
+                part == "combiner"
+                and isinstance(fields, Mapping)
+                and fields.get("kind") == "concat"
+                and "m" not in fields
+            ):
+                del values[part]["m"]  # not the preset's, but what a chunk has
         return cls(**values)

@@ -215,8 +215,8 @@ class CombinerConfig:
 
     kind: `transformer` keeps the last m outputs of a chunk, `cls` those of m learned tokens; in `perceiver` m learned
         latents attend to the features; `ttm` reads and writes a memory of constant size; `concat` keeps every token
-        (m is then the number of tokens, and there are no weights). `ttm` uses the stack's width and dropout only,
-        `concat` its width.
+        (m is then the number of tokens, and need not be given; there are no weights). `ttm` uses the stack's width and
+        dropout only, `concat` its width.
     scope: the features that x_t may depend on: `past` is all chunks up to t, `chunk` is chunk t alone. `ttm` always has
         a past, in its memory, `concat` never.
     window: number of chunks that each layer attends to, chunk t included; None is all up to t.

@@ -9,9 +9,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from mirasol.config.model import MirasolConfig
+from mirasol.config.parts import VideoConfig
 from mirasol.model.cache import KeyValueCache, StreamState, find_narrowest
 from mirasol.model.masks import BlockCausal
 from mirasol.model.transformer import Stack, sinusoid
+from mirasol.model.tubes import replace_parameter, resize_chunk_table
 
 
 class CausalLatentModel(nn.Module):
@@ -51,6 +53,11 @@ class CausalLatentModel(nn.Module):
         # have more chunks than any in training.
         chunk = sinusoid(torch.arange(first, first + x.shape[1], device=x.device), x.shape[-1])
         return (x + self.token_position + chunk[:, None].to(x)).flatten(1, 2)
+
+    def resize(self, config: MirasolConfig, old: VideoConfig, new: VideoConfig) -> None:
+        """Adapts to frames of another size: with `concat`, where x_t is every token, its positions are interpolated."""
+        if config.combiner.kind == "concat":
+            replace_parameter(self, "token_position", resize_chunk_table(self.token_position, old, new))
 
     def begin(self, window: int | None = None) -> StreamState:
         """The state before the first chunk of a stream."""

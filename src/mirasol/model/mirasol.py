@@ -304,23 +304,19 @@ class MirasolForConditionalGeneration(MirasolPreTrainedModel, MirasolGenerationM
 
     def set_image_size(self, image_size: int) -> None:
         """Changes the model to frames of `image_size` pixels: learned positions of the 2D patches, and of the video
-        tokens in the Combiner, are interpolated (bicubic); all other weights are unchanged. Optimizer state of the
-        interpolated tables is no longer valid.
+        tokens in the Combiner (with `concat`, in the latent model, whose m follows), are interpolated (bicubic); all
+        other weights are unchanged. Optimizer state of the interpolated tables is no longer valid.
 
         Raises:
             UserError: tubes that do not fit such frames, or a Combiner that does not fit so many tokens.
         """
         old = self.config.video
-        new = dataclasses.replace(old, image_size=image_size)
-        self.config.video = new
-        try:
-            self.config.check_parts_fit()
-        except UserError:
-            self.config.video = old
-            raise
+        self.config.set_image_size(image_size)
+        new = self.config.video
         with torch.no_grad():
             self.chunk_encoder.tubes.resize(new)
             self.combiner.resize(self.config, old, new)
+            self.latent.resize(self.config, old, new)
 
     def apply_dropout_rates(self) -> None:
         """Sets the rates of every dropout and layer drop to those in `config`, which may have changed since the model

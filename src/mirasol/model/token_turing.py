@@ -15,7 +15,7 @@ from mirasol.config.model import MirasolConfig
 from mirasol.config.parts import StackConfig, VideoConfig
 from mirasol.model.cache import StreamState
 from mirasol.model.transformer import Stack
-from mirasol.model.tubes import replace_parameter, resize_token_table
+from mirasol.model.tubes import replace_parameter, resize_chunk_table, resize_token_table
 
 
 class TokenLearner(nn.Module):
@@ -61,9 +61,7 @@ class TokenTuringCombiner(nn.Module):
 
     def resize(self, config: MirasolConfig, old: VideoConfig, new: VideoConfig) -> None:
         """Adapts to frames of another size: the learned positions of the video tokens are interpolated."""
-        position = self.token_position
-        video, audio = position[: old.tokens], position[old.tokens :]
-        replace_parameter(self, "token_position", torch.cat([resize_token_table(video, old, new), audio]))
+        replace_parameter(self, "token_position", resize_chunk_table(self.token_position, old, new))
         memory = self.memory_shape[0]
         for learner in (self.read, self.write):
             head, video, tail = learner.position.tensor_split([memory, memory + old.tokens])

@@ -65,6 +65,13 @@ def resize_token_table(
     return torch.cat(tables)
 
 
+def resize_chunk_table(
+    table: Float[Tensor, "token width"], old: VideoConfig, new: VideoConfig
+) -> Float[Tensor, "new_token width"]:
+    """A table over all tokens of a chunk, video first: the rows of audio are unchanged."""
+    return torch.cat([resize_token_table(table[: old.tokens], old, new), table[old.tokens :]])
+
+
 def replace_parameter(module: nn.Module, name: str, value: Tensor) -> None:
     """Gives a module a new parameter in place of one of the same name, frozen if that was."""
     trained = getattr(module, name).requires_grad

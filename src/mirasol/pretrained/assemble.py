@@ -106,6 +106,8 @@ def adapt_config(config: MirasolConfig, changes: list[Mapping[str, Any]], ids: M
     values = {name: dataclasses.asdict(getattr(config, name)) for name in PARTS if getattr(config, name) is not None}
     for parts in changes:
         values = merge_mappings(values, parts)
+    if values["combiner"]["kind"] == "concat":
+        del values["combiner"]["m"]  # follows the size of frames
     for name in SPECIALS:
         values[f"{name}_id"] = getattr(config, f"{name}_id")
     return MirasolConfig(**(values | dict(ids)))

@@ -68,7 +68,7 @@ def change_config(config: MirasolConfig, settings: ModelRecipe) -> MirasolConfig
     or do not fit.
     """
     if settings.image_size is not None:
-        config.video = replace(config.video, image_size=settings.image_size)
+        config.set_image_size(settings.image_size)
     if settings.num_chunks is not None:
         if config.chunking.num_chunks is None:
             raise UserError(
@@ -93,6 +93,9 @@ def override_config(config: MirasolConfig, overrides: Mapping[str, Any]) -> Mira
         values = {} if before is None else dataclasses.asdict(before)
         merged = merge_mappings(values, fields) if isinstance(fields, Mapping) else fields
         setattr(changed, name, merged if merged is None else make_part(PARTS[name], merged, where))
+    combiner = overrides.get("combiner")
+    if changed.combiner.kind == "concat" and not (isinstance(combiner, Mapping) and "m" in combiner):
+        changed.combiner = replace(changed.combiner, m=changed.count_tokens())
     try:
         changed.check_parts_fit()
     except UserError as error:
