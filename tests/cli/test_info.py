@@ -21,9 +21,9 @@ FLOPS = {"tiny": 786_991_104, "1b": 8_194_080_899_072, "3b": 12_950_504_472_576}
 def test_json_has_what_the_table_shows(preset, capsys, monkeypatch):
     main(["info", preset, "--json"])
     info = json.loads(capsys.readouterr().out)
-    assert info.keys() == {"components", "total", "flops"}
+    assert info.keys() == {"components", "sides", "total", "flops"}
     assert tuple(info["components"]) == COMPONENTS
-    for sizes in [*info["components"].values(), info["total"]]:
+    for sizes in [*info["components"].values(), *info["sides"].values(), info["total"]]:
         assert sizes.keys() == {"parameters", "paper"}
         assert isinstance(sizes["parameters"], int)
         assert sizes["paper"] is None or isinstance(sizes["paper"], int)
@@ -33,9 +33,26 @@ def test_json_has_what_the_table_shows(preset, capsys, monkeypatch):
     monkeypatch.setattr("mirasol.cost.counting.count_flops", lambda *_: dict.fromkeys(COMPONENTS, 10**9))
     main(["info", preset])
     table = capsys.readouterr().out
-    for name, sizes in info["components"].items():
-        [line] = [line for line in table.splitlines() if line.startswith(f"{name} ")]
+    for name, sizes in [*info["components"].items(), *info["sides"].items()]:
+        [line] = [line for line in table.splitlines() if line.startswith(f"{name}  ")]
         assert f"{sizes['parameters']:,}" in line
+
+
+def test_sums_that_the_supplement_states_are_shown_next_to_it(capsys):
+    """ "About 1.3B" of text and "a bit over 1.5B" of the video side, to which its own items do not add up."""
+    main(["info", "3b", "--json"])
+    info = json.loads(capsys.readouterr().out)
+    parameters = {name: sizes["parameters"] for name, sizes in info["components"].items()}
+    text, video = info["sides"]["text side"], info["sides"]["video side"]
+    assert text["paper"] == 1_300_000_000 and video["paper"] == 1_500_000_000
+    assert text["parameters"] == parameters["text"] + parameters["cross_attention"]
+    assert abs(text["parameters"] / text["paper"] - 1) < 0.02
+    beside = ("text", "cross_attention", "vocabulary", "audio", "contrastive")
+    assert video["parameters"] == sum(number for name, number in parameters.items() if name not in beside)
+    main(["info", "3b"])
+    lines = {line.split("  ")[0]: line for line in capsys.readouterr().out.splitlines()}
+    assert "1,300.0M" in lines["text side"] and "-1.7%" in lines["text side"]
+    assert "1,500.0M" in lines["video side"] and "-30.8%" in lines["video side"]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")

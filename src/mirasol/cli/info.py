@@ -7,7 +7,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from mirasol.cli.common import check_positive_options
-from mirasol.config.presets import PAPER_PARAMETERS, check_preset
+from mirasol.config.presets import PAPER_PARAMETERS, PAPER_SIDES, SIDES, check_preset
 from mirasol.console import format_table
 from mirasol.errors import UserError
 
@@ -47,7 +47,7 @@ def run(options: Namespace) -> None:
 def describe_preset(
     preset: str, frames: int | None, resolution: int | None, text_length: int
 ) -> tuple[dict[str, Any], dict[str, str]]:
-    """The numbers (`components`, `total`, `flops`), and each component's settings in words.
+    """The numbers (`components`, `sides`, `total`, `flops`), and each component's settings in words.
 
     Raises:
         UserError: an unknown preset, a number of frames that is not a multiple of a chunk's, or a resolution that no
@@ -65,6 +65,10 @@ def describe_preset(
     flops = count_flops(config, frames // per_chunk, text_length)
     info = {
         "components": {name: {"parameters": n, "paper": paper.get(name)} for name, n in counts.items()},
+        "sides": {
+            side: {"parameters": sum(counts[name] for name in names), "paper": PAPER_SIDES.get(preset, {}).get(side)}
+            for side, names in SIDES.items()
+        },
         "total": {"parameters": sum(counts.values()), "paper": paper.get("total")},
         "flops": {
             **flops,
@@ -94,14 +98,15 @@ def _describe_settings(config: MirasolConfig) -> dict[str, str]:
         "text": describe_stack(text.stack),
         "cross_attention": every + (", with feed-forward" if text.cross_attention_ffn else ""),
         "vocabulary": f"{text.vocab_size:,} pieces, tied",
+        **{side: " + ".join(names) for side, names in SIDES.items()},
     }
 
 
 def format_info(info: dict[str, Any], settings: dict[str, str]) -> str:
-    """The numbers as text: one line for each component, then the total."""
-    flops = info["flops"]
+    """The numbers as text: one line for each component, then the paper's sums of several, then the total."""
+    flops = info["flops"] | {side: sum(info["flops"][name] for name in names) for side, names in SIDES.items()}
     rows = [["component", "settings", "parameters", "paper", "difference", "GFLOP"]]
-    for name, sizes in [*info["components"].items(), ("total", info["total"])]:
+    for name, sizes in [*info["components"].items(), *info["sides"].items(), ("total", info["total"])]:
         here, paper = sizes["parameters"], sizes["paper"]
         compared = [f"{paper / 1e6:,.1f}M", f"{here / paper - 1:+.1%}"] if paper else ["-", "-"]
         rows.append([name, settings.get(name, ""), f"{here:,}", *compared, f"{flops[name] / 1e9:,.2f}"])

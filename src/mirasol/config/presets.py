@@ -123,3 +123,11 @@ PAPER_PARAMETERS: dict[str, dict[str, int]] = {
     | {"vit": 300_000_000, "text": 128_000_000, "cross_attention": 20_000_000, "vocabulary": 260_000_000}
     | {"total": 1_150_000_000},
 }
+
+# Sums of components that the supplement states too: "about 1.3B" of text, which is what its self- and cross-attention
+# have, and "a bit over 1.5B" of "video input processor, combiner, causal latent model and video reconstruction model".
+SIDES = {
+    "text side": ("text", "cross_attention"),
+    "video side": ("vit", "tubes", "combiner", "latent", "reconstruction"),
+}
+PAPER_SIDES: dict[str, dict[str, int]] = {"3b": {"text side": 1_300_000_000, "video side": 1_500_000_000}}
