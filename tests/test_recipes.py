@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 from mirasol import MirasolConfig, MirasolForConditionalGeneration
 from mirasol.config.recipe import Recipe
@@ -195,6 +196,27 @@ def test_video_text_is_the_papers():
 def test_audio_learns_the_text_of_audiosets_class_names():
     recipe = recipe_of("paper/audio")
     assert (recipe.data.dataset, recipe.data.train_split, recipe.data.options.targets) == ("audioset", "train", "all")
+
+
+def test_both_readings_of_the_audio_stage_are_fields():
+    """The page's table says the default and the other reading, and the recipe's comments give the latter's options."""
+    page = (RECIPES.parent / "docs" / "training.md").read_text(encoding="utf-8")
+    lines = page.split("| open point of `audio` |")[1].split("\n\n")[0].splitlines()[2:]
+    table = {cells[2].strip(" `"): cells[3:5] for cells in (line.split("|") for line in lines)}
+    said = " ".join(
+        (RECIPES / "paper/audio.yaml").read_text().split("The other reading is")[1].split("(learning")[0].split()
+    )
+    options = [option.strip("# ") for option in said.split("--") if option.strip("# ")]
+    for column, recipe in enumerate((recipe_of("paper/audio"), load_recipe(RECIPES / "paper/audio.yaml", options))):
+        for path, cells in table.items():
+            wanted = cells[0] if cells[column].strip() == "the same" else cells[column]
+            found = functools.reduce(lambda part, name: part[name], path.split("."), dataclasses.asdict(recipe))
+            assert found == yaml.safe_load(wanted.split("`")[1]), path
+    assert set(table) >= {option.split("=")[0] for option in options}
+    fine = recipe_of("paper/finetune_vggsound")
+    assert (recipe.optimizer.name, recipe.optimizer.schedule) == (fine.optimizer.name, fine.optimizer.schedule)
+    assert recipe.optimizer.weight_decay == fine.optimizer.weight_decay
+    assert recipe.model.image_size == fine.model.image_size
 
 
 @pytest.mark.parametrize(

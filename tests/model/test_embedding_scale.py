@@ -179,3 +179,24 @@ def test_a_run_keeps_the_config_it_began_with():
     for facts in ({"model_config": recorded}, {}):
         config = read_recorded_config(recipe, facts)
         assert config.text.scale_embedding is False and config.combiner.m == 4
+
+
+@torch.no_grad()
+def test_fixed_codes_of_the_other_parts_weigh_about_as_much_as_their_content(model, batch):
+    """Tubes, Combiner and latent model: what docs/model.md says of new models."""
+    sums = {}
+    tubes, encoder = model.chunk_encoder.tubes, model.chunk_encoder
+    tubes.register_forward_hook(
+        lambda _, given, tokens: sums.update(tubes=(tokens - tubes.positions(), tubes.positions()))
+    )
+    encoder.register_forward_hook(
+        lambda _, given, features: sums.update(
+            video=(features[0][0], model.combiner.chunk_code(4)), audio=(features[1][0], model.combiner.chunk_code(4))
+        )
+    )
+    model.combiner.register_forward_hook(lambda _, given, x: sums.update(latent=(x, model.combiner.chunk_code(4))))
+    model.encode(**{name: batch[name] for name in ("video", "audio", "chunk_mask", "video_mask", "audio_mask")})
+    assert len(sums) == 4
+    for name, (content, code) in sums.items():
+        ratio = (code.square().mean() / content.square().mean()).sqrt().item()
+        assert 0.5 < ratio < 2, f"{name}: rms of the code over rms of the content {ratio:.2f}"
