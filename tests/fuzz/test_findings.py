@@ -17,6 +17,9 @@ from mirasol.errors import UserError
 MEDIA = {
     # Sound that begins after the end that the header states left nothing to write, which was taken for something.
     "re-encoding": ("wmv2.wmv", [("repeat", 12763, 8192, 3342)], 2157),
+    # A page without content was looked at for ever.
+    "an Ogg page without content": ("vp8.ogg", [("repeat", 144, 256, 274)], 6064),
+    "an Ogg page cut short": ("vp8.ogg", [("cut", 22509)], 8763),
 }
 
 

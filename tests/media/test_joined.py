@@ -275,6 +275,28 @@ def test_a_clean_file_is_one_section(tmp_path):
         assert len(find_sections(path, name)) == 1
 
 
+@pytest.mark.parametrize("kind", CODECS)
+def test_sections_of_a_file_that_is_cut_or_damaged_anywhere_are_found(tmp_path, kind):
+    """And end: fuzzing found an Ogg page without content that was looked at for ever."""
+    content = make_joined(tmp_path, kind, "va va va").read_bytes()
+    path, name = tmp_path / "a.bin", {"ts": "mpegts", "vob": "mpeg", "ogg": "ogg"}[kind]
+    generator = random.Random(kind)
+    for number in range(150):
+        changed = bytearray(content)
+        if number % 3 == 0:
+            del changed[generator.randrange(len(content)) :]
+        place = generator.choice((0, 26, generator.randrange(len(content))))
+        changed[place : place + generator.choice((1, 30, 5000))] = b""
+        place = generator.randrange(max(1, len(changed)))
+        changed[place : place + 4] = bytes([generator.choice((0, 255))]) * 4
+        path.write_bytes(changed)
+        found = [section.begin for section in find_sections(path, name)]
+        assert found == sorted(set(found))
+    empty = content[:26] + b"\0" + content[:27] + b"OggS\0"
+    path.write_bytes(content + empty)
+    assert find_sections(path, name)[0].begin == 0
+
+
 @pytest.mark.parametrize("size", [192, 204])
 def test_transport_streams_of_longer_packets(tmp_path, size):
     """Cameras put a time before each packet, receivers a checksum after it."""

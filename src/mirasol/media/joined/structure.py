@@ -341,16 +341,11 @@ def _list_pages(stream: BinaryIO) -> Iterator[tuple[int, int]]:
             if place < 0:
                 return
             continue
-        lengths = (
-            content[place + OGG_PAGE : place + OGG_PAGE + content[place + 26]] if len(content) > place + 26 else b""
-        )
-        if not lengths:
-            before = place + 1
-        else:
-            yield base + place, content[place + 5]
-            before, place = place + 1, place + OGG_PAGE + len(lengths) + sum(lengths)
-        if before >= len(content):
+        if len(content) < place + OGG_PAGE:
             return
+        yield base + place, content[place + 5]
+        lengths = content[place + OGG_PAGE : place + OGG_PAGE + content[place + 26]]
+        before, place = place + 1, place + OGG_PAGE + len(lengths) + sum(lengths)
 
 
 def _is_sound_page(stream: BinaryIO, place: int) -> bool:
