@@ -7,7 +7,7 @@ from torch.nn import functional as F
 from mirasol import MirasolConfig, MirasolForConditionalGeneration, UserError
 from mirasol.config.parts import StackConfig, TextConfig
 from mirasol.model.losses import text_loss
-from mirasol.model.transformer import Attention, LayerDrop, Stack
+from mirasol.model.transformer import Attention, LayerDrop, RowNoise, Stack, draw_from_seeds
 
 STACK = {"depth": 4, "width": 8, "hidden": 8, "heads": 1, "head_width": 8}
 TTM = {"read_tokens": 16, "memory_tokens": 8}
@@ -238,3 +238,38 @@ def test_a_gap_in_the_chunks_is_refused(model, batch):
     batch["chunk_mask"][1] = torch.tensor([True, False, True, False])
     with pytest.raises(UserError, match="chunk_mask of clip 1 has padding before chunk 2: padding chunks come last"):
         model(**batch)
+
+
+def test_numbers_of_seeds_are_uniform_and_independent():
+    seeds = torch.randint(-(2**62), 2**62, (300,), generator=torch.Generator().manual_seed(0))
+    seeds[:100] = torch.arange(100)  # neighbours as well
+    drawn = draw_from_seeds(seeds, 1000)
+    assert (drawn >= 0).all() and (drawn < 1).all()
+    assert torch.histc(drawn, 10, 0, 1).div(30_000).sub(1).abs().max() < 0.05
+    assert torch.corrcoef(drawn[:100]).fill_diagonal_(0).abs().max() < 0.16  # 5 standard deviations
+    assert torch.corrcoef(drawn[:, :100].T).fill_diagonal_(0).abs().max() < 0.29
+
+
+@pytest.mark.parametrize("parts", [[6], [2, 4], [1, 1, 1, 3]])
+def test_a_clips_numbers_do_not_depend_on_what_is_computed_with_it(parts):
+    seeds = torch.arange(7, 13)
+
+    def draw_all(seeds, chunks) -> torch.Tensor:
+        noise, clips = RowNoise(), len(seeds)
+        noise.seeds = seeds
+        twice = [noise.draw(clips * chunks, 4, seeds.device).unflatten(0, (clips, chunks)) for _ in range(2)]
+        assert not torch.equal(*twice)
+        return torch.stack(twice, dim=1)
+
+    whole = draw_all(seeds, chunks=5)
+    for number, part in enumerate(seeds.split(parts)):
+        longest = 3 + number % 3  # parts are padded to lengths of their own
+        own = whole[(part - 7)][:, :, :longest]
+        assert torch.equal(draw_all(part, longest)[:, :, :5], own)
+
+
+def test_without_seeds_numbers_are_pytorchs():
+    torch.manual_seed(3)
+    drawn = RowNoise().draw(4, 6, torch.device("cpu"))
+    torch.manual_seed(3)
+    assert torch.equal(drawn, torch.rand(4, 6))

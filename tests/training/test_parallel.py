@@ -24,7 +24,16 @@ from mirasol.training.logging import read_metrics
 from mirasol.training.stages import find_trainable_component
 from mirasol.training.trainer import train
 
-STACK = {"depth": 1, "width": 32, "hidden": 32, "heads": 1, "head_width": 32, "dropout": 0.0, "bias": False}
+STACK = {
+    "depth": 1,
+    "width": 32,
+    "hidden": 32,
+    "heads": 1,
+    "head_width": 32,
+    "dropout": 0.0,
+    "bias": False,
+    "layer_drop": 0.2,
+}
 KINDS = ("ddp", "fsdp")
 LOSSES = ("loss", "text_loss", "latent_loss", "video_loss", "gradient_norm")
 
@@ -36,11 +45,11 @@ def torchrun(*arguments: str, processes: int = 2, **options) -> subprocess.Compl
 
 
 def without_noise(values: dict) -> dict:
-    """No dropout and no masking, which every process draws for itself; no biases, for a key's has a gradient of zero
+    """No dropout, which every process draws for itself; no biases, for a key's has a gradient of zero
     whose rounding Adam would blow up."""
     overrides = {name: {"stack": STACK} for name in ("combiner", "latent", "reconstruction", "text")}
     overrides |= {"vit": STACK, "audio": {"adapter": STACK}}
-    overrides["latent"] |= {"mask_ratio": 0.0}
+    overrides["latent"] |= {"mask_ratio": 0.3}
     stages = {
         "slots": {"steps": 1, "span": "segment", "clips_per_step": 4, "questions_per_clip": 1},
         "questions": {"steps": 2, "clips_per_step": 4, "questions_per_clip": 4, "drop_video": 0.4, "drop_audio": 0.4},

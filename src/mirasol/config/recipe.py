@@ -304,8 +304,8 @@ class OptimizerRecipe:
 
 @dataclass(frozen=True)
 class ParallelRecipe:
-    """How the processes that `torchrun` starts share a run. The result is the same up to rounding, except for the noise
-    (dropout, masking of x) that each process draws. A single process ignores it, and can resume a run of several.
+    """How the processes that `torchrun` starts share a run. The result is the same up to rounding, except for the
+    dropout that each process draws. A single process ignores it, and can resume a run of several.
 
     kind: `ddp` keeps the full model in every process, `fsdp` a shard of weights, gradients and optimizer state (FSDP2)
     reshard: with `fsdp`, weights gathered for a layer's forward pass are freed until its backward pass gathers them

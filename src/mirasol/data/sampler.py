@@ -281,9 +281,13 @@ class BatchPlan:
         return plan
 
     def compute_noise_seed(self, step: int, part: int = 0, rank: int = 0) -> int:
-        """Seed of PyTorch's random numbers (dropout, masking of x) in a microbatch of step `step` on a process."""
+        """Seed of PyTorch's random numbers (dropout) in a microbatch of step `step` on a process."""
         place = () if part == rank == 0 else (part, rank)
         return hash64(self.recipe.seed, "noise", step, *place) >> 1
+
+    def compute_row_seeds(self, batch: Batch) -> list[int]:
+        """A seed for each clip of a batch, or of a part of it, for the masking of x and layer drop."""
+        return [hash64(self.recipe.seed, "row", batch.stage, position) >> 1 for position in batch.positions]
 
     def list_used_clips(self, stages: Iterable[str] | None = None) -> list[tuple[str, float | None, float | None]]:
         """Every (media, start, end) that some step, or some step of these stages, may ask for."""

@@ -12,7 +12,7 @@ from mirasol.config.model import MirasolConfig
 from mirasol.config.parts import VideoConfig
 from mirasol.model.cache import KeyValueCache, StreamState, find_narrowest
 from mirasol.model.masks import BlockCausal
-from mirasol.model.transformer import Stack, sinusoid
+from mirasol.model.transformer import RowNoise, Stack, sinusoid
 from mirasol.model.tubes import replace_parameter, resize_chunk_table
 
 
@@ -23,6 +23,7 @@ class CausalLatentModel(nn.Module):
         super().__init__()
         width = config.latent.stack.width
         self.mask_ratio, self.window = config.latent.mask_ratio, config.latent.window
+        self.noise = RowNoise()
         self.stack = Stack(config.latent.stack)
         self.token_position = nn.Parameter(torch.empty(config.combiner.m, width))
         self.hidden_latent = nn.Parameter(torch.empty(width))
@@ -39,7 +40,7 @@ class CausalLatentModel(nn.Module):
         _, chunks, m, _ = x.shape
         # Single features, not entire chunks: a reading, since the supplement does not mention the masking of x.
         if self.training and self.mask_ratio > 0:
-            hidden = torch.rand(x.shape[:3], device=x.device) < self.mask_ratio
+            hidden = self.noise.draw(len(x), chunks * m, x.device).unflatten(1, (chunks, m)) < self.mask_ratio
             x = torch.where(hidden[..., None], self.hidden_latent.to(x), x)
         # The m features of a chunk attend to each other: they have no order in time among themselves.
         mask = BlockCausal(chunks, m, m, self.window)

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from functools import partial
 
 import torch
-from jaxtyping import Bool, Float, Real
+from jaxtyping import Bool, Float, Int, Real
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.attention.flex_attention import BlockMask
@@ -151,7 +151,42 @@ class FeedForward(nn.Module):
         return kernels.activate_and_project(hidden, self.activate, self.output)
 
 
-class LayerDrop(nn.Module):
+# SplitMix64 (Steele et al., 2014): the constants as signed 64-bit numbers.
+_GOLDEN, _FIRST, _SECOND = -7046029254386353131, -4658895280553007687, -7723592293110705685
+
+
+def draw_from_seeds(seeds: Int[Tensor, " row"], count: int) -> Float[Tensor, "row count"]:
+    """Uniform numbers in [0, 1), each a hash of its row's seed and its place alone."""
+    bits = seeds[:, None] + torch.arange(1, count + 1, device=seeds.device) * _GOLDEN
+    # Shifts of signed numbers keep the sign: it is masked away.
+    bits = (bits ^ (bits >> 30 & 2**34 - 1)) * _FIRST
+    bits = (bits ^ (bits >> 27 & 2**37 - 1)) * _SECOND
+    bits = bits ^ (bits >> 31 & 2**33 - 1)
+    return (bits >> 40 & 2**24 - 1).float() * 2.0**-24
+
+
+class RowNoise(nn.Module):
+    """Uniform random numbers for the rows of a batch: from PyTorch's generator, or from each clip's own seed, so that a
+    clip gets the same ones in whatever part of a batch it is computed.
+
+    seeds: of the clips of the batch at hand, int64 [clip]; None draws from PyTorch's generator. Rows are in the order
+        of the clips, as many for each.
+    """
+
+    seeds: Int[Tensor, " clip"] | None = None
+
+    def draw(self, rows: int, each: int, device: torch.device) -> Float[Tensor, "row each"]:
+        """`each` numbers for every row; other ones each time, until there are new seeds."""
+        if self.seeds is None:
+            return torch.rand(rows, each, device=device)
+        clips = len(self.seeds)
+        assert rows % clips == 0
+        numbers = draw_from_seeds(self.seeds, rows // clips * each)
+        self.seeds = self.seeds + 1  # the ViT draws for pictures, then for sound
+        return numbers.reshape(rows, each)
+
+
+class LayerDrop(RowNoise):
     """Stochastic depth (Huang et al., 2016): in training, which sequences skip which residual branches.
 
     The rate grows linearly with depth, from rate/n at the first of n blocks to `rate` at the last, because all later
@@ -176,7 +211,8 @@ class LayerDrop(nn.Module):
         rates = self.rate * torch.arange(1, blocks + 1, device=x.device) / blocks
         rates = rates[:, None, None, None, None]
         # Drawn here for all blocks at once, so that a compiled layer draws nothing and one graph serves all rates.
-        kept = torch.rand(blocks, branches, x.shape[0], 1, 1, device=x.device) >= rates
+        drawn = self.draw(x.shape[0], blocks * branches, x.device).T.unflatten(0, (blocks, branches))
+        kept = drawn[..., None, None] >= rates
         return (kept / (1 - rates)).to(x.dtype).unbind()
 
 

@@ -30,6 +30,7 @@ from mirasol.model.kernels import compile_layers, find_layers
 from mirasol.model.losses import BatchTotals
 from mirasol.model.mirasol import MirasolForConditionalGeneration
 from mirasol.model.outputs import MirasolImageTextOutput, MirasolOutput
+from mirasol.model.transformer import RowNoise
 from mirasol.training.stages import compute_stage_losses
 
 # The model's outputs hold views (latents by chunk), and nothing changes them in place.
@@ -264,6 +265,14 @@ def seed_noise(seed: int, device: torch.device) -> None:
     torch.default_generator.manual_seed(seed)
     if device.type == "cuda":
         torch.cuda.manual_seed_all(seed)
+
+
+def seed_rows(model: nn.Module, seeds: Tensor | None) -> None:
+    """Gives the model's masking of x and its layer drop a seed for each clip of the next forward pass, int64 [clip], so
+    that they do not depend on which process computes the clip; None: they draw from PyTorch's generators."""
+    modules = [module for module in model.modules() if isinstance(module, RowNoise)]
+    for number, module in enumerate(modules):
+        module.seeds = None if seeds is None else seeds + (number << 32)
 
 
 class _GatherRows(Function):

@@ -15,7 +15,7 @@ from mirasol.data.sampler import concatenate_samples
 from mirasol.errors import Stopped, UserError
 from mirasol.training.batches import StepBatch
 from mirasol.training.build import Run, build_run, warn
-from mirasol.training.distributed import LossOutput, join_ranks, seed_noise
+from mirasol.training.distributed import LossOutput, join_ranks, seed_noise, seed_rows
 from mirasol.training.export import write_finished_model
 from mirasol.training.measures import NonFiniteLoss, check_finite, feature_spread
 from mirasol.training.optim import compute_learning_rate
@@ -121,11 +121,14 @@ def compute_gradients(run: Run, batch: StepBatch) -> tuple[dict[str, float], Los
     and the output of this process's last microbatch."""
     losses = []
     last = len(batch.microbatches) - 1
+    seeds = torch.tensor(run.plan.compute_row_seeds(batch.rows), device=run.device).chunk(last + 1)
     for place, (tensors, totals) in enumerate(zip(batch.microbatches, batch.totals, strict=True)):
         seed_noise(run.plan.compute_noise_seed(batch.step, place, run.ranks.rank), run.device)
+        seed_rows(run.model, seeds[place])
         output = run.parallel.backward(tensors, totals, is_last=place == last)
         names = [name for name in output if name == "loss" or name.endswith("_loss")]
         losses.append(torch.stack([output[name].detach().float() for name in names]))
+    seed_rows(run.model, None)
     total = run.ranks.sum_tensor(torch.stack(losses).sum(0) if len(losses) > 1 else losses[0])
     return dict(zip(names, total.tolist(), strict=True)), output
 

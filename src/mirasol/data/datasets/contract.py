@@ -105,16 +105,20 @@ class Places:
 
     def __init__(self) -> None:
         self._numbers: dict[str, int] = {}
+        self._names: list[str] = []
         self._files, self._lines = array("q"), array("q")
 
     def add(self, file: str, line: int | None) -> None:
         """Adds the place of the next example."""
-        self._files.append(self._numbers.setdefault(file, len(self._numbers)))
+        number = self._numbers.setdefault(file, len(self._names))
+        if number == len(self._names):
+            self._names.append(file)
+        self._files.append(number)
         self._lines.append(-1 if line is None else line)
 
     def __getitem__(self, number: int) -> tuple[str, int | None]:
         line = self._lines[number]
-        return list(self._numbers)[self._files[number]], None if line < 0 else line
+        return self._names[self._files[number]], None if line < 0 else line
 
 
 class Rows:
