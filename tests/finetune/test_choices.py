@@ -105,6 +105,17 @@ def test_short_clips_have_fewer_chunks_where_their_number_is_fixed(seconds, chun
     assert model.get("num_chunks") == chunks
 
 
+@pytest.mark.parametrize(
+    ("seconds", "length"),
+    [((0.1,), 0.1), ((0.213,), 0.22), ((0.1, 4.0), None), ((4.0,), None), ((32.0,), None), ((64.0,), 1.0),
+     ((2.0, 2.0, 10_800.0), None), ((10_800.0,), 168.8)],
+)  # fmt: skip
+def test_chunks_of_a_fixed_length_change_only_where_clips_hardly_fit(seconds, length):
+    """Of `tiny`: at most 64 chunks of half a second."""
+    model = choose(make_facts(seconds=seconds))[0]["model"]
+    assert model.get("overrides", {}).get("chunking", {}).get("chunk_seconds") == length
+
+
 @pytest.mark.parametrize(("longest", "data"), [(64, (None, None)), (100, (100, None)), (10_000, (256, "truncate"))])
 def test_long_texts_are_learned_as_far_as_the_model_goes(longest, data):
     values = choose(make_facts(longest=longest))[0]["data"]

@@ -21,7 +21,7 @@ DECODED_BEFORE = 2000  # clips: of more, decoding all of them first would let th
 LARGE_MODEL, FEW_CLIPS = 100_000_000, 1000
 ENCODERS = ("vit", "tubes", "audio")
 LONGEST_TEXT_FACTOR = 4
-CHUNK_SECONDS_WANTED, FEWEST_CHUNKS = 0.5, 4
+CHUNK_SECONDS_WANTED, FEWEST_CHUNKS, SHORTEST_CHUNK = 0.5, 4, 0.1
 
 
 @dataclass(frozen=True)
@@ -98,16 +98,26 @@ def choose_recipe(
 
 
 def _choose_chunks(choices: Choices, clips: ClipFacts, config: MirasolConfig) -> None:
+    """Chunks of another length or number than the checkpoint's, only where the clips hardly fit it."""
     grid = config.chunking
     if not clips.seconds:
         return
-    typical = find_quantile(clips.seconds, 0.95)
+    median, typical = find_quantile(clips.seconds, 0.5), find_quantile(clips.seconds, 0.95)
+    all_but_few = f"95 % of the clips last {typical:.3g} s or less"
     if grid.num_chunks is not None:
         wanted = round(typical / CHUNK_SECONDS_WANTED)
         number = max(min(FEWEST_CHUNKS, grid.num_chunks), min(grid.num_chunks, wanted))
         if number != grid.num_chunks:
-            why = f"95 % of the clips last {typical:.3g} s or less: chunks of about {CHUNK_SECONDS_WANTED} s"
+            why = f"{all_but_few}: chunks of about {CHUNK_SECONDS_WANTED} s"
             choices.choose("model.num_chunks", number, why)
+        return
+    key, most = "model.overrides.chunking.chunk_seconds", grid.max_chunks * grid.chunk_seconds
+    if median > most:
+        length = math.ceil(10 * median / grid.max_chunks) / 10
+        choices.choose(key, length, f"half of the clips last more than {grid.max_chunks} chunks of the checkpoint's")
+    elif typical < grid.chunk_seconds:
+        length = max(SHORTEST_CHUNK, math.ceil(100 * typical) / 100)
+        choices.choose(key, length, f"{all_but_few}, a chunk of the checkpoint's {grid.chunk_seconds:g} s")
 
 
 def _choose_batch(choices: Choices, clips: ClipFacts) -> tuple[int, int]:

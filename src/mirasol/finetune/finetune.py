@@ -1,13 +1,14 @@
 """`mirasol finetune`: from a folder of clips to a measured model, in parts that are not done twice."""
 
 import contextlib
+import copy
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mirasol.checkpoint import Loaded, find_checkpoint, load_checkpoint
-from mirasol.config.recipe import Recipe
+from mirasol.config.recipe import ModelRecipe, Recipe
 from mirasol.config.recipe_io import load_recipe, parse_overrides, recipe_from_dict
 from mirasol.console import count_cores, print_line, show_progress
 from mirasol.data.text_lengths import count_row_tokens, make_counter
@@ -47,6 +48,7 @@ from mirasol.finetune.survey import CLASS_LIST, Survey, survey_folder, write_spl
 from mirasol.media.timeline import cut_into_chunks
 from mirasol.training.build import pick_device
 from mirasol.training.export import export_run
+from mirasol.training.initial import load_initial
 from mirasol.training.trainer import train
 
 if TYPE_CHECKING:
@@ -136,6 +138,7 @@ class Beginning:
         self.overrides = parse_overrides(self.settings.overrides)
         self.device = pick_device(str(self.overrides.get("device", "auto")))
         self.loaded = load_checkpoint(start)
+        self.config, self.parameters = copy.deepcopy(self.loaded.model.config), self.loaded.model.num_params()
 
     def run(self, labels: Labels) -> None:
         """Surveys, chooses, measures; writes data/ and last recipe.yaml."""
@@ -145,10 +148,12 @@ class Beginning:
             survey = survey_folder(labels, int(self.overrides.get("seed", 0)), progress)
         self._print([*survey.format_lines(), *(f"note:     {remark}" for remark in survey.list_remarks())])
         write_splits(self.folder.data, survey)
-        facts, decoded = gather_facts(survey, self.loaded), decode_some(self.loaded, labels.root, survey.all_clips)
-        self._print(f"note:     {note}" for note in decoded.describe())
+        facts = gather_facts(survey, self.loaded)
         recipe, choices = self._choose(survey, facts, Wishes(self.settings.epochs, None, self.overrides))
-        chunks = count_chunks(self.loaded, facts)
+        if recipe.model != ModelRecipe(init=self.settings.start):
+            self.loaded = load_initial(recipe)
+        decoded, chunks = decode_some(self.loaded, labels.root, survey.all_clips), count_chunks(self.loaded, facts)
+        self._print(f"note:     {note}" for note in decoded.describe())
         recipe, memory = fit_memory(recipe, find_free_memory(self.device), chunks, facts.longest_text)
         seconds = self._measure(recipe, survey, decoded)
         if self.settings.minutes is not None:
@@ -167,8 +172,8 @@ class Beginning:
 
     def _choose(self, survey: Survey, facts: ClipFacts, wishes: Wishes) -> tuple[Recipe, list[Choice]]:
         """The recipe by the rules, before memory and time are looked at."""
-        config, parameters = self.loaded.model.config, self.loaded.model.num_params()
-        choices = choose_recipe(facts, config, parameters, count_cores(), self.device.type == "cuda", wishes)
+        is_gpu = self.device.type == "cuda"
+        choices = choose_recipe(facts, self.config, self.parameters, count_cores(), is_gpu, wishes)
         options = {"annotations": str(self.folder.data)}
         if survey.classes:
             options["class_list"] = str(self.folder.data / CLASS_LIST)
