@@ -189,6 +189,7 @@ def test_the_command_prints_the_folder_and_refuses_what_it_cannot_use(tmp_path, 
         (["empty"], "no video or sound file"),
         (["empty", "seed"], "seed: give one FOLDER, and keys of the recipe as KEY=VALUE"),
         (["empty", "--from", "nowhere"], "nowhere: no such checkpoint"),
+        (["empty", "--optimizer.rate", "1"], "unknown key 'optimizer.rate'"),
     ):
         with pytest.raises(SystemExit):
             main(["finetune", *arguments])

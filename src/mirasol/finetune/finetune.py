@@ -22,6 +22,7 @@ from mirasol.finetune.choices import (
     Choice,
     ClipFacts,
     Wishes,
+    check_overrides,
     choose_recipe,
     format_choices,
     make_values,
@@ -66,6 +67,7 @@ def finetune(settings: Settings, console: "Console") -> Path:
     Raises:
         UserError: a folder or checkpoint that cannot be used, another fine-tuning in `output`, and as `train`.
     """
+    check_overrides(parse_overrides(settings.overrides))
     folder, start = FinetuneFolder(settings), find_checkpoint(settings.start)
     labels = read_labels(Path(settings.data))
     folder.begin(labels, start)
