@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     import torch
 
     from mirasol.config.model import MirasolConfig
-    from mirasol.model.mirasol import MirasolForConditionalGeneration
+    from mirasol.model.hf import MirasolForConditionalGeneration
     from mirasol.model.streaming import MirasolStream
 
 GOALS = {"encoding all over one more chunk": 25.0, "chunk 1000 over chunk 10": 1.1, "growth, MiB": 1.0}
@@ -89,7 +89,7 @@ def make_config(size: str, combiner: str) -> MirasolConfig:
 def build_model(size: str, combiner: str) -> MirasolForConditionalGeneration:
     import torch
 
-    from mirasol.model.mirasol import MirasolForConditionalGeneration
+    from mirasol.model.hf import MirasolForConditionalGeneration
 
     torch.manual_seed(0)
     return MirasolForConditionalGeneration(make_config(size, combiner)).eval()

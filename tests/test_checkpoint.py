@@ -1,12 +1,14 @@
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from mirasol import UserError
-from mirasol.checkpoint import find_checkpoint, load_checkpoint
+from mirasol import MirasolConfig, MirasolForConditionalGeneration, UserError
+from mirasol.checkpoint import find_checkpoint, load_answerer, load_checkpoint
+from mirasol.model.mirasol import MirasolAnswerer
 
 
 @pytest.fixture
@@ -206,3 +208,84 @@ def test_no_number_of_a_config_is_too_large_to_be_refused_in_one_line(copy, numb
             refusals.append(str(error))
     assert len(refusals) > 0.7 * len(paths) > 30
     assert not [refusal for refusal in refusals if "\n" in refusal or len(refusal) > 600]
+
+
+# To answer with
+
+
+MODELS = {
+    "tiny": {},
+    "untied": {"text": {"tied": False, "learned_positions": True}},
+    "contrastive": {"contrastive": {"width": 16}},
+    "perceiver": {"combiner": {"kind": "perceiver"}},
+    "ttm": {"combiner": {"kind": "ttm"}},
+    "learned codes": {"video": {"learned_positions": True}},
+    "cross ffn": {"text": {"cross_attention_ffn": True, "scale_embedding": False}},
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_what_is_loaded_to_answer_with_computes_the_same(name, dtype, untrained, tmp_path):
+    """All kinds of models, in the precisions that weights are saved in."""
+    processor = load_checkpoint(untrained).processor
+    parts = {key: dict(value) for key, value in MODELS[name].items()}
+    parts.setdefault("text", {})["vocab_size"] = len(processor.tokenizer)
+    torch.manual_seed(5)
+    model = MirasolForConditionalGeneration(MirasolConfig.preset("tiny", **parts)).to(dtype)
+    model.save_pretrained(tmp_path / "model")
+    processor.save_pretrained(tmp_path / "model")
+    first, second = load_checkpoint(tmp_path / "model"), load_answerer(tmp_path / "model")
+    assert isinstance(second.model, MirasolAnswerer) and not second.model.training
+    state = first.model.state_dict()
+    assert state.keys() == second.model.state_dict().keys()
+    assert all(torch.equal(value, state[key]) for key, value in second.model.state_dict().items())
+    assert {value.dtype for value in second.model.parameters()} == {torch.float32}
+    prompts = ["what shape is red?", "what sound is it?", "why"]
+    text = first.processor.candidates(prompts, ["red", "a green circle"])
+    for key, value in second.processor.candidates(prompts, ["red", "a green circle"]).items():
+        assert torch.equal(value, text[key])
+    assert second.processor.max_text_length == first.processor.max_text_length
+    torch.manual_seed(6)
+    shape = first.model.config
+    video = torch.randn(1, 3, *shape.video.chunk_shape)
+    masks = {name: torch.ones(1, 3, dtype=torch.bool) for name in ("chunk_mask", "video_mask", "audio_mask")}
+    media = {"video": video, "audio": torch.randn(1, 3, *shape.audio.chunk_shape), **masks}
+    with torch.inference_mode():
+        scores = [each.model.score(each.model.encode(**media), **text).total for each in (first, second)]
+    assert torch.equal(*scores)
+
+
+def test_what_only_transformers_can_load_is_loaded_by_it(untrained, monkeypatch):
+    monkeypatch.setattr("mirasol.checkpoint.PLAIN_TOKENIZERS", ("another",))
+    assert isinstance(load_answerer(untrained).model, MirasolForConditionalGeneration)
+
+
+def test_every_defect_is_reported_alike(untrained, tmp_path):
+    """Whichever way a checkpoint is loaded, a defect has the same line."""
+    defects = {
+        "no tokenizer": lambda folder: (folder / "tokenizer.json").unlink(),
+        "no weights": lambda folder: (folder / "model.safetensors").unlink(),
+        "damaged weights": lambda folder: (folder / "model.safetensors").write_bytes(b"x" * 100),
+        "another weight": lambda folder: change_weights(folder, lambda weights: weights.update(more=torch.ones(2))),
+        "a weight less": lambda folder: change_weights(folder, lambda weights: weights.pop("text.norm.weight")),
+        "another model": lambda folder: change_config(folder, model_type="bert"),
+        "other pixels": lambda folder: change_processor(folder, image_size=48),
+        "damaged tokenizer": lambda folder: (folder / "tokenizer.json").write_text("{"),
+    }
+    for name, damage in defects.items():
+        folder = Path(shutil.copytree(untrained, tmp_path / name))
+        damage(folder)
+        lines = []
+        for load in (load_checkpoint, load_answerer):
+            with pytest.raises(UserError) as caught:
+                load(folder)
+            lines.append(str(caught.value))
+        assert lines[0] == lines[1], name
+
+
+def change_processor(folder, **settings):
+    file = folder / "processor_config.json"
+    values = json.loads(file.read_text())
+    values["feature_extractor"] |= settings
+    file.write_text(json.dumps(values))

@@ -11,7 +11,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "MirasolConfig": "mirasol.config.model",
-    "MirasolForConditionalGeneration": "mirasol.model.mirasol",
+    "MirasolForConditionalGeneration": "mirasol.model.hf",
     "MirasolOutput": "mirasol.model.outputs",
     "MirasolFeatureExtractor": "mirasol.media.feature_extractor",
     "MirasolProcessor": "mirasol.media.processor",

@@ -17,7 +17,7 @@ from transformers import (
 from mirasol.config.model import MirasolConfig
 from mirasol.media.feature_extractor import MirasolFeatureExtractor
 from mirasol.media.processor import MirasolProcessor
-from mirasol.model.mirasol import MirasolForConditionalGeneration
+from mirasol.model.hf import MirasolForConditionalGeneration
 from mirasol.pretrained.assemble import assemble
 
 MirasolForConditionalGeneration.from_parts = staticmethod(assemble)

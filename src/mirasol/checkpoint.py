@@ -6,12 +6,13 @@ Finding a checkpoint needs the standard library only; PyTorch and transformers a
 from __future__ import annotations
 
 import importlib.resources
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from mirasol.errors import UserError, quote_text
+from mirasol.files import hash_file
 from mirasol.json_values import InvalidJson, parse_json
 
 if TYPE_CHECKING:
@@ -19,17 +20,26 @@ if TYPE_CHECKING:
 
     from mirasol.config.model import MirasolConfig
     from mirasol.media.processor import MirasolProcessor
-    from mirasol.model.mirasol import MirasolForConditionalGeneration
+    from mirasol.media.tokenizer import AnsweringProcessor
+    from mirasol.model.hf import MirasolForConditionalGeneration
+    from mirasol.model.mirasol import MirasolAnswerer
 
+Processor = TypeVar("Processor", bound="MirasolProcessor | AnsweringProcessor")
 SHIPPED = ("tiny",)
 WEIGHTS = "model.safetensors"
 STARTING_WEIGHTS = "starting_weights.json"  # what `mirasol init` records
+TRAINING = "training.json"  # how the weights were trained
+CALIBRATION = "calibration.json"  # below which probability an answer is "not sure"; `mirasol evaluate --calibrate`
+PLAIN_TOKENIZERS = ("TokenizersBackend", "PreTrainedTokenizerFast")  # what tokenizer.json alone describes
 DTYPES = ("float16", "bfloat16", "float32", "float64")  # of saved weights, as config.json names them
 
 
 @dataclass(frozen=True)
 class Loaded:
-    """A loaded checkpoint: the model in evaluation mode, its processor, and their folder."""
+    """A loaded checkpoint: the model in evaluation mode, its processor, and their folder.
+
+    Of `load_answerer` a `MirasolAnswerer` and an `AnsweringProcessor`: what answering needs of them.
+    """
 
     model: MirasolForConditionalGeneration
     processor: MirasolProcessor
@@ -82,7 +92,7 @@ def load_checkpoint(name: str | Path, device: str | torch.device = "cpu") -> Loa
     """
     import torch
 
-    from mirasol.model.mirasol import MirasolForConditionalGeneration
+    from mirasol.model.hf import MirasolForConditionalGeneration
 
     folder = find_checkpoint(name)
     config = read_config(folder)
@@ -91,6 +101,67 @@ def load_checkpoint(name: str | Path, device: str | torch.device = "cpu") -> Loa
         folder, config=config, dtype=torch.float32, use_safetensors=True, local_files_only=True
     )
     return Loaded(model.to(device).eval(), _load_processor(folder, config), folder)
+
+
+def load_answerer(name: str | Path, device: str | torch.device = "cpu") -> Loaded:
+    """Loads a checkpoint as `load_checkpoint` does, to answer with it: the same numbers, but neither `generate` nor the
+    rest of transformers' modelling, whose import takes longer than all else.
+
+    Checkpoints that only transformers can load, with quantised weights, another attention or a tokenizer of its own
+    kind, are loaded by `load_checkpoint`.
+
+    Raises:
+        UserError: as `load_checkpoint`.
+    """
+    folder = find_checkpoint(name)
+    config = read_config(folder)
+    tokenizer = _read_metadata(folder / "tokenizer_config.json").get("tokenizer_class")
+    is_plain = getattr(config, "quantization_config", None) is None and config._attn_implementation in (None, "sdpa")
+    if not is_plain or tokenizer not in PLAIN_TOKENIZERS:
+        return load_checkpoint(name, device)
+    from safetensors.torch import load_file
+
+    model = _check_weights(folder, config)
+    model.load_state_dict({key: value.float() for key, value in load_file(folder / WEIGHTS).items()}, assign=True)
+    return Loaded(model.to(device).eval(), _load_answering_processor(folder, config), folder)
+
+
+def read_weights_hash(folder: Path) -> str:
+    """SHA-256 of the checkpoint's weights, as recorded by its training, or else computed."""
+    recorded = _read_metadata(folder / TRAINING).get("weights_sha256")
+    return recorded if isinstance(recorded, str) else hash_file(folder / WEIGHTS)
+
+
+def read_threshold(folder: Path) -> float | None:
+    """The probability below which the checkpoint's answers are "not sure", as it was measured; None where it was not,
+    or with other weights. Raises UserError for a damaged file."""
+    content = _read_metadata(folder / CALIBRATION)
+    if not content:
+        return None
+    value = content.get("threshold")
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
+        raise UserError(f"{folder / CALIBRATION}: threshold={value!r} is not a probability: measure it again")
+    return float(value) if content.get("weights_sha256") == read_weights_hash(folder) else None
+
+
+def read_rendered_world(folder: Path) -> str | None:
+    """The name of the rendered scenes that are all a checkpoint was trained on; None where they are not all, or it is
+    not recorded."""
+    world = _read_metadata(folder / TRAINING).get("rendered_world")
+    return world if isinstance(world, str) else None
+
+
+def _read_metadata(file: Path) -> dict[str, Any]:
+    """The object in a JSON file next to the weights; empty where there is none. Raises UserError for others."""
+    if not file.is_file():
+        return {}
+    try:
+        values = parse_json(file.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, InvalidJson) as error:
+        raise UserError(f"{file}: not JSON ({error})") from error
+    if not isinstance(values, dict):
+        raise UserError(f"{file}: not a JSON object")
+    return values
 
 
 def load_processor(name: str | Path) -> MirasolProcessor:
@@ -165,11 +236,11 @@ def read_untrained(folder: Path) -> Untrained:
     return Untrained()
 
 
-def _check_weights(folder: Path, config: MirasolConfig) -> None:
-    import torch
+def _check_weights(folder: Path, config: MirasolConfig) -> MirasolAnswerer:
+    """The model of the config, without values, whose weights are in the folder."""
     from safetensors import SafetensorError, safe_open
 
-    from mirasol.model.mirasol import MirasolForConditionalGeneration
+    from mirasol.model.mirasol import MirasolAnswerer
 
     file = folder / WEIGHTS
     if not file.is_file():
@@ -182,8 +253,7 @@ def _check_weights(folder: Path, config: MirasolConfig) -> None:
     except (SafetensorError, OSError) as error:
         raise UserError(f"{file}: damaged, or not a safetensors file ({error})") from error
     try:
-        with torch.device("meta"):
-            model = MirasolForConditionalGeneration(config)
+        model = MirasolAnswerer.without_values(config)
     except (RuntimeError, TypeError) as error:  # sizes whose product PyTorch cannot hold
         raise UserError(f"{folder / 'config.json'}: no model can be made of it: {quote_text(str(error))}") from error
     wanted = {key: tuple(value.shape) for key, value in model.state_dict().items()}
@@ -193,6 +263,7 @@ def _check_weights(folder: Path, config: MirasolConfig) -> None:
     for key, shape in wanted.items():
         if found[key] != shape:
             raise UserError(f"{file}: {key} has shape {list(found[key])}, its config.json says {list(shape)}")
+    return model
 
 
 def _list_keys(keys: list[str], most: int = 5) -> str:
@@ -204,11 +275,33 @@ def _load_processor(folder: Path, config: MirasolConfig) -> MirasolProcessor:
     import mirasol.auto  # noqa: F401 - a processor finds its parts through the Auto classes
     from mirasol.media.processor import MirasolProcessor
 
+    return _load_checked(lambda: MirasolProcessor.from_pretrained(folder, local_files_only=True), folder, config)
+
+
+def _load_answering_processor(folder: Path, config: MirasolConfig) -> AnsweringProcessor:
+    from transformers import PreTrainedTokenizerFast
+
+    from mirasol.media.feature_extractor import MirasolFeatureExtractor
+    from mirasol.media.tokenizer import AnsweringProcessor
+
+    def load() -> AnsweringProcessor:
+        settings = _read_metadata(folder / "processor_config.json")
+        longest = {name: settings[name] for name in ("max_text_length",) if name in settings}
+        extractor = MirasolFeatureExtractor.from_pretrained(folder, local_files_only=True)
+        return AnsweringProcessor(
+            extractor, PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True), **longest
+        )
+
+    return _load_checked(load, folder, config)
+
+
+def _load_checked(load: Callable[[], Processor], folder: Path, config: MirasolConfig) -> Processor:
+    """The processor that `load` returns, with every error in one line, and checked against the model."""
     for name in ("tokenizer.json", "tokenizer_config.json"):
         if not (folder / name).is_file():
             raise UserError(f"{folder}: has no {name}: save the processor with the model")
     try:
-        processor = MirasolProcessor.from_pretrained(folder, local_files_only=True)
+        processor = load()
     except Exception as error:  # transformers' and tokenizers' own: AttributeError, RecursionError, bare Exception
         reason = " ".join(str(error).split())[:300]
         raise UserError(f"{folder}: its processor cannot be loaded: {reason}") from error
@@ -218,7 +311,7 @@ def _load_processor(folder: Path, config: MirasolConfig) -> MirasolProcessor:
     return processor
 
 
-def _check_processor(folder: Path, config: MirasolConfig, processor: MirasolProcessor) -> None:
+def _check_processor(folder: Path, config: MirasolConfig, processor: Processor) -> None:
     """Refuses a processor whose chunks, scaling or vocabulary differ from those the model was trained with."""
     for name, wanted in config.media_settings().items():
         found = getattr(processor.feature_extractor, name, None)

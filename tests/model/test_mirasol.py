@@ -7,7 +7,7 @@ import torch
 from transformers import AutoConfig, AutoModelForSeq2SeqLM, DynamicCache, EncoderDecoderCache
 
 from mirasol import MirasolConfig, MirasolForConditionalGeneration, UserError
-from mirasol.model.hf import check_media_type
+from mirasol.model.outputs import check_media_type
 
 MEDIA = ("video", "audio", "chunk_mask", "video_mask", "audio_mask")
 TOLERANCE = {"atol": 1e-5, "rtol": 1e-4}

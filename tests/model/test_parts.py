@@ -8,8 +8,8 @@ from mirasol import MirasolConfig, UserError
 from mirasol.config.parts import StackConfig, TubeConfig, VideoConfig
 from mirasol.model import losses, transformer, tubes
 from mirasol.model.combiner import TransformerCombiner, order_tokens
+from mirasol.model.hf import MirasolForConditionalGeneration
 from mirasol.model.masks import BlockCausal
-from mirasol.model.mirasol import MirasolForConditionalGeneration
 
 NAN = float("nan")
 PAPER_TUBES = [

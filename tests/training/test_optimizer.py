@@ -7,7 +7,7 @@ import torch
 
 from mirasol.config.model import MirasolConfig
 from mirasol.config.recipe import OptimizerRecipe, Recipe, Stage
-from mirasol.model.mirasol import MirasolForConditionalGeneration
+from mirasol.model.hf import MirasolForConditionalGeneration
 from mirasol.training import optim
 from mirasol.training.optim import Optimizer, compute_learning_rate, split_by_decay
 

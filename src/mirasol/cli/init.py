@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from mirasol.cli.common import MakeParser
     from mirasol.config.model import MirasolConfig
-    from mirasol.model.mirasol import MirasolForConditionalGeneration
+    from mirasol.model.hf import MirasolForConditionalGeneration
     from mirasol.pretrained.report import PretrainedReport
 
 HELP = "start from a CLIP, SigLIP, ViT or openMaMMUT model"

@@ -17,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from mirasol.config.components import COMPONENTS, find_component
 from mirasol.config.model import MirasolConfig
-from mirasol.model.mirasol import MirasolForConditionalGeneration
+from mirasol.model.hf import MirasolForConditionalGeneration
 
 # What one more chunk of a stream is computed by; the others run when a question is asked, or in training only.
 STREAMED = ("vit", "tubes", "audio", "combiner", "latent")

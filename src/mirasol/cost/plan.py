@@ -32,7 +32,7 @@ from mirasol.data.sampler import BatchPlan
 from mirasol.data.splits import read_data
 from mirasol.errors import UserError
 from mirasol.media.timeline import ChunkGrid, cut_into_chunks
-from mirasol.model.mirasol import MirasolForConditionalGeneration
+from mirasol.model.hf import MirasolForConditionalGeneration
 from mirasol.training.initial import InitialWeights, change_config, find_initial_weights
 from mirasol.training.lora import add_adapters, is_adapter
 from mirasol.training.stages import Regularisers, StageWeights

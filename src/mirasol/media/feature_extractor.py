@@ -77,7 +77,7 @@ class MirasolFeatureExtractor(FeatureExtractionMixin):
                 crash, stall or take too much memory.
         """
         from mirasol.media.isolation.decoders import run_isolated
-        from mirasol.media.reader import read_window
+        from mirasol.media.isolation.jobs import read_window
 
         decoded = run_isolated(
             limits,

@@ -2,12 +2,16 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
+from torch import Tensor
 from transformers import BatchFeature, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from mirasol.config.parts import IGNORED_LABEL
+from mirasol.config.parts import IGNORED_LABEL, LONGEST_TEXT
 from mirasol.errors import UserError, quote_text
+from mirasol.media.feature_extractor import MirasolFeatureExtractor
 
 SPECIAL_TOKENS = ("<pad>", "<bos>", "<eos>", "<sep>", "<unk>")
 
@@ -148,3 +152,108 @@ def _make_text_batch(rows: list[list[int]], labels: list[list[int]] | None, pad:
             "labels": torch.tensor([row + [IGNORED_LABEL] * (longest - len(row)) for row in labels]),
         }
     return BatchFeature(data)
+
+
+class TextCoder:
+    """Texts to ids and back, for whatever has a `tokenizer` and a `max_text_length`."""
+
+    tokenizer: PreTrainedTokenizerBase
+    max_text_length: int
+
+    @property
+    def text_rows(self) -> TextRows:
+        """What turns texts into rows of ids."""
+        return TextRows(self.tokenizer, self.max_text_length)
+
+    def encode_text(
+        self,
+        prompts: str | Sequence[str] | Sequence[Sequence[str]],
+        targets: str | Sequence[str] | Sequence[Sequence[str]] | None = None,
+    ) -> BatchFeature:
+        """Text rows: decoder_input_ids and decoder_attention_mask [N, L], with targets also labels [N, L].
+
+        Without targets rows end in <sep> and are padded at the left, ready for `generate`. With targets they are
+        complete and padded at the right; labels are the ids on target tokens and <eos>, -100 elsewhere.
+
+        Raises:
+            UserError: numbers of prompts and targets differ, lists of unequal length, or a text that is too long.
+        """
+        return self.text_rows.encode(prompts, targets)
+
+    def candidates(
+        self,
+        prompts: str | Sequence[str] | Sequence[Sequence[str]],
+        candidates: Sequence[str] | Sequence[Sequence[str]],
+    ) -> BatchFeature:
+        """Prompts and the answers to choose from, for the model's `score`. `candidates` are one list for all prompts,
+        or a list for each prompt, of any lengths.
+
+        decoder_input_ids, decoder_attention_mask [N, L]: as `encode_text` gives prompts. candidate_ids [N, C, K]: each
+        candidate and <eos>, padded at the right; candidate_mask bool [N, C, K]: False on padding, all over where a
+        prompt has fewer candidates than another.
+
+        Raises:
+            UserError: an empty candidate, a prompt without any, numbers that do not match, or a text that is too long.
+        """
+        prompts = flatten_texts(prompts, "prompts")
+        batch = self.encode_text(prompts)
+        if not candidates or isinstance(candidates, str):
+            raise UserError(f"candidates={candidates!r}: give a list of texts, or one list for each prompt")
+        if all(isinstance(candidate, str) for candidate in candidates):
+            candidates = [candidates] * len(prompts)
+        if len(candidates) != len(prompts):
+            raise UserError(f"{len(prompts)} prompts but {len(candidates)} lists of candidates: give one per prompt")
+        lengths = batch["decoder_attention_mask"].sum(1).tolist()
+        rows = [self._candidate_ids(*each) for each in zip(prompts, lengths, candidates, strict=True)]
+        shape = (len(rows), max(map(len, rows)), max(len(ids) for row in rows for ids in row))
+        batch["candidate_ids"] = torch.full(shape, self.tokenizer.pad_token_id)
+        batch["candidate_mask"] = torch.zeros(shape, dtype=torch.bool)
+        for number, row in enumerate(rows):
+            for place, ids in enumerate(row):
+                batch["candidate_ids"][number, place, : len(ids)] = torch.tensor(ids)
+                batch["candidate_mask"][number, place, : len(ids)] = True
+        return batch
+
+    def decode_answers(self, ids: Tensor | np.ndarray | Sequence[Sequence[int]]) -> list[str]:
+        """The answer of every row: the text after the <sep> of its prompt, or all of it in a row without one.
+
+        Takes what `generate` returns, and labels: negative ids are ignored, with which trainers pad and mask.
+        """
+        sep, rows = self.tokenizer.sep_token_id, []
+        for row in ids:
+            row = [int(token) for token in row]
+            start = row.index(sep) + 1 if sep in row else 0
+            rows.append([token for token in row[start:] if token >= 0])
+        return [self.decode(row) for row in rows]
+
+    def decode(
+        self, token_ids: Tensor | np.ndarray | Sequence[int], skip_special_tokens: bool = True, **options: Any
+    ) -> str:
+        """Ids of one text back to the text. `options` are those of the tokenizer's `decode`."""
+        return self.tokenizer.decode(token_ids, skip_special_tokens=skip_special_tokens, **options)
+
+    def batch_decode(
+        self, sequences: Tensor | np.ndarray | Sequence[Sequence[int]], skip_special_tokens: bool = True, **options: Any
+    ) -> list[str]:
+        """`decode` of every row."""
+        return [self.decode(row, skip_special_tokens, **options) for row in sequences]
+
+    def _candidate_ids(self, prompt: str, prompt_length: int, texts: Sequence[str]) -> list[list[int]]:
+        if not texts or isinstance(texts, str):
+            raise UserError(f"candidates={texts!r} of {prompt!r}: give a list of at least one text")
+        rows = [[*ids, self.tokenizer.eos_token_id] for ids in self.text_rows.ids(list(texts))]
+        for text, ids in zip(texts, rows, strict=True):
+            if len(ids) == 1:
+                raise UserError(f"candidate {text!r} of {prompt!r} is empty: there is nothing to score")
+            self.text_rows.check_lengths([[0] * prompt_length + ids], [f"{prompt} -> {text}"])
+        return rows
+
+
+@dataclass
+class AnsweringProcessor(TextCoder):
+    """What is needed of a `MirasolProcessor` to answer questions, without the half of transformers that its base class
+    imports."""
+
+    feature_extractor: MirasolFeatureExtractor
+    tokenizer: PreTrainedTokenizerBase
+    max_text_length: int = LONGEST_TEXT

@@ -1,15 +1,14 @@
 """What transformers asks of a model: loading, initialisation, arguments, caches, attention, gradient checkpointing."""
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import torch
-from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from transformers import DynamicCache, EncoderDecoderCache, GenerationMixin, PreTrainedModel
+from transformers import GenerationMixin, PreTrainedModel
 from transformers.masking_utils import create_masks_for_generate
 from transformers.utils import ModelOutput
 
@@ -18,7 +17,8 @@ from mirasol.errors import UserError
 from mirasol.model.combiner import ClsCombiner, PerceiverCombiner
 from mirasol.model.contrastive import ContrastiveSpace
 from mirasol.model.kernels import ATTENTION, compile_layers, recompute_activations
-from mirasol.model.outputs import MirasolEncoderOutput
+from mirasol.model.mirasol import MirasolNetwork
+from mirasol.model.outputs import MirasolEncoderOutput, check_rows, find_missing
 from mirasol.model.transformer import Attention
 
 # The arguments of `encode`, by the names that `MirasolProcessor` gives them.
@@ -33,74 +33,6 @@ def check_attention(implementation: str | None) -> None:
             f"choose one of {', '.join(ATTENTION)} "
             "(masks here are block causal, and flex_attention is what skips their hidden blocks on a GPU)"
         )
-
-
-def check_media_type(name: str, media: Tensor) -> None:
-    """Raises UserError for integers: pixels that are not normalised."""
-    if not media.is_floating_point():
-        raise UserError(f"{name} of {media.dtype}: give the normalised numbers that MirasolProcessor gives")
-
-
-def check_media(
-    video: Float[Tensor, "clip chunk frame 3 height width_px"],
-    audio: Float[Tensor, "clip chunk mel_frame mel"],
-    chunk_mask: Bool[Tensor, "clip chunk"],
-    config: MirasolConfig,
-) -> None:
-    """Checks the media of a batch of clips.
-
-    Raises:
-        UserError: integers, chunks of another shape than the config's, or padding before a real chunk, which no causal
-            mask would hide from later chunks.
-    """
-    shapes = {"video": config.video.chunk_shape, "audio": config.audio.chunk_shape}
-    for (name, shape), chunks in zip(shapes.items(), (video, audio), strict=True):
-        if tuple(chunks.shape[2:]) != shape:
-            expected = ", ".join(map(str, shape))
-            raise UserError(f"{name} of shape {tuple(chunks.shape)}: this model takes [clip, chunk, {expected}]")
-        check_media_type(name, chunks)
-    if chunk_mask.is_meta or torch.compiler.is_compiling():
-        return  # there are no values to check
-    gap = chunk_mask[:, 1:] & ~chunk_mask[:, :-1]
-    if gap.any():
-        clip, chunk = gap.nonzero()[0].tolist()
-        raise UserError(
-            f"chunk_mask of clip {clip} has padding before chunk {chunk + 1}: padding chunks come last; for a chunk "
-            "without video or audio use video_mask and audio_mask"
-        )
-
-
-def find_missing(media: Mapping[str, Tensor | None]) -> str:
-    """The names of the media that are None, separated by commas."""
-    return ", ".join(name for name, value in media.items() if value is None)
-
-
-def check_arguments(
-    media: Mapping[str, Tensor | None],
-    encoder_outputs: MirasolEncoderOutput | None,
-    ids: Int[Tensor, "row token"] | None,
-    embedded: Float[Tensor, "row token width"] | None,
-    labels: Int[Tensor, "row token"] | None,
-    row_weights: Float[Tensor, " given"] | None,
-) -> None:
-    """Checks the arguments of `forward` against each other. Raises UserError as `forward` does."""
-    missing = find_missing(media)
-    if labels is not None and missing:
-        raise UserError(
-            f"labels were given without {missing}: the losses need all that MirasolProcessor gives, "
-            "not encoder_outputs alone"
-        )
-    if encoder_outputs is None and missing:
-        raise UserError(f"{missing} missing: give all that MirasolProcessor gives, or encoder_outputs")
-    if row_weights is not None and labels is None:
-        raise UserError("row_weights were given without labels: they weight the rows of the text loss")
-    if row_weights is not None and len(row_weights) != len(labels):
-        raise UserError(f"{len(row_weights)} row_weights for {len(labels)} text rows: give one for each row")
-    if (ids is None) == (embedded is None):
-        raise UserError("give exactly one of decoder_input_ids and decoder_inputs_embeds")
-    rows = len(ids if embedded is None else embedded)
-    clips = len(media["video"] if encoder_outputs is None else encoder_outputs.last_hidden_state)
-    check_rows(rows, clips, "text rows")
 
 
 def take_prompts(arguments: dict[str, Any]) -> dict[str, Any]:
@@ -124,30 +56,8 @@ def take_prompts(arguments: dict[str, Any]) -> dict[str, Any]:
     return arguments
 
 
-def check_rows(rows: int, clips: int, name: str) -> None:
-    """Raises UserError unless every clip has the same number of text rows, which messages call `name`."""
-    if rows % clips:
-        raise UserError(f"{rows} {name} for {clips} clips: give every clip as many prompts")
-
-
-def to_boolean_mask(attention_mask: Tensor | None) -> Tensor | None:
-    """A text's attention mask as the text decoder takes it: transformers also makes additive 4D masks (static caches),
-    with zeros where a token attends to a key."""
-    if attention_mask is None or attention_mask.ndim != 4 or attention_mask.dtype == torch.bool:
-        return attention_mask
-    return attention_mask == 0
-
-
-class Requested(NamedTuple):
-    """What a caller of `forward` wants returned in addition to the logits."""
-
-    attentions: bool
-    hidden_states: bool
-    as_dict: bool
-
-
 class MirasolPreTrainedModel(PreTrainedModel):
-    """What transformers asks of every model; the mathematics is in `MirasolForConditionalGeneration`."""
+    """What transformers asks of every model; the mathematics is in `MirasolNetwork`."""
 
     config_class = MirasolConfig
     base_model_prefix = ""
@@ -257,23 +167,6 @@ class MirasolPreTrainedModel(PreTrainedModel):
         """Compiles every Transformer layer in place with `torch.compile`; parameters keep their names."""
         compile_layers(self, backend)
 
-    # Arguments of forward
-
-    def read_requests(self, attentions: bool | None, hidden_states: bool | None, return_dict: bool | None) -> Requested:
-        """The caller's choices, with the config's in place of None."""
-        config = self.config
-        return Requested(
-            config.output_attentions if attentions is None else attentions,
-            config.output_hidden_states if hidden_states is None else hidden_states,
-            config.return_dict if return_dict is None else return_dict,
-        )
-
-    def make_cache(self, cache: EncoderDecoderCache | None, use_cache: bool | None) -> EncoderDecoderCache | None:
-        """The caller's cache, or a new one where the caller wants one. (An empty cache is falsy.)"""
-        if use_cache and cache is None:
-            return EncoderDecoderCache(DynamicCache(), DynamicCache())
-        return cache
-
 
 class MirasolGenerationMixin(GenerationMixin):
     """`generate` for media in place of encoder inputs."""
@@ -314,3 +207,16 @@ class MirasolGenerationMixin(GenerationMixin):
         if rows != clips:
             encoded = MirasolEncoderOutput(**{k: v.repeat_interleave(rows // clips, 0) for k, v in encoded.items()})
         return super().generate(encoder_outputs=encoded, **kwargs)
+
+
+class MirasolForConditionalGeneration(MirasolNetwork, MirasolPreTrainedModel, MirasolGenerationMixin):
+    """Mirasol as a model of transformers: `MirasolNetwork` with `from_pretrained`, `generate` and so on.
+
+    `from_parts` builds a model from pretrained weights of other models (`mirasol.pretrained.assemble`); `mirasol.auto`
+    adds it to this class.
+    """
+
+    def __init__(self, config: MirasolConfig):
+        MirasolPreTrainedModel.__init__(self, config)
+        self.make_parts(config)
+        self.post_init()

@@ -1,11 +1,14 @@
 """The model: chunks of video and audio in, text out. `forward` reads like the paper's figure."""
 
 import dataclasses
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor
-from transformers import EncoderDecoderCache
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from transformers import DynamicCache, EncoderDecoderCache
 
 from mirasol.config.components import count_parameters
 from mirasol.config.model import MirasolConfig
@@ -14,14 +17,6 @@ from mirasol.errors import UserError
 from mirasol.model.combiner import make_combiner
 from mirasol.model.contrastive import ContrastiveSpace
 from mirasol.model.encoder import ChunkEncoder
-from mirasol.model.hf import (
-    MirasolGenerationMixin,
-    MirasolPreTrainedModel,
-    check_arguments,
-    check_media,
-    check_media_type,
-    to_boolean_mask,
-)
 from mirasol.model.latent import CausalLatentModel
 from mirasol.model.losses import (
     BatchTotals,
@@ -38,6 +33,11 @@ from mirasol.model.outputs import (
     MirasolImageTextOutput,
     MirasolLosses,
     MirasolOutput,
+    Requested,
+    check_arguments,
+    check_media,
+    check_media_type,
+    to_boolean_mask,
 )
 from mirasol.model.reconstruction import Reconstruction
 from mirasol.model.scoring import score_candidates
@@ -47,17 +47,17 @@ from mirasol.model.token_turing import process_stack
 from mirasol.model.transformer import set_dropout_rates
 
 
-class MirasolForConditionalGeneration(MirasolPreTrainedModel, MirasolGenerationMixin):
+class MirasolNetwork:
     """Mirasol3B: an autoregressive model over chunks of video and audio, and one over text that attends to it.
 
-    `from_parts` builds a model from pretrained weights of other models (`mirasol.pretrained.assemble`); `mirasol.auto`
-    adds it to this class.
+    All of its mathematics, for a class that is a `torch.nn.Module` too: `MirasolForConditionalGeneration`, the model of
+    transformers, or `MirasolAnswerer`, which imports none of its modelling.
 
     peers: the processes that share a batch whose totals `forward` is given; set by distributed training
     """
 
-    def __init__(self, config: MirasolConfig):
-        super().__init__(config)
+    def make_parts(self, config: MirasolConfig) -> None:
+        """Makes the modules that the network consists of."""
         self.chunk_encoder = ChunkEncoder(config)
         self.combiner = make_combiner(config)
         self.latent = CausalLatentModel(config)
@@ -65,7 +65,6 @@ class MirasolForConditionalGeneration(MirasolPreTrainedModel, MirasolGenerationM
         self.text = TextDecoder(config)
         self.contrastive = ContrastiveSpace(config) if config.contrastive else None
         self.peers: Peers = NoPeers()
-        self.post_init()
 
     def encode(
         self,
@@ -336,3 +335,49 @@ class MirasolForConditionalGeneration(MirasolPreTrainedModel, MirasolGenerationM
     def num_params(self) -> dict[str, int]:
         """Parameters by component (vit, tubes, audio, ..., vocabulary); tied weights count once."""
         return count_parameters(self.named_parameters())
+
+    def read_requests(self, attentions: bool | None, hidden_states: bool | None, return_dict: bool | None) -> Requested:
+        """The caller's choices, with the config's in place of None."""
+        config = self.config
+        return Requested(
+            config.output_attentions if attentions is None else attentions,
+            config.output_hidden_states if hidden_states is None else hidden_states,
+            config.return_dict if return_dict is None else return_dict,
+        )
+
+    def make_cache(self, cache: EncoderDecoderCache | None, use_cache: bool | None) -> EncoderDecoderCache | None:
+        """The caller's cache, or a new one where the caller wants one. (An empty cache is falsy.)"""
+        if use_cache and cache is None:
+            return EncoderDecoderCache(DynamicCache(), DynamicCache())
+        return cache
+
+
+class SkipInitialisation(TorchFunctionMode):
+    """Leaves out `torch.nn.init`. On the meta device there are no values to draw, and torch 2.13 imports its compiler
+    to draw none."""
+
+    def __torch_function__(self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        kwargs = kwargs or {}
+        if getattr(func, "__module__", None) == "torch.nn.init":
+            return kwargs["tensor"] if "tensor" in kwargs else args[0]
+        return func(*args, **kwargs)
+
+
+class MirasolAnswerer(MirasolNetwork, nn.Module):
+    """The network by itself, to answer with: it is imported in half the time of transformers' model."""
+
+    def __init__(self, config: MirasolConfig):
+        super().__init__()
+        self.config = config
+        self.make_parts(config)
+
+    @classmethod
+    def without_values(cls, config: MirasolConfig) -> "MirasolAnswerer":
+        """The network on the meta device."""
+        with torch.device("meta"), SkipInitialisation():
+            return cls(config)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.text.embedding.weight.device

@@ -1,11 +1,17 @@
-"""The model's named outputs: of the time-aligned side, of a pass, of images and texts, of candidates."""
+"""What goes into and comes out of the model: its named outputs, and the checks of its arguments."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
-from jaxtyping import Float
+import torch
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import EncoderDecoderCache
 from transformers.utils import ModelOutput
+
+from mirasol.config.model import MirasolConfig
+from mirasol.errors import UserError
 
 
 @dataclass
@@ -101,3 +107,93 @@ class MirasolImageTextOutput(ModelOutput):
     text_features: Tensor | None = None
     temperature: Tensor | None = None
     logits: Tensor | None = None
+
+
+class Requested(NamedTuple):
+    """What a caller of `forward` wants returned in addition to the logits."""
+
+    attentions: bool
+    hidden_states: bool
+    as_dict: bool
+
+
+def check_rows(rows: int, clips: int, name: str) -> None:
+    """Raises UserError unless every clip has the same number of text rows, which messages call `name`."""
+    if rows % clips:
+        raise UserError(f"{rows} {name} for {clips} clips: give every clip as many prompts")
+
+
+def to_boolean_mask(attention_mask: Tensor | None) -> Tensor | None:
+    """A text's attention mask as the text decoder takes it: transformers also makes additive 4D masks (static caches),
+    with zeros where a token attends to a key."""
+    if attention_mask is None or attention_mask.ndim != 4 or attention_mask.dtype == torch.bool:
+        return attention_mask
+    return attention_mask == 0
+
+
+def check_media_type(name: str, media: Tensor) -> None:
+    """Raises UserError for integers: pixels that are not normalised."""
+    if not media.is_floating_point():
+        raise UserError(f"{name} of {media.dtype}: give the normalised numbers that MirasolProcessor gives")
+
+
+def check_media(
+    video: Float[Tensor, "clip chunk frame 3 height width_px"],
+    audio: Float[Tensor, "clip chunk mel_frame mel"],
+    chunk_mask: Bool[Tensor, "clip chunk"],
+    config: MirasolConfig,
+) -> None:
+    """Checks the media of a batch of clips.
+
+    Raises:
+        UserError: integers, chunks of another shape than the config's, or padding before a real chunk, which no causal
+            mask would hide from later chunks.
+    """
+    shapes = {"video": config.video.chunk_shape, "audio": config.audio.chunk_shape}
+    for (name, shape), chunks in zip(shapes.items(), (video, audio), strict=True):
+        if tuple(chunks.shape[2:]) != shape:
+            expected = ", ".join(map(str, shape))
+            raise UserError(f"{name} of shape {tuple(chunks.shape)}: this model takes [clip, chunk, {expected}]")
+        check_media_type(name, chunks)
+    if chunk_mask.is_meta or torch.compiler.is_compiling():
+        return  # there are no values to check
+    gap = chunk_mask[:, 1:] & ~chunk_mask[:, :-1]
+    if gap.any():
+        clip, chunk = gap.nonzero()[0].tolist()
+        raise UserError(
+            f"chunk_mask of clip {clip} has padding before chunk {chunk + 1}: padding chunks come last; for a chunk "
+            "without video or audio use video_mask and audio_mask"
+        )
+
+
+def find_missing(media: Mapping[str, Tensor | None]) -> str:
+    """The names of the media that are None, separated by commas."""
+    return ", ".join(name for name, value in media.items() if value is None)
+
+
+def check_arguments(
+    media: Mapping[str, Tensor | None],
+    encoder_outputs: MirasolEncoderOutput | None,
+    ids: Int[Tensor, "row token"] | None,
+    embedded: Float[Tensor, "row token width"] | None,
+    labels: Int[Tensor, "row token"] | None,
+    row_weights: Float[Tensor, " given"] | None,
+) -> None:
+    """Checks the arguments of `forward` against each other. Raises UserError as `forward` does."""
+    missing = find_missing(media)
+    if labels is not None and missing:
+        raise UserError(
+            f"labels were given without {missing}: the losses need all that MirasolProcessor gives, "
+            "not encoder_outputs alone"
+        )
+    if encoder_outputs is None and missing:
+        raise UserError(f"{missing} missing: give all that MirasolProcessor gives, or encoder_outputs")
+    if row_weights is not None and labels is None:
+        raise UserError("row_weights were given without labels: they weight the rows of the text loss")
+    if row_weights is not None and len(row_weights) != len(labels):
+        raise UserError(f"{len(row_weights)} row_weights for {len(labels)} text rows: give one for each row")
+    if (ids is None) == (embedded is None):
+        raise UserError("give exactly one of decoder_input_ids and decoder_inputs_embeds")
+    rows = len(ids if embedded is None else embedded)
+    clips = len(media["video"] if encoder_outputs is None else encoder_outputs.last_hidden_state)
+    check_rows(rows, clips, "text rows")

@@ -5,8 +5,7 @@ from torch import Tensor, nn
 
 from mirasol.errors import UserError
 from mirasol.model.cache import ChunkBuffer
-from mirasol.model.hf import check_media_type
-from mirasol.model.outputs import MirasolEncoderOutput
+from mirasol.model.outputs import MirasolEncoderOutput, check_media_type
 
 
 class MirasolStream:

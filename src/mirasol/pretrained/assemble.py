@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from mirasol.config.checks import merge_mappings
 from mirasol.config.model import PARTS, MirasolConfig
 from mirasol.errors import UserError
-from mirasol.model.mirasol import MirasolForConditionalGeneration
+from mirasol.model.hf import MirasolForConditionalGeneration
 from mirasol.pretrained.image import read_image_source
 from mirasol.pretrained.openmammut import find_special_ids, read_openmammut_source
 from mirasol.pretrained.report import PretrainedReport

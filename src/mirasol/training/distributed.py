@@ -26,9 +26,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from mirasol.config.recipe import Recipe, Stage
 from mirasol.errors import Stopped, UserError
+from mirasol.model.hf import MirasolForConditionalGeneration
 from mirasol.model.kernels import compile_layers, find_layers
 from mirasol.model.losses import BatchTotals
-from mirasol.model.mirasol import MirasolForConditionalGeneration
 from mirasol.model.outputs import MirasolImageTextOutput, MirasolOutput
 from mirasol.model.transformer import RowNoise
 from mirasol.training.stages import compute_stage_losses

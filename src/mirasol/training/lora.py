@@ -12,7 +12,7 @@ from mirasol.config.model import MirasolConfig
 from mirasol.config.recipe import Recipe
 from mirasol.data.randomness import hash64
 from mirasol.errors import UserError
-from mirasol.model.mirasol import MirasolForConditionalGeneration
+from mirasol.model.hf import MirasolForConditionalGeneration
 
 ADAPTER = "default"  # peft's name of a model's only adapter
 BASE = ".base_layer."  # what peft puts into the names of a layer's own weights

@@ -15,8 +15,8 @@ from mirasol.config.model import MirasolConfig
 from mirasol.config.recipe import Recipe, Stage
 from mirasol.console import format_table
 from mirasol.errors import UserError
+from mirasol.model.hf import MirasolForConditionalGeneration
 from mirasol.model.losses import BatchTotals
-from mirasol.model.mirasol import MirasolForConditionalGeneration
 from mirasol.model.outputs import MirasolImageTextOutput, MirasolOutput
 from mirasol.training.lora import get_plain_name, is_adapter
 
