@@ -161,6 +161,6 @@ def test_it_asks_about_one_clip_and_shows_what_was_answered(finished, settings):
     media = pathlib.Path(file).relative_to(folder / "data")
     prompts = [e.prompt for e in read_examples(folder / "data", "test") if e.media == media.as_posix()]
     [answers] = answer_clips(loaded.model, loaded.processor, [extractor.tensors(extractor.read(file))], [prompts])
-    assert (prompt, streamed.strip()) == (prompts[0], answers[0])
+    assert (prompt, streamed.strip()) == (prompts[0], answers[0].text)
     for prompt, answer in zip(prompts, answers, strict=True):
-        assert f"  {prompt}  {answer}".rstrip() in words
+        assert f"  {prompt}  {answer.text}".rstrip() in words

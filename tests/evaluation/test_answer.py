@@ -14,6 +14,8 @@ from mirasol.evaluation.answer import (
     answer_clips,
     answer_in_batches,
     compute_attention_by_chunk,
+    decode_greedily,
+    encode_clips,
     eval_mode,
     load_clip,
     make_clip_key,
@@ -31,13 +33,14 @@ def prompts(clips):
 def alone(loaded, tensors, prompts):
     """Every question by itself: one clip, one prompt, nothing padded."""
     return [
-        [answer_clips(loaded.model, loaded.processor, [clip], [[prompt]])[0][0] for prompt in questions]
+        [answer_clips(loaded.model, loaded.processor, [clip], [[prompt]])[0][0].text for prompt in questions]
         for clip, questions in zip(tensors, prompts, strict=True)
     ]
 
 
 def test_answers_are_those_of_every_question_by_itself(loaded, tensors, prompts, alone):
-    assert answer_clips(loaded.model, loaded.processor, tensors, prompts) == alone
+    together = answer_clips(loaded.model, loaded.processor, tensors, prompts)
+    assert [[answer.text for answer in row] for row in together] == alone
     assert len({answer for answers in alone for answer in answers}) > 1, "a model that says one thing proves nothing"
 
 
@@ -52,15 +55,49 @@ def test_clips_are_encoded_once_whatever_the_number_of_questions(loaded, tensors
 def test_a_longer_limit_only_goes_on_where_a_shorter_one_stopped(loaded, tensors, prompts):
     [[short]] = answer_clips(loaded.model, loaded.processor, tensors[:1], [prompts[0][:1]], max_new_tokens=3)
     [[long]] = answer_clips(loaded.model, loaded.processor, tensors[:1], [prompts[0][:1]], max_new_tokens=9)
-    assert long.startswith(short)
+    assert long.text.startswith(short.text)
+    assert long.probability <= short.probability
 
 
 def test_streamed_pieces_add_up_to_the_answer(loaded, tensors, prompts):
     pieces = []
     streamer = AnswerStreamer(loaded.processor, pieces.append)
     [[answer]] = answer_clips(loaded.model, loaded.processor, tensors[:1], [prompts[0][:1]], streamer=streamer)
-    assert "".join(pieces).strip() == answer
+    assert "".join(pieces).strip() == answer.text
     assert len(pieces) > 1
+
+
+@pytest.mark.parametrize("limit", [1, 3, 12])
+def test_answers_are_those_of_generate_and_have_their_probability(loaded, tensors, prompts, limit):
+    """Prompts of different lengths, several for each clip, answers that end and such that are cut off."""
+    model, processor = loaded.model, loaded.processor
+    rows = [row[:2] for row in prompts]
+    encoded = encode_clips(model, processor, tensors)
+    text = processor.encode_text([prompt for row in rows for prompt in row])
+    how = {"do_sample": False, "max_new_tokens": limit, "return_dict_in_generate": True, "output_logits": True}
+    with torch.inference_mode():
+        found = model.generate(encoder_outputs=encoded, **text, **how)
+        ids, total = decode_greedily(model, encoded, **text, max_new_tokens=limit)
+    expected = found.sequences[:, text["decoder_input_ids"].shape[1] :]
+    assert torch.equal(ids, expected)
+    chosen = torch.stack(found.logits, dim=1).log_softmax(-1).gather(-1, expected[..., None])[..., 0]
+    counted = (expected == model.config.eos_token_id).cumsum(1) - (expected == model.config.eos_token_id).int() == 0
+    assert torch.allclose(total, (chosen * counted).sum(1), atol=1e-4)
+    answers = [answer for row in answer_clips(model, processor, tensors, rows, max_new_tokens=limit) for answer in row]
+    assert [answer.probability for answer in answers] == pytest.approx(total.exp().tolist(), rel=1e-3)
+
+
+def test_the_probability_of_an_answer_that_ended_is_its_score_as_a_candidate(loaded, tensors, prompts):
+    model, processor = loaded.model, loaded.processor
+    encoded = encode_clips(model, processor, tensors[:1])
+    text = processor.encode_text(prompts[0][:1])
+    with torch.inference_mode():
+        ids, total = decode_greedily(model, encoded, **text, max_new_tokens=4)
+        end = torch.full((1, 1), model.config.eos_token_id)
+        candidate = torch.cat([ids, end], dim=1)[:, None] if ids[0, -1] != end else ids[:, None]
+        scores = model.score(encoded, **text, candidate_ids=candidate, candidate_mask=torch.ones_like(candidate).bool())
+        shorter = decode_greedily(model, encoded, **text, max_new_tokens=3)[1]
+    assert scores.total[0, 0] <= total[0] + 1e-4 <= shorter[0] + 2e-4
 
 
 class BytePerToken(MirasolProcessor):
@@ -76,7 +113,6 @@ class BytePerToken(MirasolProcessor):
 def test_a_character_is_streamed_whole():
     pieces = []
     streamer = AnswerStreamer(BytePerToken(), pieces.append)
-    streamer.put(torch.tensor([[1, 2, 3]]))  # the prompt
     for byte in "é!".encode():
         streamer.put(torch.tensor([byte]))
     streamer.end()

@@ -86,7 +86,8 @@ def test_letters_and_texts_are_those_of_mirasol_itself(model, clips):
     for file, questions in clips.items():
         tensors = load_clip(own.processor.feature_extractor, Path("/"), Example("", file, None, None, "", ""))
         prompts = [row["prompt"] for row in questions]
-        expected += answer_clips(own.model, own.processor, [tensors], [prompts])[0]
+        [answers] = answer_clips(own.model, own.processor, [tensors], [prompts])
+        expected += [answer.text for answer in answers]
         rows += [(row["prompt"], {"max_new_tokens": 16}, file) for row in questions]
     assert ask(model, "generate_until", rows) == expected
     chosen = [(lettered(row), {}, file) for file, questions in clips.items() for row in questions]

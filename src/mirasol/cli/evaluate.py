@@ -45,9 +45,12 @@ def add_arguments(parser: ArgumentParser, make: MakeParser) -> None:
     parser.add_argument("--figures", type=str, metavar="pdf|png", help="also write the report's figures as files")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
     parser.add_argument("--skip-controls", action="store_true", help="score only the unchanged clips")
+    parser.add_argument(
+        "--calibrate", action="store_true", help="store with the checkpoint below which probability it is not sure"
+    )
     parser.add_argument("--clips-per-batch", type=int, default=16, help="changes speed and memory, not answers")
     parser.add_argument("--max-new-tokens", type=int, default=16, help="longest answer, in tokens")
-    parser.add_argument("--device", type=str, default="cpu", help="where to compute, e.g. cuda")
+    parser.add_argument("--device", type=str, default="cpu", help="where to compute: auto, cpu, cuda or mps")
     parser.add_argument("--wordnet", type=str, metavar="DIR", help="also score by WUPS: folder of NLTK's data")
     parser.add_argument("--hash-media", action="store_true", help="include the media's contents in the data's hash")
     parser.add_argument("--processes", type=int, default=1, help="number of processes that answer")
@@ -58,15 +61,19 @@ def run(options: Namespace) -> None:
     """Evaluates, prints, and writes results where asked to."""
     from mirasol.checkpoint import find_checkpoint, load_checkpoint
     from mirasol.cli.common import check_device, check_positive_options, make_folder, read_dataset_options
+    from mirasol.errors import UserError
 
     check_positive_options(options, "clips_per_batch", "max_new_tokens", "processes")
     _check_figures(options.figures, options.output)
+    if options.calibrate and options.skip_controls:
+        raise UserError("--calibrate needs the controls: leave --skip-controls out")
     find_checkpoint(options.checkpoint)
 
-    from mirasol.console import count_cores, make_console, show_progress
+    from mirasol.console import count_cores, make_console, print_line, show_progress
     from mirasol.data.datasets.registry import read_dataset
     from mirasol.evaluation.answer import AnswerSettings
     from mirasol.evaluation.baselines import read_training_examples
+    from mirasol.evaluation.calibration import format_calibration, write_calibration
     from mirasol.evaluation.controls import CONTROLS
     from mirasol.evaluation.evaluate import evaluate_dataset
     from mirasol.evaluation.journal import NAME
@@ -96,6 +103,9 @@ def run(options: Namespace) -> None:
     _print_problems(out, evaluation)
     if output is not None:
         _write_results(out, loaded, evaluation, output, options.figures)
+    if options.calibrate:
+        print_line(out, format_calibration(evaluation.record["calibration"]))
+        print_line(out, f"written: {write_calibration(loaded.folder, evaluation.record)}")
     sys.stdout.write((json.dumps(evaluation.record) if options.json else evaluation.format_table()) + "\n")
 
 

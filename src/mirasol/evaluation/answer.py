@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
-from transformers.generation.streamers import BaseStreamer
 
 from mirasol.checkpoint import Loaded, load_checkpoint
 from mirasol.config.parts import IGNORED_LABEL
@@ -21,8 +20,8 @@ from mirasol.data.media_files import open_media_file
 from mirasol.errors import BadClip
 from mirasol.evaluation.controls import apply_control
 from mirasol.media.feature_extractor import MirasolFeatureExtractor
-from mirasol.media.processor import MirasolProcessor
-from mirasol.model.mirasol import MirasolForConditionalGeneration
+from mirasol.media.tokenizer import TextCoder
+from mirasol.model.mirasol import MirasolNetwork
 from mirasol.model.outputs import MirasolEncoderOutput
 from mirasol.processes import make_process_context
 
@@ -31,6 +30,7 @@ MAX_NEW_TOKENS = 16
 REPLACEMENT = "\ufffd"  # what bytes that form no complete character decode to
 # Log-likelihoods differ in their last bits between batches: digits beyond these decide nothing.
 SCORE_DIGITS = 5
+PROBABILITY_DIGITS = 4
 UNTOUCHED = "test"  # key of the answers to the clip as it is, next to those under each control
 
 
@@ -47,53 +47,144 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
 
 def generate_answers(
     model: nn.Module,
-    processor: MirasolProcessor,
+    processor: TextCoder,
     inputs: Mapping[str, Any],
     prompts: Sequence[str],
     device: torch.device,
-    max_new_tokens: int = MAX_NEW_TOKENS,
-    streamer: BaseStreamer | None = None,
 ) -> list[str]:
-    """Answers to a batch of prompts, decoded greedily.
+    """Answers to a batch of prompts by the model's `generate`, which is what works where processes share the weights.
 
     inputs: what `generate` takes in addition to the text, on `device`: media tensors or `encoder_outputs`
     prompts: one for each row of the inputs, or the same number for each, row after row
     """
     text = processor.encode_text(list(prompts)).to(device)
-    ids = model.generate(
-        **inputs, **text, max_new_tokens=max_new_tokens, do_sample=False, num_beams=1, streamer=streamer
-    )
+    ids = model.generate(**inputs, **text, max_new_tokens=MAX_NEW_TOKENS, do_sample=False, num_beams=1)
     return [answer.strip() for answer in processor.batch_decode(ids[:, text["decoder_input_ids"].shape[1] :])]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """An answer as it was decoded.
+
+    probability: of exactly this answer: the product of the probabilities of its tokens, <eos> included. Each token
+        multiplies it by at most 1, so that long answers have lower ones. An answer that was cut off has no <eos>.
+    """
+
+    text: str
+    probability: float
 
 
 @torch.inference_mode()
 def answer_clips(
-    model: MirasolForConditionalGeneration,
-    processor: MirasolProcessor,
+    model: MirasolNetwork,
+    processor: TextCoder,
     clips: Sequence[Mapping[str, Tensor]],
     prompts: Sequence[Sequence[str]],
     *,
     max_new_tokens: int = MAX_NEW_TOKENS,
-    streamer: BaseStreamer | None = None,
+    streamer: "AnswerStreamer | None" = None,
     encoded: MirasolEncoderOutput | None = None,
-) -> list[list[str]]:
+) -> list[list[Answer]]:
     """Answers the `prompts` of each of the `clips` (from `MirasolFeatureExtractor.tensors`), greedily.
 
-    The clips are encoded once, as one batch, unless `encoded` is given; all prompts are generated together. A clip with
+    The clips are encoded once, as one batch, unless `encoded` is given; all prompts are decoded together. A clip with
     fewer prompts than another repeats its last one to fill the batch; answers to the repeats are dropped.
+
+    streamer: receives the answer of a single prompt, token by token
     """
     assert len(clips) == len(prompts)
     rows = _fill_rows(prompts)
-    inputs = {"encoder_outputs": encode_clips(model, processor, clips) if encoded is None else encoded}
-    flat = [prompt for row in rows for prompt in row]
-    answers = generate_answers(model, processor, inputs, flat, model.device, max_new_tokens, streamer)
+    encoded = encode_clips(model, processor, clips) if encoded is None else encoded
+    text = processor.encode_text([prompt for row in rows for prompt in row]).to(model.device)
+    ids, log_likelihood = decode_greedily(model, encoded, **text, max_new_tokens=max_new_tokens, streamer=streamer)
+    texts, probabilities = processor.batch_decode(ids), log_likelihood.exp().tolist()
+    answers = [Answer(text.strip(), probability) for text, probability in zip(texts, probabilities, strict=True)]
     width = len(rows[0])
     return [answers[place * width : place * width + len(row)] for place, row in enumerate(prompts)]
 
 
 @torch.inference_mode()
+def decode_greedily(
+    model: nn.Module,
+    encoded: MirasolEncoderOutput,
+    decoder_input_ids: Int[Tensor, "row token"],
+    decoder_attention_mask: Int[Tensor, "row token"],
+    max_new_tokens: int,
+    streamer: "AnswerStreamer | None" = None,
+) -> tuple[Int[Tensor, "row new"], Float[Tensor, " row"]]:
+    """The most likely token after each prompt, again and again until <eos> or `max_new_tokens`: the tokens, <pad>
+    after <eos>, and the sum of their log-probabilities. The same tokens as `generate` with its default settings, but
+    with the probabilities, and without what `generate` imports.
+    """
+    end, ids, mask, cache = model.config.eos_token_id, decoder_input_ids, decoder_attention_mask, None
+    is_open = torch.ones(len(ids), dtype=torch.bool, device=ids.device)
+    total = torch.zeros(len(ids), device=ids.device)
+    written = []
+    while len(written) < max_new_tokens and bool(is_open.any()):
+        output = model(
+            encoder_outputs=encoded, decoder_input_ids=ids, decoder_attention_mask=mask, past_key_values=cache,
+            use_cache=True,
+        )  # fmt: skip
+        logits, cache = output.logits[:, -1].float(), output.past_key_values
+        best = logits.argmax(-1, keepdim=True)
+        total += logits.log_softmax(-1).gather(-1, best)[:, 0] * is_open
+        ids = best.where(is_open[:, None], model.config.pad_token_id)
+        is_open &= ids[:, 0] != end
+        mask = torch.cat([mask, torch.ones_like(mask[:, :1])], dim=1)
+        written.append(ids)
+        if streamer is not None:
+            streamer.put(ids)
+    if streamer is not None:
+        streamer.end()
+    return torch.cat(written, dim=1), total
+
+
+@torch.inference_mode()
+def answer_encoded(
+    model: MirasolNetwork,
+    processor: TextCoder,
+    encoded: MirasolEncoderOutput,
+    prompt: str,
+    max_new_tokens: int = MAX_NEW_TOKENS,
+    streamer: "AnswerStreamer | None" = None,
+) -> Answer:
+    """Answers one prompt about one clip that is encoded already. Raises UserError for a prompt that is too long."""
+    text = processor.encode_text([prompt]).to(model.device)
+    ids, log_likelihood = decode_greedily(model, encoded, **text, max_new_tokens=max_new_tokens, streamer=streamer)
+    return Answer(processor.decode(ids[0]).strip(), float(log_likelihood[0].exp()))
+
+
+@dataclass(frozen=True)
+class RankedCandidate:
+    """A candidate answer to one prompt.
+
+    share: softmax over the candidates of their log-likelihood per token, which ranks them; shares sum to 1
+    probability: of exactly this answer, as in `Answer`
+    """
+
+    text: str
+    share: float
+    probability: float
+
+
+@torch.inference_mode()
+def rank_candidates(
+    model: MirasolNetwork,
+    processor: TextCoder,
+    encoded: MirasolEncoderOutput,
+    prompt: str,
+    candidates: Sequence[str],
+) -> list[RankedCandidate]:
+    """The candidates as answers to one prompt about one encoded clip, the most likely per token first."""
+    scores = model.score(encoded, **processor.candidates([prompt], [list(candidates)]).to(model.device))
+    shares, totals = scores.per_token[0].softmax(-1).tolist(), scores.total[0].exp().tolist()
+    ranked = [RankedCandidate(*each) for each in zip(candidates, shares, totals, strict=True)]
+    return sorted(ranked, key=lambda one: -one.share)
+
+
+@torch.inference_mode()
 def encode_clips(
-    model: MirasolForConditionalGeneration, processor: MirasolProcessor, clips: Sequence[Mapping[str, Tensor]]
+    model: MirasolNetwork, processor: TextCoder, clips: Sequence[Mapping[str, Tensor]]
 ) -> MirasolEncoderOutput:
     """Encodes the clips as one batch."""
     return model.encode(**processor.feature_extractor.collate(clips).to(model.device))
@@ -101,8 +192,8 @@ def encode_clips(
 
 @torch.inference_mode()
 def score_clips(
-    model: MirasolForConditionalGeneration,
-    processor: MirasolProcessor,
+    model: MirasolNetwork,
+    processor: TextCoder,
     encoded: MirasolEncoderOutput,
     prompts: Sequence[Sequence[str]],
     candidates: Sequence[Sequence[Sequence[str]]],
@@ -126,8 +217,8 @@ def _fill_rows(rows: Sequence[Sequence[T]]) -> list[list[T]]:
 
 @torch.inference_mode()
 def compute_attention_by_chunk(
-    model: MirasolForConditionalGeneration,
-    processor: MirasolProcessor,
+    model: MirasolNetwork,
+    processor: TextCoder,
     clip: Mapping[str, Tensor],
     prompts: Sequence[str],
     answers: Sequence[str],
@@ -147,29 +238,29 @@ def compute_attention_by_chunk(
     return by_latent.unflatten(1, (len(clip["video_mask"]), -1)).sum(-1).cpu()
 
 
-class AnswerStreamer(BaseStreamer):
-    """Passes on the text of one answer piece by piece while `generate` writes it.
+class AnswerStreamer:
+    """Passes on the text of one answer piece by piece while it is decoded.
 
     `on_text` receives each new piece. A piece that ends within a character of several bytes is held back until the
     character is complete.
     """
 
-    def __init__(self, processor: MirasolProcessor, on_text: Callable[[str], None]):
+    def __init__(self, processor: TextCoder, on_text: Callable[[str], None]):
         self.processor, self.on_text = processor, on_text
-        self.ids: list[int] | None = None  # None until the prompt, which `generate` puts first, has passed
+        self.ids: list[int] = []
         self.text = ""
 
-    def put(self, value: Tensor) -> None:
-        if self.ids is None:
-            self.ids = []
-            return
-        self.ids.extend(value.reshape(-1).tolist())
+    def put(self, ids: Tensor) -> None:
+        """Takes the next token."""
+        self.ids.extend(ids.reshape(-1).tolist())
         text = self.processor.decode(self.ids).lstrip()
         if not text.endswith(REPLACEMENT):
             self._show(text)
 
     def end(self) -> None:
-        self._show(self.processor.decode(self.ids or []).strip())
+        """Passes on what is left; the next token begins another answer."""
+        self._show(self.processor.decode(self.ids).strip())
+        self.ids, self.text = [], ""
 
     def _show(self, text: str) -> None:
         if len(text) > len(self.text):
@@ -321,14 +412,17 @@ def _answer_usable(
     tensors: Sequence[Mapping[str, Tensor]],
     settings: AnswerSettings,
 ) -> list[dict[str, dict[str, Any]]]:
-    """For every clip, by question id: `answer`, and `scores` where candidates are scored."""
+    """For every clip, by question id: `answer` and its `probability`, and `scores` where candidates are scored."""
     model, processor = loaded.model, loaded.processor
     encoded = encode_clips(model, processor, tensors)
     prompts = [[example.prompt for example in clip.examples] for clip in clips]
-    texts = answer_clips(model, processor, tensors, prompts, max_new_tokens=settings.max_new_tokens, encoded=encoded)
+    found = answer_clips(model, processor, tensors, prompts, max_new_tokens=settings.max_new_tokens, encoded=encoded)
     answers = [
-        {example.id: {"answer": text} for example, text in zip(clip.examples, row, strict=True)}
-        for clip, row in zip(clips, texts, strict=True)
+        {
+            example.id: {"answer": answer.text, "probability": round(answer.probability, PROBABILITY_DIGITS)}
+            for example, answer in zip(clip.examples, row, strict=True)
+        }
+        for clip, row in zip(clips, found, strict=True)
     ]
     for place, clip in enumerate(clips):
         examples = [example for example in clip.examples if settings.candidates(example)]

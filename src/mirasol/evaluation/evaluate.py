@@ -14,13 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import mirasol
-from mirasol.checkpoint import Loaded
+from mirasol.checkpoint import CALIBRATION, Loaded
 from mirasol.data.datasets.contract import DatasetSplit
 from mirasol.data.digest import digest_examples
 from mirasol.data.example import ClipExamples, Example, group_by_clip
 from mirasol.data.media_files import is_image
 from mirasol.errors import UserError
 from mirasol.evaluation.answer import UNTOUCHED, AnswerSettings, ClipRow, answer_in_batches, make_clip_key
+from mirasol.evaluation.calibration import REMOVING_CONTROLS, JudgedProbability, measure_calibration
 from mirasol.evaluation.journal import Journal
 from mirasol.evaluation.metrics import (
     CANDIDATES,
@@ -190,9 +191,11 @@ def _score_rows(
     counts = _count_examples(dataset, examples, unusable, left_out)
     protocols = scores.pop(UNTOUCHED)
     controls = {protocol: {name: by[protocol] for name, by in scores.items()} for protocol in protocols}
+    judged = {UNTOUCHED: protocols[OPEN].judged} | {name: by.judged for name, by in controls[OPEN].items()}
     record = {
         **record,
         "counts": counts,
+        "calibration": _measure_calibration(judged, predictions),
         "protocols": {
             name: {
                 "how": HOW[name],
@@ -205,6 +208,18 @@ def _score_rows(
         "unusable_clips": unusable,
     }
     return Evaluation(dataset, protocols, controls, tuple(examples), predictions[UNTOUCHED], chunks, record)
+
+
+def _measure_calibration(
+    judged: Mapping[str, Sequence[JudgedAnswer]], predictions: Mapping[str, Mapping[str, Prediction]]
+) -> dict[str, Any]:
+    """Calibration of the answers as they are, and under the controls that remove something (`judged` by control)."""
+    found = {
+        name: [JudgedProbability(predictions[name][item.example.id].probability, item.right) for item in items]
+        for name, items in judged.items()
+        if name in (UNTOUCHED, *REMOVING_CONTROLS)
+    }
+    return measure_calibration(found.pop(UNTOUCHED), found)
 
 
 def _split_usable(
@@ -232,7 +247,12 @@ def _collect_predictions(rows: Sequence[ClipRow], name: str) -> dict[str, Predic
         for id, answer in row.get("answered", {}).get(name, {}).items():
             scores = answer.get("scores")
             choice = max(range(len(scores)), key=scores.__getitem__) if scores else None
-            predictions[id] = Prediction(answer["answer"], choice, _compute_log_softmax(scores) if scores else None)
+            predictions[id] = Prediction(
+                answer["answer"],
+                choice,
+                _compute_log_softmax(scores) if scores else None,
+                answer["probability"],
+            )
     return predictions
 
 
@@ -284,9 +304,10 @@ def _count_examples(
 
 
 def hash_checkpoint(folder: Path) -> str:
-    """Hash of the names and contents of a checkpoint's files, in hexadecimal."""
+    """Hash of the names and contents of a checkpoint's files, in hexadecimal; of all that answers depend on."""
     digest = hashlib.sha256()
-    for file in sorted(path for path in folder.iterdir() if path.suffix in (".json", ".safetensors")):
+    files = (path for path in folder.iterdir() if path.suffix in (".json", ".safetensors"))
+    for file in sorted(path for path in files if path.name != CALIBRATION):
         digest.update(file.name.encode() + b"\n")
         with file.open("rb") as stream:
             while block := stream.read(2**20):
@@ -329,7 +350,7 @@ def _make_prediction_line(
     if protocol == CANDIDATES:
         line |= {"prediction": prediction.choice, "scores": prediction.scores}
     else:
-        line["answer"] = prediction.answer
+        line |= {"answer": prediction.answer, "probability": prediction.probability}
     value = {"value": judged.value} if protocol == WUPS and judged is not None else {}
     return {**line, "right": None if judged is None else judged.right, **value}
 

@@ -112,6 +112,26 @@ class ScoreBar:
     marks: Mapping[str, float | None] = field(default_factory=dict)
 
 
+def draw_reliability(sets: Mapping[str, Sequence[Mapping[str, Any]]], threshold: float | None) -> "Figure":
+    """Accuracy over probability for sets of reliability bins by name: a point for each filled bin, its area the number
+    of answers, next to the diagonal of perfect calibration and an upright line at the threshold."""
+    with _apply_style():
+        figure = _create_figure(5.4, 4.2)
+        axes = figure.subplots()
+        axes.plot([0, 1], [0, 1], color=COLOURS["soft"], linewidth=1, linestyle=(0, (4, 2.5)), label="calibrated")
+        for colour, (name, bins) in zip(TYPE_COLOURS, sets.items(), strict=False):
+            filled = [one for one in bins if one["answers"]]
+            x, y = ([one[key] for one in filled] for key in ("probability", "accuracy"))
+            most = max((one["answers"] for one in filled), default=1)
+            axes.plot(x, y, color=COLOURS[colour], linewidth=1.3, label=name)
+            axes.scatter(x, y, [12 + 130 * one["answers"] / most for one in filled], color=COLOURS[colour], alpha=0.75)
+        if threshold:
+            axes.axvline(threshold, color=COLOURS["ink"], linewidth=1, label="not sure to the left")
+        axes.set(xlim=(0, 1.02), ylim=(0, 1.02), xlabel="probability of the answer", ylabel="share of right answers")
+        axes.legend(loc="upper left", fontsize=8)
+    return figure
+
+
 def draw_scores(bars: Sequence[ScoreBar]) -> "Figure":
     """Horizontal bars with intervals, an upright line for each baseline and a marker for each control."""
     bars = bars[:_MOST_ROWS]

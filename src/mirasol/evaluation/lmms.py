@@ -170,8 +170,8 @@ class MirasolLmms(lmms):
                 self.model, self.processor, [clip], [list(open_questions.values())], max_new_tokens=longest,
                 encoded=encoded,
             )  # fmt: skip
-            for place, text in zip(open_questions, written, strict=True):
-                answers[place] = _cut_at(text, own[place][1].get("until") or [])
+            for place, answer in zip(open_questions, written, strict=True):
+                answers[place] = _cut_at(answer.text, own[place][1].get("until") or [])
         return answers
 
     def _score(self, clip: Mapping[str, Any], encoded: Any, context: str, target: Any) -> tuple[float, bool]:
@@ -184,7 +184,7 @@ class MirasolLmms(lmms):
         [[answer]] = answer_clips(
             self.model, self.processor, [clip], [[question]], max_new_tokens=longest, encoded=encoded
         )
-        return total, answer == text
+        return total, answer.text == text
 
 
 def _cut_at(answer: str, until: str | Sequence[str]) -> str:

@@ -35,11 +35,15 @@ _LARGEST = sys.float_info.max
 
 @dataclass(frozen=True)
 class Prediction:
-    """The prediction for one question: a text, the index of a candidate, or a score for every candidate."""
+    """The prediction for one question: a text, the index of a candidate, or a score for every candidate.
+
+    probability: of the text, where a model gave it (`mirasol.evaluation.answer.Answer`)
+    """
 
     answer: str | None = None
     choice: int | None = None
     scores: tuple[float, ...] | None = None
+    probability: float | None = None
 
 
 def read_predictions(path: Path, dataset: str, examples: Sequence[Example]) -> dict[str, Prediction]:

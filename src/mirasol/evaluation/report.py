@@ -21,6 +21,7 @@ from mirasol.evaluation.figures import (
     draw_learning,
     draw_losses,
     draw_one_clip,
+    draw_reliability,
     draw_scores,
     make_picture_url,
     write_figures,
@@ -136,6 +137,7 @@ def _render_page(loaded: Loaded, evaluation: Evaluation, extras: ReportExtras, f
         protocols=[
             _describe_protocol(loaded, evaluation, name, extras.others, colours, draw) for name in evaluation.protocols
         ],
+        calibration=_describe_calibration(record["calibration"], draw),
         training_time=format_seconds(extras.training_seconds) if extras.training_seconds else None,
         steps=max((row["step"] for row in extras.log), default=0),
         losses=[
@@ -152,6 +154,26 @@ def _render_page(loaded: Loaded, evaluation: Evaluation, extras: ReportExtras, f
         ),
         recipe=extras.recipe,
     )
+
+
+def _describe_calibration(
+    calibration: Mapping[str, Any], draw: Callable[[str, "Figure"], str]
+) -> dict[str, Any] | None:
+    """The reliability curve and its table; None without answers."""
+    if not calibration["answers"]:
+        return None
+    sets = {"clips as they are": calibration["bins"]}
+    if "bins_removed" in calibration:
+        sets["picture, sound or both removed"] = calibration["bins_removed"]
+    found = calibration.get("threshold")
+    figure = draw_reliability(sets, found and found["value"])
+    return {
+        "svg": draw("reliability", figure),
+        "sets": list(sets),
+        "rows": [bins for bins in zip(*sets.values(), strict=True) if any(one["answers"] for one in bins)],
+        "error": calibration["expected_calibration_error"],
+        "threshold": found,
+    }
 
 
 def name_dataset(evaluation: Evaluation) -> str:

@@ -88,6 +88,7 @@ def write_finished_model(run: Run, weights: Mapping[str, Tensor], steps: int) ->
             "weights_sha256": hash_file(target / "model.safetensors"),
             "untrained": run.weights.find_untrained(run.recipe, steps).to_dict(),
             "versions": collect_versions(),
+            "rendered_world": run.folder.read_facts().get("rendered_world"),
             "recipe": run.recipe.to_dict(),
         }
         (target / "training.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
@@ -209,11 +210,16 @@ def format_model_card(
     return CARD.format(
         parameters=f"{parameters:,}", steps=f"{facts['steps']:,}", total=f"{recipe.total_steps:,}",
         weights=facts["weights_sha256"], versions=versions, commit=facts.get("commit") or "unknown",
+        world=_describe_world(facts.get("rendered_world")),
         components="\n".join(f"| {name} | {count:,} |" for name, count in model.num_params().items()),
         data=data, hashes=hashes or "| none | |", metrics=_format_metrics(validation, recipe.ema, facts["averaged"]),
         averaged="" if recipe.ema is None else f" (ema={recipe.ema}: {_describe_weights(facts['averaged'])})",
         recipe=yaml.safe_dump(replace(recipe, output="").to_dict(), sort_keys=False).rstrip(),
     )  # fmt: skip
+
+
+def _describe_world(world: str | None) -> str:
+    return f" It has seen rendered scenes only ({world}): its answers about other videos are guesses." if world else ""
 
 
 def _describe_weights(averaged: bool) -> str:
@@ -246,7 +252,7 @@ tags: [mirasol, video, audio, question-answering]
 # A Mirasol model
 
 Answers questions about what is seen and heard in a video. {parameters} parameters, after {steps} of {total} training
-steps{averaged}.
+steps{averaged}.{world}
 
 ```python
 import mirasol.auto  # registers the model with transformers' Auto classes

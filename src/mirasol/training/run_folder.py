@@ -20,6 +20,7 @@ from typing import Any
 import torch
 
 import mirasol
+from mirasol.checkpoint import find_checkpoint, read_rendered_world
 from mirasol.config.recipe import Recipe
 from mirasol.config.recipe_changes import find_changed_keys
 from mirasol.config.recipe_io import read_run_recipe
@@ -28,7 +29,7 @@ from mirasol.data.datasets.files import Files
 from mirasol.data.digest import ExamplesDigest
 from mirasol.errors import UserError
 from mirasol.files import hash_file, lock_file, write_file_atomically
-from mirasol.json_values import parse_own_json
+from mirasol.json_values import InvalidJson, parse_json, parse_own_json
 
 # Files that only a run writes. Not bad_clips.jsonl: a start that failed at a bad clip writes it too, and is not a run.
 RUN_FILES = (
@@ -173,6 +174,7 @@ class RunFolder:
         environment |= dict(initial or {})
         environment["model_config"] = dict(model_config or {})
         environment["stage_steps"] = dict(steps or {})
+        environment["rendered_world"] = find_rendered_world(self.recipe)
         environment["examples"] = {name: found.sha256 for name, found in (examples or {}).items()}
         write_file_atomically(self.path / "run.json", json.dumps(environment, indent=1) + "\n")
         # Written last: a folder with a recipe.yaml can be resumed.
@@ -239,6 +241,25 @@ def hash_data_files(recipe: Recipe) -> dict[str, str]:
                 key = f"{data_set}/{name}" if data_set else name
                 hashes[key] = hash_file(file)
     return hashes
+
+
+def find_rendered_world(recipe: Recipe) -> str | None:
+    """The rendered scenes that are all the model will ever have seen, by the name in their manifest: those of every
+    data set of the run, and of the checkpoint it starts from. None where anything else is among them."""
+    worlds = {_read_world(Path(data.root) / "manifest.json") for data in recipe.data.data_sets.values()}
+    if recipe.model.init is not None:
+        worlds.add(read_rendered_world(find_checkpoint(recipe.model.init)))
+    return worlds.pop() if len(worlds) == 1 else None
+
+
+def _read_world(manifest: Path) -> str | None:
+    """The name of the data set that `mirasol data synthesize` rendered, from its manifest; None for other folders."""
+    try:
+        values = parse_json(manifest.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, InvalidJson):
+        return None
+    is_rendered = isinstance(values, dict) and {"data_set", "data_version", "kind", "seed"} <= values.keys()
+    return str(values["data_set"]) if is_rendered else None
 
 
 def collect_versions() -> dict[str, str]:
