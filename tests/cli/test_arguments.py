@@ -38,10 +38,14 @@ DEMO = str(REPOSITORY / "recipes" / "demo.yaml")
 # Arguments, and words of the one line that refuses them.
 REFUSED = [
     (["nonsense"], "nonsense"),
-    (["ask"], "checkpoint, file, question"),
+    (["ask"], "checkpoint, file"),
     (["ask", "no-such-folder", "clip.mp4", "what?"], "no-such-folder: no such checkpoint"),
     (["ask", "tiny", "clip.mp4", "what?", "--max-new-tokens", "0"], "--max-new-tokens 0: must be at least 1"),
+    (["ask", "tiny", "clip.mp4", "what?", "--candidates", "red"], "--candidates 'red': give at least two answers"),
+    (["ask", "tiny", "clip.mp4", "what?", "--candidates", "red||blue"], "candidate 2 is empty"),
+    (["ask", "tiny", "clip.mp4", "what?", "--candidates", "red|blue| red"], "'red' appears twice"),
     (["evaluate", "tiny"], "data"),
+    (["evaluate", "tiny", "data", "--calibrate", "--skip-controls"], "--calibrate needs the controls"),
     (["evaluate", "no-such-folder", "data"], "no-such-folder: no such checkpoint"),
     (["evaluate", "tiny", "data", "--processes", "0"], "--processes 0: must be at least 1"),
     (["train"], "train needs a recipe"),

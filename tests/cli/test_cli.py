@@ -125,29 +125,7 @@ def test_importing_mirasol_needs_neither_media_nor_command_line_libraries():
     assert "pip install jsonargparse" in result.stderr
 
 
-# Ask
-
-
-def test_ask_prints_the_answer_alone(capsys, untrained, clip):
-    out, err = run(capsys, "ask", untrained, clip, "what colour is the circle?", "--max-new-tokens", 4)
-    assert out.count("\n") == 1
-    assert err == ""
-
-
-def test_ask_streams_what_json_gives(capsys, untrained, clip):
-    question = ["ask", untrained, clip, "what shape is red?"]
-    streamed = run(capsys, *question).out.strip()
-    result = json.loads(run(capsys, *question, "--json").out)
-    assert result["answer"] == streamed != ""
-    assert result.keys() >= {"answer", "file", "chunks", "notes", "seconds"}
-    assert result["file"] == str(clip)
-
-
-def test_ask_takes_a_window_in_seconds(capsys, untrained, clip):
-    whole = json.loads(run(capsys, "ask", untrained, clip, "what?", "--json").out)
-    part = json.loads(run(capsys, "ask", untrained, clip, "what?", "--json", "--start", 1, "--end", 2.5).out)
-    assert (part["start"], part["end"]) == (1.0, 2.5)
-    assert 0 < part["chunks"] < whole["chunks"]
+# Ask (answers: test_ask.py)
 
 
 def test_an_audio_only_file_is_answered_with_a_note(capsys, untrained, clip, tmp_path):
@@ -185,7 +163,7 @@ def test_a_bad_clip_is_named_with_its_reason(name, refused, untrained, clip, tmp
 @pytest.mark.parametrize(
     ("arguments", "word"),
     [
-        (["ask", "CHECKPOINT", "CLIP"], "question"),
+        (["ask", "CHECKPOINT"], "file"),
         (["ask", "CHECKPOINT", "CLIP", "what?", "--start", "soon"], "soon"),
         (["ask", "CHECKPOINT", "CLIP", "what?", "--loud"], "--loud"),
         (["ask", "CHECKPOINT", "CLIP", "what?", "--max-new-tokens", "0"], "--max-new-tokens"),
@@ -215,16 +193,6 @@ def test_a_question_that_is_too_long_is_not_printed_in_full(refused, untrained, 
     message = refused("ask", untrained, clip, "is it " + "very " * 20000 + "loud?")
     assert "max_text_length" in message and "'is it very" in message and "loud?' (100011 characters)" in message
     assert len(message) < 300
-
-
-def test_an_empty_answer_is_shown_as_such(capsys, monkeypatch, untrained, clip):
-    def answer_nothing(model, processor, clips, prompts, *, streamer=None, **settings):
-        return [[""]]
-
-    monkeypatch.setattr("mirasol.evaluation.answer.answer_clips", answer_nothing)
-    question = ["ask", untrained, clip, "what is red?"]
-    assert run(capsys, *question).out == "(empty answer)\n"
-    assert json.loads(run(capsys, *question, "--json").out)["answer"] == ""
 
 
 def test_a_file_whose_name_is_not_utf8_is_answered_as_json(untrained, clip, tmp_path):

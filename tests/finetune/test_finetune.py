@@ -13,7 +13,6 @@ from rich.console import Console
 
 from mirasol.checkpoint import find_checkpoint
 from mirasol.cli.main import main
-from mirasol.cli.train import split_overrides
 from mirasol.config.recipe_io import load_recipe, recipe_from_dict
 from mirasol.errors import UserError
 from mirasol.finetune import finetune as module
@@ -190,19 +189,9 @@ def test_the_command_prints_the_folder_and_refuses_what_it_cannot_use(tmp_path, 
         (["empty"], "no video or sound file"),
         (["empty", "seed"], "seed: give one FOLDER, and keys of the recipe as KEY=VALUE"),
         (["empty", "--from", "nowhere"], "nowhere: no such checkpoint"),
-        (["empty", "--optimizer.rate", "1"], "unknown key 'optimizer.rate'"),
     ):
         with pytest.raises(SystemExit):
             main(["finetune", *arguments])
         out, err = capsys.readouterr()
         assert out == "" and part in err and err.count("\n") == 1
     assert sorted(path.name for path in tmp_path.iterdir()) == ["empty"]
-
-
-def test_keys_of_the_recipe_may_stand_anywhere_on_the_command_line():
-    words = (
-        "finetune a=b/mine seed=1 --epochs 3 optimizer.name=adamw --output x=y --data.cache c patience=2 --minutes=4"
-    )
-    own, keys = split_overrides(words.replace("a=b/mine", "./a=b/mine").split())
-    assert own == ["finetune", "./a=b/mine", "--epochs", "3", "--output", "x=y", "--minutes=4"]
-    assert keys == ["seed=1", "optimizer.name=adamw", "data.cache=c", "patience=2"]

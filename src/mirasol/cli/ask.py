@@ -1,26 +1,39 @@
-"""`mirasol ask`: a question about one media file."""
+"""`mirasol ask`: questions about one media file."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 import time
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from mirasol.errors import UserError, quote_text
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser, Namespace
 
     from mirasol.checkpoint import Loaded
     from mirasol.cli.common import MakeParser
+    from mirasol.evaluation.answer import Answer, RankedCandidate
     from mirasol.media.clip import Clip
+    from mirasol.model.outputs import MirasolEncoderOutput
 
-HELP = "ask a question about a video or sound file"
-DESCRIPTION = """Answers a question about what is seen and heard in a media file.
+FLAGS = ("--json", "--help", "-h")  # options without a value
+HELP = "ask questions about a video or sound file"
+DESCRIPTION = """Answers questions about what is seen and heard in a media file, which is read and encoded once. Without
+a question it asks for them, or reads one a line where standard input is not a terminal.
 
-The answer is streamed to stdout as it is generated; notes about the file go to stderr.
+An answer is streamed to stdout as it is generated, one line each, and ends with its probability: the product of the
+probabilities of its tokens, so that long answers have lower ones. "not sure" is said below the threshold that was
+measured for the checkpoint (docs/evaluation.md). Notes about checkpoint and file go to stderr.
 
   mirasol ask tiny clip.mp4 "what colour is the circle?"
-  mirasol ask runs/demo clip.mp4 "which sound comes after the bell?" --start 2 --end 6 --json"""
+  mirasol ask tiny clip.mp4 "which shape is seen last?" --candidates "circle|square|cross"
+  mirasol ask runs/demo clip.mp4 "what plays?" "which sound comes after the bell?" --start 2 --end 6 --json
+  mirasol ask runs/demo clip.mp4 < questions.txt"""
 
 
 def add_arguments(parser: ArgumentParser, make: MakeParser) -> None:
@@ -29,77 +42,233 @@ def add_arguments(parser: ArgumentParser, make: MakeParser) -> None:
         "checkpoint", metavar="CHECKPOINT", help="tiny (shipped), a run's folder or a checkpoint folder"
     )
     parser.add_argument("file", metavar="FILE", help="a common video or sound file")
-    parser.add_argument("question", metavar="QUESTION", help="the question, in quotes")
+    parser.add_argument("question", metavar="QUESTION", nargs="*", help="each question in quotes; none: asks for them")
+    parser.add_argument("--candidates", type=str, metavar="A|B|C", help="score these answers, instead of a free one")
     parser.add_argument("--start", type=float, help="second of the file where the clip begins")
     parser.add_argument("--end", type=float, help="second of the file where the clip ends")
     parser.add_argument("--max-new-tokens", type=int, default=32, help="longest answer, in tokens")
-    parser.add_argument("--json", action="store_true", help="print one JSON object instead of the bare answer")
-    parser.add_argument("--device", type=str, default="cpu", help="where to compute, e.g. cuda")
+    parser.add_argument("--json", action="store_true", help="print a JSON object for each question, one a line")
+    parser.add_argument("--device", type=str, default="auto", help="where to compute: auto, cpu, cuda or mps")
+
+
+def move_options_last(arguments: list[str]) -> list[str]:
+    """The arguments of `ask` with its options behind the others: argparse gives a list of positional arguments those
+    before the first option only."""
+    if arguments[:1] != ["ask"]:
+        return arguments
+    positional, options, rest = ["ask"], [], iter(arguments[1:])
+    for word in rest:
+        if word == "--":
+            positional += rest  # whatever follows is no option
+        elif not word.startswith("-") or " " in word:
+            positional.append(word)
+        else:
+            options.append(word)
+            if word not in FLAGS and "=" not in word:
+                options += [value for value in [next(rest, None)] if value is not None]
+    return [*positional, *options]
 
 
 def run(options: Namespace) -> None:
     """Reads, answers, prints."""
-    from mirasol.checkpoint import find_checkpoint, load_checkpoint
-    from mirasol.cli.common import check_device, check_positive, check_utf8
+    from mirasol.checkpoint import find_checkpoint, read_threshold
+    from mirasol.cli.common import check_positive, check_utf8
 
     check_positive("--max-new-tokens", options.max_new_tokens)
-    check_utf8("QUESTION", options.question)
-    find_checkpoint(options.checkpoint)
+    candidates = split_candidates(options.candidates)
+    for question in options.question:
+        check_utf8("QUESTION", question)
+    threshold = read_threshold(find_checkpoint(options.checkpoint))
 
     from mirasol.media.isolation.decoders import start_decoder
 
     start_decoder()  # is ready by the time the checkpoint is loaded
 
-    from mirasol.evaluation.answer import AnswerStreamer, answer_clips
-    from mirasol.evaluation.predictions import EMPTY_ANSWER
+    sitting = open_sitting(options, candidates, threshold)
+    at_terminal = not options.question and sys.stdin is not None and sys.stdin.isatty()
+    for question in options.question or (prompt_for_questions() if at_terminal else read_questions()):
+        try:
+            sitting.ask(question)
+        except UserError as error:
+            if not at_terminal:
+                raise
+            sys.stderr.write(f"{error}\n")
+
+
+def open_sitting(options: Namespace, candidates: tuple[str, ...], threshold: float | None) -> Sitting:
+    """Loads the checkpoint, reads and encodes the clip, and prints what limits the answers."""
+    from mirasol.cli.common import check_device, pause_garbage_collection
 
     began = time.perf_counter()
-    loaded = load_checkpoint(options.checkpoint, check_device(options.device))
+    with pause_garbage_collection():
+        from mirasol.checkpoint import load_answerer
+        from mirasol.evaluation.answer import encode_clips
+
+        loaded = load_answerer(options.checkpoint, check_device(options.device))
+    if options.question:
+        loaded.processor.encode_text(options.question)  # one that is too long is refused before any is answered
     loaded_at = time.perf_counter()
     extractor = loaded.processor.feature_extractor
     clip = extractor.read(options.file, options.start, options.end, threads=0)
     tensors = extractor.tensors(clip)
     read_at = time.perf_counter()
-    _print_notes(loaded, clip, options.file)
-    streamer = None if options.json else AnswerStreamer(loaded.processor, _print_piece)
-    prompts = [[options.question]]
-    [[answer]] = answer_clips(
-        loaded.model, loaded.processor, [tensors], prompts, max_new_tokens=options.max_new_tokens, streamer=streamer
-    )
-    seconds = {
-        "load": loaded_at - began,
-        "read": read_at - loaded_at,
-        "answer": time.perf_counter() - read_at,
-    }
-    if not options.json:
-        sys.stdout.write("\n" if answer else f"{EMPTY_ANSWER}\n")
-        return
-    record = {
-        "answer": answer,
-        "question": options.question,
-        "file": options.file,
-        "start": clip.timeline.start,
-        "end": clip.timeline.end,
-        "chunks": clip.timeline.num_chunks,
-        "notes": list(clip.notes),
-        "seconds": {name: round(value, 3) for name, value in seconds.items()},
-    }
-    # A file's name need not be UTF-8: its bytes are written as escapes.
-    text = json.dumps(record, ensure_ascii=False).encode("utf-8", errors="backslashreplace").decode()
-    sys.stdout.write(text + "\n")
+    encoded = encode_clips(loaded.model, loaded.processor, [tensors])
+    seconds = {"load": loaded_at - began, "read": read_at - loaded_at, "encode": time.perf_counter() - read_at}
+    remarks = list_remarks(loaded, options.checkpoint, threshold)
+    print_notes(remarks, clip, options.file)
+    return Sitting(loaded, clip, encoded, options, candidates, threshold, remarks, seconds)
 
 
-def _print_notes(loaded: Loaded, clip: Clip, file: str) -> None:
-    """Writes to stderr what limits the answer: a checkpoint that was never trained, irregularities of the file."""
-    from mirasol.cli.init import REPORT
+def split_candidates(text: str | None) -> tuple[str, ...]:
+    """The candidates of "a|b|c". Raises UserError unless they are at least two different texts, none of them empty."""
+    if text is None:
+        return ()
+    from mirasol.cli.common import check_utf8
 
-    if (loaded.folder / REPORT).is_file():
-        sys.stderr.write(f"{loaded.folder}: made by `mirasol init` and not trained yet: its answers are meaningless\n")
-    for note in clip.notes:
-        sys.stderr.write(f"{file}: {note}\n")
+    found = tuple(part.strip() for part in check_utf8("--candidates", text).split("|"))
+    if len(found) < 2:
+        raise UserError(f'--candidates {quote_text(text)}: give at least two answers, as in "circle|square"')
+    if not all(found):
+        raise UserError(f"--candidates {quote_text(text)}: candidate {found.index('') + 1} is empty: leave it out")
+    for place, candidate in enumerate(found):
+        if candidate in found[:place]:
+            raise UserError(f"--candidates {quote_text(text)}: {candidate!r} appears twice: give it once")
+    return found
+
+
+def read_questions() -> Iterator[str]:
+    """Questions from standard input, one a line; empty lines are ignored.
+
+    Raises:
+        UserError: there is none, or a line is not UTF-8.
+    """
+    from mirasol.cli.common import check_utf8
+
+    number = count = 0
+    try:
+        for number, line in enumerate(sys.stdin or (), start=1):
+            if question := line.strip():
+                count += 1
+                yield check_utf8(f"standard input, line {number}:", question)
+    except UnicodeDecodeError as error:
+        raise UserError(f"standard input, after line {number}: not UTF-8 text: save it as UTF-8") from error
+    if not count:
+        raise UserError("no question: give one in quotes, or one a line on standard input")
+
+
+def prompt_for_questions() -> Iterator[str]:
+    """Questions as they are typed, until the input ends (Ctrl-D) or Ctrl-C at the prompt."""
+    with contextlib.suppress(ImportError):
+        import readline  # noqa: F401 - gives `input` its line editing
+
+    sys.stderr.write("One question a line; Ctrl-D ends.\n")
+    with contextlib.suppress(EOFError, KeyboardInterrupt):
+        while True:
+            if question := input("? ").strip():
+                yield question
+    sys.stdout.write("\n")
+
+
+@dataclass
+class Sitting:
+    """All questions about one clip, which is encoded once.
+
+    threshold: the probability below which an answer is "not sure"; None where it was not measured
+    remarks: what is said of the checkpoint
+    seconds: what took how long before the first question
+    """
+
+    loaded: Loaded
+    clip: Clip
+    encoded: MirasolEncoderOutput
+    options: Namespace
+    candidates: tuple[str, ...]
+    threshold: float | None
+    remarks: list[str]
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def ask(self, question: str) -> None:
+        """Answers a question and prints the answer. Raises UserError for one that is too long."""
+        began = time.perf_counter()
+        record = self._choose(question) if self.candidates else self._generate(question)
+        if not self.options.json:
+            return
+        seconds = {**self.seconds, "answer": time.perf_counter() - began}
+        timeline = self.clip.timeline
+        record |= {
+            "threshold": self.threshold,
+            "question": question,
+            "file": self.options.file,
+            "start": timeline.start,
+            "end": timeline.end,
+            "chunks": timeline.num_chunks,
+            "notes": list(self.clip.notes),
+            "remarks": self.remarks,
+            "seconds": {name: round(value, 3) for name, value in seconds.items()},
+        }
+        # A file's name need not be UTF-8: its bytes are written as escapes.
+        text = json.dumps(record, ensure_ascii=False).encode("utf-8", errors="backslashreplace").decode()
+        write_piece(text + "\n")
+
+    def _generate(self, question: str) -> dict[str, Any]:
+        from mirasol.evaluation.answer import AnswerStreamer, answer_encoded
+        from mirasol.evaluation.predictions import EMPTY_ANSWER
+
+        model, processor, longest = self.loaded.model, self.loaded.processor, self.options.max_new_tokens
+        streamer = None if self.options.json else AnswerStreamer(processor, write_piece)
+        answer: Answer = answer_encoded(model, processor, self.encoded, question, longest, streamer)
+        not_sure = None if self.threshold is None else answer.probability < self.threshold
+        if not self.options.json:
+            doubt = ", not sure" if not_sure else ""
+            write_piece(f"{'' if answer.text else EMPTY_ANSWER}  ({format_probability(answer.probability)}{doubt})\n")
+        return {"answer": answer.text, "probability": answer.probability, "not_sure": not_sure}
+
+    def _choose(self, question: str) -> dict[str, Any]:
+        from mirasol.evaluation.answer import rank_candidates
+
+        ranked: list[RankedCandidate] = rank_candidates(
+            self.loaded.model, self.loaded.processor, self.encoded, question, self.candidates
+        )
+        if not self.options.json:
+            others = ", ".join(f"{one.text} {format_probability(one.share)}" for one in ranked[1:])
+            write_piece(f"{ranked[0].text}  ({format_probability(ranked[0].share)}; {others})\n")
+        return {
+            "answer": ranked[0].text,
+            "probability": ranked[0].probability,
+            "not_sure": None,
+            "candidates": [asdict(one) for one in ranked],
+        }
+
+
+def format_probability(value: float) -> str:
+    """Two decimals, for small ones one significant digit."""
+    return f"{value:.2f}" if value >= 0.01 else f"{value:.0e}"
+
+
+def list_remarks(loaded: Loaded, name: str, threshold: float | None) -> list[str]:
+    """What limits all answers of a checkpoint: it was never trained, it knows rendered scenes only, nobody has measured
+    when it is unsure."""
+    from mirasol.checkpoint import STARTING_WEIGHTS, read_rendered_world
+
+    folder, remarks = loaded.folder, []
+    if (folder / STARTING_WEIGHTS).is_file():
+        remarks.append("made by `mirasol init` and not trained yet: its answers are meaningless")
+    world = read_rendered_world(folder)
+    if world is not None:
+        remarks.append(f"trained on rendered scenes only ({world}): its answers about other videos are guesses")
+    if threshold is None:
+        remarks.append('no measured threshold, so it never says "not sure": `mirasol evaluate --calibrate` measures it')
+    return [f"{name}: {remark}" for remark in remarks]
+
+
+def print_notes(remarks: Sequence[str], clip: Clip, file: str) -> None:
+    """Writes to stderr what limits the answers: remarks about the checkpoint, irregularities of the file."""
+    for line in (*remarks, *(f"{file}: {note}" for note in clip.notes)):
+        sys.stderr.write(f"{line}\n")
     sys.stderr.flush()
 
 
-def _print_piece(text: str) -> None:
+def write_piece(text: str) -> None:
+    """Writes to stdout at once."""
     sys.stdout.write(text)
     sys.stdout.flush()

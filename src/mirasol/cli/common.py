@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mirasol.config.recipe import DatasetOptions
 from mirasol.errors import UserError, quote_text
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser, Namespace
 
+    from mirasol.config.recipe import DatasetOptions
     from mirasol.data.datasets.contract import Problem
 
     # Makes the parser of a subcommand from its description.
@@ -44,14 +46,31 @@ def check_utf8(name: str, text: str) -> str:
     return text
 
 
+@contextlib.contextmanager
+def pause_garbage_collection() -> Iterator[None]:
+    """No garbage collection inside the context. Imports make some hundred thousand objects that stay: to look through
+    them again and again is a quarter of the time that importing PyTorch takes."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
 def check_device(name: str) -> str:
-    """Returns the device's name. Raises UserError if PyTorch cannot compute there."""
+    """Returns the device's name; for `auto` that of a CUDA GPU, else Apple's, else the CPU's. Raises UserError if
+    PyTorch cannot compute there."""
     import torch
 
+    if name == "auto":
+        has_mps = torch.backends.mps.is_available()
+        return "cuda" if torch.cuda.is_available() else "mps" if has_mps else "cpu"
     try:
         torch.empty(1, device=name)
     except (RuntimeError, AssertionError) as error:
-        raise UserError(f"--device {name}: not available here: use cpu") from error
+        raise UserError(f"--device {name}: not available here: use auto or cpu") from error
     return name
 
 
@@ -123,6 +142,8 @@ def add_dataset_options(parser: ArgumentParser) -> None:
 def read_dataset_options(chosen: Namespace) -> DatasetOptions:
     """The data set's options among parsed arguments. Raises UserError for an unknown choice, and for a prompt that is
     not UTF-8."""
+    from mirasol.config.recipe import DatasetOptions
+
     if chosen.targets not in ("all", "one"):
         raise UserError(f"--targets {chosen.targets}: choose all or one")
     if chosen.prompt is not None:

@@ -63,7 +63,7 @@ def run_command(arguments: list[str]) -> None:
     except ImportError as error:
         raise UserError("the command line needs the package jsonargparse: pip install jsonargparse") from error
     # A recipe's keys are options of `train` and `plan` without being declared: the recipe's own reader checks them.
-    arguments, overrides = train.split_overrides(arguments)
+    arguments, overrides = train.split_overrides(ask.move_options_last(arguments))
     parser = make_parser(arguments)
     try:
         options = parser.parse_args(arguments)

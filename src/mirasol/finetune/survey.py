@@ -6,7 +6,7 @@ import statistics
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -23,7 +23,7 @@ from mirasol.media.formats.content import PAGE, detect_content_kind
 from mirasol.media.isolation.decoders import run_isolated
 from mirasol.media.limits import DEFAULT_LIMITS
 
-MOST_HEADERS = 2000  # files whose headers are read: of more, a sample, so that 100,000 clips start within a minute
+MOST_HEADERS = 5000  # files whose headers are read: of more, a sample, so that 100,000 clips start within a minute
 SHOWN_CLASSES = 8
 VERY_SHORT, VERY_LONG = 0.2, 600.0  # seconds
 CLASS_LIST, LEFT_OUT = "classes.txt", "left_out.jsonl"
@@ -213,6 +213,6 @@ def write_splits(folder: Path, survey: Survey) -> None:
 
 def _make_row(example: Example) -> dict[str, object]:
     """The example as a line of `SPLIT.jsonl`."""
-    names = ("id", "start", "end", "prompt", "target", "question_type", "candidates")
-    row = {"file": example.media, **{name: getattr(example, name) for name in names}}
-    return {name: value for name, value in row.items() if value not in (None, "", ())}
+    row = {"file": example.media, **asdict(example)}
+    kept = ("id", "file", "start", "end", "prompt", "target", "question_type", "candidates")
+    return {name: row[name] for name in kept if row[name] not in (None, "", ())}
