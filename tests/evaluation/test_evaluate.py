@@ -236,7 +236,7 @@ def test_written_predictions_score_as_the_result_says(evaluated, dataset, tmp_pa
 def test_a_prompt_that_is_too_long_is_counted(loaded, multiple_choice, tmp_path):
     root = tmp_path / "data"
     shutil.copytree(multiple_choice, root)
-    text = (root / "test.csv").read_text().replace("what is seen", "what is seen " * 40, 1)
+    text = (root / "test.csv").read_text().replace("what is seen", "what is seen " * 4000, 1)
     (root / "test.csv").write_text(text)
     dataset = read_dataset("nextqa_mc", root, "test")
     found = evaluate_dataset(loaded, dataset, AnswerSettings(root, max_new_tokens=2))

@@ -108,7 +108,7 @@ def measure_calibration(
     bins, without = bin_probabilities(judged), [one for own in removed.values() for one in own]
     record: dict[str, Any] = {
         "answers": len(judged),
-        "expected_calibration_error": compute_calibration_error(bins),
+        "calibration_error": compute_calibration_error(bins),
         "bins": [asdict(one) for one in bins],
     }
     if set(removed) == set(REMOVING_CONTROLS) and judged:
@@ -157,8 +157,8 @@ def format_calibration(calibration: Mapping[str, Any]) -> str:
         row = [f"{one['low']:g} to {one['high']:g}", str(one["answers"]), *_format(one)]
         rows.append(row + ([str(removed[place]["answers"]), _format(removed[place])[1]] if removed else []))
     lines = [format_table(rows)]
-    if calibration["expected_calibration_error"] is not None:
-        lines.append(f"expected calibration error {calibration['expected_calibration_error']:.3f}")
+    if calibration["calibration_error"] is not None:
+        lines.append(f"calibration error {calibration['calibration_error']:.3f}")
     if "threshold" in calibration:
         found = calibration["threshold"]
         lines.append(f"not sure below {found['value']:.4g}")

@@ -171,7 +171,7 @@ def _describe_calibration(
         "svg": draw("reliability", figure),
         "sets": list(sets),
         "rows": [bins for bins in zip(*sets.values(), strict=True) if any(one["answers"] for one in bins)],
-        "error": calibration["expected_calibration_error"],
+        "error": calibration["calibration_error"],
         "threshold": found,
     }
 
