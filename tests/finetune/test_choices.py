@@ -8,7 +8,17 @@ import yaml
 
 from mirasol import MirasolConfig
 from mirasol.config.recipe_io import parse_overrides, recipe_from_dict
-from mirasol.finetune.choices import STAGE, ClipFacts, Wishes, choose_recipe, find_quantile, format_choices, make_values
+from mirasol.errors import UserError
+from mirasol.finetune.choices import (
+    STAGE,
+    ClipFacts,
+    Wishes,
+    check_overrides,
+    choose_recipe,
+    find_quantile,
+    format_choices,
+    make_values,
+)
 
 PATHS = {"output": "out", "data": {"root": "."}, "model": {"init": "tiny"}}
 SMALL, LARGE = {"vit": 1_000_000, "tubes": 10, "audio": 10, "text": 20}, {"vit": 90_000_000, "text": 20_000_000}
@@ -71,6 +81,27 @@ def test_what_the_user_gives_holds(given):
     for part in key.split("."):
         values = values[part]
     assert values == yaml.safe_load(text)
+
+
+@pytest.mark.parametrize(
+    ("given", "part"),
+    [
+        ("output=elsewhere", "output=elsewhere: give --output instead"),
+        ("data.root=x", "give FOLDER instead"),
+        ("data.options.prompt=x", "give FOLDER instead"),
+        ("model.init=x", "give --from instead"),
+        ("stages.more.steps=3", "one stage, finetune"),
+        ("optimizer.rate=1", "unknown key 'optimizer.rate'"),
+        (f"stages.{STAGE}.clips_per_step=many", "clips_per_step"),
+        ("seed=x", "seed"),
+        ("stages=3", "stages"),
+        (f"stages.{STAGE}.epochs=0", "epochs=0"),
+    ],
+)
+def test_what_no_recipe_has_is_refused_before_anything_is_read(given, part):
+    with pytest.raises(UserError, match=part) as caught:
+        check_overrides(parse_overrides([given]))
+    assert "\n" not in str(caught.value)
 
 
 def test_later_rules_follow_what_the_user_gives():

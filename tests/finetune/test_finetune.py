@@ -13,12 +13,14 @@ from rich.console import Console
 
 from mirasol.checkpoint import find_checkpoint
 from mirasol.cli.main import main
+from mirasol.cli.train import split_overrides
 from mirasol.config.recipe_io import load_recipe, recipe_from_dict
 from mirasol.errors import UserError
 from mirasol.finetune import finetune as module
 from mirasol.finetune.choices import ClipFacts
 from mirasol.finetune.finetune import count_steps_within, finetune
 from mirasol.finetune.folder import Settings
+from mirasol.finetune.splits import NAMES
 from mirasol.training.trainer import train
 
 KEYS = ("device=cpu", "threads=1", "samples=0", "stages.finetune.clips_per_step=2", "validate_every=2")
@@ -189,9 +191,38 @@ def test_the_command_prints_the_folder_and_refuses_what_it_cannot_use(tmp_path, 
         (["empty"], "no video or sound file"),
         (["empty", "seed"], "seed: give one FOLDER, and keys of the recipe as KEY=VALUE"),
         (["empty", "--from", "nowhere"], "nowhere: no such checkpoint"),
+        (["empty", "--optimizer.rate", "1"], "unknown key 'optimizer.rate'"),
     ):
         with pytest.raises(SystemExit):
             main(["finetune", *arguments])
         out, err = capsys.readouterr()
         assert out == "" and part in err and err.count("\n") == 1
     assert sorted(path.name for path in tmp_path.iterdir()) == ["empty"]
+
+
+def test_keys_of_the_recipe_may_stand_anywhere_on_the_command_line():
+    words = (
+        "finetune a=b/mine seed=1 --epochs 3 optimizer.name=adamw --output x=y --data.cache c patience=2 --minutes=4"
+    )
+    own, keys = split_overrides(words.replace("a=b/mine", "./a=b/mine").split())
+    assert own == ["finetune", "./a=b/mine", "--epochs", "3", "--output", "x=y", "--minutes=4"]
+    assert keys == ["seed=1", "optimizer.name=adamw", "data.cache=c", "patience=2"]
+
+
+def test_a_beginning_that_was_cut_off_starts_over_with_whatever_is_there_now(shapes, untrained, tmp_path, monkeypatch):
+    make_folder(shapes, tmp_path / "mine", 4)
+    first = Settings(str(tmp_path / "mine"), str(untrained), str(tmp_path / "out"), None, 1, KEYS)
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "write_splits", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            run(first)
+    assert (tmp_path / "out" / "finetune.json").is_file()
+    make_folder(shapes, tmp_path / "mine", 6)
+    other = Settings(**{**vars(first), "epochs": 2})
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "count_questions", lambda _: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            run(other)
+    state = json.loads((tmp_path / "out" / "finetune.json").read_text())
+    assert state["arguments"]["epochs"] == 2
+    assert sum(len((tmp_path / "out" / "data" / f"{n}.jsonl").read_text().splitlines()) for n in NAMES) == 6

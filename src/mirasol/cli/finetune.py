@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -51,6 +52,11 @@ def run(options: Namespace) -> None:
     data = Path(options.data)
     if not data.is_dir():
         raise UserError(f"{data}: no such folder of clips")
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        raise UserError(
+            "finetune runs in one process: start it without torchrun, and give the recipe.yaml that it saves to "
+            "`torchrun … -m mirasol.cli train` for several"
+        )
     output = options.output or str(Path("runs") / "finetune" / (data.resolve().name or "clips"))
 
     import mirasol.auto  # noqa: F401 - a resumed run loads its processor through the Auto classes

@@ -8,8 +8,16 @@ from typing import Any
 from mirasol.config.checks import merge_mappings
 from mirasol.config.model import MirasolConfig
 from mirasol.config.recipe import flatten
+from mirasol.config.recipe_io import recipe_from_dict
+from mirasol.errors import UserError
 
 STAGE = "finetune"
+# Keys that the command's own arguments decide.
+DECIDED = {
+    "output": "--output", "data.root": "FOLDER", "data.dataset": "FOLDER", "data.options": "FOLDER",
+    "data.mixture": "FOLDER", "data.train_split": "FOLDER", "data.validation_split": "FOLDER",
+    "model.init": "--from", "model.preset": "--from", "tokenizer": "--from",
+}  # fmt: skip
 STEPS_WANTED, FEWEST_EPOCHS, MOST_EPOCHS = 600, 5, 60
 LARGEST_BATCH, SMALLEST_BATCH = 16, 2
 MOST_QUESTIONS = 12
@@ -63,6 +71,32 @@ class Choice:
     key: str
     value: Any
     why: str
+
+
+def check_overrides(overrides: Mapping[str, Any]) -> None:
+    """Raises UserError for keys and values that no recipe has, and for keys that the command's own arguments decide."""
+    given = flatten(overrides)
+    for key in given:
+        owner = next((name for name in DECIDED if key == name or key.startswith(f"{name}.")), None)
+        if owner is not None:
+            raise UserError(f"{key}={given[key]}: give {DECIDED[owner]} instead")
+    stages = overrides.get("stages", {})
+    for name in stages if isinstance(stages, Mapping) else ():
+        if name != STAGE:
+            raise UserError(
+                f"stages.{name}: a fine-tuning has one stage, {STAGE}: set stages.{STAGE}, or use mirasol train"
+            )
+    length = {} if f"stages.{STAGE}.steps" in given else {"epochs": 1}
+    base = {
+        "seed": 0,
+        "output": "output",
+        "data": {"root": "data"},
+        "stages": {STAGE: length},
+        "model": {"init": "tiny"},
+    }
+    if "patience" in given and "keep_best" not in given:
+        base["keep_best"] = "clip.accuracy"
+    recipe_from_dict(merge_mappings(base, overrides), "KEY=VALUE")
 
 
 class Choices:

@@ -22,6 +22,7 @@ from mirasol.finetune.choices import (
     Choice,
     ClipFacts,
     Wishes,
+    check_overrides,
     choose_recipe,
     format_choices,
     make_values,
@@ -55,6 +56,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 SHOWN_ANSWERS = 5
+MOST_ASKED_FIRST = 500  # questions to the starting checkpoint: more of them would let the training wait
 FORWARD_SHARE = 1 / 3  # of a training step's time
 
 
@@ -66,6 +68,7 @@ def finetune(settings: Settings, console: "Console") -> Path:
     Raises:
         UserError: a folder or checkpoint that cannot be used, another fine-tuning in `output`, and as `train`.
     """
+    check_overrides(parse_overrides(settings.overrides))
     folder, start = FinetuneFolder(settings), find_checkpoint(settings.start)
     labels = read_labels(Path(settings.data))
     folder.begin(labels, start)
@@ -78,8 +81,7 @@ def finetune(settings: Settings, console: "Console") -> Path:
         with _discard_if_failed(folder):
             Beginning(folder, start, console).run(labels)
     recipe = load_recipe(folder.recipe)
-    before = _evaluate(folder, recipe, console, settings.start, folder.before, ())
-    _print_answers(console, settings.start, before)
+    before = _evaluate_start(folder, recipe, console) if count_questions(folder) <= MOST_ASKED_FIRST else None
     try:
         train(recipe, resume=True, console=console)
     except Stopped as error:
@@ -87,6 +89,7 @@ def finetune(settings: Settings, console: "Console") -> Path:
         raise Stopped(again, error.signal_number) from error
     if not (folder.checkpoint / "config.json").is_file():
         export_run(folder.run, folder.checkpoint, best=True)
+    before = before or _evaluate_start(folder, recipe, console)
     after = _evaluate(folder, recipe, console, str(folder.checkpoint), folder.path, list_controls())
     _print_answers(console, str(folder.path), after)
     loaded = load_checkpoint(folder.checkpoint)
@@ -118,6 +121,19 @@ def _evaluate(
     loaded = load_checkpoint(name, pick_device(recipe.device))
     with show_progress(console, f"Answering the test questions ({name})", "clips") as progress:
         return evaluate_split(loaded, output, recipe, controls, progress)
+
+
+def _evaluate_start(folder: FinetuneFolder, recipe: Recipe, console: "Console") -> Evaluation:
+    """The starting checkpoint on the same questions, without controls."""
+    evaluation = _evaluate(folder, recipe, console, folder.settings.start, folder.before, ())
+    _print_answers(console, folder.settings.start, evaluation)
+    return evaluation
+
+
+def count_questions(folder: FinetuneFolder) -> int:
+    """Questions of the test split."""
+    with (folder.data / "test.jsonl").open(encoding="utf-8") as lines:
+        return sum(1 for _ in lines)
 
 
 def _print_answers(console: "Console", name: str, evaluation: Evaluation) -> None:

@@ -54,11 +54,11 @@ class FinetuneFolder:
         self.state: dict[str, Any] = {}
         if self.path.exists() and not self.path.is_dir():
             raise UserError(f"{self.path}: is a file: give a folder with --output")
-        if self.marker.is_file():
+        if self.marker.is_file() and self.is_resumed:
             text = self.marker.read_text(encoding="utf-8")
             self.state = parse_own_json(text, self.marker, "give another --output")
             self._check_arguments()
-        elif self.path.is_dir() and any(self.path.iterdir()):
+        elif self.path.is_dir() and any(self.path.iterdir()) and not self.marker.is_file():
             raise UserError(f"{self.path}: not a fine-tuning, and not empty: give another folder with --output")
 
     @property

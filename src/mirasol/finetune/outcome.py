@@ -16,7 +16,7 @@ from mirasol.evaluation.compare import compare_results
 from mirasol.evaluation.controls import CONTROLS
 from mirasol.evaluation.evaluate import Evaluation, evaluate_dataset, write_evaluation
 from mirasol.evaluation.journal import NAME, Journal
-from mirasol.evaluation.metrics import CANDIDATES, OPEN, Estimate
+from mirasol.evaluation.metrics import CANDIDATES, OPEN, Estimate, ProtocolScores
 from mirasol.evaluation.one_clip import examine_evaluated_clip
 from mirasol.evaluation.report import REPORT, ReportExtras, write_report
 from mirasol.finetune.folder import FinetuneFolder
@@ -90,11 +90,14 @@ def format_outcome(folder: FinetuneFolder, before: Evaluation, after: Evaluation
             rows += _list_rows(protocol, before, after)
     if {example.id for example in before.examples} & {example.id for example in after.examples}:
         rows[1][3] = _format_difference(compare_results(folder.before, folder.path).rows["All"])
-    scores, controls = after.protocols[OPEN], after.controls[OPEN]
-    for name, estimate in scores.baselines.items():
+    for name, estimate in after.protocols[OPEN].baselines.items():
         rows.append([f"  {name}", "", _format_share(estimate.value), ""])
-    for name, control in controls.items():
-        rows.append([f"  {name.replace('_', ' ')}", "", _format_share(control.headline_estimate.value), ""])
+    # Without evidence a chosen candidate falls to chance, a generated text to nothing.
+    protocol = CANDIDATES if CANDIDATES in after.protocols else OPEN
+    of_candidates = ", best of the candidates" if protocol == CANDIDATES else ""
+    for name, control in after.controls[protocol].items():
+        value = control.metrics[_find_headline(after.protocols[protocol])].value
+        rows.append([f"  {name.replace('_', ' ')}{of_candidates}", "", _format_share(value), ""])
     return format_table(rows)
 
 
@@ -102,9 +105,13 @@ def _list_rows(protocol: str, before: Evaluation, after: Evaluation) -> list[lis
     """A row for the answers as they are generated, and for the most likely candidate."""
     one, other = before.protocols[protocol], after.protocols[protocol]
     name = "answers exactly right" if protocol == OPEN else "best of the candidates"
-    headline = other.headline if protocol == OPEN else "top-1" if "top-1" in other.metrics else other.headline
-    estimates = [scores.metrics[headline] for scores in (one, other)]
+    estimates = [scores.metrics[_find_headline(other)] for scores in (one, other)]
     return [[f"{name} ({estimates[1].n})", *map(_format_estimate, estimates), ""]]
+
+
+def _find_headline(scores: ProtocolScores) -> str:
+    """The number that says how many answers are right; of classes, the headline is another."""
+    return "top-1" if "top-1" in scores.metrics else scores.headline
 
 
 def _format_share(value: float | None) -> str:

@@ -83,33 +83,32 @@ class Videos:
 def find_same_files(root: Path, media: Sequence[str]) -> list[list[str]]:
     """Groups of media with the same bytes. Files are compared by size, then by their ends, then completely."""
     groups = [list(media)]
-    for key in (_get_size, _hash_ends, hash_file):
+    for key in (os.path.getsize, _hash_ends, lambda path: hash_file(Path(path))):
         groups = [part for group in groups for part in _divide(root, group, key)]
     return [sorted(group) for group in groups]
 
 
-def _divide(root: Path, group: Sequence[str], key: Callable[[Path], object]) -> list[list[str]]:
+def _divide(root: Path, group: Sequence[str], key: Callable[[str], object]) -> list[list[str]]:
     """The parts of a group that are equal by `key`, those of one alone left out, and empty files, which no key tells
     apart."""
     parts: dict[object, list[str]] = defaultdict(list)
     for name in group:
         try:
-            value = key(Path(f"{root}/{name}"))
+            value = key(f"{root}/{name}")
         except OSError:
             continue  # reading it says why
         parts[value].append(name)
     return [part for value, part in parts.items() if len(part) > 1 and value]
 
 
-def _get_size(path: Path) -> int:
-    return path.stat().st_size
-
-
-def _hash_ends(path: Path) -> str:
-    with path.open("rb") as stream:
-        first = stream.read(_BLOCK)
-        stream.seek(max(0, os.fstat(stream.fileno()).st_size - _BLOCK))
-        return hashlib.sha256(first + stream.read(_BLOCK)).hexdigest()
+def _hash_ends(path: str) -> str:
+    with open(path, "rb") as stream:
+        content = stream.read(_BLOCK)
+        size = os.fstat(stream.fileno()).st_size
+        if size > _BLOCK:
+            stream.seek(max(_BLOCK, size - _BLOCK))
+            content += stream.read()
+        return hashlib.sha256(content).hexdigest()
 
 
 def split_examples(labels: Labels, seed: int) -> Splits:

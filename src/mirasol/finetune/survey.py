@@ -6,7 +6,7 @@ import statistics
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -23,7 +23,7 @@ from mirasol.media.formats.content import PAGE, detect_content_kind
 from mirasol.media.isolation.decoders import run_isolated
 from mirasol.media.limits import DEFAULT_LIMITS
 
-MOST_HEADERS = 5000  # files whose headers are read: of more, a sample, so that 100,000 clips start within a minute
+MOST_HEADERS = 2000  # files whose headers are read: of more, a sample, so that 100,000 clips start within a minute
 SHOWN_CLASSES = 8
 VERY_SHORT, VERY_LONG = 0.2, 600.0  # seconds
 CLASS_LIST, LEFT_OUT = "classes.txt", "left_out.jsonl"
@@ -81,11 +81,12 @@ class Survey:
         clips, seconds, heads = self.all_clips, self.seconds, list(self.headers.values())
         share = f" (of {len(heads):,} of {self.files:,} files; the others are opened when they come up)"
         of_sample = share if self.is_sampled else ""
-        total = f"{sum(seconds):.0f} s together; " if not self.is_sampled else ""
+        show = _format_seconds
+        total = f"{show(sum(seconds))} s together; " if not self.is_sampled else ""
         lengths = "lengths unknown"
         if seconds:
             median = statistics.median(seconds)
-            lengths = f"{total}{seconds[0]:.3g} to {seconds[-1]:.3g} s, median {median:.3g} s{of_sample}"
+            lengths = f"{total}{show(seconds[0])} to {show(seconds[-1])} s, median {show(median)} s{of_sample}"
         silent, blind = (sum(not getattr(head, name) for head in heads) for name in ("has_audio", "has_video"))
         counts = {name: len(own) for name, own in self.clips.items()}
         return [
@@ -213,6 +214,11 @@ def write_splits(folder: Path, survey: Survey) -> None:
 
 def _make_row(example: Example) -> dict[str, object]:
     """The example as a line of `SPLIT.jsonl`."""
-    row = {"file": example.media, **asdict(example)}
-    kept = ("id", "file", "start", "end", "prompt", "target", "question_type", "candidates")
-    return {name: row[name] for name in kept if row[name] not in (None, "", ())}
+    names = ("id", "start", "end", "prompt", "target", "question_type", "candidates")
+    row = {"file": example.media, **{name: getattr(example, name) for name in names}}
+    return {name: value for name, value in row.items() if value not in (None, "", ())}
+
+
+def _format_seconds(seconds: float) -> str:
+    """Three digits of a number of seconds, all of them of many."""
+    return f"{seconds:.3g}" if seconds < 999.5 else f"{seconds:,.0f}"
