@@ -132,16 +132,32 @@ def read_weights_hash(folder: Path) -> str:
     return recorded if isinstance(recorded, str) else hash_file(folder / WEIGHTS)
 
 
-def read_threshold(folder: Path) -> float | None:
-    """The probability below which the checkpoint's answers are "not sure", as it was measured; None where it was not,
-    or with other weights. Raises UserError for a damaged file."""
+@dataclass(frozen=True)
+class Doubt:
+    """When a checkpoint is not sure, as `mirasol evaluate --calibrate` measured it.
+
+    threshold: below this probability of an answer
+    highest_surprise: about clips that surprise the model more (`mirasol.evaluation.answer.measure_surprise`) than any
+        clip it was measured on; None where that is not known
+    """
+
+    threshold: float
+    highest_surprise: float | None = None
+
+
+def read_doubt(folder: Path) -> Doubt | None:
+    """When the checkpoint is not sure; None where it was not measured, or with other weights. Raises UserError for a
+    damaged file."""
     content = _read_metadata(folder / CALIBRATION)
     if not content:
         return None
-    value = content.get("threshold")
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
-        raise UserError(f"{folder / CALIBRATION}: threshold={value!r} is not a probability: measure it again")
-    return float(value) if content.get("weights_sha256") == read_weights_hash(folder) else None
+    for key, optional in (("threshold", False), ("highest_surprise", True)):
+        value = content.get(key)
+        is_number = isinstance(value, int | float) and not isinstance(value, bool) and value >= 0
+        if not (is_number and (optional or value <= 1)) and not (optional and value is None):
+            raise UserError(f"{folder / CALIBRATION}: {key}={value!r} is not such a number: measure it again")
+    doubt = Doubt(content["threshold"], content.get("highest_surprise"))
+    return doubt if content.get("weights_sha256") == read_weights_hash(folder) else None
 
 
 def read_rendered_world(folder: Path) -> str | None:

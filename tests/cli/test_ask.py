@@ -14,6 +14,7 @@ import sys
 import time
 
 import pytest
+from untrained import only_stream
 
 from mirasol.checkpoint import load_checkpoint
 from mirasol.cli.ask import format_probability, move_options_last
@@ -33,8 +34,8 @@ def calibrated(untrained, tmp_path):
     """A copy of a checkpoint with a threshold that is met by nothing; returns it and what sets another threshold."""
     folder = shutil.copytree(untrained, tmp_path / "checkpoint")
 
-    def set_threshold(value, weights=None):
-        content = {"threshold": value, "weights_sha256": weights or read_hash(folder)}
+    def set_threshold(value, weights=None, **more):
+        content = {"threshold": value, "weights_sha256": weights or read_hash(folder), **more}
         (folder / "calibration.json").write_text(json.dumps(content))
 
     set_threshold(1.0)
@@ -170,6 +171,26 @@ def test_a_threshold_of_other_weights_does_not_count(capsys, calibrated, clip):
     set_threshold(1.0, weights="0" * 64)
     out, err = run(capsys, folder, clip, "what?", "--max-new-tokens", 3)
     assert "not sure" not in out and "no measured threshold" in err
+
+
+@pytest.mark.parametrize("limit", [0.0, 1e9, None])
+@pytest.mark.parametrize("more", [[], ["--candidates", "red|blue"]])
+def test_nothing_is_sure_about_a_clip_of_another_kind(capsys, calibrated, clip, limit, more):
+    folder, set_threshold = calibrated
+    set_threshold(0.0, highest_surprise=limit)
+    out, err = run(capsys, folder, clip, "what?", "--max-new-tokens", 3, *more)
+    [record] = read_records(run(capsys, folder, clip, "what?", "--max-new-tokens", 3, "--json", *more).out)
+    is_strange = limit == 0.0
+    assert ("not sure" in out) is ("unlike all that it was measured on" in err) is record["not_sure"] is is_strange
+    assert record["surprise"] > 0 and record["highest_surprise"] == limit
+
+
+def test_sound_alone_surprises_nobody(capsys, calibrated, clip, tmp_path):
+    folder, set_threshold = calibrated
+    set_threshold(0.0, highest_surprise=0.0)
+    sound = only_stream("audio", clip, tmp_path / "sound.mp4")
+    [record] = read_records(run(capsys, folder, sound, "what?", "--max-new-tokens", 1, "--json").out)
+    assert record["surprise"] is None and record["not_sure"] is False
 
 
 @pytest.mark.parametrize("value", [1.5, -0.1, "high", None, True])

@@ -7,7 +7,7 @@ import shutil
 
 import pytest
 
-from mirasol.checkpoint import load_checkpoint, read_threshold
+from mirasol.checkpoint import load_checkpoint, read_doubt
 from mirasol.cli.main import main
 from mirasol.errors import UserError
 from mirasol.evaluation.calibration import (
@@ -102,7 +102,9 @@ def test_an_evaluation_stores_the_threshold_that_ask_reads(untrained, shapes, tm
     printed = capsys.readouterr()
     record = json.loads((output / "results.json").read_text())
     stored = json.loads((checkpoint / "calibration.json").read_text())
-    assert read_threshold(checkpoint) == stored["threshold"] == record["calibration"]["threshold"]["value"]
+    doubt = read_doubt(checkpoint)
+    assert doubt.threshold == stored["threshold"] == record["calibration"]["threshold"]["value"]
+    assert doubt.highest_surprise == record["calibration"]["surprise"]["highest"] > 0
     assert (
         stored["calibration"] == record["calibration"] and stored["measured_on"]["sha256"] == record["data"]["sha256"]
     )

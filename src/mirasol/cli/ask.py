@@ -15,7 +15,7 @@ from mirasol.errors import UserError, quote_text
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser, Namespace
 
-    from mirasol.checkpoint import Loaded
+    from mirasol.checkpoint import Doubt, Loaded
     from mirasol.cli.common import MakeParser
     from mirasol.evaluation.answer import Answer, RankedCandidate
     from mirasol.media.clip import Clip
@@ -71,20 +71,20 @@ def move_options_last(arguments: list[str]) -> list[str]:
 
 def run(options: Namespace) -> None:
     """Reads, answers, prints."""
-    from mirasol.checkpoint import find_checkpoint, read_threshold
+    from mirasol.checkpoint import find_checkpoint, read_doubt
     from mirasol.cli.common import check_positive, check_utf8
 
     check_positive("--max-new-tokens", options.max_new_tokens)
     candidates = split_candidates(options.candidates)
     for question in options.question:
         check_utf8("QUESTION", question)
-    threshold = read_threshold(find_checkpoint(options.checkpoint))
+    doubt = read_doubt(find_checkpoint(options.checkpoint))
 
     from mirasol.media.isolation.decoders import start_decoder
 
     start_decoder()  # is ready by the time the checkpoint is loaded
 
-    sitting = open_sitting(options, candidates, threshold)
+    sitting = open_sitting(options, candidates, doubt)
     at_terminal = not options.question and sys.stdin is not None and sys.stdin.isatty()
     for question in options.question or (prompt_for_questions() if at_terminal else read_questions()):
         try:
@@ -95,14 +95,14 @@ def run(options: Namespace) -> None:
             sys.stderr.write(f"{error}\n")
 
 
-def open_sitting(options: Namespace, candidates: tuple[str, ...], threshold: float | None) -> Sitting:
+def open_sitting(options: Namespace, candidates: tuple[str, ...], doubt: Doubt | None) -> Sitting:
     """Loads the checkpoint, reads and encodes the clip, and prints what limits the answers."""
     from mirasol.cli.common import check_device, pause_garbage_collection
 
     began = time.perf_counter()
     with pause_garbage_collection():
         from mirasol.checkpoint import load_answerer
-        from mirasol.evaluation.answer import encode_clips
+        from mirasol.evaluation.answer import encode_clips, measure_surprise
 
         loaded = load_answerer(options.checkpoint, check_device(options.device))
     if options.question:
@@ -114,9 +114,10 @@ def open_sitting(options: Namespace, candidates: tuple[str, ...], threshold: flo
     read_at = time.perf_counter()
     encoded = encode_clips(loaded.model, loaded.processor, [tensors])
     seconds = {"load": loaded_at - began, "read": read_at - loaded_at, "encode": time.perf_counter() - read_at}
-    remarks = list_remarks(loaded, options.checkpoint, threshold)
+    surprise = measure_surprise(loaded.model, loaded.processor, tensors, encoded)
+    remarks = list_remarks(loaded, options.checkpoint, doubt, surprise)
     print_notes(remarks, clip, options.file)
-    return Sitting(loaded, clip, encoded, options, candidates, threshold, remarks, seconds)
+    return Sitting(loaded, clip, encoded, options, candidates, doubt, surprise, remarks, seconds)
 
 
 def split_candidates(text: str | None) -> tuple[str, ...]:
@@ -173,7 +174,8 @@ def prompt_for_questions() -> Iterator[str]:
 class Sitting:
     """All questions about one clip, which is encoded once.
 
-    threshold: the probability below which an answer is "not sure"; None where it was not measured
+    doubt: when an answer is "not sure"; None where it was not measured
+    surprise: of the clip; None without a picture
     remarks: what is said of the checkpoint
     seconds: what took how long before the first question
     """
@@ -183,7 +185,8 @@ class Sitting:
     encoded: MirasolEncoderOutput
     options: Namespace
     candidates: tuple[str, ...]
-    threshold: float | None
+    doubt: Doubt | None
+    surprise: float | None
     remarks: list[str]
     seconds: dict[str, float] = field(default_factory=dict)
 
@@ -196,7 +199,9 @@ class Sitting:
         seconds = {**self.seconds, "answer": time.perf_counter() - began}
         timeline = self.clip.timeline
         record |= {
-            "threshold": self.threshold,
+            "threshold": None if self.doubt is None else self.doubt.threshold,
+            "surprise": self.surprise,
+            "highest_surprise": None if self.doubt is None else self.doubt.highest_surprise,
             "question": question,
             "file": self.options.file,
             "start": timeline.start,
@@ -217,7 +222,9 @@ class Sitting:
         model, processor, longest = self.loaded.model, self.loaded.processor, self.options.max_new_tokens
         streamer = None if self.options.json else AnswerStreamer(processor, write_piece)
         answer: Answer = answer_encoded(model, processor, self.encoded, question, longest, streamer)
-        not_sure = None if self.threshold is None else answer.probability < self.threshold
+        not_sure = None
+        if self.doubt is not None:
+            not_sure = answer.probability < self.doubt.threshold or is_strange(self.doubt, self.surprise)
         if not self.options.json:
             doubt = ", not sure" if not_sure else ""
             write_piece(f"{'' if answer.text else EMPTY_ANSWER}  ({format_probability(answer.probability)}{doubt})\n")
@@ -231,11 +238,12 @@ class Sitting:
         )
         if not self.options.json:
             others = ", ".join(f"{one.text} {format_probability(one.share)}" for one in ranked[1:])
-            write_piece(f"{ranked[0].text}  ({format_probability(ranked[0].share)}; {others})\n")
+            doubt = ", not sure" if is_strange(self.doubt, self.surprise) else ""
+            write_piece(f"{ranked[0].text}  ({format_probability(ranked[0].share)}; {others}{doubt})\n")
         return {
             "answer": ranked[0].text,
             "probability": ranked[0].probability,
-            "not_sure": None,
+            "not_sure": is_strange(self.doubt, self.surprise) if self.doubt is not None else None,
             "candidates": [asdict(one) for one in ranked],
         }
 
@@ -245,9 +253,15 @@ def format_probability(value: float) -> str:
     return f"{value:.2f}" if value >= 0.01 else f"{value:.0e}"
 
 
-def list_remarks(loaded: Loaded, name: str, threshold: float | None) -> list[str]:
-    """What limits all answers of a checkpoint: it was never trained, it knows rendered scenes only, nobody has measured
-    when it is unsure."""
+def is_strange(doubt: Doubt | None, surprise: float | None) -> bool:
+    """Whether a clip is of another kind than all that the checkpoint was measured on."""
+    limit = None if doubt is None else doubt.highest_surprise
+    return limit is not None and surprise is not None and surprise > limit
+
+
+def list_remarks(loaded: Loaded, name: str, doubt: Doubt | None, surprise: float | None) -> list[str]:
+    """What limits all answers of a checkpoint: it was never trained, it knows rendered scenes only, the clip is of
+    another kind, nobody has measured when it is unsure."""
     from mirasol.checkpoint import STARTING_WEIGHTS, read_rendered_world
 
     folder, remarks = loaded.folder, []
@@ -256,7 +270,12 @@ def list_remarks(loaded: Loaded, name: str, threshold: float | None) -> list[str
     world = read_rendered_world(folder)
     if world is not None:
         remarks.append(f"trained on rendered scenes only ({world}): its answers about other videos are guesses")
-    if threshold is None:
+    if is_strange(doubt, surprise):
+        remarks.append(
+            f"this clip is unlike all that it was measured on (surprise {surprise:.2g}, there at most "
+            f"{doubt.highest_surprise:.2g}): it is not sure of anything here"
+        )
+    if doubt is None:
         remarks.append('no measured threshold, so it never says "not sure": `mirasol evaluate --calibrate` measures it')
     return [f"{name}: {remark}" for remark in remarks]
 

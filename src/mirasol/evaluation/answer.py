@@ -21,6 +21,7 @@ from mirasol.errors import BadClip
 from mirasol.evaluation.controls import apply_control
 from mirasol.media.feature_extractor import MirasolFeatureExtractor
 from mirasol.media.tokenizer import TextCoder
+from mirasol.model.losses import reconstruction_loss
 from mirasol.model.mirasol import MirasolNetwork
 from mirasol.model.outputs import MirasolEncoderOutput
 from mirasol.processes import make_process_context
@@ -188,6 +189,29 @@ def encode_clips(
 ) -> MirasolEncoderOutput:
     """Encodes the clips as one batch."""
     return model.encode(**processor.feature_extractor.collate(clips).to(model.device))
+
+
+@torch.inference_mode()
+def measure_surprise(
+    model: MirasolNetwork,
+    processor: TextCoder,
+    clip: Mapping[str, Tensor],
+    encoded: MirasolEncoderOutput | None = None,
+) -> float | None:
+    """How far a clip's picture is from what the model expects of it, as the reconstruction loss measures it; None where
+    there is no picture to compare. Larger than for any clip like those of training: the clip is of another kind.
+
+    encoded: of this clip alone
+    """
+    media = processor.feature_extractor.collate([clip]).to(model.device)
+    present, settings = media["video_mask"] & media["chunk_mask"], model.config.reconstruction
+    if not present[:, 1 if settings.step == "next" else 0 :].any():
+        return None
+    encoded = model.encode(**media) if encoded is None else encoded
+    patches, _ = model.reconstruction(encoded.latents)
+    video = media["video"].masked_fill(~present[:, :, None, None, None, None], 0.0)
+    target = model.reconstruction.video_target(video)
+    return float(reconstruction_loss(patches, target, present, settings.distance, settings.step))
 
 
 @torch.inference_mode()
@@ -397,7 +421,9 @@ def _answer_batch(
         if isinstance(tensors, str):
             row["reason"] = tensors
         else:
-            row.update(chunks=len(tensors["video_mask"]), answered={})
+            surprise = measure_surprise(loaded.model, loaded.processor, tensors)
+            surprise = None if surprise is None else round(surprise, PROBABILITY_DIGITS)
+            row.update(chunks=len(tensors["video_mask"]), surprise=surprise, answered={})
     clips = [batch[place] for place in usable]
     for name in (None, *settings.controls) if usable else ():
         tensors = [apply_control(name, loads[place]) for place in usable]

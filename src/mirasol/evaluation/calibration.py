@@ -123,6 +123,13 @@ def measure_calibration(
     return record
 
 
+def summarise_surprise(values: Sequence[float]) -> dict[str, Any]:
+    """The part of results.json on `mirasol.evaluation.answer.measure_surprise` of the clips; empty without any."""
+    if not values:
+        return {}
+    return {"surprise": {"clips": len(values), "mean": float(np.mean(values)), "highest": max(values)}}
+
+
 def write_calibration(checkpoint: Path, record: Mapping[str, Any]) -> Path:
     """Stores the threshold of an evaluation (`Evaluation.record`) with the checkpoint, and what it was measured on.
 
@@ -134,6 +141,7 @@ def write_calibration(checkpoint: Path, record: Mapping[str, Any]) -> Path:
         raise UserError(f"no threshold to store: it needs the answers under {', '.join(REMOVING_CONTROLS)}")
     content = {
         "threshold": calibration["threshold"]["value"],
+        "highest_surprise": calibration.get("surprise", {}).get("highest"),
         "weights_sha256": read_weights_hash(checkpoint),
         "measured_on": {"source": record["source"], "split": record["split"], **record["data"]},
         "checkpoint_sha256": record["checkpoint"]["sha256"],
@@ -170,6 +178,9 @@ def format_calibration(calibration: Mapping[str, Any]) -> str:
                 for side in ("above", "below")
             )
             lines.append(f"  {name}: sure {sure} right; not sure {unsure} right")
+    if "surprise" in calibration:
+        found = calibration["surprise"]
+        lines.append(f"surprise of {found['clips']} clips: mean {found['mean']:.3g}, highest {found['highest']:.3g}")
     return "\n".join(lines)
 
 

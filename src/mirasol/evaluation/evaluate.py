@@ -21,7 +21,12 @@ from mirasol.data.example import ClipExamples, Example, group_by_clip
 from mirasol.data.media_files import is_image
 from mirasol.errors import UserError
 from mirasol.evaluation.answer import UNTOUCHED, AnswerSettings, ClipRow, answer_in_batches, make_clip_key
-from mirasol.evaluation.calibration import REMOVING_CONTROLS, JudgedProbability, measure_calibration
+from mirasol.evaluation.calibration import (
+    REMOVING_CONTROLS,
+    JudgedProbability,
+    measure_calibration,
+    summarise_surprise,
+)
 from mirasol.evaluation.journal import Journal
 from mirasol.evaluation.metrics import (
     CANDIDATES,
@@ -195,7 +200,8 @@ def _score_rows(
     record = {
         **record,
         "counts": counts,
-        "calibration": _measure_calibration(judged, predictions),
+        "calibration": _measure_calibration(judged, predictions)
+        | summarise_surprise([row["surprise"] for row in rows if row.get("surprise") is not None]),
         "protocols": {
             name: {
                 "how": HOW[name],
