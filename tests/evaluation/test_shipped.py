@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from mirasol.checkpoint import find_shipped_checkpoint, load_checkpoint
+from mirasol.checkpoint import find_shipped_checkpoint, load_checkpoint, read_doubt, read_rendered_world
 from mirasol.data.datasets.registry import read_dataset
 from mirasol.evaluation.answer import AnswerSettings
 from mirasol.evaluation.controls import CONTROLS
@@ -33,6 +33,13 @@ def test_they_are_small_and_their_making_is_on_record():
     for key in ("recipe", "steps", "training_seconds", "versions"):
         assert record[key], key
     assert record["recipe"]["seed"] is not None
+
+
+def test_when_they_are_not_sure_was_measured_with_these_weights():
+    doubt = read_doubt(FOLDER)
+    assert doubt is not None, "measure it again: `mirasol evaluate tiny DATA --calibrate` (docs/evaluation.md)"
+    assert 0.3 < doubt.threshold < 0.95 and doubt.highest_surprise is not None
+    assert read_rendered_world(FOLDER) == "shapes and sounds"
 
 
 def test_they_answer_fresh_clips(tmp_path):
