@@ -17,8 +17,8 @@ from mirasol.cost.assumptions import Assumptions
 from mirasol.cost.plan import StagePlan, plan_run, read_clips_of_stages
 from mirasol.errors import UserError
 from mirasol.training.build import check_loss_weights
-from mirasol.training.initial import change_config, load_initial
-from mirasol.training.stages import StageWeights
+from mirasol.training.weights.initial import change_config, load_initial
+from mirasol.training.weights.stages import StageWeights
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 PAPER = sorted(path.stem for path in (RECIPES / "paper").glob("*.yaml"))

@@ -7,7 +7,7 @@ from mirasol import MirasolConfig, MirasolForConditionalGeneration, UserError
 from mirasol.config.recipe import ModelRecipe
 from mirasol.model.combiner import order_tokens
 from mirasol.pretrained.assemble import adapt_config
-from mirasol.training.initial import change_config, override_config
+from mirasol.training.weights.initial import change_config, override_config
 
 TTM = {"read_tokens": 6, "memory_tokens": 5, "learner_hidden": 4, "hidden": 8, "heads": 2, "head_width": 8}
 COMBINERS = {

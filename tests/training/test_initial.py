@@ -16,10 +16,10 @@ from mirasol.cost.assumptions import Assumptions
 from mirasol.cost.plan import plan_run
 from mirasol.errors import UserError
 from mirasol.training.export import export_run
-from mirasol.training.initial import find_initial_weights, load_initial, override_config
 from mirasol.training.optim import Optimizer
-from mirasol.training.stages import TRAINABLE, StageWeights, find_trainable_component
 from mirasol.training.trainer import train
+from mirasol.training.weights.initial import find_initial_weights, load_initial, override_config
+from mirasol.training.weights.stages import TRAINABLE, StageWeights, find_trainable_component
 
 # Changes that `model.overrides` may make to a finished checkpoint, and in which components something is new.
 CHANGES = {

@@ -16,10 +16,10 @@ from mirasol.cost.plan import plan_run
 from mirasol.errors import UserError
 from mirasol.training.build import make_model
 from mirasol.training.export import export_run
-from mirasol.training.initial import load_initial
-from mirasol.training.lora import add_adapters, is_adapter, merge_adapters
-from mirasol.training.stages import StageWeights, find_trainable_component
 from mirasol.training.trainer import train
+from mirasol.training.weights.initial import load_initial
+from mirasol.training.weights.lora import add_adapters, is_adapter, merge_adapters
+from mirasol.training.weights.stages import StageWeights, find_trainable_component
 
 TARGETS = ["vit", "audio", "combiner", "latent", "reconstruction", "text", "cross_attention"]
 

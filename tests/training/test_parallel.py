@@ -21,8 +21,8 @@ from mirasol.errors import UserError
 from mirasol.training.distributed import seed_noise
 from mirasol.training.export import export_run
 from mirasol.training.logging import read_metrics
-from mirasol.training.stages import find_trainable_component
 from mirasol.training.trainer import train
+from mirasol.training.weights.stages import find_trainable_component
 
 STACK = {
     "depth": 1,

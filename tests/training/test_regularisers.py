@@ -24,8 +24,8 @@ from mirasol.data.sampler import Batch, BatchPlan
 from mirasol.errors import UserError
 from mirasol.media.feature_extractor import MirasolFeatureExtractor
 from mirasol.training import trainer
-from mirasol.training.stages import Regularisers, check_augmentation
 from mirasol.training.trainer import train
+from mirasol.training.weights.stages import Regularisers, check_augmentation
 
 CONFIG = MirasolConfig.preset("tiny")
 EXTRACTOR = MirasolFeatureExtractor.for_config(CONFIG)

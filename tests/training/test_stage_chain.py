@@ -10,8 +10,8 @@ from safetensors.torch import load_file
 from mirasol.config.recipe_io import load_recipe
 from mirasol.synthetic.synthesize import synthesize
 from mirasol.training.logging import read_metrics
-from mirasol.training.stages import find_trainable_component
 from mirasol.training.trainer import train
+from mirasol.training.weights.stages import find_trainable_component
 
 RECIPES = Path(__file__).parents[2] / "recipes" / "tiny"
 CHAIN = {"image_text": "images", "video_text": "captions", "audio": "sounds", "finetune": "questions"}

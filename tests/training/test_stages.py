@@ -14,14 +14,14 @@ from mirasol.config.recipe import Stage
 from mirasol.config.recipe_io import recipe_from_dict
 from mirasol.errors import UserError
 from mirasol.training.logging import read_metrics
-from mirasol.training.stages import (
+from mirasol.training.trainer import train
+from mirasol.training.weights.stages import (
     TRAINABLE,
     StageWeights,
     compute_stage_losses,
     find_trainable_component,
     loss_reaches,
 )
-from mirasol.training.trainer import train
 
 ALL_BUT_TEXT = ["vit", "tubes", "audio", "combiner", "latent", "reconstruction", "cross_attention"]
 # The paper's stages: what trains in each (supplement, section 4).

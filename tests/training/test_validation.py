@@ -9,9 +9,9 @@ from mirasol.data.clip_cache import ClipCache
 from mirasol.data.datasets.folder import read_examples
 from mirasol.errors import UserError
 from mirasol.training import validation
-from mirasol.training.stages import compute_stage_losses
 from mirasol.training.trainer import train
 from mirasol.training.validation import Validation
+from mirasol.training.weights.stages import compute_stage_losses
 
 
 def test_questions_without_a_type_are_untyped(recipe, examples, untrained, data_root, tmp_path):

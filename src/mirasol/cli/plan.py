@@ -99,7 +99,7 @@ def read_assumptions(options: Namespace) -> Assumptions:
 def format_plan(plan: Plan, fits: dict[str, bool]) -> str:
     """The plan as tables; `fits` says for some stages whether they fit into a device's memory."""
     one = "one device" if plan.processes == 1 else f"{plan.processes} devices, parallel.kind {plan.kind}"
-    from mirasol.training.initial import format_initial_weights
+    from mirasol.training.weights.initial import format_initial_weights
 
     initial = format_initial_weights(plan.initial)
     lines = [

@@ -33,9 +33,9 @@ from mirasol.data.splits import read_data
 from mirasol.errors import UserError
 from mirasol.media.timeline import ChunkGrid, cut_into_chunks
 from mirasol.model.hf import MirasolForConditionalGeneration
-from mirasol.training.initial import InitialWeights, change_config, find_initial_weights
-from mirasol.training.lora import add_adapters, is_adapter
-from mirasol.training.stages import Regularisers, StageWeights
+from mirasol.training.weights.initial import InitialWeights, change_config, find_initial_weights
+from mirasol.training.weights.lora import add_adapters, is_adapter
+from mirasol.training.weights.stages import Regularisers, StageWeights
 
 SAMPLED_CLIPS = 32
 

@@ -49,8 +49,8 @@ from mirasol.finetune.survey import CLASS_LIST, Survey, survey_folder, write_spl
 from mirasol.media.timeline import cut_into_chunks
 from mirasol.training.build import pick_device
 from mirasol.training.export import export_run
-from mirasol.training.initial import load_initial
 from mirasol.training.trainer import train
+from mirasol.training.weights.initial import load_initial
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -18,7 +18,7 @@ from mirasol.data.example import ClipExamples, Example
 from mirasol.errors import BadClip
 from mirasol.evaluation.answer import load_clip
 from mirasol.training.optim import Optimizer
-from mirasol.training.stages import compute_stage_losses, find_trainable_component
+from mirasol.training.weights.stages import compute_stage_losses, find_trainable_component
 
 MEMORY_SHARE = 0.6  # of what is free: other programs and the decoder need some too
 CACHE_SHARE = 0.5  # of the free disk

@@ -43,16 +43,16 @@ from mirasol.media.tokenizer import train_tokenizer
 from mirasol.training.batches import BatchStream
 from mirasol.training.checkpoint import Checkpoints, Tensors
 from mirasol.training.distributed import ParallelModel, Ranks
-from mirasol.training.initial import change_config, find_initial_weights, load_initial
 from mirasol.training.logging import BestStep, RunLog, check_metric, check_tracker, make_tracker, read_metrics
-from mirasol.training.lora import add_adapters
 from mirasol.training.measures import Clock
 from mirasol.training.optim import Optimizer, WeightAverage
 from mirasol.training.run_folder import RunFolder
 from mirasol.training.samples import Samples
 from mirasol.training.signals import StopSignals
-from mirasol.training.stages import Regularisers, StageWeights, check_augmentation
 from mirasol.training.validation import Validation
+from mirasol.training.weights.initial import change_config, find_initial_weights, load_initial
+from mirasol.training.weights.lora import add_adapters
+from mirasol.training.weights.stages import Regularisers, StageWeights, check_augmentation
 
 if TYPE_CHECKING:
     from rich.console import Console

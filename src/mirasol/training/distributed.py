@@ -31,7 +31,7 @@ from mirasol.model.kernels import compile_layers, find_layers
 from mirasol.model.losses import BatchTotals
 from mirasol.model.outputs import MirasolImageTextOutput, MirasolOutput
 from mirasol.model.transformer import RowNoise
-from mirasol.training.stages import compute_stage_losses
+from mirasol.training.weights.stages import compute_stage_losses
 
 # The model's outputs hold views (latents by chunk), and nothing changes them in place.
 warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")

@@ -20,9 +20,9 @@ from mirasol.training.build import Run, read_recorded_config
 from mirasol.training.checkpoint import Checkpoints, save_model
 from mirasol.training.checkpoint_io import DamagedFile
 from mirasol.training.logging import BestStep, read_metrics
-from mirasol.training.lora import add_adapters, merge_adapters
 from mirasol.training.run_folder import collect_versions
-from mirasol.training.stages import Regularisers, StageWeights
+from mirasol.training.weights.lora import add_adapters, merge_adapters
+from mirasol.training.weights.stages import Regularisers, StageWeights
 
 
 def export_run(

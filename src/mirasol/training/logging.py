@@ -201,6 +201,13 @@ class BestStep:
             self.step, self.value, self.worse_since = step, value, 0
         return is_best
 
+    def describe(self) -> str:
+        """Which step is best, by what, and for how long."""
+        return (
+            f"{self.metric} was best after step {self.step} ({self.value:.4g}) and no better in {self.worse_since} "
+            "validations since"
+        )
+
 
 def _find_number(validation: Mapping[str, Any], metric: str) -> float:
     value: Any = validation

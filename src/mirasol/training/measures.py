@@ -3,6 +3,7 @@
 import contextlib
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mirasol import MirasolOutput
+from mirasol.config.recipe import Recipe
 from mirasol.data.sampler import Batch
 from mirasol.errors import UserError
 
@@ -113,3 +115,13 @@ def feature_spread(output: MirasolOutput, chunk_mask: Bool[Tensor, "clip chunk"]
     count = len(pooled)
     between = (cosines.sum() - cosines.diagonal().sum()) / (count * (count - 1))
     return {"x_cosine": float(between), "x_std": float(pooled.std(dim=0).mean())}
+
+
+def describe_rows(recipe: Recipe, stage: str, rows: Batch) -> dict[str, float]:
+    """Clips of each data set of a mixture in a step, and in a stage of epochs which it is and the rows that do not
+    count."""
+    counts = Counter(rows.data_sets)
+    values: dict[str, float] = {f"clips_of_{name}": counts[name] for name in recipe.data.mixture or ()}
+    if recipe.stages[stage].epochs is not None:
+        values |= {"epoch": rows.epochs[0] + 1, "uncounted_rows": len(rows.uncounted_rows)}
+    return values

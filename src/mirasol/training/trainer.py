@@ -1,7 +1,6 @@
 """The training loop: plain PyTorch, one step after another."""
 
 import contextlib
-from collections import Counter
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -17,7 +16,7 @@ from mirasol.training.batches import StepBatch
 from mirasol.training.build import Run, build_run, warn
 from mirasol.training.distributed import LossOutput, join_ranks, seed_noise, seed_rows
 from mirasol.training.export import write_finished_model
-from mirasol.training.measures import NonFiniteLoss, check_finite, feature_spread
+from mirasol.training.measures import NonFiniteLoss, check_finite, describe_rows, feature_spread
 from mirasol.training.optim import compute_learning_rate
 from mirasol.training.run_folder import RunFolder
 from mirasol.training.signals import StopSignals
@@ -77,7 +76,7 @@ def run_steps(run: Run) -> int:
             values = training_step(run, batch)
             after_step(run, batch.step + 1, values, progress)
             if is_out_of_patience(run):
-                report_early_end(run, batch.step + 1)
+                print_line(run.console, f"ends after step {batch.step + 1}: {run.best.describe()}")
                 return batch.step + 1
             stop_if_requested(run, batch)
     return run.recipe.total_steps
@@ -134,15 +133,9 @@ def compute_gradients(run: Run, batch: StepBatch) -> tuple[dict[str, float], Los
 
 
 def describe_batch(run: Run, batch: StepBatch, output: LossOutput) -> StepValues:
-    """What a logged step records of its batch: rows that repeat or do not count, epoch, clips of each data set, spread
-    of the features x."""
-    values: StepValues = {"repeated_rows": batch.rows.repeated}
-    if run.recipe.data.mixture:
-        counts = Counter(run.plan.batch(batch.step).data_sets)
-        values |= {f"clips_of_{name}": counts[name] for name in run.recipe.data.mixture}
-    if run.recipe.stages[batch.stage].epochs is not None:
-        rows = run.plan.batch(batch.step)
-        values |= {"epoch": rows.epochs[0] + 1, "uncounted_rows": len(rows.uncounted_rows)}
+    """What a logged step records of its batch: what its rows are, and the spread of the features x."""
+    rows = describe_rows(run.recipe, batch.stage, run.plan.batch(batch.step))
+    values: StepValues = {"repeated_rows": batch.rows.repeated, **rows}
     if run.recipe.stages[batch.stage].objective == "clips":
         values |= feature_spread(output, batch.microbatches[-1]["chunk_mask"])
     return values
@@ -172,16 +165,6 @@ def after_step(run: Run, done: int, values: StepValues, progress: Progress) -> N
 def is_out_of_patience(run: Run) -> bool:
     """Whether as many validations in a row as `patience` were no better than the best one before them."""
     return run.recipe.patience is not None and run.best is not None and run.best.worse_since >= run.recipe.patience
-
-
-def report_early_end(run: Run, done: int) -> None:
-    """Prints why a run ends before its last step."""
-    best = run.best
-    print_line(
-        run.console,
-        f"ends after step {done} of {run.recipe.total_steps}: {best.metric} was best after step {best.step} "
-        f"({best.value:.4g}) and no better in {best.worse_since} validations since",
-    )
 
 
 def validate(run: Run, done: int) -> bool:

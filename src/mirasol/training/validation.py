@@ -19,7 +19,7 @@ from mirasol.data.sampler import draw_questions, list_kinds, select_clips
 from mirasol.evaluation.answer import eval_mode
 from mirasol.evaluation.metrics import average_by_type
 from mirasol.media.processor import MirasolProcessor
-from mirasol.training.stages import compute_stage_losses
+from mirasol.training.weights.stages import compute_stage_losses
 
 
 class Validation:

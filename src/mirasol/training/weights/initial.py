@@ -18,7 +18,7 @@ from mirasol.config.recipe import ModelRecipe, Recipe
 from mirasol.console import format_table
 from mirasol.data.randomness import hash64
 from mirasol.errors import UserError
-from mirasol.training.stages import TRAINABLE, find_trainable_component
+from mirasol.training.weights.stages import TRAINABLE, find_trainable_component
 
 Shapes = dict[str, tuple[int, ...]]
 

@@ -18,7 +18,7 @@ from mirasol.errors import UserError
 from mirasol.model.hf import MirasolForConditionalGeneration
 from mirasol.model.losses import BatchTotals
 from mirasol.model.outputs import MirasolImageTextOutput, MirasolOutput
-from mirasol.training.lora import get_plain_name, is_adapter
+from mirasol.training.weights.lora import get_plain_name, is_adapter
 
 # `num_params` counts the contrastive pass's projections as text; in `trains` they have a name of their own.
 TRAINABLE = (*COMPONENTS, "contrastive")
