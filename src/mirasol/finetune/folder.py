@@ -94,11 +94,15 @@ class FinetuneFolder:
         digest = digest_examples(labels.root, labels.all_examples)
         made_of = {"data": digest.sha256, "checkpoint": hash_checkpoint(checkpoint)}
         if self.state:
-            for name, what in (("data", self.settings.data), ("checkpoint", self.settings.start)):
+            parts = {
+                "data": (self.settings.data, "labels, or names and sizes of files"),
+                "checkpoint": (self.settings.start, "files of the checkpoint"),
+            }
+            for name, (what, changed) in parts.items():
                 if self.state.get("made_of", {}).get(name) != made_of[name]:
                     raise UserError(
-                        f"{what}: changed since the start of {self.path} (labels, or names and sizes of files): "
-                        "restore it to continue, or give another --output"
+                        f"{what}: changed since the start of {self.path} ({changed}): restore it to continue, or give "
+                        "another --output"
                     )
             return
         try:
