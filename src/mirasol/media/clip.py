@@ -60,3 +60,8 @@ class Clip:
     @property
     def has_audio(self) -> bool:
         return len(self.waveform) > 0
+
+    def mute(self) -> "Clip":
+        """The clip without its sound."""
+        silent, notes = torch.zeros_like(self.audio_present), (*self.notes, "its sound is left out")
+        return dataclasses.replace(self, waveform=torch.zeros(0), audio_present=silent, notes=notes)

@@ -15,9 +15,8 @@ from mirasol.config.parts import LONGEST_TEXT
 from mirasol.errors import UserError
 from mirasol.media.clip import Clip
 from mirasol.media.feature_extractor import MirasolFeatureExtractor, raise_if_not_torch
-from mirasol.media.inputs.arrays import mute
+from mirasol.media.inputs.arguments import gather_clips
 from mirasol.media.inputs.conversation import Exchange, read_conversation, split_conversations
-from mirasol.media.inputs.values import gather_clips
 from mirasol.media.tokenizer import TextCoder
 
 MEDIA_ARGUMENTS = tuple(inspect.signature(gather_clips).parameters)
@@ -59,7 +58,7 @@ class MirasolProcessor(TextCoder, ProcessorMixin):
         """Media tensors of `clips` (paths are read completely) and text tensors of `prompts` and `targets`.
 
         A clip is whatever `MirasolFeatureExtractor.make_clip` takes. transformers' names are understood too: `text` for
-        `prompts`, and as `media` the arguments of `mirasol.media.inputs.values.gather_clips` (`videos`, `audio`,
+        `prompts`, and as `media` the arguments of `mirasol.media.inputs.arguments.gather_clips` (`videos`, `audio`,
         `images`, `fps`, `sampling_rate`, `video_metadata`) for `clips`.
 
         With B clips, `prompts` holds one string per clip or one list of Q strings per clip; the B * Q text rows keep
@@ -156,7 +155,7 @@ class MirasolProcessor(TextCoder, ProcessorMixin):
             return None
         clips = [self.feature_extractor.make_clip(exchange.clip) for exchange in exchanges]
         return [
-            clip if with_sound or "audio" in exchange.clip else mute(clip)
+            clip if with_sound or "audio" in exchange.clip else clip.mute()
             for clip, exchange in zip(clips, exchanges, strict=True)
         ]
 

@@ -140,12 +140,6 @@ def replace_sound(clip: Clip, sound: Sound) -> Clip:
     )  # fmt: skip
 
 
-def mute(clip: Clip) -> Clip:
-    """The clip without its sound."""
-    silent = torch.zeros_like(clip.audio_present)
-    return replace(clip, waveform=torch.zeros(0), audio_present=silent, notes=(*clip.notes, "its sound is left out"))
-
-
 def resample(sound: Sound, rate: int) -> Float32[np.ndarray, " sample"]:
     """The samples at another rate, by the resampler that files are read with."""
     if sound.rate == rate:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mirasol.errors import UserError
-from mirasol.media.inputs.values import is_file
+from mirasol.media.inputs.arguments import is_file
 
 _SOURCES = {"video": ("video", "url", "path"), "audio": ("audio", "url", "path"), "image": ("image", "url", "path")}
 _SETTINGS = {"video": ("fps", "times"), "audio": ("sampling_rate",), "image": ()}
