@@ -157,7 +157,7 @@ def test_the_peak_on_a_gpu_is_within_15_percent(precision, recomputed):
 
 
 def test_the_cost_with_flex_attention_is_that_with_pytorchs_own():
-    plain, other = a_model({"audio"}), a_model({"audio"})
+    plain, other = a_model({"vit"}), a_model({"vit"})
     other.set_attn_implementation("flex_attention")
     assert count_step_cost(other, IMAGES) == count_step_cost(plain, IMAGES)
     assert count_flops(other.config, 3, 9) == count_flops(plain.config, 3, 9)

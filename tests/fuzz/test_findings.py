@@ -1,11 +1,15 @@
 """What fuzzing found, in its smallest form, and what became of it: mended, and refused in one line or read."""
 
+import copy
+import functools
 import json
+import operator
 import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from fuzz import Fuzzer
 
 from mirasol.config.recipe_io import load_recipe
@@ -54,11 +58,22 @@ def test_recipes(tmp_path, text, reason):
     assert "\n" not in str(refused.value)
 
 
-def test_null_is_refused_where_a_recipe_has_a_number(tmp_path):
+def test_null_is_refused_where_a_recipe_has_a_number_and_as_an_option_is_its_default(tmp_path):
     recipe = Path(__file__).parents[2] / "recipes" / "tiny.yaml"
-    for override in ("seed=null", "log_every=null", "optimizer.learning_rate=null", "validation_clips=null"):
-        with pytest.raises(UserError, match=f"{override.partition('=')[0]}: null, expected "):
-            load_recipe(recipe, [override])
+    values = yaml.safe_load(recipe.read_text(encoding="utf-8"))
+    for path in ("log_every", "optimizer.learning_rate", "validation_clips", "optimizer.warmup_steps"):
+        *parents, key = path.split(".")
+        changed = copy.deepcopy(values)
+        part = functools.reduce(operator.getitem, parents, changed)
+        part[key] = None
+        (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(changed))
+        with pytest.raises(UserError, match=f"{path}: null, expected "):
+            load_recipe(tmp_path / "recipe.yaml")
+        del part[key]
+        (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(changed))
+        assert load_recipe(recipe, [f"{path}=null"]) == load_recipe(tmp_path / "recipe.yaml")
+    with pytest.raises(UserError, match="seed: null, expected "):  # has no default
+        load_recipe(recipe, ["seed=null"])
 
 
 @pytest.mark.parametrize("index", ["[" * 100_000, "{}", '{"members": []}', '{"members": {"a": 1}}', "\xff"])

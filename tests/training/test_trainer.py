@@ -125,8 +125,8 @@ def test_a_finished_run_leaves_what_it_should(finished_once, data_root, examples
 
 
 def test_training_lowers_the_loss(values, console):
-    values["stages"] = {"all": {"steps": 20, "clips_per_step": 5, "questions_per_clip": 8}}
-    values.update(validate_every=20, checkpoint_every=20)
+    values["stages"] = {"all": {"steps": 30, "clips_per_step": 5, "questions_per_clip": 8}}
+    values.update(validate_every=30, checkpoint_every=30)
     run(values, console)
     losses = [
         line["text_loss"] for line in read_metrics(Path(values["output"]) / "metrics.jsonl") if line["kind"] == "train"

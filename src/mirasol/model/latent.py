@@ -40,7 +40,7 @@ class CausalLatentModel(nn.Module):
         _, chunks, m, _ = x.shape
         # Single features, not entire chunks: a reading, since the supplement does not mention the masking of x.
         if self.training and self.mask_ratio > 0:
-            hidden = self.noise.draw(len(x), chunks * m, x.device).unflatten(1, (chunks, m)) < self.mask_ratio
+            hidden = self.noise(len(x), chunks * m, x.device).unflatten(1, (chunks, m)) < self.mask_ratio
             x = torch.where(hidden[..., None], self.hidden_latent.to(x), x)
         # The m features of a chunk attend to each other: they have no order in time among themselves.
         mask = BlockCausal(chunks, m, m, self.window)

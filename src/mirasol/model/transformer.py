@@ -175,6 +175,10 @@ class RowNoise(nn.Module):
 
     seeds: Int[Tensor, " clip"] | None = None
 
+    def forward(self, rows: int, each: int, device: torch.device) -> Float[Tensor, "row each"]:
+        """As `draw`."""
+        return self.draw(rows, each, device)
+
     def draw(self, rows: int, each: int, device: torch.device) -> Float[Tensor, "row each"]:
         """`each` numbers for every row; other ones each time, until there are new seeds."""
         if self.seeds is None:
