@@ -7,6 +7,7 @@ before anything heavy is imported, and runs on a machine that has nothing else i
 from __future__ import annotations
 
 import argparse
+import contextlib
 import datetime
 import json
 import os
@@ -78,6 +79,28 @@ def calibrate(size: int = 1024, repeats: int = 7) -> float:
         left @ right
         times.append(time.process_time() - begin)
     return 2 * size**3 / min(times) / 1e9
+
+
+def measure_processor_seconds(pids: list[int]) -> float:
+    """Processor seconds so far of this process and of the living threads of those with the given ids."""
+    nanoseconds = 0
+    for pid in pids:
+        for file in Path(f"/proc/{pid}/task").glob("*/schedstat"):
+            nanoseconds += int(file.read_text().split()[0])
+    return time.process_time() + nanoseconds / 1e9
+
+
+def find_descendants(pids: list[int]) -> list[int]:
+    """These processes and all that they started: loading workers have decoder processes."""
+    parents = {}
+    for file in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            parents[int(file.parent.name)] = int(file.read_text().rpartition(")")[2].split()[1])
+    found, new = [], list(pids)
+    while new:
+        found += new
+        new = [pid for pid, parent in parents.items() if parent in new]
+    return found
 
 
 def compute_quartiles(values: list[float]) -> dict[str, float]:

@@ -1,8 +1,6 @@
 """How fast the loader delivers clips, and bare PyAV on the same files; `reading.py` says what is measured."""
 
-import contextlib
 import multiprocessing
-import os
 import pickle
 import statistics
 import time
@@ -12,6 +10,7 @@ from typing import Any
 
 import av
 import numpy as np
+from _measure import find_descendants, measure_processor_seconds
 from decode import LARGE_MODEL, decode_bare, render
 from torch.utils.data import DataLoader
 
@@ -45,28 +44,6 @@ def make_recipe(root: Path, clips: int, per_step: int) -> Recipe:
 
 def make_batches(root: Path, plan: BatchPlan, settings: dict[str, Any]) -> StepBatches:
     return StepBatches(plan, ClipCache(None, root, settings), MirasolFeatureExtractor(**settings))
-
-
-def measure_processor_seconds(pids: list[int]) -> float:
-    """Processor seconds so far of this process and of those with the given ids."""
-    ticks = 0
-    for pid in pids:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        ticks += int(fields[11]) + int(fields[12])
-    return time.process_time() + ticks / os.sysconf("SC_CLK_TCK")
-
-
-def find_descendants(pids: list[int]) -> list[int]:
-    """These processes and all that they started: loading workers have decoder processes."""
-    parents = {}
-    for file in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-            parents[int(file.parent.name)] = int(file.read_text().rpartition(")")[2].split()[1])
-    found, new = [], list(pids)
-    while new:
-        found += new
-        new = [pid for pid, parent in parents.items() if parent in new]
-    return found
 
 
 def time_loader(batches: StepBatches, steps: int) -> float:

@@ -15,7 +15,6 @@ import argparse
 import json
 import os
 import tempfile
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,8 +23,10 @@ from _measure import (
     calibrate,
     compute_quartiles,
     describe_surroundings,
+    find_descendants,
     format_markdown_table,
     make_parser,
+    measure_processor_seconds,
     write_results,
 )
 
@@ -59,16 +60,8 @@ def run_here(limits: object, file: object, function: Callable[..., Any], /, *arg
     return function(*args, **kwargs)
 
 
-def measure_processor_seconds(pids: list[int]) -> float:
-    """Processor seconds so far of this process and of all threads of those with the given ids."""
-    tasks = (task for pid in pids for task in Path(f"/proc/{pid}/task").iterdir())
-    return time.process_time() + sum(int((task / "schedstat").read_text().split()[0]) for task in tasks) / 1e9
-
-
 def compare(root: Path, media: list[str], settings: dict[str, Any], rounds: int) -> dict[str, Any]:
     """Processor seconds a clip, isolated and in this process, and the quartiles of the cost."""
-    from _reading_measure import find_descendants
-
     from mirasol.media.feature_extractor import MirasolFeatureExtractor
     from mirasol.media.isolation import decoders as isolation
 
@@ -105,7 +98,7 @@ def compare(root: Path, media: list[str], settings: dict[str, Any], rounds: int)
 
 def measure_memory(root: Path, media: list[str], clips: int) -> list[dict[str, float]]:
     """MiB of this process and of its decoder, after every tenth of `clips` readings."""
-    from _reading_measure import TINY, find_descendants
+    from _reading_measure import TINY
 
     from mirasol.media.feature_extractor import MirasolFeatureExtractor
 
