@@ -294,3 +294,11 @@ def test_nothing_heavy_is_imported_that_an_answer_does_not_need(untrained, clip,
     )
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=600)
     assert json.loads(ended.stdout.splitlines()[-1]) == []
+
+
+def test_an_empty_question_is_refused_by_its_number(capsys, untrained, clip):
+    with pytest.raises(SystemExit) as stop:
+        run(capsys, untrained, clip, "what is red?", "  ")
+    out, err = capsys.readouterr()
+    assert (stop.value.code, out) == (2, "")
+    assert "question 2 is empty" in err

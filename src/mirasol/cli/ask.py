@@ -105,6 +105,9 @@ def open_sitting(options: Namespace, candidates: tuple[str, ...], doubt: Doubt |
         from mirasol.evaluation.answer import encode_clips, measure_surprise
 
         loaded = load_answerer(options.checkpoint, check_device(options.device))
+    for number, question in enumerate(options.question or (), 1):
+        if not question.strip():
+            raise UserError(f"question {number} is empty: leave it out")
     if options.question:
         loaded.processor.encode_text(options.question)  # one that is too long is refused before any is answered
     loaded_at = time.perf_counter()
