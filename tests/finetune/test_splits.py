@@ -1,5 +1,6 @@
 """Splits: no video on two sides, every class everywhere as far as it goes, the same for the same seed."""
 
+import dataclasses
 import itertools
 from collections import Counter
 
@@ -111,6 +112,17 @@ def test_windows_of_one_file_stay_together(tmp_path):
 def test_too_little_is_refused_with_the_fix(tmp_path, rows, part):
     with pytest.raises(UserError, match=part):
         split_examples(make_labels(tmp_path, rows), 0)
+
+
+@pytest.mark.parametrize(("media", "is_hinted"), [("x/a.mp4", False), ("x/dog/a.mp4", True), ("train/x/a.mp4", False)])
+def test_the_folder_of_the_only_class_is_proposed_only_if_it_holds_folders(tmp_path, media, is_hinted):
+    file = tmp_path / media
+    file.parent.mkdir(parents=True)
+    file.touch()
+    labels = dataclasses.replace(make_labels(tmp_path, [(media, "x")]), named_classes=True)
+    with pytest.raises(UserError, match="one class only") as refused:
+        split_examples(labels, 0)
+    assert (f"or give {tmp_path / 'x'}" in str(refused.value)) == is_hinted
 
 
 def test_few_test_clips_and_unknown_answers_are_told(tmp_path):

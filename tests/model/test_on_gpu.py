@@ -66,7 +66,9 @@ def compute_loss_and_gradients(model, batch) -> tuple[torch.Tensor, dict[str, to
 @pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
 @pytest.mark.parametrize("implementation", kernels.ATTENTION)
 @pytest.mark.parametrize("kind", ["transformer", "ttm"])
-def test_a_training_steps_loss_and_gradients_are_those_of_the_processor(kind, implementation, compiled, batch):
+def test_a_training_steps_loss_and_gradients_are_those_of_the_processor(kind, implementation, compiled, batch, request):
+    if compiled and torch.__version__.startswith("2.11"):  # three of the six fail there, inside PyTorch
+        request.applymarker(pytest.mark.xfail(reason="PyTorch 2.11's compiler (docs/lab-notebook.md)"))
     torch.manual_seed(0)
     model = MirasolForConditionalGeneration(configured(kind)).eval()
     other = copy.deepcopy(model).cuda()
@@ -74,8 +76,6 @@ def test_a_training_steps_loss_and_gradients_are_those_of_the_processor(kind, im
     other.set_attn_implementation(implementation)
     if compiled:
         other.compile_blocks()
-    if compiled and torch.__version__.startswith("2.11"):
-        pytest.xfail("PyTorch 2.11's compiler fails on a stack whose number of rows varies (docs/lab-notebook.md)")
     found, others = compute_loss_and_gradients(other, on_gpu(batch))
     assert compute_error(found, loss) < LARGEST_ERROR[torch.float32]
     assert gradients.keys() == others.keys()

@@ -168,6 +168,7 @@ class Beginning:
         recipe, choices = self._choose(survey, facts, Wishes(self.settings.epochs, None, self.overrides))
         if recipe.model != ModelRecipe(init=self.settings.start):
             self.loaded = load_initial(recipe)
+        self._print(["measuring memory and the time of a step"])
         decoded, chunks = decode_some(self.loaded, labels.root, survey.all_clips), count_chunks(self.loaded, facts)
         self._print(f"note:     {note}" for note in decoded.describe())
         recipe, memory = fit_memory(recipe, find_free_memory(self.device), chunks, facts.longest_text)
