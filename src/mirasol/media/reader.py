@@ -88,7 +88,7 @@ class Reading:
         for number, (container, chosen) in enumerate(self.source.open_parts()):
             if number:
                 self._go_on_with(chosen)
-            if self._feed(container, chosen, clock):
+            if self._feed_packets(container, chosen, clock):
                 break
         else:
             self.at_end_of_file = True
@@ -101,7 +101,7 @@ class Reading:
         if self.audio is not None and chosen.audio is not None:
             self.audio.change_stream(chosen.audio)
 
-    def _feed(self, container: InputContainer, chosen: ChosenStreams, clock: RisingClock | None) -> bool:
+    def _feed_packets(self, container: InputContainer, chosen: ChosenStreams, clock: RisingClock | None) -> bool:
         """Feeds the packets of a part of the file; returns whether all is there that is needed."""
         pairs = ((chosen.video, self.video), (chosen.audio, self.audio))
         parts = {stream.index: part for stream, part in pairs if stream is not None and part is not None}
