@@ -220,6 +220,15 @@ def test_a_conversation_is_a_clip_a_prompt_and_a_target(processor, files):
     assert torch.equal(ids, processor.encode_text(TEXTS[0])["decoder_input_ids"])
 
 
+def test_earlier_turns_are_the_first_lines_of_the_prompt(processor, files):
+    later = [{"role": "assistant", "content": "two"}, {"role": "user", "content": TEXTS[1]}]
+    batch = processor.apply_chat_template([*ask(files), *later], tokenize=True, return_dict=True)
+    expected = processor(files["both"], f"{TEXTS[0]}\ntwo\n{TEXTS[1]}")
+    assert batch.keys() == expected.keys() and all(torch.equal(batch[name], expected[name]) for name in batch)
+    whole = [*ask(files), *later, {"role": "assistant", "content": "blue"}]
+    assert processor.apply_chat_template(whole) == f"<bos>{TEXTS[0]}\ntwo\n{TEXTS[1]}<sep>blue<eos>"
+
+
 def test_parts_of_a_conversation_may_be_in_memory(processor, files):
     parts = [
         {"type": "video", "video": np.stack(ramp(10)), "fps": 10},
@@ -236,7 +245,9 @@ def test_parts_of_a_conversation_may_be_in_memory(processor, files):
 @pytest.mark.parametrize(
     ("change", "options", "message"),
     [
-        (lambda m: [*m, {"role": "assistant", "content": "a"}, *m], {}, "several turns"),
+        (lambda m: [{"role": "assistant", "content": "a"}, *m], {}, "begins with an answer"),
+        (lambda m: [*m, *[{"role": "assistant", "content": "a"}] * 2], {}, "two answers in a row"),
+        (lambda m: [*m, {"role": "assistant", "content": "a"}, *m], {}, "several parts of video"),
         (lambda m: [{"role": "tool", "content": "x"}], {}, "role='tool'"),
         (lambda m: [{"role": "user", "content": [{"type": "pdf"}]}], {}, "'pdf'"),
         (lambda m: [{"role": "user", "content": m[0]["content"][:1]}], {}, "without text"),

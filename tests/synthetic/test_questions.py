@@ -14,6 +14,7 @@ from mirasol.synthetic.questions import (
     choose_questions,
     describe_slots,
     list_all_questions,
+    make_conversations,
     make_stories,
 )
 from mirasol.synthetic.scenes import SLOT_COUNTS, Scene, compute_stable_hash, make_scene, make_split_scene
@@ -248,3 +249,13 @@ def test_the_documentation_lists_every_template():
     for kind, templates in TEMPLATES.items():
         for name in templates:
             assert f"| {kind} | {name} |" in page
+
+
+def test_a_conversation_asks_true_questions_each_once(scenes):
+    for scene in scenes[:100]:
+        answers = {question.prompt: question.target for question in list_all_questions(scene)}
+        for question in make_conversations(scene, np.random.default_rng(scene.seed)):
+            *earlier, last = question.prompt.split("\n")
+            prompts = [*earlier[::2], last]
+            assert 2 <= len(prompts) <= 4 and len(set(prompts)) == len(prompts)
+            assert [answers[prompt] for prompt in prompts] == [*earlier[1::2], question.target]

@@ -17,6 +17,7 @@ DESCRIPTION = "Makes data sets on disk, checks existing ones, and packs them int
 SYNTHESIZE = """Renders shapes and sounds: real mp4 files and questions about them, deterministic in the seed.
 
   mirasol data synthesize data/shapes --seed 7 --train 0 --validation 0 --test 100
+  mirasol data synthesize data/chat --kind conversations --train 1000  training clips have questions after others, too
   mirasol data synthesize data/captions --kind captions --train 1000   for pretraining: images, captions or sounds"""
 
 CHECK = """Reads all annotations of a data set and opens the media: counts per split and type next to the published

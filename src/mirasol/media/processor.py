@@ -110,18 +110,19 @@ class MirasolProcessor(TextCoder, ProcessorMixin):
         chat_template: str | None = None,
         **options: Any,
     ) -> str | list[str] | Tensor | BatchFeature:
-        """One question about one clip, as a conversation of transformers, or a list of such conversations.
+        """Questions about one clip, as a conversation of transformers, or a list of such conversations.
 
         A conversation is a list of messages {"role": …, "content": …}; content is a text or a list of parts
         {"type": "text", "text": …}, {"type": "video", "video": …} and {"type": "audio", "audio": …}, with `path` or
         `url` as other names of the source, `fps` or `times` for frames in memory and `sampling_rate` for samples. An
-        answer as the last message becomes the target. By default the sound of a video's file is heard.
+        answer as the last message becomes the target; earlier turns are the first lines of the prompt. By default the
+        sound of a video's file is heard.
 
         Returns:
             the texts; with `tokenize` their ids, and with `return_dict` too all that `forward` and `generate` take.
 
         Raises:
-            UserError: several turns, unknown parts or options, media in some conversations only.
+            UserError: unknown parts or options, media in some conversations only.
         """
         for name, value in {"chat_template": chat_template, **options}.items():
             if value and name not in ("add_generation_prompt", *PROCESSOR_OPTIONS):

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from mirasol.media.inputs.conversation import join_turns
 from mirasol.synthetic.scenes import COLOURS, DIRECTIONS, MAX_EVENTS, PITCHES, SHAPES, SLOT_SECONDS, TIMBRES, Scene
 
 QUESTION_TYPES = ("sight", "hearing", "bound", "order", "count", "range")
@@ -22,6 +23,7 @@ CAPTION_PROMPT, CLASSES_PROMPT, IMAGE_PROMPT = "describe the shapes", "describe 
 # rarer: two where there are two makes about one per clip, as for the other types.
 EVALUATION_CAPS = {"sight": 1, "hearing": 1, "bound": 2, "order": 1, "count": 1, "range": 1}
 TRAINING_CAP = 16
+CONVERSATIONS, MOST_TURNS = 4, 4  # of a training clip; questions of a conversation
 
 
 @dataclass(frozen=True)
@@ -324,6 +326,17 @@ def make_stories(scene: Scene) -> list[Question]:
         "pitches": [event.pitch for event in scene.sounds],
     }
     return [Question("story", name, f"list the {name} in order", " ".join(words)) for name, words in lists.items()]
+
+
+def make_conversations(scene: Scene, rng: np.random.Generator) -> list[Question]:
+    """Training only: questions after one to three others of the clip with their answers."""
+    valid = list_all_questions(scene)
+    conversations = []
+    for _ in range(CONVERSATIONS):
+        *earlier, last = _draw_spread(valid, int(rng.integers(2, MOST_TURNS + 1)), rng)
+        prompt = join_turns([(question.prompt, question.target) for question in earlier], last.prompt)
+        conversations.append(Question("conversation", last.template, prompt, last.target, last.candidates))
+    return conversations
 
 
 def describe_slots(scene: Scene) -> list[Question]:

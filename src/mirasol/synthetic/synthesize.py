@@ -17,6 +17,7 @@ from mirasol.synthetic.questions import (
     choose_questions,
     describe_slots,
     make_captions,
+    make_conversations,
     make_image_caption,
     make_sound_classes,
     make_stories,
@@ -27,10 +28,10 @@ from mirasol.synthetic.scenes import SPLITS, Scene, compute_stable_hash, make_sp
 # Goes up whenever the same seed gives other scenes, pixels, sounds or questions.
 DATA_VERSION = 1
 
-# What is rendered: clips with questions, or what the stages before question answering are trained on: stills with
-# texts (image-text), clips of which three in four are silent, with captions (video-text; of the others also what is
-# heard), clips with the class names of their sounds (audio).
-KINDS = ("questions", "images", "captions", "sounds")
+# What is rendered: clips with questions, the same clips with conversations as well for training, or what the stages
+# before question answering are trained on: stills with texts (image-text), clips of which three in four are silent,
+# with captions (video-text; of the others also what is heard), clips with the class names of their sounds (audio).
+KINDS = ("questions", "conversations", "images", "captions", "sounds")
 SILENT_SHARE = 0.75
 
 Progress = Callable[[int, int], None]
@@ -136,16 +137,20 @@ def _render_job(job: tuple[Path, int, str, str, int]) -> tuple[str, str, list[st
     """Renders one clip or still: its path relative to root, the file's SHA-256 and its lines for the split's jsonl."""
     root, seed, kind, split, index = job
     # The scenes of one seed are others for every kind: pretraining never shows a clip that is asked about later.
-    scene = make_split_scene(seed if kind == "questions" else compute_stable_hash(kind, seed), split, index)
+    asked_about = kind in ("questions", "conversations")
+    scene = make_split_scene(seed if asked_about else compute_stable_hash(kind, seed), split, index)
     ending = "png" if kind == "images" else "mp4"
     name = f"{_choose_folder(kind)}/{split}/{format_clip_id(split, index)}.{ending}"
     if kind == "images":
         slot = scene.shapes[compute_stable_hash("still", scene.seed) % len(scene.shapes)].slot
         write_still(scene, root / name, slot + 0.5)
         asked = [make_image_caption(scene, slot)]
-    elif kind == "questions":
+    elif asked_about:
         write_clip(scene, root / name)
         asked = list_clip_questions(scene, seed, split, index)
+        if kind == "conversations" and split == "train":
+            rng = np.random.default_rng(compute_stable_hash("conversations", seed, index))
+            asked += make_conversations(scene, rng)
     else:
         silent = kind == "captions" and compute_stable_hash("silent", scene.seed) % 100 < 100 * SILENT_SHARE
         write_clip(scene, root / name, sound=not silent)

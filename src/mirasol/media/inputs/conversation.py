@@ -13,7 +13,7 @@ _SETTINGS = {"video": ("fps", "times"), "audio": ("sampling_rate",), "image": ()
 
 @dataclass(frozen=True)
 class Exchange:
-    """One question about one clip. clip: what `ClipReader` takes, None without media. target: the answer, if any."""
+    """A question about one clip. clip: what `ClipReader` takes, None without media. target: the answer, if any."""
 
     clip: dict[str, Any] | None
     prompt: str
@@ -30,12 +30,15 @@ def split_conversations(conversation: Any) -> tuple[list[Sequence[Mapping[str, A
 
 
 def read_conversation(messages: Sequence[Mapping[str, Any]]) -> Exchange:
-    """The exchange of a conversation: system and user messages are the clip and the prompt, an answer is the target.
+    """The exchange of a conversation: system and user messages are clip and prompt, a last answer is the target.
+
+    Earlier questions and answers become the first lines of the prompt (`join_turns`).
 
     Raises:
-        UserError: several turns, a role or a part that is unknown, or more than one video or sound.
+        UserError: a role or a part that is unknown, answers without a question, more than one video or sound.
     """
     media: dict[str, Any] = {}
+    turns: list[tuple[str, str]] = []
     texts: list[str] = []
     target = None
     for message in messages:
@@ -44,8 +47,13 @@ def read_conversation(messages: Sequence[Mapping[str, Any]]) -> Exchange:
         if role not in ("system", "user", "assistant"):
             raise UserError(f"role={role!r} of a message: choose system, user or assistant")
         if target is not None:
-            raise UserError("a conversation of several turns: give one question, and at most one answer after it")
+            if role == "assistant":
+                raise UserError("two answers in a row in a conversation: put a question between them")
+            turns.append(("\n".join(texts), target))
+            texts, target = [], None
         if role == "assistant":
+            if not texts:
+                raise UserError("a conversation that begins with an answer: begin with a question")
             target = " ".join(_read_text(part, "an answer") for part in parts)
             continue
         for part in parts:
@@ -55,7 +63,12 @@ def read_conversation(messages: Sequence[Mapping[str, Any]]) -> Exchange:
                 texts.append(_read_text(part, "a question"))
     if not texts:
         raise UserError("a conversation without text: add a part {'type': 'text', 'text': …}")
-    return Exchange(media or None, "\n".join(texts), target)
+    return Exchange(media or None, join_turns(turns, "\n".join(texts)), target)
+
+
+def join_turns(turns: Sequence[tuple[str, str]], prompt: str) -> str:
+    """The prompt of a later question about a clip: earlier questions with their answers, then it, a line each."""
+    return "\n".join([*(line for turn in turns for line in turn), prompt])
 
 
 def _add_media(part: Mapping[str, Any], media: dict[str, Any]) -> None:
