@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import UInt8
 from torch import Tensor
 
 from mirasol.checkpoint import Loaded
@@ -18,6 +19,9 @@ from mirasol.evaluation.evaluate import Evaluation
 from mirasol.evaluation.figures import make_picture_url, map_to_colours
 from mirasol.evaluation.metrics import OPEN, JudgedAnswer
 from mirasol.media.clip import Clip
+from mirasol.media.tokenizer import TextCoder
+from mirasol.model.mirasol import MirasolNetwork
+from mirasol.model.outputs import MirasolEncoderOutput
 
 MOST_CHUNKS = 24  # columns that fit on a page
 MOST_QUESTIONS = 12
@@ -52,25 +56,32 @@ def examine_clip(loaded: Loaded, clip: Clip, media: str, judged: Sequence[Judged
     model, processor = loaded.model, loaded.processor
     tensors = processor.feature_extractor.tensors(clip)
     batch = processor.feature_extractor.collate([tensors]).to(model.device)
-    patches, _ = model.reconstruction(model.encode(**batch).latents)
-    settings, frames = model.config.reconstruction, model.config.video.frames_per_chunk
-    predicted = model.reconstruction.video(patches)[0]
-    if settings.step == "next":
-        predicted = predicted[:-1]
-    if settings.frames is not None:
-        # Each predicted frame represents several frames of the chunk.
-        predicted = predicted.repeat_interleave(frames // settings.frames, dim=1)
     prompts, answers = [item.example.prompt for item in judged], [item.predicted or "" for item in judged]
     attention = compute_attention_by_chunk(model, processor, tensors, prompts, answers)
     return OneClip(
         media=media,
         edges=clip.timeline.edges,
         frames=_move_channels_last(tensors["video"]) if clip.has_video else None,
-        reconstruction=_move_channels_last(processor.feature_extractor.pixels(predicted.float().cpu())),
+        reconstruction=reconstruct_clip(model, processor, model.encode(**batch)),
         spectrogram=tensors["audio"].flatten(0, 1).float().numpy() if clip.has_audio else None,
         judged=tuple(judged),
         attention=attention.numpy(),
     )
+
+
+def reconstruct_clip(
+    model: MirasolNetwork, processor: TextCoder, encoded: MirasolEncoderOutput
+) -> UInt8[np.ndarray, "chunk frame height width 3"]:
+    """The model's pictures of the last chunks of an encoded clip: see `OneClip.reconstruction`."""
+    settings, frames = model.config.reconstruction, model.config.video.frames_per_chunk
+    patches, _ = model.reconstruction(encoded.latents)
+    predicted = model.reconstruction.video(patches)[0]
+    if settings.step == "next":
+        predicted = predicted[:-1]
+    if settings.frames is not None:
+        # Each predicted frame represents several frames of the chunk.
+        predicted = predicted.repeat_interleave(frames // settings.frames, dim=1)
+    return _move_channels_last(processor.feature_extractor.pixels(predicted.float().cpu()))
 
 
 def _move_channels_last(video: Tensor) -> np.ndarray:
