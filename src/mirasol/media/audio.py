@@ -98,6 +98,8 @@ class WaveformBuilder:
     """End of the last sample taken."""
     packets_end: float = -math.inf
     """End of the last packet fed."""
+    block_seconds: float = BLOCK_SECONDS
+    """How much sound is resampled at once; changes speed and delay only."""
 
     def __post_init__(self):
         self.latest = -math.inf  # presentation time of the last packet fed
@@ -240,7 +242,7 @@ class WaveformBuilder:
         self._expected = self.last_end = self._run_time + self._run_samples / frame.sample_rate
         self._block.append(frame)
         self._block_samples += frame.samples
-        if self._block_samples >= BLOCK_SECONDS * frame.sample_rate:
+        if self._block_samples >= self.block_seconds * frame.sample_rate:
             self._resample_block()
 
     def _resample_block(self) -> None:

@@ -105,7 +105,7 @@ def open_media(path: str | os.PathLike, limits: Limits, place: ByteRange = WHOLE
         try:
             yield container
         except av.error.FFmpegError as error:
-            raise BadClip(path, f"cannot be decoded ({_format_error(error)})") from error
+            raise BadClip(path, f"cannot be decoded ({format_error(error)})") from error
 
 
 def _open_container(
@@ -136,7 +136,7 @@ def _describe_refusal(path: str | os.PathLike, beginning: bytes, error: Exceptio
     probed = _find_refused_format(path) if isinstance(error, av.error.ArgumentError) else ""
     if probed:
         return f"seems to be a file of FFmpeg's format {probed}, which is not read: {READ_FORMATS}"
-    return f"not a media file that can be read, or cut short ({_format_error(error)})"
+    return f"not a media file that can be read, or cut short ({format_error(error)})"
 
 
 def _find_refused_format(path: str | os.PathLike) -> str:
@@ -246,7 +246,7 @@ def read_packets(
                     clock.place(kinds[packet.stream_index], packet)
                 yield packet
     except av.error.FFmpegError as error:
-        errors.append(_format_error(error))
+        errors.append(format_error(error))
     except IndexError:
         # PyAV 18.1 flushes streams that appeared while reading, too, which its list of streams does not have.
         return
@@ -272,7 +272,7 @@ def lacks_bytes(stream: AvStream, file_size: int, start: float, end: float) -> b
     )
 
 
-def _format_error(error: Exception) -> str:
+def format_error(error: Exception) -> str:
     """An FFmpeg error in one short line, without its errno and file name."""
     text = getattr(error, "strerror", None) or str(error)
     return " ".join(text.split())

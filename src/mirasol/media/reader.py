@@ -495,7 +495,7 @@ def read_window(
         raise UserError(f"image_size={image_size} and sample_rate={sample_rate} must be positive")
     with open_source(path, limits, threads) as source:
         span = find_span(source, math.inf if end is None else float(end))
-        left, right, notes = _check_window(path, span, start, end)
+        left, right, notes = check_window(path, span, start, end)
         limits.check_seconds(path, right - left)
         timeline = cut_into_chunks(left, right, grid)
         for seek in (True, False):
@@ -513,7 +513,7 @@ def read_window(
         return reading.clip(image_size, sample_rate, tuple(notes))
 
 
-def _check_window(
+def check_window(
     path: str | os.PathLike, span: Span, start: float | None, end: float | None
 ) -> tuple[float, float, list[str]]:
     """The window in seconds of the media timeline, checked against the file's length."""

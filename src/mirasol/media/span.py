@@ -96,7 +96,7 @@ def find_span(source: Source, until: float = math.inf) -> Span:
         BadClip: no packet with a time.
     """
     container, chosen = source.container, source.chosen
-    zero = min(_find_start(stream, container) for stream in chosen.streams)
+    zero = min(find_start(stream, container) for stream in chosen.streams)
     end = _find_stated_end(container, chosen, zero)
     if end is not None and end > zero:
         if until > end - zero and _goes_on_after(source, end):
@@ -142,7 +142,8 @@ def _goes_on_after(source: Source, end: float) -> bool:
     return False
 
 
-def _find_start(stream: AvStream, container: InputContainer) -> float:
+def find_start(stream: AvStream, container: InputContainer) -> float:
+    """When a stream begins, container seconds."""
     if is_raw_video(container):
         return 0.0
     if stream.start_time is not None:

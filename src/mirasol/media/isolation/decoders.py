@@ -100,8 +100,8 @@ def _get_working_folder() -> str | None:
     return None
 
 
-def _start_process(given: tuple[int, int, int]) -> subprocess.Popen:
-    """A process that runs `serve` with these descriptors."""
+def _start_process(given: tuple[int, int, int], inherited: tuple[int, ...]) -> subprocess.Popen:
+    """A process that runs `serve` with these descriptors, and that has those of `inherited` too."""
     # It inherits the mask: no signal reaches it before it says what is done with it.
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     try:
@@ -109,7 +109,7 @@ def _start_process(given: tuple[int, int, int]) -> subprocess.Popen:
             [sys.executable, "-c", format_decoder_program(given)],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
-            pass_fds=given,
+            pass_fds=(*given, *inherited),
             env=os.environ | ENVIRONMENT,
         )
     finally:
@@ -124,12 +124,15 @@ def _describe_no_start(why: str) -> str:
 
 
 class Decoder:
-    """A decoder process and the connection to it. For one thread at a time."""
+    """A decoder process and the connection to it. For one thread at a time.
 
-    def __init__(self):
+    inherited: descriptors of this process that its jobs may use under the same numbers
+    """
+
+    def __init__(self, inherited: tuple[int, ...] = ()):
         with ExitStack() as undone:
             try:
-                self._start(undone)
+                self._start(undone, inherited)
             except (OSError, ValueError) as error:
                 raise UserError(_describe_no_start(getattr(error, "strerror", None) or str(error))) from error
             undone.pop_all()
@@ -144,7 +147,7 @@ class Decoder:
         with suppress(ConnectionError):  # one that has failed to start is found out by the first job
             send_message(self._connection, pickle.dumps([place for place in sys.path if place]))
 
-    def _start(self, undone: ExitStack) -> None:
+    def _start(self, undone: ExitStack, inherited: tuple[int, ...]) -> None:
         """Starts the process; `undone` closes what this process keeps of the connection to it."""
         self._connection, theirs = socket.socketpair()
         undone.callback(self._connection.close)
@@ -157,7 +160,8 @@ class Decoder:
                 progress = make_memory(PAGE)
                 given.callback(os.close, progress)
                 self._progress = memoryview(mmap.mmap(progress, PAGE)).cast("q")
-                self._process = _start_process((theirs.fileno(), lifeline, progress))
+                given_to = (theirs.fileno(), lifeline, progress)
+                self._process = _start_process(given_to, inherited)
 
     @property
     def pid(self) -> int:
