@@ -4,10 +4,12 @@ import itertools
 import numpy as np
 import pytest
 
-from mirasol.synthetic.render import DOT_GREY, RGB, render_frames, render_sound, render_waveform, write_clip
-from mirasol.synthetic.scenes import COLOURS, PITCHES, SHAPES, TIMBRES, Scene, ShapeEvent, make_scene
+from mirasol.synthetic.render import DOT_GREY, render_frames, render_sound, render_waveform, write_clip
+from mirasol.synthetic.scenes import Scene, ShapeEvent, make_scene
+from mirasol.synthetic.worlds import SIGNS_AND_SIGNALS, WORLDS, World
 
 SHIFT = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
+EVERY_WORLD = pytest.mark.parametrize("world", WORLDS.values(), ids=WORLDS)
 
 
 @pytest.fixture(scope="module")
@@ -15,15 +17,20 @@ def scenes():
     return [make_scene(seed) for seed in range(30)]
 
 
+@pytest.fixture(scope="module")
+def signs():
+    return [make_scene(seed, SIGNS_AND_SIGNALS) for seed in range(30)]
+
+
 def coloured(frame: np.ndarray) -> np.ndarray:
-    """Pixels that belong to a shape: bright and saturated, unlike background, grain and grey dot."""
+    """Pixels that belong to a shape: bright, and saturated or white, unlike background, grain and grey dot."""
     values = frame.astype(int)
-    return (values.max(-1) - values.min(-1) > 70) & (values.max(-1) > 130)
+    return ((values.max(-1) - values.min(-1) > 70) | (values.min(-1) > 160)) & (values.max(-1) > 130)
 
 
-def nearest_colour(frame: np.ndarray) -> str:
+def nearest_colour(frame: np.ndarray, world: World) -> str:
     mean = frame[coloured(frame)].mean(axis=0)
-    return min(COLOURS, key=lambda colour: np.abs(mean - RGB[colour]).sum())
+    return min(world.colours, key=lambda colour: np.abs(mean - world.colours[colour]).sum())
 
 
 def centre(frame: np.ndarray) -> np.ndarray:
@@ -71,14 +78,42 @@ def test_every_shape_shows_its_colour_and_moves_its_way_in_each_half_of_its_slot
         frames = render_frames(scene)
         for event in scene.shapes:
             visible = shown(scene, event)
-            assert {nearest_colour(frames[index]) for index in visible} == {event.colour}
+            assert {nearest_colour(frames[index], scene.world) for index in visible} == {event.colour}
             middle = event.slot + 0.5
             for lo, hi in ((event.slot, middle), (middle, event.slot + 1)):
                 half = [index for index in visible if lo <= index / scene.style.frame_rate < hi]
                 moved = centre(frames[half[-1]]) - centre(frames[half[0]])
-                along, across = moved @ SHIFT[event.direction], moved @ SHIFT[event.direction][::-1]
+                along, across = moved @ SHIFT[event.motion], moved @ SHIFT[event.motion][::-1]
                 assert along > 0.08
                 assert abs(across) < 0.03
+
+
+def test_every_sign_shows_its_colour_and_its_motion_in_each_half_of_its_slot(signs):
+    for scene in signs:
+        frames = render_frames(scene)
+        for event in scene.shapes:
+            visible = shown(scene, event)
+            assert {nearest_colour(frames[index], scene.world) for index in visible} == {event.colour}
+            middle = event.slot + 0.5
+            for lo, hi in ((event.slot, middle), (middle, event.slot + 1)):
+                half = [index for index in visible if lo <= index / scene.style.frame_rate < hi]
+                places = np.array([centre(frames[index]) for index in half])
+                areas = [coloured(frames[index]).sum() for index in half]
+                sideways, upright = np.ptp(places, axis=0)
+                assert (sideways > 0.2) == (event.motion == "swinging")
+                assert (upright > 0.2) == (event.motion == "hopping")
+                if event.motion in ("growing", "shrinking"):
+                    ratio = areas[-1] / areas[0]
+                    assert ratio > 1.3 if event.motion == "growing" else ratio < 1 / 1.3
+
+
+def test_no_sign_is_cut_by_the_border_of_the_frame(signs):
+    for scene in signs:
+        frames = render_frames(scene)
+        for event in scene.shapes:
+            for index in shown(scene, event):
+                mask = coloured(frames[index])
+                assert not mask[[0, -1]].sum() > 6 and not mask[:, [0, -1]].sum() > 6
 
 
 def test_shapes_are_about_a_third_of_the_frame_and_never_cut_by_its_border(scenes):
@@ -91,19 +126,21 @@ def test_shapes_are_about_a_third_of_the_frame_and_never_cut_by_its_border(scene
             assert 0.28 < (rows[-1] - rows[0] + 1) / min(scene.style.height, scene.style.width) < 0.5
 
 
-def test_the_four_shapes_differ_at_32_pixels(scenes):
+@EVERY_WORLD
+def test_the_four_shapes_differ_at_32_pixels(scenes, world):
     silhouettes = {}
-    for shape in SHAPES:
+    for shape in world.shapes:
         scene = scenes[0]
-        event = dataclasses.replace(scene.shapes[0], shape=shape, size=0.4)
-        frame = render_frames(dataclasses.replace(scene, shapes=(event,)))[shown(scene, event)[0]]
+        looks = {"shape": shape, "colour": next(iter(world.colours)), "motion": list(world.motions)[2]}
+        event = dataclasses.replace(scene.shapes[0], **looks, size=0.4)
+        frame = render_frames(dataclasses.replace(scene, shapes=(event,), world=world))[shown(scene, event)[0]]
         mask = coloured(frame)
         rows, columns = np.nonzero(mask)
         box = mask[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1]
         small = np.linspace(0, len(box) - 1, 10).round().astype(int)
         wide = np.linspace(0, box.shape[1] - 1, 10).round().astype(int)
         silhouettes[shape] = box[np.ix_(small, wide)]
-    for one, other in itertools.combinations(SHAPES, 2):
+    for one, other in itertools.combinations(world.shapes, 2):
         assert (silhouettes[one] != silhouettes[other]).mean() > 0.1
 
 
@@ -124,8 +161,8 @@ def test_the_dot_drifts_through_the_whole_clip(scenes):
     assert np.abs(first - last).max() > 2
 
 
-def test_sounds_are_heard_in_their_slots_and_nowhere_else(scenes):
-    for scene in scenes:
+def test_sounds_are_heard_in_their_slots_and_nowhere_else(scenes, signs):
+    for scene in [*scenes, *signs]:
         waveform, rate = render_waveform(scene)[0], scene.style.sample_rate
         for slot in range(scene.slots):
             for half in (slot, slot + 0.5):
@@ -145,15 +182,16 @@ def spectrum(sound: np.ndarray, rate: int) -> np.ndarray:
     return np.append(bands, 8 * envelope.std() / envelope.mean())
 
 
-def test_half_a_second_tells_timbre_and_pitch():
-    kinds = list(itertools.product(TIMBRES, PITCHES))
+@EVERY_WORLD
+def test_half_a_second_tells_timbre_and_pitch(world):
+    kinds = list(itertools.product(world.timbres, world.pitches))
     features, labels = [], []
     for seed in range(60):
         scene = make_scene(seed)
         rate = scene.style.sample_rate
         for kind, (timbre, pitch) in enumerate(kinds):
             event = dataclasses.replace(scene.sounds[0], timbre=timbre, pitch=pitch)
-            sound = render_sound(event, rate)
+            sound = render_sound(event, rate, world)
             for part in np.split(sound[: len(sound) // 2 * 2], 2):
                 features.append(spectrum(part, rate))
                 labels.append(kind)
@@ -164,9 +202,9 @@ def test_half_a_second_tells_timbre_and_pitch():
     assert (guesses == labels[len(labels) // 2 :]).mean() > 0.97
 
 
-def test_the_file_holds_what_was_rendered_at_the_time_it_was_rendered(scenes, tmp_path):
+def test_the_file_holds_what_was_rendered_at_the_time_it_was_rendered(scenes, signs, tmp_path):
     pytest.importorskip("av")
-    for scene in scenes[:10]:
+    for scene in [*scenes[:10], *signs[:5]]:
         path = tmp_path / f"{scene.seed}.mp4"
         write_clip(scene, path)
         frames, wave, start, rate = decode(path)
@@ -176,7 +214,7 @@ def test_the_file_holds_what_was_rendered_at_the_time_it_was_rendered(scenes, tm
         assert np.abs(frames.astype(int) - rendered).mean() < 4
         for event in scene.shapes:
             middle = shown(scene, event)[len(shown(scene, event)) // 2]
-            assert nearest_colour(frames[middle]) == event.colour
+            assert nearest_colour(frames[middle], scene.world) == event.colour
         # Where the decoded sound fits best: within a millisecond of where it was rendered.
         count = min(len(wave), len(source))
         size = 1 << (2 * count - 1).bit_length()

@@ -5,21 +5,18 @@ from collections import Counter
 import pytest
 
 from mirasol.synthetic.scenes import (
-    COLOURS,
-    DIRECTIONS,
     EDGE_JITTER,
     FRAME_RATES,
     MAX_EVENTS,
-    PITCHES,
     SAMPLE_RATES,
-    SHAPES,
     SLOT_COUNTS,
     SPLITS,
-    TIMBRES,
     compute_stable_hash,
     make_scene,
     make_split_scene,
 )
+from mirasol.synthetic.worlds import SHAPES_AND_SOUNDS as WORLD
+from mirasol.synthetic.worlds import WORLDS
 
 
 @pytest.fixture(scope="module")
@@ -61,13 +58,13 @@ def test_attributes_and_counts_are_uniform_and_the_length_tells_nothing_of_them(
         assert len(counts) == MAX_EVENTS**2
         assert all(value == pytest.approx(1 / MAX_EVENTS**2, abs=0.02) for value in share(counts).values())
         shapes = Counter((event.shape, event.colour) for scene in mine for event in scene.shapes)
-        assert set(shapes) == set(itertools.product(SHAPES, COLOURS))
+        assert set(shapes) == set(itertools.product(WORLD.shapes, WORLD.colours))
         assert all(value == pytest.approx(1 / 16, abs=0.012) for value in share(shapes).values())
-        ways = Counter(event.direction for scene in mine for event in scene.shapes)
-        assert set(ways) == set(DIRECTIONS)
+        ways = Counter(event.motion for scene in mine for event in scene.shapes)
+        assert set(ways) == set(WORLD.motions)
         assert all(value == pytest.approx(1 / 4, abs=0.03) for value in share(ways).values())
         sounds = Counter((event.timbre, event.pitch) for scene in mine for event in scene.sounds)
-        assert set(sounds) == set(itertools.product(TIMBRES, PITCHES))
+        assert set(sounds) == set(itertools.product(WORLD.timbres, WORLD.pitches))
         assert all(value == pytest.approx(1 / 8, abs=0.02) for value in share(sounds).values())
 
 
@@ -101,16 +98,17 @@ def test_formats_vary(scenes):
     assert sum(style.width != style.height for style in styles) > 0.5 * len(styles)
 
 
-def test_no_two_splits_share_a_scene_whatever_their_seeds():
+@pytest.mark.parametrize("world", WORLDS.values(), ids=WORLDS)
+def test_no_two_splits_share_a_scene_whatever_their_seeds(world):
     held = {split: set() for split in SPLITS}
     counts = {"train": 1500, "validation": 150, "test": 150}
     for seed in (0, 1):
         for split, count in counts.items():
-            held[split] |= {make_split_scene(seed, split, index).signature() for index in range(count)}
+            held[split] |= {make_split_scene(seed, split, index, world).signature() for index in range(count)}
     for one, other in itertools.combinations(SPLITS, 2):
         assert not held[one] & held[other]
     # The test can fail: scenes drawn without regard to splits do meet.
-    free = [{make_scene(compute_stable_hash(name, index)).signature() for index in range(6000)} for name in "ab"]
+    free = [{make_scene(compute_stable_hash(name, index), world).signature() for index in range(6000)} for name in "ab"]
     assert free[0] & free[1]
 
 

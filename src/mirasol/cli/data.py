@@ -18,6 +18,7 @@ SYNTHESIZE = """Renders shapes and sounds: real mp4 files and questions about th
 
   mirasol data synthesize data/shapes --seed 7 --train 0 --validation 0 --test 100
   mirasol data synthesize data/chat --kind conversations --train 1000  training clips have questions after others, too
+  mirasol data synthesize data/signs --world signs --test 100 other shapes, colours, motions and sounds
   mirasol data synthesize data/captions --kind captions --train 1000   for pretraining: images, captions or sounds"""
 
 CHECK = """Reads all annotations of a data set and opens the media: counts per split and type next to the published
@@ -47,6 +48,9 @@ def add_arguments(parser: Any, make: Any) -> None:
     add_data_arguments(synthesize)
     synthesize.add_argument(
         "--kind", type=str, default="questions", help="questions, or for pretraining: images, captions, sounds"
+    )
+    synthesize.add_argument(
+        "--world", type=str, default="shapes", help="shapes (what the shipped weights know) or signs (what they do not)"
     )
     synthesize.add_argument("--workers", type=int, default=0, help="processes that render; 0 is one per core")
     check = make(CHECK)
@@ -120,7 +124,9 @@ def _check(chosen: Any) -> None:
 def _synthesize(chosen: Any) -> None:
     from mirasol.console import count_cores, make_console, show_progress
     from mirasol.synthetic.synthesize import synthesize
+    from mirasol.synthetic.worlds import find_world
 
+    world = find_world(chosen.world)
     out, began = make_console(), time.monotonic()
     with show_progress(out, "Rendering", "clips") as report:
         synthesize(
@@ -130,6 +136,7 @@ def _synthesize(chosen: Any) -> None:
             validation=chosen.validation,
             test=chosen.test,
             kind=chosen.kind,
+            world=world,
             workers=chosen.workers or count_cores(),
             progress=report,
         )

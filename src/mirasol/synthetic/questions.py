@@ -5,13 +5,14 @@ circle), and every premise is blind to the answer: it treats all candidates alik
 independently and uniformly, answers are then uniform over the candidates, whatever prompt and length of the clip.
 """
 
-from collections.abc import Callable, Iterator
+import itertools
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
 from mirasol.media.inputs.conversation import join_turns
-from mirasol.synthetic.scenes import COLOURS, DIRECTIONS, MAX_EVENTS, PITCHES, SHAPES, SLOT_SECONDS, TIMBRES, Scene
+from mirasol.synthetic.scenes import MAX_EVENTS, SLOT_SECONDS, Scene
 
 QUESTION_TYPES = ("sight", "hearing", "bound", "order", "count", "range")
 NUMBER_WORDS = ("one", "two", "three", "four")
@@ -48,11 +49,11 @@ def _find_unique(values: list[str]) -> list[tuple[int, str]]:
     return [(position, value) for position, value in enumerate(values) if values.count(value) == 1]
 
 
-def _list_ordered_pairs(values: tuple[str, ...], joint: str) -> tuple[str, ...]:
-    return tuple(f"{first} {joint} {last}" for first in values for last in values)
+def _list_ordered_pairs(values: Iterable[str], joint: str) -> tuple[str, ...]:
+    return tuple(f"{first} {joint} {last}" for first, last in itertools.product(values, repeat=2))
 
 
-def _list_others(values: tuple[str, ...], one: str) -> tuple[str, ...]:
+def _list_others(values: Iterable[str], one: str) -> tuple[str, ...]:
     return tuple(value for value in values if value != one)
 
 
@@ -61,27 +62,28 @@ def _list_others(values: tuple[str, ...], one: str) -> tuple[str, ...]:
 
 def _ask_colour_of_shape(scene: Scene) -> Iterator[Parts]:
     for position, shape in _find_unique([event.shape for event in scene.shapes]):
-        yield f"what colour is the {shape}?", scene.shapes[position].colour, COLOURS
+        yield f"what colour is the {shape}?", scene.shapes[position].colour, tuple(scene.world.colours)
 
 
 def _ask_shape_of_colour(scene: Scene) -> Iterator[Parts]:
     for position, colour in _find_unique([event.colour for event in scene.shapes]):
-        yield f"what shape is {colour}?", scene.shapes[position].shape, SHAPES
+        yield f"what shape is {colour}?", scene.shapes[position].shape, tuple(scene.world.shapes)
 
 
 def _ask_motion_of_colour(scene: Scene) -> Iterator[Parts]:
     for position, colour in _find_unique([event.colour for event in scene.shapes]):
-        yield f"which way does the {colour} shape move?", scene.shapes[position].direction, DIRECTIONS
+        prompt = scene.world.motion_question.format(thing=f"{colour} shape")
+        yield prompt, scene.shapes[position].motion, tuple(scene.world.motions)
 
 
 def _ask_motion_of_shape(scene: Scene) -> Iterator[Parts]:
     for position, shape in _find_unique([event.shape for event in scene.shapes]):
-        yield f"which way does the {shape} move?", scene.shapes[position].direction, DIRECTIONS
+        yield scene.world.motion_question.format(thing=shape), scene.shapes[position].motion, tuple(scene.world.motions)
 
 
 def _ask_shape_of_motion(scene: Scene) -> Iterator[Parts]:
-    for position, direction in _find_unique([event.direction for event in scene.shapes]):
-        yield f"what shape moves {direction}?", scene.shapes[position].shape, SHAPES
+    for position, motion in _find_unique([event.motion for event in scene.shapes]):
+        yield scene.world.mover_question.format(motion=motion), scene.shapes[position].shape, tuple(scene.world.shapes)
 
 
 # Hearing
@@ -89,24 +91,24 @@ def _ask_shape_of_motion(scene: Scene) -> Iterator[Parts]:
 
 def _ask_pitch_of_sound(scene: Scene) -> Iterator[Parts]:
     for position, timbre in _find_unique([event.timbre for event in scene.sounds]):
-        yield f"is the {timbre} low or high?", scene.sounds[position].pitch, PITCHES
+        yield f"is the {timbre} {' or '.join(scene.world.pitches)}?", scene.sounds[position].pitch, scene.world.pitches
 
 
 def _ask_sound_of_pitch(scene: Scene) -> Iterator[Parts]:
     for position, pitch in _find_unique([event.pitch for event in scene.sounds]):
-        yield f"which sound is {pitch}?", scene.sounds[position].timbre, TIMBRES
+        yield f"which sound is {pitch}?", scene.sounds[position].timbre, tuple(scene.world.timbres)
 
 
 def _ask_first_sound(scene: Scene) -> Iterator[Parts]:
-    yield "which sound is heard first?", scene.sounds[0].timbre, TIMBRES
+    yield "which sound is heard first?", scene.sounds[0].timbre, tuple(scene.world.timbres)
 
 
 def _ask_last_sound(scene: Scene) -> Iterator[Parts]:
-    yield "which sound is heard last?", scene.sounds[-1].timbre, TIMBRES
+    yield "which sound is heard last?", scene.sounds[-1].timbre, tuple(scene.world.timbres)
 
 
 def _ask_pitch_of_first(scene: Scene) -> Iterator[Parts]:
-    yield "is the first sound low or high?", scene.sounds[0].pitch, PITCHES
+    yield f"is the first sound {' or '.join(scene.world.pitches)}?", scene.sounds[0].pitch, scene.world.pitches
 
 
 # Bound: sight and hearing of one and the same moment. The answer has to be unique in the whole clip and not the only
@@ -129,12 +131,12 @@ def _find_sounds_during(scene: Scene, names: list[str]) -> Iterator[tuple[str, s
 
 def _ask_sound_during_object(scene: Scene) -> Iterator[Parts]:
     for name, timbre in _find_sounds_during(scene, [f"{event.colour} {event.shape}" for event in scene.shapes]):
-        yield f"which sound plays while the {name} is visible?", timbre, TIMBRES
+        yield f"which sound plays while the {name} is visible?", timbre, tuple(scene.world.timbres)
 
 
 def _ask_sound_during_shape(scene: Scene) -> Iterator[Parts]:
     for name, timbre in _find_sounds_during(scene, [event.shape for event in scene.shapes]):
-        yield f"which sound plays while the {name} is visible?", timbre, TIMBRES
+        yield f"which sound plays while the {name} is visible?", timbre, tuple(scene.world.timbres)
 
 
 def _find_sight_during_sound(scene: Scene, sights: list[str]) -> Iterator[tuple[str, str]]:
@@ -147,12 +149,12 @@ def _find_sight_during_sound(scene: Scene, sights: list[str]) -> Iterator[tuple[
 
 def _ask_colour_during_sound(scene: Scene) -> Iterator[Parts]:
     for timbre, colour in _find_sight_during_sound(scene, [event.colour for event in scene.shapes]):
-        yield f"what colour is seen while the {timbre} plays?", colour, COLOURS
+        yield f"what colour is seen while the {timbre} plays?", colour, tuple(scene.world.colours)
 
 
 def _ask_shape_during_sound(scene: Scene) -> Iterator[Parts]:
     for timbre, shape in _find_sight_during_sound(scene, [event.shape for event in scene.shapes]):
-        yield f"which shape is seen while the {timbre} plays?", shape, SHAPES
+        yield f"which shape is seen while the {timbre} plays?", shape, tuple(scene.world.shapes)
 
 
 # Order: what comes after or before an event that occurs once. It cannot be equal to its neighbour: three candidates,
@@ -170,29 +172,29 @@ def _find_neighbours(values: list[str]) -> Iterator[tuple[str, str, int]]:
 def _ask_sound_next_to_sound(scene: Scene) -> Iterator[Parts]:
     timbres = [event.timbre for event in scene.sounds]
     for word, timbre, other in _find_neighbours(timbres):
-        yield f"which sound comes {word} the {timbre}?", timbres[other], _list_others(TIMBRES, timbre)
+        yield f"which sound comes {word} the {timbre}?", timbres[other], _list_others(scene.world.timbres, timbre)
 
 
 def _ask_colour_next_to_colour(scene: Scene) -> Iterator[Parts]:
     colours = [event.colour for event in scene.shapes]
     for word, colour, other in _find_neighbours(colours):
-        yield f"which colour comes {word} {colour}?", colours[other], _list_others(COLOURS, colour)
+        yield f"which colour comes {word} {colour}?", colours[other], _list_others(scene.world.colours, colour)
 
 
 def _ask_shape_next_to_shape(scene: Scene) -> Iterator[Parts]:
     shapes = [event.shape for event in scene.shapes]
     for word, shape, other in _find_neighbours(shapes):
-        yield f"what shape comes {word} the {shape}?", shapes[other], _list_others(SHAPES, shape)
+        yield f"what shape comes {word} the {shape}?", shapes[other], _list_others(scene.world.shapes, shape)
 
 
 def _ask_colour_next_to_shape(scene: Scene) -> Iterator[Parts]:
     for word, shape, other in _find_neighbours([event.shape for event in scene.shapes]):
-        yield f"what colour comes {word} the {shape}?", scene.shapes[other].colour, COLOURS
+        yield f"what colour comes {word} the {shape}?", scene.shapes[other].colour, tuple(scene.world.colours)
 
 
 def _ask_shape_next_to_colour(scene: Scene) -> Iterator[Parts]:
     for word, colour, other in _find_neighbours([event.colour for event in scene.shapes]):
-        yield f"what shape comes {word} the {colour} one?", scene.shapes[other].shape, SHAPES
+        yield f"what shape comes {word} the {colour} one?", scene.shapes[other].shape, tuple(scene.world.shapes)
 
 
 # Count
@@ -212,25 +214,25 @@ def _ask_count_of_sounds(scene: Scene) -> Iterator[Parts]:
 def _ask_colour_change(scene: Scene) -> Iterator[Parts]:
     if len(scene.shapes) > 1:
         target = f"{scene.shapes[0].colour} to {scene.shapes[-1].colour}"
-        yield "how does the colour change from first to last?", target, _list_ordered_pairs(COLOURS, "to")
+        yield "how does the colour change from first to last?", target, _list_ordered_pairs(scene.world.colours, "to")
 
 
 def _ask_pitch_change(scene: Scene) -> Iterator[Parts]:
     if len(scene.sounds) > 1:
         target = f"{scene.sounds[0].pitch} to {scene.sounds[-1].pitch}"
-        yield "how does the pitch change from first to last?", target, _list_ordered_pairs(PITCHES, "to")
+        yield "how does the pitch change from first to last?", target, _list_ordered_pairs(scene.world.pitches, "to")
 
 
 def _ask_first_and_last_sound(scene: Scene) -> Iterator[Parts]:
     if len(scene.sounds) > 1:
         target = f"{scene.sounds[0].timbre} then {scene.sounds[-1].timbre}"
-        yield "which sound is first and which is last?", target, _list_ordered_pairs(TIMBRES, "then")
+        yield "which sound is first and which is last?", target, _list_ordered_pairs(scene.world.timbres, "then")
 
 
 def _ask_first_and_last_shape(scene: Scene) -> Iterator[Parts]:
     if len(scene.shapes) > 1:
         target = f"{scene.shapes[0].shape} then {scene.shapes[-1].shape}"
-        yield "which shape is first and which is last?", target, _list_ordered_pairs(SHAPES, "then")
+        yield "which shape is first and which is last?", target, _list_ordered_pairs(scene.world.shapes, "then")
 
 
 TEMPLATES: dict[str, dict[str, Template]] = {
@@ -321,7 +323,7 @@ def make_stories(scene: Scene) -> list[Question]:
     lists = {
         "shapes": [event.shape for event in scene.shapes],
         "colours": [event.colour for event in scene.shapes],
-        "motions": [event.direction for event in scene.shapes],
+        "motions": [event.motion for event in scene.shapes],
         "sounds": [event.timbre for event in scene.sounds],
         "pitches": [event.pitch for event in scene.sounds],
     }
@@ -347,7 +349,7 @@ def describe_slots(scene: Scene) -> list[Question]:
 
 def _describe_slot(scene: Scene, slot: int) -> Question:
     shape, sound = scene.find_shape(slot), scene.find_sound(slot)
-    seen = f"{shape.colour} {shape.shape} {shape.direction}" if shape else "nothing"
+    seen = f"{shape.colour} {shape.shape} {shape.motion}" if shape else "nothing"
     heard = f"{sound.pitch} {sound.timbre}" if sound else "silence"
     start = slot * SLOT_SECONDS
     return Question("describe", "describe", DESCRIBE_PROMPT, f"{seen} , {heard}", (), start, start + SLOT_SECONDS)
@@ -355,7 +357,7 @@ def _describe_slot(scene: Scene, slot: int) -> Question:
 
 def make_captions(scene: Scene) -> list[Question]:
     """What is seen: "red circle left , blue cross up", of the whole clip and of each slot with a shape."""
-    texts = {event.slot: f"{event.colour} {event.shape} {event.direction}" for event in scene.shapes}
+    texts = {event.slot: f"{event.colour} {event.shape} {event.motion}" for event in scene.shapes}
     return _make_for_clip_and_slots("caption", CAPTION_PROMPT, texts)
 
 

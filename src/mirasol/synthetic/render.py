@@ -1,36 +1,16 @@
 """Pixels and samples of a scene, and the mp4 file that holds both (H.264 + AAC)."""
 
-import functools
 from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
 
+from mirasol.synthetic.looks import Track, make_mask, outline_circle
 from mirasol.synthetic.scenes import Scene, ShapeEvent, SoundEvent, Style
+from mirasol.synthetic.worlds import SHAPES_AND_SOUNDS, World
 
-RGB = {"red": (215, 45, 40), "green": (45, 180, 65), "blue": (50, 80, 230), "yellow": (232, 208, 45)}
 DOT_GREY = 120
-
-# Base frequencies in Hz, low and high two octaves apart.
-BASE_HZ = {
-    ("bell", "low"): 330.0,
-    ("bell", "high"): 1320.0,
-    ("buzz", "low"): 110.0,
-    ("buzz", "high"): 440.0,
-    ("whistle", "low"): 520.0,
-    ("whistle", "high"): 2080.0,
-    ("drum", "low"): 200.0,
-    ("drum", "high"): 1600.0,  # noise has no sharp pitch: three octaves, to be as clear as two are for a tone
-}
-BELL_PARTIALS = ((1.0, 1.0), (2.0, 0.5), (2.76, 0.45), (4.07, 0.25))
-BELL_STRIKES = 2
-BELL_DECAY_SECONDS = 0.22
-BUZZ_HARMONICS = 24
-VIBRATO_HZ, VIBRATO_DEPTH = 6.0, 0.03
-DRUM_HITS = 6
-DRUM_DECAY_SECONDS = 0.045
 FADE_SECONDS = 0.012
-TOP_HZ = 7000.0  # nothing above it, so that the slowest sample rate (16 kHz) carries every sound
 
 
 # Video
@@ -50,7 +30,7 @@ def render_frames(scene: Scene) -> np.ndarray:
         _add_grain(frames, style.grain, rng)
     _draw_dot(frames, times, style)
     for event in scene.shapes:
-        _draw_shape(frames, times, event)
+        _draw_shape(frames, times, event, scene.world)
     return frames
 
 
@@ -82,34 +62,21 @@ def _draw_dot(frames: np.ndarray, times: np.ndarray, style: Style) -> None:
     """A small grey dot that drifts through the whole clip at constant velocity, re-entering where it left."""
     x, y, vx, vy = style.dot
     radius = max(2.0, style.dot_radius * min(style.height, style.width))
-    mask = _draw_disc(2 * round(radius) + 1)
+    mask = make_mask(outline_circle, 2 * round(radius) + 1)
     for frame, time in zip(frames, times.tolist(), strict=True):
         _paste(frame, mask, (x + vx * time) % 1.0 * style.width, (y + vy * time) % 1.0 * style.height, (DOT_GREY,) * 3)
 
 
-def _draw_shape(frames: np.ndarray, times: np.ndarray, event: ShapeEvent) -> None:
+def _draw_shape(frames: np.ndarray, times: np.ndarray, event: ShapeEvent, world: World) -> None:
     _, height, width, _ = frames.shape
     size = round(event.size * min(height, width))
-    mask = _make_shape_mask(event.shape, size)
-    colour = tuple(int(np.clip(c + d, 0, 255)) for c, d in zip(RGB[event.colour], event.tint, strict=True))
+    colour = tuple(int(np.clip(c + d, 0, 255)) for c, d in zip(world.colours[event.colour], event.tint, strict=True))
     shown = np.flatnonzero((times >= event.onset) & (times < event.offset))
     progress = (times[shown] - event.onset) / (event.offset - event.onset)
-    xs, ys = _compute_way(event, progress, size, width, height)
-    for index, x, y in zip(shown.tolist(), xs.tolist(), ys.tolist(), strict=True):
-        _paste(frames[index], mask, x, y, colour)
-
-
-def _compute_way(
-    event: ShapeEvent, progress: np.ndarray, size: int, width: int, height: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Centres (x, y) in pixels at `progress` 0..1 of the event: a straight line that keeps the shape in the frame."""
-    horizontal = event.direction in ("left", "right")
-    length, breadth = (width, height) if horizontal else (height, width)
-    way = event.travel * length
-    first = size / 2 + event.along * (length - size - way)
-    forward = first + way * (progress if event.direction in ("right", "down") else 1 - progress)
-    across = np.full_like(forward, size / 2 + event.across * (breadth - size))
-    return (forward, across) if horizontal else (across, forward)
+    track = Track(size, width, height, event.travel, event.along, event.across)
+    way = world.motions[event.motion](track, progress)
+    for index, x, y, now in zip(shown.tolist(), *(part.tolist() for part in way), strict=True):
+        _paste(frames[index], make_mask(world.shapes[event.shape], now), x, y, colour)
 
 
 def _paste(frame: np.ndarray, mask: np.ndarray, x: float, y: float, colour: tuple[int, int, int]) -> None:
@@ -125,26 +92,6 @@ def _paste(frame: np.ndarray, mask: np.ndarray, x: float, y: float, colour: tupl
     region[...] = region + part * (np.array(colour, np.float32) - region) + 0.5
 
 
-def _draw_disc(size: int) -> np.ndarray:
-    return _make_shape_mask("circle", size)
-
-
-@functools.lru_cache(maxsize=512)
-def _make_shape_mask(shape: str, size: int) -> np.ndarray:
-    """Coverage 0..1 of each pixel of a size x size square by the shape, float32, from 4 x 4 samples a pixel."""
-    axis = (np.arange(4 * size, dtype=np.float32) + 0.5) / (2 * size) - 1
-    x, y = axis[None, :], axis[:, None]
-    if shape == "circle":
-        inside = x**2 + y**2 <= 1
-    elif shape == "square":
-        inside = (np.abs(x) <= 0.85) & (np.abs(y) <= 0.85)
-    elif shape == "triangle":
-        inside = (np.abs(x) <= (y + 0.95) / 1.85) & (y <= 0.9)
-    else:
-        inside = (np.abs(x) <= 0.34) | (np.abs(y) <= 0.34)
-    return inside.reshape(size, 4, size, 4).mean(axis=(1, 3), dtype=np.float32)
-
-
 # Audio
 
 
@@ -158,7 +105,7 @@ def render_waveform(scene: Scene) -> np.ndarray:
     mono = style.noise_bed * rng.standard_normal(count, dtype=np.float32)
     mono += np.float32(style.hum) * np.sin(np.float32(2 * np.pi * style.hum_frequency) * time)
     for event in scene.sounds:
-        sound = render_sound(event, rate)
+        sound = render_sound(event, rate, scene.world)
         first = round(event.onset * rate)
         mono[first : first + len(sound)] += sound
     for click in style.clicks:
@@ -169,66 +116,15 @@ def render_waveform(scene: Scene) -> np.ndarray:
     return np.clip(mono * balance[:, None], -1, 1).astype(np.float32)
 
 
-def render_sound(event: SoundEvent, rate: int) -> np.ndarray:
+def render_sound(event: SoundEvent, rate: int, world: World = SHAPES_AND_SOUNDS) -> np.ndarray:
     """One sound event alone, float32 [sample], `loudness` at its peak, from its onset to its offset."""
     count = round((event.offset - event.onset) * rate)
     time = np.arange(count, dtype=np.float32) / rate
-    voices = {"bell": _render_bell, "buzz": _render_buzz, "whistle": _render_whistle, "drum": _render_drum}
-    sound = voices[event.timbre](event, time)
+    hz = world.find_hz(event.timbre, event.pitch) * event.detune
+    sound = world.timbres[event.timbre].voice(time, hz, event.noise_seed)
     fade = np.minimum(1.0, np.minimum(time, time[-1] - time) / FADE_SECONDS)
     sound = sound * fade
     return (event.loudness * sound / np.abs(sound).max()).astype(np.float32)
-
-
-def _find_hz(event: SoundEvent) -> float:
-    return BASE_HZ[event.timbre, event.pitch] * event.detune
-
-
-def _render_bell(event: SoundEvent, time: np.ndarray) -> np.ndarray:
-    """Decaying inharmonic partials, struck twice, so that each half of the slot tells timbre and pitch."""
-    since = time % np.float32((time[-1] + time[1]) / BELL_STRIKES)
-    partials = sum(
-        amplitude * np.sin(np.float32(2 * np.pi * ratio * _find_hz(event)) * since)
-        for ratio, amplitude in BELL_PARTIALS
-        if ratio * _find_hz(event) < TOP_HZ
-    )
-    return partials * np.exp(-since / BELL_DECAY_SECONDS)
-
-
-def _render_buzz(event: SoundEvent, time: np.ndarray) -> np.ndarray:
-    """A band-limited sawtooth, read from a table of one period."""
-    harmonics = [k for k in range(1, BUZZ_HARMONICS + 1) if k * _find_hz(event) < TOP_HZ]
-    table = _make_sawtooth(len(harmonics))
-    phase = (_find_hz(event) * time.astype(np.float64)) % 1.0
-    return table[(phase * len(table)).astype(np.int64)]
-
-
-@functools.lru_cache(maxsize=32)
-def _make_sawtooth(harmonics: int) -> np.ndarray:
-    """One period of a sawtooth's first harmonics, 4,096 samples."""
-    phase = np.arange(4096) / 4096
-    return sum(np.sin(2 * np.pi * k * phase) / k for k in range(1, harmonics + 1)).astype(np.float32)
-
-
-def _render_whistle(event: SoundEvent, time: np.ndarray) -> np.ndarray:
-    """A pure tone with vibrato."""
-    depth = VIBRATO_DEPTH * _find_hz(event) / VIBRATO_HZ
-    wobble = np.float32(depth) * np.sin(np.float32(2 * np.pi * VIBRATO_HZ) * time)
-    return np.sin(np.float32(2 * np.pi * _find_hz(event)) * time + wobble)
-
-
-def _render_drum(event: SoundEvent, time: np.ndarray) -> np.ndarray:
-    """A roll of short noise bursts in a band of two octaves around the base frequency."""
-    count, rate = len(time), 1.0 / float(time[1])
-    size = 1 << (count - 1).bit_length()
-    frequency = np.fft.rfftfreq(size, 1 / rate)
-    rng = np.random.default_rng(event.noise_seed)
-    band = (frequency >= _find_hz(event) / 2) & (frequency <= _find_hz(event) * 2)
-    spectrum = np.zeros(len(frequency), np.complex128)
-    spectrum[band] = np.exp(2j * np.pi * rng.uniform(size=int(band.sum())))
-    noise = np.fft.irfft(spectrum, size)[:count]
-    since = time % np.float32((time[-1] + time[1]) / DRUM_HITS)
-    return noise * np.exp(-since / DRUM_DECAY_SECONDS)
 
 
 # File

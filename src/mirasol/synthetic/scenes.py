@@ -11,11 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-SHAPES = ("circle", "square", "triangle", "cross")
-COLOURS = ("red", "green", "blue", "yellow")
-DIRECTIONS = ("left", "right", "up", "down")
-TIMBRES = ("bell", "buzz", "whistle", "drum")
-PITCHES = ("low", "high")
+from mirasol.synthetic.worlds import SHAPES_AND_SOUNDS, World
 
 SLOT_SECONDS = 1.0
 SLOT_COUNTS = (4, 5, 6)
@@ -43,7 +39,7 @@ class ShapeEvent:
     slot: int
     shape: str
     colour: str
-    direction: str
+    motion: str
     onset: float
     offset: float
     size: float  # diameter, as a fraction of the frame's shorter side
@@ -99,6 +95,7 @@ class Scene:
     shapes: tuple[ShapeEvent, ...]
     sounds: tuple[SoundEvent, ...]
     style: Style
+    world: World = SHAPES_AND_SOUNDS
 
     @property
     def seconds(self) -> float:
@@ -114,7 +111,7 @@ class Scene:
 
     def signature(self) -> tuple:
         """All that is named in questions: two scenes with one signature have the same answers to everything."""
-        shapes = tuple((event.slot, event.shape, event.colour, event.direction) for event in self.shapes)
+        shapes = tuple((event.slot, event.shape, event.colour, event.motion) for event in self.shapes)
         return self.slots, shapes, tuple((event.slot, event.timbre, event.pitch) for event in self.sounds)
 
 
@@ -124,8 +121,8 @@ def compute_stable_hash(*parts: object) -> int:
     return int.from_bytes(digest[:8], "big") >> 1
 
 
-def make_scene(seed: int) -> Scene:
-    """The scene of a seed: pure and deterministic."""
+def make_scene(seed: int, world: World = SHAPES_AND_SOUNDS) -> Scene:
+    """The scene of a seed in a world: pure and deterministic."""
     rng = np.random.default_rng(seed)
     slots = _pick(rng, SLOT_COUNTS)
     # Counts come first and know nothing of the number of slots: the length of a clip must not tell the count.
@@ -136,19 +133,20 @@ def make_scene(seed: int) -> Scene:
     return Scene(
         seed=seed,
         slots=slots,
-        shapes=tuple(_draw_shape_event(rng, slot) for slot in shape_slots),
-        sounds=tuple(_draw_sound_event(rng, slot) for slot in sound_slots),
+        shapes=tuple(_draw_shape_event(rng, slot, world) for slot in shape_slots),
+        sounds=tuple(_draw_sound_event(rng, slot, world) for slot in sound_slots),
         style=style,
+        world=world,
     )
 
 
-def make_split_scene(seed: int, split: str, index: int) -> Scene:
+def make_split_scene(seed: int, split: str, index: int, world: World = SHAPES_AND_SOUNDS) -> Scene:
     """Scene `index` of a split. Splits never share a scene, whatever the seeds of the two data sets.
 
     The hash of a scene's signature decides which split may hold it; scenes that belong elsewhere are drawn again.
     """
     for attempt in range(10_000):
-        scene = make_scene(compute_stable_hash(seed, split, index, attempt))
+        scene = make_scene(compute_stable_hash(seed, split, index, attempt), world)
         if compute_stable_hash("split", scene.signature()) % _SPLIT_BUCKETS in _BUCKET_OF_SPLIT[split]:
             return scene
     raise AssertionError(f"no scene for {split} {index} of seed {seed} in 10,000 draws")
@@ -165,13 +163,13 @@ def _draw_sound_slots(rng: np.random.Generator, slots: int, shape_slots: list[in
     return sorted(np.argsort(-keys)[:count].tolist())
 
 
-def _draw_shape_event(rng: np.random.Generator, slot: int) -> ShapeEvent:
+def _draw_shape_event(rng: np.random.Generator, slot: int, world: World) -> ShapeEvent:
     late, early = rng.uniform(*EDGE_JITTER, size=2).tolist()
     return ShapeEvent(
         slot=slot,
-        shape=_pick(rng, SHAPES),
-        colour=_pick(rng, COLOURS),
-        direction=_pick(rng, DIRECTIONS),
+        shape=_pick(rng, tuple(world.shapes)),
+        colour=_pick(rng, tuple(world.colours)),
+        motion=_pick(rng, tuple(world.motions)),
         onset=slot * SLOT_SECONDS + late,
         offset=(slot + 1) * SLOT_SECONDS - early,
         size=rng.uniform(0.36, 0.46),
@@ -182,12 +180,12 @@ def _draw_shape_event(rng: np.random.Generator, slot: int) -> ShapeEvent:
     )
 
 
-def _draw_sound_event(rng: np.random.Generator, slot: int) -> SoundEvent:
+def _draw_sound_event(rng: np.random.Generator, slot: int, world: World) -> SoundEvent:
     late, early = rng.uniform(*EDGE_JITTER, size=2).tolist()
     return SoundEvent(
         slot=slot,
-        timbre=_pick(rng, TIMBRES),
-        pitch=_pick(rng, PITCHES),
+        timbre=_pick(rng, tuple(world.timbres)),
+        pitch=_pick(rng, world.pitches),
         onset=slot * SLOT_SECONDS + late,
         offset=(slot + 1) * SLOT_SECONDS - early,
         loudness=rng.uniform(0.35, 0.75),

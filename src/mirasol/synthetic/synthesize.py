@@ -5,6 +5,7 @@ import hashlib
 import importlib.metadata
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,7 @@ from mirasol.synthetic.questions import (
 )
 from mirasol.synthetic.render import write_clip, write_still
 from mirasol.synthetic.scenes import SPLITS, Scene, compute_stable_hash, make_split_scene
+from mirasol.synthetic.worlds import SHAPES_AND_SOUNDS, World
 
 # Goes up whenever the same seed gives other scenes, pixels, sounds or questions.
 DATA_VERSION = 1
@@ -58,16 +60,17 @@ def synthesize(
     validation: int,
     test: int,
     kind: str = "questions",
+    world: World = SHAPES_AND_SOUNDS,
     workers: int = 1,
     progress: Progress | None = None,
 ) -> None:
     """Renders a data set of `train` + `validation` + `test` clips into the new folder `root`.
 
     Writes `<split>.jsonl`, `clips/<split>/<id>.mp4` (`images/<split>/<id>.png` for the kind `images`) and
-    `manifest.json` (seed, counts, versions, SHA-256 of every other file). `kind`: one of `KINDS`. The same arguments
-    give the same bytes with the same PyAV version. Splits never share a scene, also not those of data sets with
-    different seeds. `workers` processes render; `progress(done, total)` is called after each clip. An interrupted call
-    leaves no folder behind; a split of no clips gets an empty jsonl file.
+    `manifest.json` (seed, counts, versions, SHA-256 of every other file). `kind`: one of `KINDS`; `world`: what is
+    seen and heard. The same arguments give the same bytes with the same PyAV version. Splits never share a scene,
+    also not those of data sets with different seeds. `workers` processes render; `progress(done, total)` is called
+    after each clip. An interrupted call leaves no folder behind; a split of no clips gets an empty jsonl file.
 
     Raises UserError where `root` is a file or a folder that holds something, for negative counts, for no clips and for
     an unknown kind.
@@ -78,19 +81,28 @@ def synthesize(
     counts = {"train": train, "validation": validation, "test": test}
     _check(root, seed, counts, workers)
     # Not synced file by file: the manifest has every file's hash.
-    write_folder_atomically(root, lambda folder: _render_all(folder, seed, kind, counts, workers, progress), sync=False)
+    write_folder_atomically(
+        root, lambda folder: _render_all(folder, _Source(seed, kind, world), counts, workers, progress), sync=False
+    )
 
 
-def _render_all(
-    root: Path, seed: int, kind: str, counts: dict[str, int], workers: int, progress: Progress | None
-) -> None:
+@dataclass(frozen=True)
+class _Source:
+    """What all clips of a data set follow from."""
+
+    seed: int
+    kind: str
+    world: World
+
+
+def _render_all(root: Path, source: _Source, counts: dict[str, int], workers: int, progress: Progress | None) -> None:
     for split in SPLITS:
-        (root / _choose_folder(kind) / split).mkdir(parents=True)
-    jobs = [(root, seed, kind, split, index) for split in SPLITS for index in range(counts[split])]
+        (root / _choose_folder(source.kind) / split).mkdir(parents=True)
+    jobs = [(root, source, split, index) for split in SPLITS for index in range(counts[split])]
     rows: dict[str, list[str]] = {split: [] for split in SPLITS}
     files: dict[str, str] = {}
     for done, (job, (name, digest, lines)) in enumerate(zip(jobs, _run(jobs, workers), strict=True), start=1):
-        rows[job[3]] += lines
+        rows[job[2]] += lines
         files[name] = digest
         if progress is not None:
             progress(done, len(jobs))
@@ -98,7 +110,7 @@ def _render_all(
         content = "".join(lines).encode()
         (root / f"{split}.jsonl").write_bytes(content)
         files[f"{split}.jsonl"] = hashlib.sha256(content).hexdigest()
-    _write_manifest(root, seed, kind, counts, files)
+    _write_manifest(root, source, counts, files)
 
 
 def _choose_folder(kind: str) -> str:
@@ -133,12 +145,13 @@ def _run(jobs: list[tuple], workers: int) -> Iterator[tuple[str, str, list[str]]
             pool.shutdown(cancel_futures=True)
 
 
-def _render_job(job: tuple[Path, int, str, str, int]) -> tuple[str, str, list[str]]:
+def _render_job(job: tuple[Path, _Source, str, int]) -> tuple[str, str, list[str]]:
     """Renders one clip or still: its path relative to root, the file's SHA-256 and its lines for the split's jsonl."""
-    root, seed, kind, split, index = job
+    root, source, split, index = job
+    seed, kind = source.seed, source.kind
     # The scenes of one seed are others for every kind: pretraining never shows a clip that is asked about later.
     asked_about = kind in ("questions", "conversations")
-    scene = make_split_scene(seed if asked_about else compute_stable_hash(kind, seed), split, index)
+    scene = make_split_scene(seed if asked_about else compute_stable_hash(kind, seed), split, index, source.world)
     ending = "png" if kind == "images" else "mp4"
     name = f"{_choose_folder(kind)}/{split}/{format_clip_id(split, index)}.{ending}"
     if kind == "images":
@@ -177,12 +190,12 @@ def _make_row(name: str, clip: str, number: int, question: Question) -> str:
     return json.dumps(row) + "\n"
 
 
-def _write_manifest(root: Path, seed: int, kind: str, counts: dict[str, int], files: dict[str, str]) -> None:
+def _write_manifest(root: Path, source: _Source, counts: dict[str, int], files: dict[str, str]) -> None:
     manifest = {
-        "data_set": "shapes and sounds",
+        "data_set": source.world.title,
         "data_version": DATA_VERSION,
-        "kind": kind,
-        "seed": seed,
+        "kind": source.kind,
+        "seed": source.seed,
         "clips": counts,
         "versions": {name: importlib.metadata.version(name) for name in ("av", "numpy")},
         "sha256": dict(sorted(files.items())),
