@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from mirasol.cli import ask, compare, data, demo, evaluate, export, finetune, info, init, plan, score, train
+from mirasol.cli import ask, compare, data, demo, evaluate, experiment, export, finetune, info, init, plan, score, train
 from mirasol.errors import Stopped, UserError
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ COMMANDS = {
     "evaluate": evaluate,
     "score": score,
     "compare": compare,
+    "experiment": experiment,
     "data": data,
     "demo": demo,
     "info": info,
@@ -103,7 +104,11 @@ def make_parser(arguments: Sequence[str]) -> ArgumentParser:
         sub = make(command.DESCRIPTION)
         commands.add_subcommand(name, sub, help=command.HELP)
         command.add_arguments(sub, make)
-        if command in (train, plan, finetune) and arguments[:1] == [name] and {"-h", "--help"} & set(arguments):
+        if (
+            command in (train, plan, finetune, experiment)
+            and arguments[:1] == [name]
+            and {"-h", "--help"} & set(arguments)
+        ):
             sub.epilog = train.format_recipe_help()
     return parser
 

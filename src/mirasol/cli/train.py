@@ -9,7 +9,7 @@ import typing
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from mirasol.cli import finetune, plan
+from mirasol.cli import experiment, finetune, plan
 from mirasol.errors import UserError
 
 if TYPE_CHECKING:
@@ -30,7 +30,12 @@ Every key of the recipe is also an option. Later --config files override earlier
 
 # Options that are not keys of the recipe, for each command that takes a recipe.
 _BARE_KEY = re.compile(r"\w+(\.\w+)*=")
-_OWN_OPTIONS = {"train": ("--config", "--resume", "--print-recipe"), "plan": plan.OWN, "finetune": finetune.OWN}
+_OWN_OPTIONS = {
+    "train": ("--config", "--resume", "--print-recipe"),
+    "plan": plan.OWN,
+    "finetune": finetune.OWN,
+    "experiment": experiment.OWN,
+}
 
 
 def add_arguments(parser: "ArgumentParser", make: "Callable[..., ArgumentParser]") -> None:
@@ -41,23 +46,23 @@ def add_arguments(parser: "ArgumentParser", make: "Callable[..., ArgumentParser]
 
 
 def split_overrides(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Separates the arguments of `train`, `plan` and `finetune` into their own options and keys of a recipe.
+    """Separates the arguments of the commands that take a recipe into their own options and its keys.
 
-    `--key.path value` and `--key.path=value` become `key.path=value`, which `finetune` takes as it is, too. Raises
-    UserError for a key without a value.
+    `--key.path value` and `--key.path=value` become `key.path=value`, which `finetune` and `experiment` take as it is,
+    too. Raises UserError for a key without a value.
     """
     if not arguments or arguments[0] not in _OWN_OPTIONS:
         return list(arguments), []
     own, overrides, rest = [arguments[0]], [], list(arguments[1:])
     names = (*_OWN_OPTIONS[arguments[0]], "--help", "-h")
-    takes_bare = arguments[0] == "finetune"
+    takes_bare = arguments[0] in ("finetune", "experiment")
     while rest:
         word = rest.pop(0)
         name, equals, _ = word.partition("=")
         if name == "--config" and not equals:
             own += [word, *rest[:1]]
             rest = rest[1:]
-        elif takes_bare and _BARE_KEY.match(word) and own[-1] not in names:
+        elif takes_bare and _BARE_KEY.match(word) and (own[-1] not in names or own[-1] in experiment.FLAGS):
             overrides.append(word)
         elif not word.startswith("--") or name in names:
             own.append(word)

@@ -29,13 +29,18 @@ Report = Callable[[int, int], None]
 
 
 def evaluate_split(
-    loaded: Loaded, folder: Path, recipe: Recipe, controls: tuple[str, ...], progress: Report | None = None
+    loaded: Loaded,
+    folder: Path,
+    recipe: Recipe,
+    controls: tuple[str, ...],
+    progress: Report | None = None,
+    split: str = "test",
 ) -> Evaluation:
-    """Asks the checkpoint the test split; writes results and predictions into the folder. Resumes from the folder's
-    journal, which stays until the report is written."""
+    """Asks the checkpoint a split of the recipe's data; writes results and predictions into the folder. Resumes from
+    the folder's journal, which stays until the report is written."""
     folder.mkdir(parents=True, exist_ok=True)
     options = recipe.data.options
-    dataset = read_dataset("folder", recipe.data.folder, "test", options)
+    dataset = read_dataset("folder", recipe.data.folder, split, options)
     settings = AnswerSettings(
         root=dataset.root,
         controls=controls,
@@ -91,13 +96,13 @@ def format_outcome(folder: FinetuneFolder, before: Evaluation, after: Evaluation
     if {example.id for example in before.examples} & {example.id for example in after.examples}:
         rows[1][3] = _format_difference(compare_results(folder.before, folder.path).rows["All"])
     for name, estimate in after.protocols[OPEN].baselines.items():
-        rows.append([f"  {name}", "", _format_share(estimate.value), ""])
+        rows.append([f"  {name}", "", format_share(estimate.value), ""])
     # Without evidence a chosen candidate falls to chance, a generated text to nothing.
     protocol = CANDIDATES if CANDIDATES in after.protocols else OPEN
     of_candidates = ", best of the candidates" if protocol == CANDIDATES else ""
     for name, control in after.controls[protocol].items():
         value = control.metrics[_find_headline(after.protocols[protocol])].value
-        rows.append([f"  {name.replace('_', ' ')}{of_candidates}", "", _format_share(value), ""])
+        rows.append([f"  {name.replace('_', ' ')}{of_candidates}", "", format_share(value), ""])
     return format_table(rows)
 
 
@@ -114,14 +119,14 @@ def _find_headline(scores: ProtocolScores) -> str:
     return "top-1" if "top-1" in scores.metrics else scores.headline
 
 
-def _format_share(value: float | None) -> str:
+def format_share(value: float | None) -> str:
     return "-" if value is None else f"{100 * value:.1f}"
 
 
 def _format_estimate(estimate: Estimate) -> str:
     if estimate.low is None or estimate.high is None:
-        return _format_share(estimate.value)
-    return f"{_format_share(estimate.value)} [{_format_share(estimate.low)}, {_format_share(estimate.high)}]"
+        return format_share(estimate.value)
+    return f"{format_share(estimate.value)} [{format_share(estimate.low)}, {format_share(estimate.high)}]"
 
 
 def _format_difference(row: "Difference") -> str:

@@ -131,32 +131,42 @@ def render_sound(event: SoundEvent, rate: int, world: World = SHAPES_AND_SOUNDS)
 
 
 def write_clip(scene: Scene, path: Path, sound: bool = True) -> None:
-    """Renders a scene to an mp4 file: H.264 (yuv420p) and AAC, one encoding thread, no time stamps in the header.
+    """Renders a scene to an mp4 file (`write_mp4`). Without `sound` there is no audio track.
 
-    The bytes are the same for the same scene and the same PyAV version. Without `sound` there is no audio track.
+    The bytes are the same for the same scene and the same PyAV version.
     """
+    style = scene.style
+    waveform = render_waveform(scene) if sound else None
+    write_mp4(path, render_frames(scene), style.frame_rate, waveform, style.sample_rate)
+
+
+def write_mp4(
+    path: Path, frames: np.ndarray, frame_rate: int, waveform: np.ndarray | None, sample_rate: int = 0
+) -> None:
+    """Writes uint8 frames [frame, height, width, 3] and a float32 waveform [channel, sample] of one or two channels to
+    an mp4 file: H.264 (yuv420p) and AAC, one encoding thread, no time stamps in the header."""
     import av
 
-    style = scene.style
     with av.open(str(path), "w", format="mp4") as container:
-        video = container.add_stream("libx264", rate=style.frame_rate)
-        video.width, video.height, video.pix_fmt = style.width, style.height, "yuv420p"
+        video = container.add_stream("libx264", rate=frame_rate)
+        (video.height, video.width), video.pix_fmt = frames.shape[1:3], "yuv420p"
         # Small frames: low crf costs little and keeps the colours; one thread, because clips are rendered in parallel.
         video.options = {"preset": "ultrafast", "crf": "22"}
         video.codec_context.thread_count = 1
-        layout = "mono" if style.channels == 1 else "stereo"
-        if sound:
-            audio = container.add_stream("aac", rate=style.sample_rate, layout=layout)
-            audio.bit_rate = 48_000 * style.channels
+        channels = 0 if waveform is None else len(waveform)
+        layout = "mono" if channels == 1 else "stereo"
+        if waveform is not None:
+            audio = container.add_stream("aac", rate=sample_rate, layout=layout)
+            audio.bit_rate = 48_000 * channels
             # The default coder takes four times as long, which would be most of the rendering.
             audio.options = {"aac_coder": "fast"}
-        for index, pixels in enumerate(render_frames(scene)):
+        for index, pixels in enumerate(frames):
             frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
-            frame.pts, frame.time_base = index, Fraction(1, style.frame_rate)
+            frame.pts, frame.time_base = index, Fraction(1, frame_rate)
             container.mux(video.encode(frame))
         container.mux(video.encode(None))
-        if sound:
-            _encode_audio(container, audio, render_waveform(scene), layout, style.sample_rate)
+        if waveform is not None:
+            _encode_audio(container, audio, waveform, layout, sample_rate)
 
 
 def write_still(scene: Scene, path: Path, seconds: float) -> None:

@@ -1,0 +1,1 @@
+"""Experiments on real recordings, one command a table: data sets' own folds, trainings, baselines, intervals."""
