@@ -13,7 +13,22 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from mirasol.cli import ask, compare, data, demo, evaluate, experiment, export, finetune, info, init, plan, score, train
+from mirasol.cli import (
+    ask,
+    compare,
+    data,
+    demo,
+    evaluate,
+    experiment,
+    explain,
+    export,
+    finetune,
+    info,
+    init,
+    plan,
+    score,
+    train,
+)
 from mirasol.errors import Stopped, UserError
 
 if TYPE_CHECKING:
@@ -22,6 +37,7 @@ if TYPE_CHECKING:
 DESCRIPTION = "Ask questions about what is seen and heard in a video; train and evaluate the model that answers them."
 COMMANDS = {
     "ask": ask,
+    "explain": explain,
     "finetune": finetune,
     "train": train,
     "plan": plan,

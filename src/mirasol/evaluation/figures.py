@@ -115,8 +115,8 @@ class ScoreBar:
 def draw_reliability(sets: Mapping[str, Sequence[Mapping[str, Any]]], threshold: float | None) -> "Figure":
     """Accuracy over probability for sets of reliability bins by name: a point for each filled bin, its area the number
     of answers, next to the diagonal of perfect calibration and an upright line at the threshold."""
-    with _apply_style():
-        figure = _create_figure(5.4, 4.2)
+    with apply_style():
+        figure = create_figure(5.4, 4.2)
         axes = figure.subplots()
         axes.plot([0, 1], [0, 1], color=COLOURS["soft"], linewidth=1, linestyle=(0, (4, 2.5)), label="calibrated")
         for colour, (name, bins) in zip(TYPE_COLOURS, sets.items(), strict=False):
@@ -135,8 +135,8 @@ def draw_reliability(sets: Mapping[str, Sequence[Mapping[str, Any]]], threshold:
 def draw_scores(bars: Sequence[ScoreBar]) -> "Figure":
     """Horizontal bars with intervals, an upright line for each baseline and a marker for each control."""
     bars = bars[:_MOST_ROWS]
-    with _apply_style():
-        figure = _create_figure(10.2, 0.42 * len(bars) + 0.75)
+    with apply_style():
+        figure = create_figure(10.2, 0.42 * len(bars) + 0.75)
         axes = figure.subplots()
         axes.grid(False)
         for spine in axes.spines.values():
@@ -217,8 +217,8 @@ def draw_curves(
     """
     from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-    with _apply_style():
-        figure = _create_figure(*size)
+    with apply_style():
+        figure = create_figure(*size)
         axes = figure.subplots()
         for curve in curves:
             shown = curve.points[:: -(-len(curve.points) // _MOST_POINTS)] if curve.points else []
@@ -345,11 +345,11 @@ def draw_confusion(counts: np.ndarray, classes: Sequence[str], most_names: int =
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     named = len(classes) <= most_names
     side = min(10.2, 2.6 + 0.26 * len(classes)) if named else 6.0
-    with _apply_style():
-        figure = _create_figure(side, side * 0.85 if named else side)
+    with apply_style():
+        figure = create_figure(side, side * 0.85 if named else side)
         axes = figure.subplots()
         axes.grid(False)
-        image = axes.imshow(shares, cmap=_make_accent_colormap(), vmin=0, vmax=1, interpolation="nearest")
+        image = axes.imshow(shares, cmap=make_accent_colormap(), vmin=0, vmax=1, interpolation="nearest")
         axes.set(xlabel="chosen", ylabel="target")
         if named:
             axes.set_xticks(range(len(classes)), classes, rotation=90, color=COLOURS["ink"])
@@ -371,7 +371,7 @@ def draw_confusion(counts: np.ndarray, classes: Sequence[str], most_names: int =
     return figure
 
 
-def _make_accent_colormap() -> "Colormap":
+def make_accent_colormap() -> "Colormap":
     from matplotlib.colors import LinearSegmentedColormap
 
     return LinearSegmentedColormap.from_list("mirasol", ["#f7f3ea", "#f0b48a", "#b4531f", "#5e2408"])
@@ -382,8 +382,8 @@ def draw_one_clip(one: "OneClip") -> "Figure":
     chunks, questions = len(one.edges) - 1, len(one.judged)
     missing = chunks - len(one.reconstruction)  # the first chunk cannot be predicted
     heights = [1, 1, 1.3, 0.38 * max(questions, 1)]
-    with _apply_style():
-        figure = _create_figure(10.2, 0.62 * sum(heights) + 0.6)
+    with apply_style():
+        figure = create_figure(10.2, 0.62 * sum(heights) + 0.6)
         rows = figure.add_gridspec(4, 1, height_ratios=heights)
         strips = (("seen", one.frames, 0), ("expected" if missing else "reconstructed", one.reconstruction, missing))
         for place, (title, frames, first) in enumerate(strips):
@@ -403,7 +403,7 @@ def draw_one_clip(one: "OneClip") -> "Figure":
         axes.set(yticks=[], xlim=(0, chunks))
         axes.set_ylabel("heard", rotation=0, ha="right", va="center")
         axes = figure.add_subplot(rows[3])
-        axes.imshow(one.attention, cmap=_make_accent_colormap(), aspect="auto", vmin=0)
+        axes.imshow(one.attention, cmap=make_accent_colormap(), aspect="auto", vmin=0)
         axes.set_yticks(range(questions), [f"{item.example.prompt} {item.shown_answer}" for item in one.judged])
         axes.set(xticks=[])
         for axes in figure.axes:
@@ -422,7 +422,7 @@ def _draw_strip(axes: "Axes", frames: Sequence[np.ndarray] | np.ndarray, first: 
 def convert_to_svg(figure: "Figure", title: str) -> str:
     """The figure as inline SVG of a page: its colours are the page's variables, and it refers to no other file."""
     buffer = io.StringIO()
-    with _apply_style():
+    with apply_style():
         figure.savefig(
             buffer, format="svg", transparent=True, metadata=dict.fromkeys(("Date", "Creator", "Format", "Type"))
         )
@@ -446,7 +446,7 @@ def write_figures(folder: Path, figures: Mapping[str, "Figure"], file_format: st
     files = []
     for name, figure in figures.items():
         files.append(folder / f"{re.sub(r'[^a-z0-9]+', '-', name.lower()).strip('-')}.{file_format}")
-        with _apply_style():
+        with apply_style():
             # Without a date the same numbers give the same file.
             dated = {"CreationDate": None} if file_format == "pdf" else {}
             figure.savefig(files[-1], format=file_format, dpi=200, metadata=dated)
@@ -473,13 +473,13 @@ def map_to_colours(values: np.ndarray) -> np.ndarray:
     return colormaps["inferno"]((values - low) / max(high - low, 1e-9), bytes=True)[..., :3]
 
 
-def _apply_style() -> AbstractContextManager[None]:
+def apply_style() -> AbstractContextManager[None]:
     import matplotlib
 
     return matplotlib.rc_context(_STYLE)
 
 
-def _create_figure(width: float, height: float) -> "Figure":
+def create_figure(width: float, height: float) -> "Figure":
     """An empty figure of that size in inches."""
     from matplotlib.figure import Figure
 

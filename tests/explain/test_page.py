@@ -1,0 +1,166 @@
+"""The page, the figures and the command show the numbers that `explain` returns."""
+
+import html
+import json
+import re
+
+import numpy as np
+import pytest
+from explaining import COMBINERS, QUESTION, make_clip, make_model
+from untrained import only_stream
+
+from mirasol.cli.main import main
+from mirasol.errors import UserError
+from mirasol.explain import explain
+from mirasol.explain.describe import describe_explanation, find_chunk
+from mirasol.explain.figures import draw_figures
+from mirasol.explain.page import render_page
+from mirasol.explain.pictures import lay_over, spread_over_frames, spread_over_spectrogram, trace_waveform
+
+
+def explain_clip(name, **settings):
+    model, processor = make_model(name)
+    return explain(model, processor, make_clip(**settings), QUESTION, answer="a red circle")
+
+
+def render(explanation, chunk=0):
+    return render_page(explanation, chunk, file="a & b.mp4", checkpoint="tiny")
+
+
+def read_titles(page, name):
+    """Numbers that the cells of a row have as their titles, by chunk."""
+    found = re.findall(rf'title="{re.escape(html.escape(name))}, chunk (\d+): ([^"]+)"', page)
+    return {int(chunk): value for chunk, value in found}
+
+
+@pytest.mark.parametrize("name", [name for name in COMBINERS if "," not in name and "of a chunk" not in name])
+def test_page_json_and_figures_have_the_same_numbers(name):
+    explanation = explain_clip(name, chunks=4, gaps=True)
+    record, page = describe_explanation(explanation, 2), render(explanation, 2)
+    own = json.loads(re.search(r'id="numbers">(.*?)</script>', page, re.DOTALL)[1])
+    assert own == json.loads(json.dumps(record))
+
+    attention = explanation.cross_attention.mean(axis=0).sum(axis=2)
+    np.testing.assert_allclose([token["attention"] for token in record["tokens"]], attention, atol=1e-5)
+    for token in record["tokens"]:
+        titles = read_titles(page, f"cross-attention of {token['text']}")
+        assert list(map(float, titles.values())) == token["attention"] or len({t["text"] for t in record["tokens"]}) < 4
+    tubes = len(explanation.tubes)
+    mean = explanation.reading.rollout[2].mean(axis=0)
+    np.testing.assert_allclose(record["reads"]["rollout"]["picture"], mean[:, :tubes].sum(axis=1), atol=1e-5)
+    np.testing.assert_allclose(record["reads"]["rollout"]["sound"], mean[:, tubes:].sum(axis=1), atol=1e-5)
+    titles = read_titles(page, "share of pictures")
+    assert titles.keys() == {1, 2, 3, 4}
+    shown = read_titles(page, "log-likelihood lost without the picture")
+    expected = record["mattered"]["loss_without_picture"]
+    assert [None if shown[place + 1] == "none" else float(shown[place + 1]) for place in range(4)] == expected
+    assert expected[1] is None and record["mattered"]["loss_without_sound"][3] is None
+    np.testing.assert_allclose(
+        [value for value in expected if value is not None], explanation.occlusion.losses[0][[0, 2, 3]], atol=1e-5
+    )
+
+    figures = draw_figures(explanation, 2)
+    assert figures.keys() == {"timeline", "combiner"} | ({"memory"} if name == "ttm" else set())
+    drawn = figures["timeline"].axes[3].images[0].get_array()
+    np.testing.assert_allclose(drawn, attention, atol=1e-5)
+    drawn = figures["combiner"].axes[2].images[0].get_array()
+    np.testing.assert_allclose(drawn.sum() + record["reads"]["rollout"]["own"], 1, atol=1e-3)
+    if name == "ttm":
+        drawn = figures["memory"].axes[0].images[0].get_array()
+        np.testing.assert_allclose(drawn[:, :-1], explanation.reading.memory.content.mean(axis=1), atol=1e-5)
+
+
+@pytest.mark.parametrize("settings", [{"audio": False}, {"video": False}, {"chunks": 1}, {"chunks": 13}], ids=str)
+def test_a_page_needs_no_other_file_whatever_is_missing(settings):
+    explanation = explain_clip("transformer", **settings)
+    chunk = explanation.find_decisive_chunk()
+    page = render(explanation, chunk)
+    assert not re.search(r'(src|href)="(?!data:)', page)
+    assert "a &amp; b.mp4" in page
+    assert page.count("<div") == page.count("</div>")
+    assert ("no sound" in page) == (settings.get("audio") is False)
+    assert ("no<br>picture" in page) == (settings.get("video") is False)
+    assert draw_figures(explanation, chunk)
+
+
+def test_what_is_spread_over_a_picture_is_what_was_read_of_it():
+    explanation = explain_clip("transformer", chunks=3)
+    mean = explanation.reading.rollout[2].mean(axis=0)
+    tubes = len(explanation.tubes)
+    frames, sound = spread_over_frames(explanation, mean), spread_over_spectrogram(explanation, mean)
+    assert frames.shape == (3, 4, 32, 32) and sound.shape == (3, 16, 64)
+    np.testing.assert_allclose(frames.sum(axis=(1, 2, 3)), mean[:, :tubes].sum(axis=1), atol=1e-5)
+    np.testing.assert_allclose(sound.sum(axis=(1, 2)), mean[:, tubes:].sum(axis=1), atol=1e-5)
+    only = np.zeros_like(mean)
+    only[1, 12] = 1  # the last 2D patch: the lower right quarter of the first frame
+    heat = spread_over_frames(explanation, only)
+    assert heat[1, 0, 16:, 16:].min() > 0 and heat.sum() == pytest.approx(1) == heat[1, 0, 16:, 16:].sum()
+    coloured = lay_over(np.full((32, 32), 0.5, np.float32), heat[1, 0])
+    assert (coloured[:16, :, 0] == coloured[:16, :, 2]).all() and (coloured[16:, 16:, 0] > coloured[16:, 16:, 2]).all()
+
+
+def test_the_waveform_is_drawn_where_it_sounds():
+    explanation = explain_clip("concat", chunks=4)
+    quiet = np.zeros_like(explanation.waveform)
+    quiet[8_000:16_000] = 0.5  # the second half second of two
+    object.__setattr__(explanation, "waveform", quiet)
+    ends = trace_waveform(explanation, 8)
+    np.testing.assert_array_equal(ends[:, 1], [0, 0, 0.5, 0.5, 0, 0, 0, 0])
+
+
+def test_a_chunk_that_the_clip_does_not_have_is_refused():
+    explanation = explain_clip("concat", chunks=2)
+    assert find_chunk(explanation, 2) == 1
+    assert find_chunk(explanation, None) == explanation.find_decisive_chunk()
+    for number in (0, 3, -1):
+        with pytest.raises(UserError, match="1 to 2"):
+            find_chunk(explanation, number)
+
+
+@pytest.fixture
+def clip(shapes):
+    return sorted((shapes / "clips" / "test").iterdir())[0]
+
+
+def run(*arguments):
+    main(["explain", *map(str, arguments)])
+
+
+def test_the_command_writes_page_and_figures_and_prints_the_same_numbers(untrained, clip, tmp_path, capsys):
+    page = tmp_path / "new" / "page.html"
+    run(untrained, clip, QUESTION, "--output", page, "--figures", "png", "--json", "--chunk", 2, "--end", 2)
+    record = json.loads(capsys.readouterr().out)
+    text = page.read_text(encoding="utf-8")
+    own = json.loads(re.search(r'id="numbers">(.*?)</script>', text, re.DOTALL)[1])
+    assert own == {key: value for key, value in record.items() if key not in ("file", "checkpoint")}
+    assert record["reads"]["chunk"] == 2 and len(record["chunks"]) == 4
+    pictures = sorted(file.name for file in (tmp_path / "new" / "page-figures").iterdir())
+    assert pictures == ["combiner.png", "timeline.png"]
+
+    before = page.read_bytes()
+    silent = only_stream("video", clip, tmp_path / "silent.mp4")
+    refused = {
+        "already exists": (untrained, clip, QUESTION, "--output", page),
+        "already exists: give another folder": (
+            *(untrained, clip, QUESTION, "--output", page.with_name("page.htm"), "--figures", "pdf"),
+        ),
+        "no such": (untrained, tmp_path / "none.mp4", QUESTION, "--output", tmp_path / "a.html"),
+        "is empty": (untrained, clip, "  ", "--output", tmp_path / "a.html"),
+        "--answer": (untrained, clip, QUESTION, "--answer", "", "--output", tmp_path / "a.html"),
+        "chunks 1 to 4": (*(untrained, silent, QUESTION, "--chunk", 5, "--end", 2, "--output", tmp_path / "a.html"),),
+        "checkpoint": (tmp_path, clip, QUESTION, "--output", tmp_path / "a.html"),
+        "--figures svg": (untrained, clip, QUESTION, "--figures", "svg", "--output", tmp_path / "a.html"),
+    }
+    for words, arguments in refused.items():
+        with pytest.raises(SystemExit) as stopped:
+            run(*arguments)
+        assert stopped.value.code == 2
+        said = capsys.readouterr()
+        assert words in said.err.splitlines()[-1].lower() or words in said.err.splitlines()[-1]
+        assert len(said.err.strip().splitlines()) <= 2  # a note about the file, and the error
+        assert not (tmp_path / "a.html").exists()
+    assert page.read_bytes() == before
+
+    run(untrained, silent, QUESTION, "--output", tmp_path / "silent.html", "--end", 1)
+    said = capsys.readouterr().out
+    assert "no sound to take away" in said and "written: " in said
