@@ -113,8 +113,23 @@ def format_plan(plan: Plan, fits: dict[str, bool]) -> str:
         f"disk: {format_bytes(plan.checkpoint_bytes)} for a checkpoint, {format_bytes(plan.result_bytes)} for the "
         f"result, at most {format_bytes(plan.disk_bytes)} for all that are kept; {format_bytes(plan.clip_bytes)} for a "
         "decoded clip",
+        *_describe_features(plan),
     ]
     return "\n".join([*lines, *(f"note: {note}" for note in plan.notes)])
+
+
+def _describe_features(plan: Plan) -> list[str]:
+    """A line about the feature cache of each stage that uses it."""
+    lines = []
+    for name, stage in plan.stages.items():
+        if stage.features is not None:
+            computed, size = stage.features.computed, format_bytes(stage.features.clip_bytes)
+            total = "" if plan.feature_bytes is None else f", {format_bytes(plan.feature_bytes)} for all"
+            lines.append(
+                f"feature cache, {name}: {computed:,} clips computed, {stage.features.clip_flops / 1e12:.4g} TFLOP "
+                f"each; {size} on disk for a clip{total}"
+            )
+    return lines
 
 
 def _make_component_rows(plan: Plan) -> list[list[str]]:
@@ -145,6 +160,7 @@ def _make_stage_rows(stages: dict[str, StagePlan], fits: dict[str, bool]) -> lis
         make_row("seconds a step", lambda stage: f"{stage.step_seconds:.3g}"),
         make_row("epochs", _format_epochs),
         make_row("time of an epoch", lambda stage: format_duration(stage.epoch_seconds)),
+        *([make_row("later epochs", _format_later_epochs)] if any(stage.features for stage in stages.values()) else []),
         make_row("time of the stage", lambda stage: format_duration(stage.seconds)),
     ]
     return [*rows, ["fits", *("yes" if fit else "NO" for fit in fits.values())]] if fits else rows
@@ -161,6 +177,10 @@ def _format_epochs(stage: StagePlan) -> str:
     if stage.epochs is None:
         return "?"
     return f"{stage.epochs:.2f}" + ("" if stage.clips is None else f" of {stage.clips:,} clips")
+
+
+def _format_later_epochs(stage: StagePlan) -> str:
+    return format_duration(stage.epoch_seconds if stage.features is None else stage.features.later_epoch_seconds)
 
 
 def format_bytes(count: float) -> str:

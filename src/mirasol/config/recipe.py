@@ -81,6 +81,10 @@ class DataRecipe:
     cache: folder for decoded clips, which runs on the same data may share. null: `<output>/cache`, where `ahead` keeps
         only the clips of validation
     cache_limit: with `ahead`, the size limit of `cache` in gigabytes (10^9 bytes); null: no limit
+    feature_cache: folder for what frozen encoders compute of each clip, which runs may share; stages that train neither
+        vit, tubes nor audio, and do not augment, then compute it once. null: every step computes it
+    feature_cache_limit: the size limit of `feature_cache` in gigabytes (10^9 bytes); null: no limit
+    feature_cache_dtype: `fp32` keeps features as they were computed, `bf16` takes half of the disk
     mixture: several data sets by name, each with its own root, dataset, splits and options, which then replace these
     """
 
@@ -93,6 +97,9 @@ class DataRecipe:
     decode: Literal["before", "ahead"] = "before"
     cache: str | None = None
     cache_limit: float | None = None
+    feature_cache: str | None = None
+    feature_cache_limit: float | None = None
+    feature_cache_dtype: Literal["fp32", "bf16"] = "fp32"
     dataset: str = "folder"
     options: DatasetOptions = field(default_factory=DatasetOptions)
     mixture: dict[str, DataSetRecipe] = field(default_factory=dict)
@@ -499,6 +506,27 @@ def _check_no_key_is_idle(recipe: Recipe) -> None:
                 f"data.cache_limit={data.cache_limit:g} has no effect without data.decode: ahead and a data.cache: "
                 "leave it out, or set both"
             )
+    _check_feature_cache(recipe)
+
+
+def _check_feature_cache(recipe: Recipe) -> None:
+    """Refuses settings of a feature cache that is off, and one that cannot work."""
+    data = recipe.data
+    for name in ("feature_cache_limit", "feature_cache_dtype"):
+        value = getattr(data, name)
+        if data.feature_cache is None and value != getattr(DataRecipe, name):
+            raise UserError(f"data.{name}={value} has no effect without data.feature_cache: leave it out, or set both")
+    if data.feature_cache is None:
+        return
+    if data.feature_cache_limit is not None:
+        _check_positive(data, "feature_cache_limit")
+    if data.cache is not None and os.path.abspath(data.cache) == os.path.abspath(data.feature_cache):
+        raise UserError(f"data.feature_cache={data.feature_cache} is data.cache too: give each a folder of its own")
+    if recipe.parallel.kind == "fsdp":
+        raise UserError(
+            f"data.feature_cache={data.feature_cache}: with parallel.kind=fsdp every process needs all others to "
+            "encode a clip: use ddp, or leave the cache out"
+        )
 
 
 def _check_overrides(model: ModelRecipe) -> None:

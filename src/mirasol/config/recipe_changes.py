@@ -13,6 +13,8 @@ FREE_TO_CHANGE = frozenset(
         "output",
         "data.cache",
         "data.cache_limit",
+        "data.feature_cache",
+        "data.feature_cache_limit",
         "log_every",
         "validate_every",
         "validation_clips",
@@ -33,8 +35,12 @@ VALIDATION_KEYS = frozenset(["keep_best", "validate_every", "validation_clips", 
 
 def list_free_keys(*recipes: Mapping[str, Any]) -> frozenset[str]:
     """Keys that affect no weights of these recipes (from `to_dict`)."""
-    has_patience = any(recipe.get("patience") is not None for recipe in recipes)
-    return FREE_TO_CHANGE - VALIDATION_KEYS if has_patience else FREE_TO_CHANGE
+    free = FREE_TO_CHANGE
+    if any(recipe.get("patience") is not None for recipe in recipes):
+        free -= VALIDATION_KEYS
+    if all(recipe["data"].get("feature_cache") is None for recipe in recipes):
+        free |= {"data.feature_cache_dtype"}
+    return free
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

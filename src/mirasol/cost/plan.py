@@ -14,6 +14,7 @@ from mirasol.config.recipe import Recipe, Stage
 from mirasol.cost.assumptions import Assumptions
 from mirasol.cost.counting import build_on_meta
 from mirasol.cost.devices import find_peak_tflops, runs_on_processor
+from mirasol.cost.features import FeatureCosts, FeaturePlan
 from mirasol.cost.memory import (
     FLOAT,
     Memory,
@@ -48,6 +49,9 @@ class StagePlan:
     step_flops: of all processes together for one step, without recomputation, which `recomputed_flops` counts
     clips: number of clips to draw from, None if the data cannot be read
     epochs: passes over the clips, or over their questions where the recipe gives epochs
+    epoch_seconds: of the first epoch
+    features: what a feature cache changes, None without one: then `cost`, `step_flops` and `step_seconds` are those of
+        steps that find all features
     """
 
     steps: int
@@ -63,6 +67,7 @@ class StagePlan:
     clips: int | None
     epochs: float | None
     epoch_seconds: float | None
+    features: FeaturePlan | None = None
 
 
 @dataclass(frozen=True)
@@ -74,6 +79,7 @@ class Plan:
     initial: for each component how many weights are `loaded` from `model.init`, of these `untrained`, `new`, `unused`
     checkpoint_bytes: of one checkpoint with its optimizer; result_bytes: of the finished model
     clip_bytes: of one decoded clip in the cache
+    feature_bytes: of all clips in the feature cache; None without one, or where the number of clips is unknown
     notes: what was assumed
     """
 
@@ -91,6 +97,7 @@ class Plan:
     result_bytes: int
     disk_bytes: int
     clip_bytes: int
+    feature_bytes: int | None
     notes: list[str]
 
     def to_dict(self) -> dict[str, Any]:
@@ -119,14 +126,17 @@ def plan_run(recipe: Recipe, given: Assumptions) -> Plan:
     recipe, clips = read_clips_of_stages(recipe, notes)
     peak, source = find_peak_tflops(recipe, given.peak_tflops)
     counted: dict[Any, StepCost] = {}
-    stages = {}
+    stages, features = {}, FeatureCosts(recipe, config, chosen, notes)
     for name, stage in recipe.stages.items():
         shape = find_step_shape(recipe, name, config, given, clips.get(name), notes)
+        shape = dataclasses.replace(shape, features=name in features.stages)
         chosen.enter(name)
         cost = _count_stage_cost(recipe, model, stage, shape, counted, chosen.trained[name])
         memory = compute_device_memory(recipe, model, cost, optimizer, given.processes)
         trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
         stages[name] = _plan_stage(recipe, name, given, shape, trained, cost, memory, peak, clips.get(name))
+        if shape.features:
+            stages[name] = _add_features(stages[name], recipe, name, given, features, model, clips.get(name), peak)
     checkpoint = weights + optimizer + (weights if recipe.ema is not None else 0)
     return Plan(
         processes=given.processes,
@@ -146,6 +156,7 @@ def plan_run(recipe: Recipe, given: Assumptions) -> Plan:
             count_clip_bytes(config, stages[name].shape.chunks, stage.augment.crop)
             for name, stage in recipe.stages.items()
         ),
+        feature_bytes=features.count_kept_bytes(),
         notes=list(dict.fromkeys(notes)),
     )
 
@@ -181,6 +192,42 @@ def _plan_stage(
         clips=None if clips is None else len(clips),
         epochs=epochs,
         epoch_seconds=None if epochs is None else seconds * stage.steps / epochs,
+    )
+
+
+def _add_features(
+    plan: StagePlan,
+    recipe: Recipe,
+    name: str,
+    given: Assumptions,
+    features: FeatureCosts,
+    model: MirasolForConditionalGeneration,
+    clips: Sequence[ClipExamples] | None,
+    peak_tflops: float,
+) -> StagePlan:
+    """The plan of a stage of steps over features, with the time and the memory that computing these takes."""
+    encoding = features.find_encoding(model, plan.shape.chunks)
+    size = features.count_clip_bytes(encoding)
+    found = features.count_computed(name, clips, size)
+    seconds = encoding.flops / (given.mfu * peak_tflops * 1e12 * given.processes)
+    # The features of all microbatches are there from the start, those of a clip are computed before the step.
+    held = plan.shape.clips * encoding.feature_bytes
+    before = plan.memory.peak - plan.cost.peak_bytes
+    peak = max(
+        plan.memory.peak + (plan.microbatches - 1) * held,
+        before + plan.microbatches * held + encoding.peak_bytes,
+    )
+    epoch, stage = plan.epoch_seconds, recipe.stages[name]
+    first = later = None
+    if epoch is not None and clips is not None:
+        shown = min(len(clips), stage.steps * stage.clips_per_step)
+        first, later = epoch + seconds * min(found.new, shown), epoch + seconds * min(found.left, shown)
+    return dataclasses.replace(
+        plan,
+        memory=dataclasses.replace(plan.memory, peak=peak),
+        seconds=plan.seconds + seconds * found.computed,
+        epoch_seconds=first,
+        features=FeaturePlan(encoding.flops, size, None if clips is None else found.kept * size, found.computed, later),
     )
 
 

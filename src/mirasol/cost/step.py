@@ -33,6 +33,7 @@ class StepShape:
     questions: text rows of each clip
     text_length: tokens of each row, padding included
     target_tokens: how many of them count in the text loss, at most `text_length` - 1
+    features: whether clips come as the features of frozen encoders, computed before
     """
 
     clips: int
@@ -41,6 +42,7 @@ class StepShape:
     text_length: int
     target_tokens: int
     objective: Literal["clips", "image_text"] = "clips"
+    features: bool = False
 
 
 @dataclass(frozen=True)
@@ -81,21 +83,62 @@ def count_step_cost(
         computes again by its own choice counts as kept
     """
     weights = torch.bfloat16 if precision == "bf16 weights" else torch.float32
-    model = copy.deepcopy(model).to(weights).train()
-    if model.config._attn_implementation == "flex_attention":  # has no counts: it runs on real devices only
-        model.set_attn_implementation("sdpa")
+    model = _copy_for_counting(model, weights)
     if compiled:
         keep_activations(model)
     with FakeTensorMode(allow_non_fake_inputs=True):
         model.to_empty(device=device)
         batch = _make_batch(model.config, shape, device, weights)
-        step = _FakeStep(model, batch, shape, torch.autocast(device, torch.bfloat16, enabled=precision == "bf16"))
+        autocast = torch.autocast(device, torch.bfloat16, enabled=precision == "bf16")
+        if shape.features:
+            with torch.no_grad(), autocast:
+                batch["features"] = model.compute_features(*(batch.pop(name) for name in ("video", "audio")),
+                                                           batch["video_mask"], batch["audio_mask"])  # fmt: skip
+        step = _FakeStep(model, batch, shape, autocast)
         forward, backward, again = step.count_flops(recomputed)
         saved, peak = step.count_bytes(keep_gradients)
     return StepCost(forward, backward, again, saved, peak)
 
 
-def _make_batch(config: MirasolConfig, shape: StepShape, device: str, dtype: torch.dtype) -> dict[str, Tensor]:
+@dataclass(frozen=True)
+class EncodingCost:
+    """What frozen encoders take for one clip, without gradients: FLOPs, the most bytes in memory at a time with the
+    media, and the bytes and the number of values of the features that come out."""
+
+    flops: int
+    peak_bytes: int
+    feature_bytes: int
+    feature_values: int
+
+
+def count_encoding_cost(
+    model: nn.Module, chunks: int, precision: Literal["fp32", "bf16"] = "fp32", device: str = "cpu"
+) -> EncodingCost:
+    """Counts the encoding of a clip by a model on the `meta` device; arguments as those of `count_step_cost`."""
+    model = _copy_for_counting(model, torch.float32)
+    with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad(), _AssumedContents(0):
+        model.to_empty(device=device)
+        batch = _make_batch(model.config, StepShape(1, chunks, 1, 1, 0), device, torch.float32)
+        media = {name: batch[name] for name in ("video", "audio", "video_mask", "audio_mask")}
+        live = LiveBytes([*model.parameters(), *model.buffers()], list(media.values()))
+        with torch.autocast(device, torch.bfloat16, enabled=precision == "bf16"):
+            with count_products() as counter:
+                features = list(_find_tensors(model.compute_features(**media)))
+            with live:
+                model.compute_features(**media)
+    return EncodingCost(
+        counter.get_total_flops(), live.peak, sum(f.nbytes for f in features), sum(f.numel() for f in features)
+    )
+
+
+def _copy_for_counting(model: nn.Module, dtype: torch.dtype) -> nn.Module:
+    model = copy.deepcopy(model).to(dtype).train()
+    if model.config._attn_implementation == "flex_attention":  # has no counts: it runs on real devices only
+        model.set_attn_implementation("sdpa")
+    return model
+
+
+def _make_batch(config: MirasolConfig, shape: StepShape, device: str, dtype: torch.dtype) -> dict[str, Any]:
     """A batch without contents."""
     video, audio, rows = config.video, config.audio, shape.clips * shape.questions
     ids = torch.empty(rows, shape.text_length, dtype=torch.long, device=device)
@@ -119,7 +162,7 @@ def _make_batch(config: MirasolConfig, shape: StepShape, device: str, dtype: tor
 class _FakeStep:
     """One step on fake tensors, run once to count FLOPs and once to count bytes."""
 
-    def __init__(self, model: nn.Module, batch: dict[str, Tensor], shape: StepShape, autocast: torch.autocast):
+    def __init__(self, model: nn.Module, batch: dict[str, Any], shape: StepShape, autocast: torch.autocast):
         self.model, self.batch, self.autocast = model, batch, autocast
         self.compute: Callable[..., Any] = model.image_text if shape.objective == "image_text" else model
         self.targets = _AssumedContents(shape.clips * shape.questions * shape.target_tokens)
@@ -159,7 +202,8 @@ class _FakeStep:
         """Bytes that autograd saves for the backward pass, without weights and inputs; and the most bytes in memory at
         a time, with inputs and gradients, without weights."""
         weights, saved = [*self.model.parameters(), *self.model.buffers()], 0
-        live = LiveBytes(weights, list(self.batch.values()))
+        inputs = list(_find_tensors(self.batch))
+        live = LiveBytes(weights, inputs)
         with contextlib.ExitStack() as stack:
             if not keep_gradients:
                 for parameter in self.model.parameters():
@@ -167,7 +211,7 @@ class _FakeStep:
                         stack.callback(parameter.register_post_accumulate_grad_hook(_drop_gradient).remove)
             stack.enter_context(live)
             stack.enter_context(self.targets)
-            loss, saved = count_saved_bytes(self.compute_loss, [*weights, *self.batch.values()])
+            loss, saved = count_saved_bytes(self.compute_loss, [*weights, *inputs])
             loss.backward()
         return saved, live.peak
 

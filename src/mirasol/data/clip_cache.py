@@ -59,6 +59,46 @@ class UnreadableWindow(BadClip):
         return type(self), (self.root, self.window)
 
 
+class Room:
+    """How much a folder of safetensors files may hold, counted in a file there that processes share.
+
+    limit: in bytes, None for any; key: the recipe's key that sets it
+    """
+
+    def __init__(self, folder: Path, limit: int | None, key: str):
+        self.folder, self.limit, self.key = folder, limit, key
+
+    def take(self, size: int) -> bool:
+        """Whether the folder may take so many bytes more; if so, they are counted in."""
+        if self.limit is None:
+            return True
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with (self.folder / "size").open("a+", encoding="utf-8") as file:
+            if not lock_file(file.fileno(), wait=True):
+                # Always the same text, so that the warning is shown once.
+                warnings.warn(
+                    f"{self.folder}: this disk has no locks: processes that write here may count its size wrongly, and "
+                    f"exceed {self.key}",
+                    stacklevel=2,
+                )
+            file.seek(0)
+            text = file.read()
+            taken = int(text) if text.isdecimal() else self.measure()
+            if taken + size > self.limit:
+                return False
+            file.truncate(0)
+            file.write(str(max(0, taken + size)))
+        return True
+
+    def measure(self) -> int:
+        """Bytes of all files in the folder, as it is now."""
+        size = 0
+        for file in self.folder.rglob("*.safetensors"):
+            with contextlib.suppress(FileNotFoundError):  # another process may just have found it damaged
+                size += file.stat().st_size
+        return size
+
+
 class ClipCache:
     """The compact tensors of decoded clips, one safetensors file each, decoded on first use.
 
@@ -90,6 +130,7 @@ class ClipCache:
         self._settings = json.dumps(self.settings, sort_keys=True)
         self.grid = _make_extractor(self._settings).grid
         self._cuts: dict[Window, tuple[int, int] | None] = {}
+        self._room = Room(self.folder, limit, "data.cache_limit") if self.folder else None
 
     def at_size(self, image_size: int) -> "ClipCache":
         """The cache, in the same folder, of the same clips with frames of `image_size` pixels."""
@@ -97,15 +138,17 @@ class ClipCache:
             return self
         return ClipCache(self.folder, self.root, self.settings | {"image_size": image_size}, self.whole, self.limit)
 
-    def file(self, window: Window) -> Path:
-        """The file of the window's tensors, which may not exist yet. Raises BadClip where the media file is missing."""
+    def make_key(self, window: Window) -> list[Any]:
+        """What the window's tensors follow from. Raises BadClip where the media file is missing."""
         try:
             facts = find_stored_file(self.root, window[0]).stat()
         except OSError as error:
             raise BadClip(self.root / window[0], "no such file") from error
-        key = [CACHE_FORMAT, *window, facts.st_size, facts.st_mtime_ns, self.settings]
-        name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:32]
-        return self.folder / name[:2] / f"{name}.safetensors"
+        return [CACHE_FORMAT, *window, facts.st_size, facts.st_mtime_ns, self.settings]
+
+    def file(self, window: Window) -> Path:
+        """The file of the window's tensors, which may not exist yet. Raises BadClip where the media file is missing."""
+        return name_file(self.folder, self.make_key(window))
 
     def load(self, media: str, start: float | None = None, end: float | None = None) -> dict[str, Tensor]:
         """The clip's tensors as `MirasolFeatureExtractor.tensors` gives them; of an image file `image` alone.
@@ -127,7 +170,7 @@ class ClipCache:
     def _decode_and_keep(self, window: Window) -> dict[str, Tensor]:
         """Decodes a window, and keeps it if it may. Raises BadClip."""
         tensors, notes = _read(self._make_job(window))
-        if self.folder is not None and self._has_room(tensors):
+        if self._room is not None and self._room.take(sum(tensor.nbytes for tensor in tensors.values())):
             _write(self.file(window), tensors, window[0], notes)
         return tensors
 
@@ -154,36 +197,9 @@ class ClipCache:
             return tensors
         return {name: value[slice(*chunks)] if name != "edges" else value for name, value in tensors.items()}
 
-    def _has_room(self, tensors: Mapping[str, Tensor]) -> bool:
-        """Whether the folder may take these tensors too; if so, they are counted in."""
-        if self.limit is None:
-            return True
-        self.folder.mkdir(parents=True, exist_ok=True)
-        size = sum(tensor.nbytes for tensor in tensors.values())
-        with (self.folder / "size").open("a+", encoding="utf-8") as file:
-            if not lock_file(file.fileno(), wait=True):
-                # Always the same text, so that the warning is shown once.
-                warnings.warn(
-                    f"{self.folder}: this disk has no locks: processes that write here may count its size wrongly, and "
-                    "exceed data.cache_limit",
-                    stacklevel=2,
-                )
-            file.seek(0)
-            text = file.read()
-            taken = int(text) if text.isdecimal() else self.size()
-            if taken + size > self.limit:
-                return False
-            file.truncate(0)
-            file.write(str(taken + size))
-        return True
-
     def size(self) -> int:
         """Bytes of all clips in the folder, as it is now."""
-        size = 0
-        for file in self.folder.rglob("*.safetensors"):
-            with contextlib.suppress(FileNotFoundError):  # another process may just have found it damaged
-                size += file.stat().st_size
-        return size
+        return self._room.measure()
 
     def fill(
         self,
@@ -257,6 +273,12 @@ class ClipCache:
         if len(found) != len(wanted) or (found - wanted).abs().max() > 1e-6:
             return None
         return first, first + len(wanted) - 1
+
+
+def name_file(folder: Path, key: Sequence[Any]) -> Path:
+    """The file in a cache's folder that a key of plain data has."""
+    name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:32]
+    return folder / name[:2] / f"{name}.safetensors"
 
 
 def describe_window(window: Window) -> str:

@@ -72,7 +72,7 @@ class FrameRows:
         self.lengths.append(len(video))
 
     def batch(self) -> UInt8[Tensor, "clip chunk frame 3 height width"] | None:
-        """All rows; None where no clip was added."""
+        """The rows of all clips that were added; None where none was."""
         if self._longer:
             short, self._rows = self._rows, self._allocate((self.clips, max(self.lengths), *self._rows.shape[2:]))
             for number, row in enumerate(self._rows):
@@ -80,7 +80,7 @@ class FrameRows:
             if self.memory is not None:
                 release_frames(short)
             self._longer = {}
-        return self._rows
+        return None if self._rows is None else self._rows[: len(self.lengths)]
 
     def _allocate(self, shape: tuple[int, ...]) -> UInt8[Tensor, "clip chunk frame 3 height width"]:
         if self.memory is None:

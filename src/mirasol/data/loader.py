@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 from mirasol.config.parts import IGNORED_LABEL
 from mirasol.config.recipe import Recipe
 from mirasol.data.clip_cache import BadWindow, ClipCache, UnreadableWindow, Window, describe_window
+from mirasol.data.feature_cache import FeatureCache, collate_features
 from mirasol.data.frame_memory import FrameMemory, FrameRows, release_frames
 from mirasol.data.mixup import MODALITIES, add_partners, draw_own_share, mix_clips
 from mirasol.data.sampler import Batch, BatchPlan, compute_clip_seed, mentions_any
@@ -87,6 +88,7 @@ class StepBatches(Dataset):
     on_bad: what a clip does that cannot be read: "error" raises UnreadableWindow, "skip" takes another in its place,
         which `Batch.replaced` tells
     texts: the text tensors of a batch, which are added to the media's
+    features: chunk features that its stages take in place of video and audio, where it has them
     """
 
     def __init__(
@@ -99,8 +101,9 @@ class StepBatches(Dataset):
         status: WorkerStatus | None = None,
         on_bad: str = "error",
         texts: Callable[[Batch], dict[str, Tensor]] | None = None,
+        features: FeatureCache | None = None,
     ):
-        self.texts = texts
+        self.texts, self.features = texts, features
         self.plan, self.extractor, self.root = plan, extractor, cache.root
         self.caches = {
             name: cache.at_size(size) for name, size in compute_decoded_sizes(plan.recipe, extractor).items()
@@ -131,14 +134,19 @@ class StepBatches(Dataset):
         loaded = add_partners(rows, count) if alpha else rows
         batch = batch.select_rows(loaded)
         clips, frames = [], FrameRows(len(batch.clips), memory)
+        damaged = 0 if self.features is None else self.features.damaged
         for row in range(len(batch.clips)):
             batch, tensors = self._clip(batch, row)
             if not alpha and "video" in tensors:
                 frames.add(tensors.pop("video"))
             clips.append(tensors)
-        media = dict(self.extractor.collate(clips, frames.batch()))
-        if not alpha and "video_mask" in media:
-            media["video_present"] = media["video_mask"].clone()
+        if self._has_features(batch.stage):
+            media = collate_features(clips, self.extractor, frames.batch())
+            media["damaged"] = torch.tensor(self.features.damaged - damaged)
+        else:
+            media = dict(self.extractor.collate(clips, frames.batch()))
+        if not alpha and "video" in media:
+            media["video_present"] = media.get("uncached_video_mask", media["video_mask"]).clone()
         for row, modality in enumerate(batch.dropped):
             # A silent clip keeps its video: nothing at all would teach only to guess.
             if modality is not None and media[f"{OTHER[modality]}_mask"][row].any():
@@ -148,6 +156,9 @@ class StepBatches(Dataset):
             seeds = [compute_clip_seed(self.plan.recipe.seed, batch, place) for place in range(len(rows))]
             batch, media = mix_clips(batch, media, rows, loaded, count, [draw_own_share(alpha, seed) for seed in seeds])
         return batch, media if self.texts is None else {**media, **self.texts(batch)}
+
+    def _has_features(self, stage: str) -> bool:
+        return self.features is not None and stage in self.features.stages
 
     def _clip(self, batch: Batch, row: int) -> tuple[Batch, dict[str, Tensor]]:
         """The compact tensors of a row's clip, as the step sees them, and the batch with the clip that was taken."""
@@ -175,6 +186,9 @@ class StepBatches(Dataset):
             raise BadClip(self.root / window[0], self._bad[window])
         text = f"step {batch.step + 1}, {describe_window(window)}"
         with contextlib.nullcontext() if self.status is None else self.status.report_while(text):
+            found = self.features.load(window) if self._has_features(batch.stage) else None
+            if found is not None:
+                return found
             tensors = self.caches[batch.stage].load(*window)
             return tensors if self.augment is None else self.augment(tensors, batch, row)
 

@@ -71,6 +71,20 @@ class ChunkEncoder(nn.Module):
         Float[Tensor, "batch chunk audio_token width"],
     ]:
         """Video and audio features of every chunk."""
+        features = self.encode_chunks(video, audio, video_mask, audio_mask)
+        return self.fill_missing(*features, video_mask, audio_mask)
+
+    def encode_chunks(
+        self,
+        video: Float[Tensor, "batch chunk frame 3 height width_px"],
+        audio: Float[Tensor, "batch chunk mel_frame mel"],
+        video_mask: Bool[Tensor, "batch chunk"],
+        audio_mask: Bool[Tensor, "batch chunk"],
+    ) -> tuple[
+        Float[Tensor, "batch chunk video_token width"],
+        Float[Tensor, "batch chunk audio_token width"],
+    ]:
+        """Video and audio features of every chunk that has them; those of the others mean nothing."""
         # In the precision of the weights. What the tensor of a missing modality contains must not matter, NaN included.
         video, audio = video.to(self.missing_video.dtype), audio.to(self.missing_video.dtype)
         video = video.masked_fill(~video_mask[:, :, None, None, None, None], 0.0).flatten(0, 1)
@@ -84,8 +98,19 @@ class ChunkEncoder(nn.Module):
         video_features = self.video_output(video_features)
         audio_features = self.audio_output(self.audio_adapter(self.adapter_input(audio_features)))
         # Back to [clip, chunk, token, width].
-        video_features = video_features.unflatten(0, video_mask.shape)
-        audio_features = audio_features.unflatten(0, audio_mask.shape)
+        return video_features.unflatten(0, video_mask.shape), audio_features.unflatten(0, audio_mask.shape)
+
+    def fill_missing(
+        self,
+        video_features: Float[Tensor, "batch chunk video_token width"],
+        audio_features: Float[Tensor, "batch chunk audio_token width"],
+        video_mask: Bool[Tensor, "batch chunk"],
+        audio_mask: Bool[Tensor, "batch chunk"],
+    ) -> tuple[
+        Float[Tensor, "batch chunk video_token width"],
+        Float[Tensor, "batch chunk audio_token width"],
+    ]:
+        """The features with the learned ones in the place of each modality that a chunk lacks."""
         return (
             torch.where(video_mask[:, :, None, None], video_features, self.missing_video.to(video_features)),
             torch.where(audio_mask[:, :, None, None], audio_features, self.missing_audio.to(audio_features)),

@@ -29,6 +29,7 @@ from mirasol.model.losses import (
 )
 from mirasol.model.outputs import (
     MirasolCandidateScores,
+    MirasolChunkFeatures,
     MirasolEncoderOutput,
     MirasolImageTextOutput,
     MirasolLosses,
@@ -37,6 +38,7 @@ from mirasol.model.outputs import (
     check_arguments,
     check_media,
     check_media_type,
+    check_padding,
     to_boolean_mask,
 )
 from mirasol.model.reconstruction import Reconstruction
@@ -66,23 +68,48 @@ class MirasolNetwork:
         self.contrastive = ContrastiveSpace(config) if config.contrastive else None
         self.peers: Peers = NoPeers()
 
-    def encode(
+    def compute_features(
         self,
         video: Float[Tensor, "clip chunk frame 3 height width_px"],
         audio: Float[Tensor, "clip chunk mel_frame mel"],
+        video_mask: Bool[Tensor, "clip chunk"],
+        audio_mask: Bool[Tensor, "clip chunk"],
+    ) -> MirasolChunkFeatures:
+        """What `forward` takes as `features`, in place of video and audio: all that the model computes of a chunk
+        before the Combiner. It changes only with the weights of the chunk encoder, so frozen ones need it once.
+
+        Raises:
+            UserError: integers, or chunks of another shape than the config's.
+        """
+        check_media(video, audio, self.config)
+        features = self.chunk_encoder.encode_chunks(video, audio, video_mask, audio_mask)
+        return MirasolChunkFeatures(*features, *self._make_targets(video, audio, video_mask, audio_mask))
+
+    def encode(
+        self,
+        video: Float[Tensor, "clip chunk frame 3 height width_px"] | None,
+        audio: Float[Tensor, "clip chunk mel_frame mel"] | None,
         chunk_mask: Bool[Tensor, "clip chunk"],
         video_mask: Bool[Tensor, "clip chunk"],
         audio_mask: Bool[Tensor, "clip chunk"],
+        features: MirasolChunkFeatures | None = None,
     ) -> MirasolEncoderOutput:
         """The time-aligned side: chunks → features → x → h. Padding chunks come last in a clip (`chunk_mask`).
+
+        features: of `compute_features`, in place of video and audio
 
         Raises:
             UserError: integers, chunks of another shape than the config's, or padding before a real chunk.
         """
-        check_media(video, audio, chunk_mask, self.config)
-        features = self.chunk_encoder(video, audio, video_mask & chunk_mask, audio_mask & chunk_mask)
+        check_padding(chunk_mask)
+        masks = video_mask & chunk_mask, audio_mask & chunk_mask
+        if features is None:
+            check_media(video, audio, self.config)
+            chunks = self.chunk_encoder(video, audio, *masks)
+        else:
+            chunks = self.chunk_encoder.fill_missing(features.video, features.audio, *masks)
         # C: f_1..f_t → x_t, m features per chunk (supplement, section 3 and Figure 1).
-        x = self.combiner(*features)
+        x = self.combiner(*chunks)
         # "Causal latent model" (section 4): h_t depends on x_1..x_t.
         h = self.latent(x)
         # The text decoder attends to the m latents of every real chunk: 16 x 32 = 512 in the paper.
@@ -110,13 +137,15 @@ class MirasolNetwork:
         batch_totals: BatchTotals | None = None,
         prompt_input_ids: Int[Tensor, "row prompt"] | None = None,
         prompt_attention_mask: Int[Tensor, "row prompt"] | None = None,
+        features: MirasolChunkFeatures | None = None,
     ) -> MirasolOutput | tuple:
         """One pass over clips and text rows, Q consecutive rows for each clip, as ids or embedded.
 
         labels: -100 everywhere but on target tokens; with them the losses are computed. row_weights: the weight of each
         row's tokens in the text loss (mixed clips have rows of both). batch_totals: of the batch that these clips are a
         part of; each loss is then its share of that batch's. prompt_input_ids, prompt_attention_mask: read by
-        `generate` alone, for trainers that give both the same batch.
+        `generate` alone, for trainers that give both the same batch. features: of `compute_features`, in place of video
+        and audio.
 
         Raises:
             UserError: text rows that are not a multiple of the clips, labels without the media they are about, row
@@ -125,12 +154,12 @@ class MirasolNetwork:
         media = {"video": video, "audio": audio, "chunk_mask": chunk_mask, "video_mask": video_mask,
                  "audio_mask": audio_mask}  # fmt: skip
         text = {"ids": decoder_input_ids, "embedded": decoder_inputs_embeds}
-        check_arguments(media, encoder_outputs, **text, labels=labels, row_weights=row_weights)
+        check_arguments(media, features, encoder_outputs, **text, labels=labels, row_weights=row_weights)
         requested = self.read_requests(output_attentions, output_hidden_states, return_dict)
         cache = self.make_cache(past_key_values, use_cache)
 
         # Time-aligned: video and audio, chunk by chunk, to latents h.
-        encoded = self.encode(**media) if encoder_outputs is None else encoder_outputs
+        encoded = self.encode(**media, features=features) if encoder_outputs is None else encoder_outputs
         h, x = encoded.latents, encoded.combined
         # Contextual: the text decoder cross-attends to all h.
         hidden, layers = self.text(
@@ -142,7 +171,7 @@ class MirasolNetwork:
         logits = None if skips_logits else self.text.logits(hidden)
         losses = MirasolLosses()
         if labels is not None:
-            losses = self.compute_losses(h, x, hidden, labels, row_weights, batch_totals, **media)
+            losses = self.compute_losses(h, x, hidden, labels, row_weights, batch_totals, features, **media)
 
         output = MirasolOutput(
             **losses,
@@ -165,15 +194,16 @@ class MirasolNetwork:
         labels: Int[Tensor, "row token"],
         row_weights: Float[Tensor, " row"] | None,
         batch_totals: BatchTotals | None,
-        video: Float[Tensor, "clip chunk frame 3 height width_px"],
-        audio: Float[Tensor, "clip chunk mel_frame mel"],
+        features: MirasolChunkFeatures | None,
+        video: Float[Tensor, "clip chunk frame 3 height width_px"] | None,
+        audio: Float[Tensor, "clip chunk mel_frame mel"] | None,
         chunk_mask: Bool[Tensor, "clip chunk"],
         video_mask: Bool[Tensor, "clip chunk"],
         audio_mask: Bool[Tensor, "clip chunk"],
     ) -> MirasolLosses:
         """Text, causal latent and reconstruction losses, their weighted sum (supplement, Table 1b), and predictions.
 
-        h, x: latents and combined features. hidden: the text decoder's output. batch_totals: as in `forward`.
+        h, x: latents and combined features. hidden: the text decoder's output. batch_totals, features: as in `forward`.
         """
         settings, weights, model = self.config.latent, self.config.loss_weights, self.reconstruction
         totals = {} if batch_totals is None else dataclasses.asdict(batch_totals)
@@ -189,17 +219,32 @@ class MirasolNetwork:
         has_video, has_audio = video_mask & chunk_mask, audio_mask & chunk_mask
         reading = (self.config.reconstruction.distance, self.config.reconstruction.step)
         patches, mel_patches = model(h)
-        # Masked before the loss: a NaN times zero would still be NaN.
-        target = model.video_target(video.masked_fill(~has_video[:, :, None, None, None, None], 0.0))
+        if features is None:
+            target, mel_target = self._make_targets(video, audio, has_video, has_audio)
+        else:
+            target, mel_target = features.video_target, features.audio_target
         losses.reconstruction = model.video(patches)
         losses.video_loss = reconstruction_loss(patches, target, has_video, *reading, totals.get("video"))
         losses.loss = losses.loss + weights.video * losses.video_loss
         if mel_patches is not None:
-            target = model.audio_target(audio.masked_fill(~has_audio[:, :, None, None], 0.0))
             losses.audio_reconstruction = model.audio(mel_patches)
-            losses.audio_loss = reconstruction_loss(mel_patches, target, has_audio, *reading, totals.get("audio"))
+            losses.audio_loss = reconstruction_loss(mel_patches, mel_target, has_audio, *reading, totals.get("audio"))
             losses.loss = losses.loss + weights.audio * losses.audio_loss
         return losses
+
+    def _make_targets(
+        self,
+        video: Float[Tensor, "clip chunk frame 3 height width_px"],
+        audio: Float[Tensor, "clip chunk mel_frame mel"],
+        has_video: Bool[Tensor, "clip chunk"],
+        has_audio: Bool[Tensor, "clip chunk"],
+    ) -> tuple[Float[Tensor, "clip chunk patch value"], Float[Tensor, "clip chunk mel_patch mel_value"] | None]:
+        """The patches that are to be reconstructed of every chunk, of its video and perhaps of its spectrogram."""
+        # Masked before the loss: a NaN times zero would still be NaN.
+        target = self.reconstruction.video_target(video.masked_fill(~has_video[:, :, None, None, None, None], 0.0))
+        if not self.config.reconstruction.audio:
+            return target, None
+        return target, self.reconstruction.audio_target(audio.masked_fill(~has_audio[:, :, None, None], 0.0))
 
     def _compute_text_loss(
         self,

@@ -34,6 +34,21 @@ class MirasolEncoderOutput(ModelOutput):
 
 
 @dataclass
+class MirasolChunkFeatures(ModelOutput):
+    """What the model takes of a batch of clips in place of video and audio, each chunk on its own: its features before
+    the Combiner, and the patches to reconstruct. Of a modality that a chunk lacks they mean nothing.
+
+    video, audio: features, [clip, chunk, token, width]
+    video_target, audio_target: patches, [clip, chunk, patch, value]; audio_target is None where none are reconstructed
+    """
+
+    video: Tensor | None = None
+    audio: Tensor | None = None
+    video_target: Tensor | None = None
+    audio_target: Tensor | None = None
+
+
+@dataclass
 class MirasolCandidateScores(ModelOutput):
     """How likely a model finds each candidate, natural logarithms; absent candidates have -inf and 0 tokens.
 
@@ -140,21 +155,20 @@ def check_media_type(name: str, media: Tensor) -> None:
 def check_media(
     video: Float[Tensor, "clip chunk frame 3 height width_px"],
     audio: Float[Tensor, "clip chunk mel_frame mel"],
-    chunk_mask: Bool[Tensor, "clip chunk"],
     config: MirasolConfig,
 ) -> None:
-    """Checks the media of a batch of clips.
-
-    Raises:
-        UserError: integers, chunks of another shape than the config's, or padding before a real chunk, which no causal
-            mask would hide from later chunks.
-    """
+    """Checks the media of a batch of clips. Raises UserError for integers, or chunks of another shape than the
+    config's."""
     shapes = {"video": config.video.chunk_shape, "audio": config.audio.chunk_shape}
     for (name, shape), chunks in zip(shapes.items(), (video, audio), strict=True):
         if tuple(chunks.shape[2:]) != shape:
             expected = ", ".join(map(str, shape))
             raise UserError(f"{name} of shape {tuple(chunks.shape)}: this model takes [clip, chunk, {expected}]")
         check_media_type(name, chunks)
+
+
+def check_padding(chunk_mask: Bool[Tensor, "clip chunk"]) -> None:
+    """Raises UserError for padding before a real chunk, which no causal mask would hide from later chunks."""
     if chunk_mask.is_meta or torch.compiler.is_compiling():
         return  # there are no values to check
     gap = chunk_mask[:, 1:] & ~chunk_mask[:, :-1]
@@ -173,6 +187,7 @@ def find_missing(media: Mapping[str, Tensor | None]) -> str:
 
 def check_arguments(
     media: Mapping[str, Tensor | None],
+    features: MirasolChunkFeatures | None,
     encoder_outputs: MirasolEncoderOutput | None,
     ids: Int[Tensor, "row token"] | None,
     embedded: Float[Tensor, "row token width"] | None,
@@ -180,7 +195,8 @@ def check_arguments(
     row_weights: Float[Tensor, " given"] | None,
 ) -> None:
     """Checks the arguments of `forward` against each other. Raises UserError as `forward` does."""
-    missing = find_missing(media)
+    in_place = () if features is None else ("video", "audio")
+    missing = find_missing({name: value for name, value in media.items() if name not in in_place})
     if labels is not None and missing:
         raise UserError(
             f"labels were given without {missing}: the losses need all that MirasolProcessor gives, "
@@ -195,5 +211,5 @@ def check_arguments(
     if (ids is None) == (embedded is None):
         raise UserError("give exactly one of decoder_input_ids and decoder_inputs_embeds")
     rows = len(ids if embedded is None else embedded)
-    clips = len(media["video"] if encoder_outputs is None else encoder_outputs.last_hidden_state)
+    clips = len(media["chunk_mask"] if encoder_outputs is None else encoder_outputs.last_hidden_state)
     check_rows(rows, clips, "text rows")

@@ -15,6 +15,7 @@ from mirasol.data.sampler import Batch
 from mirasol.data.workers import WorkerStatus
 from mirasol.model.losses import BatchTotals, count_loss_chunks, sum_text_weights
 from mirasol.training.distributed import Ranks
+from mirasol.training.features import FeatureEncoder
 from mirasol.training.measures import Clock
 from mirasol.training.run_folder import RunFolder
 from mirasol.training.signals import StopSignals
@@ -95,6 +96,7 @@ class BatchStream:
     """The batches of steps `first_step` and on, in order. Every process iterates over its own part at the same time.
 
     loader: yields (rows, tensors) of the same steps, see `data.loader.make_loader`
+    encoder: completes batches of features, if stages use any
 
     Raises, while iterating:
         UnreadableWindow: a clip that cannot be read, with `on_bad_clip: error`; it is listed in the run's folder.
@@ -111,6 +113,7 @@ class BatchStream:
     clock: Clock
     status: WorkerStatus
     signals: StopSignals
+    encoder: FeatureEncoder | None = None
 
     def __iter__(self) -> Iterator[StepBatch]:
         recipe, on_gpu = self.recipe, self.device.type == "cuda"
@@ -122,6 +125,9 @@ class BatchStream:
                 clips = recipe.stages[rows.stage].clips_per_step
                 totals = make_batch_totals(shares, clips, recipe.accumulation, self.config, self.ranks)
                 tensors = {name: value.to(self.device, non_blocking=on_gpu) for name, value in tensors.items()}
+            if self.encoder is not None and self.encoder.serves(rows.stage):
+                windows = [(clip.media, clip.start, clip.end) for clip in rows.clips]
+                tensors = self.encoder.complete(windows, tensors)
             stop_signal = next((share.stop_signal for share in shares if share.stop_signal), None)
             yield StepBatch(step, rows, split_microbatches(tensors, len(totals)), totals, stop_signal)
 

@@ -23,6 +23,7 @@ from mirasol.data.clip_cache import BadWindow, ClipCache, UnreadableWindow, writ
 from mirasol.data.digest import ExamplesDigest, digest_examples
 from mirasol.data.epochs import EpochOrder
 from mirasol.data.example import Example
+from mirasol.data.feature_cache import FeatureCache
 from mirasol.data.loader import (
     BatchTexts,
     ClipAugment,
@@ -43,6 +44,7 @@ from mirasol.media.tokenizer import train_tokenizer
 from mirasol.training.batches import BatchStream
 from mirasol.training.checkpoint import Checkpoints, Tensors
 from mirasol.training.distributed import ParallelModel, Ranks
+from mirasol.training.features import FeatureEncoder, hash_encoders, make_feature_cache
 from mirasol.training.logging import BestStep, RunLog, check_metric, check_tracker, make_tracker, read_metrics
 from mirasol.training.measures import Clock
 from mirasol.training.optim import Optimizer, WeightAverage
@@ -228,6 +230,7 @@ class LocalParts:
 
     weights, regularisers: what each stage trains; its dropout, layer drop and label smoothing
     train_clips, validation_clips: caches of decoded clips; `samples` are taken from validation's
+    features: cache of what frozen encoders compute, if the recipe has one
     plan: which examples each step trains on
     """
 
@@ -237,6 +240,7 @@ class LocalParts:
     regularisers: Regularisers
     train_clips: ClipCache
     validation_clips: ClipCache
+    features: FeatureCache | None
     plan: BatchPlan
     validation: Validation
     samples: Samples
@@ -268,7 +272,9 @@ def make_local_parts(recipe: Recipe, folder: RunFolder, ranks: Ranks, console: "
         weights.raise_if_random_is_frozen()
     settings, every_example = model.config.media_settings(), [*examples.all_train, *examples.all_validation]
     train_clips, validation_clips = make_caches(recipe, folder.path, settings, every_example)
-    bad = decode_clips(recipe, folder, plan, validation, processor, validation_clips, console)
+    device = pick_device(recipe.device, ranks.local_rank)
+    features = make_feature_cache(recipe, model, weights.trained, train_clips, device, console)
+    bad = decode_clips(recipe, folder, plan, validation, processor, validation_clips, features, console)
     if bad:
         intervals = {(entry.media, entry.start, entry.end) for entry in bad}
         plan = BatchPlan(recipe, examples.exclude_train_clips(intervals))
@@ -284,7 +290,7 @@ def make_local_parts(recipe: Recipe, folder: RunFolder, ranks: Ranks, console: "
     if not (folder.path / "processor").exists():
         write_folder_atomically(folder.path / "processor", processor.save_pretrained, replace=True)
     return LocalParts(
-        processor, model, weights, regularisers, train_clips, validation_clips,
+        processor, model, weights, regularisers, train_clips, validation_clips, features,
         plan.store(folder.path / "examples"),  # in files that the loading processes share
         validation, Samples(validation, recipe.samples),
     )  # fmt: skip
@@ -315,9 +321,11 @@ def decode_clips(
     validation: Validation,
     processor: MirasolProcessor,
     cache: ClipCache,
+    features: FeatureCache | None,
     console: "Console",
 ) -> list[BadWindow]:
-    """Decodes the clips of validation, and with `data.decode: before` those of training, into the cache.
+    """Decodes the clips of validation, and with `data.decode: before` those of training, into the cache; not those
+    whose features are there in place of them.
 
     Returns the clips that cannot be read. Raises UnreadableWindow for the first one, with `on_bad_clip: error`.
     """
@@ -328,6 +336,8 @@ def decode_clips(
     }
     own_size = cache.settings["image_size"]
     by_size[own_size] = list(dict.fromkeys([*by_size.get(own_size, []), *validation.list_windows()]))
+    if features is not None and features.stages == recipe.stages.keys():
+        by_size[own_size] = [window for window in by_size[own_size] if not features.has_if_readable(window)]
     workers, policy = max(os.cpu_count() or 1, recipe.workers), recipe.data.on_bad_clip
     with Progress(console, "Decoding clips", sum(map(len, by_size.values())), "clips") as progress:
 
@@ -409,6 +419,7 @@ def build_loader(recipe: Recipe, parts: LocalParts, ranks: Ranks, status: Worker
         parts.plan, parts.train_clips, extractor, status=status, on_bad=recipe.data.on_bad_clip,
         rows=RowsOfRank(recipe, ranks.rank, ranks.world_size) if ranks.world_size > 1 else None,
         augment=ClipAugment(recipe, extractor.image_size), texts=BatchTexts(parts.processor.text_rows),
+        features=parts.features,
     )  # fmt: skip
     # Clips decoded ahead may be large, and prefetching more of them saves no time.
     prefetch = 4 if recipe.data.decode == "before" else 2
@@ -431,6 +442,7 @@ class Run(LocalParts):
     parallel: the model as the processes compute it
     average: moving average of the weights, if the recipe has one
     batches: this process's batches, from `first_step` on
+    encoder: gives batches and validations the features of frozen encoders, if the recipe keeps these
     status: what the loading processes are working on
     log: None on all processes but the first
     best: the best validation so far, if the recipe keeps the best checkpoint
@@ -448,6 +460,7 @@ class Run(LocalParts):
     average: WeightAverage | None
     checkpoints: Checkpoints
     batches: BatchStream
+    encoder: FeatureEncoder | None
     status: WorkerStatus
     log: RunLog | None
     best: BestStep | None
@@ -479,11 +492,16 @@ def build_run(recipe: Recipe, folder: RunFolder, ranks: Ranks, signals: StopSign
     log = RunLog(folder.path, first_step, make_tracker(recipe)) if ranks.is_first else None
     logged = ranks.broadcast(read_metrics(log.file) if log is not None and recipe.keep_best else [])
     clock, status = Clock(state.get("seconds", 0.0)), WorkerStatus(recipe.workers)
+    if parts.features is not None and first_step:  # the checkpoint in model.init may have changed meanwhile
+        parts.features.computed_with = hash_encoders(parts.model, recipe.precision, device)
+    encoder = None if parts.features is None else FeatureEncoder(parts.features, parallel, console)
     loader = build_loader(recipe, parts, ranks, status, range(first_step, recipe.total_steps), device)
-    batches = BatchStream(recipe, loader, first_step, parts.model.config, device, ranks, folder, clock, status, signals)
+    batches = BatchStream(
+        recipe, loader, first_step, parts.model.config, device, ranks, folder, clock, status, signals, encoder
+    )
     return Run(
         **vars(parts), recipe=recipe, folder=folder, ranks=ranks, signals=signals, console=console, device=device,
         first_step=first_step, parallel=parallel, optimizer=optimizer, average=average, checkpoints=checkpoints,
-        batches=batches, status=status, log=log, clock=clock,
+        batches=batches, encoder=encoder, status=status, log=log, clock=clock,
         best=BestStep(recipe.keep_best, logged) if recipe.keep_best else None,
     )  # fmt: skip

@@ -79,6 +79,8 @@ def run_steps(run: Run) -> int:
                 print_line(run.console, f"ends after step {batch.step + 1}: {run.best.describe()}")
                 return batch.step + 1
             stop_if_requested(run, batch)
+    if run.encoder is not None and run.encoder.used:
+        print_line(run.console, run.encoder.describe())
     return run.recipe.total_steps
 
 
@@ -173,9 +175,11 @@ def validate(run: Run, done: int) -> bool:
     Every process validates all clips: sharded weights are gathered by all processes together.
     """
     where = run.model, run.processor, run.validation_clips, run.device
+    stage, _ = run.recipe.find_stage(done - 1)
+    encoder = run.encoder if run.encoder is not None and run.encoder.serves(stage) else None
     with run.clock.exclude_time(), run.parallel.use_precision(), use_average(run):
         # The last bits may differ between GPUs, and all processes have to save together.
-        parts = run.ranks.broadcast(run.validation.run(*where))
+        parts = run.ranks.broadcast(run.validation.run(*where, encoder))
         is_best = run.best is not None and run.best.add(done, parts)
         samples = run.samples.take(*where) if run.samples.rows else None
     if run.log is not None:

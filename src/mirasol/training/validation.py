@@ -19,6 +19,7 @@ from mirasol.data.sampler import draw_questions, list_kinds, select_clips
 from mirasol.evaluation.answer import eval_mode
 from mirasol.evaluation.metrics import average_by_type
 from mirasol.media.processor import MirasolProcessor
+from mirasol.training.features import FeatureEncoder
 from mirasol.training.weights.stages import compute_stage_losses
 
 
@@ -75,14 +76,26 @@ class Validation:
 
     @torch.no_grad()
     def run(
-        self, model: nn.Module, processor: MirasolProcessor, cache: ClipCache, device: torch.device
+        self,
+        model: nn.Module,
+        processor: MirasolProcessor,
+        cache: ClipCache,
+        device: torch.device,
+        encoder: FeatureEncoder | None = None,
     ) -> dict[str, dict[str, Any]]:
-        """Validates `model` and leaves it in the mode it came in. Returns what `RunLog.validation` takes."""
+        """Validates `model`, on features of `encoder` in place of media if there is one, and leaves it in the mode it
+        came in. Returns what `RunLog.validation` takes."""
         with eval_mode(model):
-            return {name: self._run_part(name, model, processor, cache, device) for name in self.parts}
+            return {name: self._run_part(name, model, processor, cache, device, encoder) for name in self.parts}
 
     def _run_part(
-        self, name: str, model: nn.Module, processor: MirasolProcessor, cache: ClipCache, device: torch.device
+        self,
+        name: str,
+        model: nn.Module,
+        processor: MirasolProcessor,
+        cache: ClipCache,
+        device: torch.device,
+        encoder: FeatureEncoder | None,
     ) -> dict[str, Any]:
         part, stage = self.parts[name], self.stage_of[name]
         most = max(stage.clips_per_step for stage in self.recipe.stages.values())
@@ -92,7 +105,10 @@ class Validation:
         for first in range(0, len(part), size):
             batch_rows = part[first : first + size]
             windows = [(clip.media, clip.start, clip.end) for clip, _ in batch_rows]
-            media = load_media(cache, processor.feature_extractor, windows)
+            if encoder is not None and stage.objective == "clips":
+                media = encoder.load(windows, cache, processor.feature_extractor, device)
+            else:
+                media = load_media(cache, processor.feature_extractor, windows)
             examples = [example for _, own in batch_rows for example in own]
             text = processor.encode_text([e.prompt for e in examples], [e.target for e in examples])
             batch = {name: value.to(device) for name, value in {**media, **text}.items()}

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,10 +15,11 @@ from mirasol.config.components import COMPONENTS, find_component
 from mirasol.config.model import MirasolConfig
 from mirasol.config.recipe import Recipe, Stage
 from mirasol.console import format_table
+from mirasol.data.feature_cache import FEATURES
 from mirasol.errors import UserError
 from mirasol.model.hf import MirasolForConditionalGeneration
 from mirasol.model.losses import BatchTotals
-from mirasol.model.outputs import MirasolImageTextOutput, MirasolOutput
+from mirasol.model.outputs import MirasolChunkFeatures, MirasolImageTextOutput, MirasolOutput
 from mirasol.training.weights.lora import get_plain_name, is_adapter
 
 # `num_params` counts the contrastive pass's projections as text; in `trains` they have a name of their own.
@@ -35,8 +37,14 @@ def compute_stage_losses(
     tensors: Mapping[str, Tensor],
     batch_totals: BatchTotals | None = None,
 ) -> MirasolOutput | MirasolImageTextOutput:
-    """The stage's pass over a batch, with its losses; `batch_totals` describes the global batch it is a part of."""
-    arguments = dict(tensors) if batch_totals is None else {**tensors, "batch_totals": batch_totals}
+    """The stage's pass over a batch of media, or of features in their place, with its losses; `batch_totals` describes
+    the global batch it is a part of."""
+    arguments: dict[str, Any] = dict(tensors)
+    if batch_totals is not None:
+        arguments["batch_totals"] = batch_totals
+    if FEATURES[0] in tensors:
+        parts = [arguments.pop(name, None) for name in FEATURES]
+        arguments["features"] = MirasolChunkFeatures(*parts)
     return model.image_text(**arguments) if stage.objective == "image_text" else model(**arguments)
 
 
