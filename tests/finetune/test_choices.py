@@ -157,3 +157,20 @@ def test_a_quantile_is_one_of_the_values():
     values = tuple(float(n) for n in range(1, 101))
     assert [find_quantile(values, share) for share in (0.01, 0.5, 0.95, 1.0)] == [1.0, 50.0, 95.0, 100.0]
     assert find_quantile((3.0,), 0.95) == 3.0
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({"trains": ["text", "latent"]}, True),
+        ({"trains": None}, False),
+        ({"trains": ["text", "audio"]}, False),
+        ({"trains": ["text"], "augment": {"flip": 0.5}}, False),
+        ({"trains": ["text"], "dropout": 0.1}, False),
+    ],
+)
+def test_frozen_encoders_compute_a_clip_once(given, expected):
+    from mirasol.finetune.finetune import is_encoded_once
+
+    recipe = recipe_from_dict({"seed": 0, **PATHS, "stages": {STAGE: {"epochs": 3, **given}}})
+    assert is_encoded_once(recipe, make_config("tiny")) == expected

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mirasol.checkpoint import Loaded, find_checkpoint, load_checkpoint
+from mirasol.config.model import MirasolConfig
 from mirasol.config.recipe import ModelRecipe, Recipe
 from mirasol.config.recipe_io import load_recipe, parse_overrides, recipe_from_dict
 from mirasol.console import count_cores, print_line, show_progress
@@ -16,6 +17,7 @@ from mirasol.errors import Stopped
 from mirasol.evaluation.evaluate import Evaluation
 from mirasol.files import remove_folder, write_file_atomically
 from mirasol.finetune.choices import (
+    ENCODERS,
     STAGE,
     STEPS_OF_VALIDATION,
     VALIDATIONS,
@@ -49,6 +51,7 @@ from mirasol.finetune.survey import CLASS_LIST, Survey, survey_folder, write_spl
 from mirasol.media.timeline import cut_into_chunks
 from mirasol.training.build import pick_device
 from mirasol.training.export import export_run
+from mirasol.training.features import find_obstacles
 from mirasol.training.trainer import train
 from mirasol.training.weights.initial import load_initial
 
@@ -198,7 +201,14 @@ class Beginning:
         if any(choice.key == "data.decode" and choice.value == "ahead" for choice in choices):
             data["cache_limit"] = find_cache_limit(self.folder.path)
         paths = {"output": str(self.folder.run), "data": data, "model": {"init": self.settings.start}}
-        return recipe_from_dict(make_values(choices, paths, self.overrides), "finetune"), choices
+        recipe = recipe_from_dict(make_values(choices, paths, self.overrides), "finetune")
+        if "feature_cache" not in self.overrides.get("data", {}) and is_encoded_once(recipe, self.config):
+            limit = find_cache_limit(self.folder.path)
+            why = f"vit, tubes and audio stay as they are: they compute a clip once, into at most {limit:g} GB"
+            choices = [*choices, Choice("data.feature_cache", str(self.folder.features), why)]
+            kept = replace(recipe.data, feature_cache=str(self.folder.features), feature_cache_limit=limit)
+            recipe = replace(recipe, data=kept)
+        return recipe, choices
 
     def _measure(self, recipe: Recipe, survey: Survey, decoded: Decoded) -> float:
         """Seconds of a step with the longest of the clips that were decoded; 0 where none could be."""
@@ -206,6 +216,14 @@ class Beginning:
             return 0.0
         longest = max(decoded.tensors, key=lambda tensors: len(tensors["video_mask"]))
         return measure_step_seconds(recipe, self.loaded, survey.splits.examples["train"], longest, self.device)
+
+
+def is_encoded_once(recipe: Recipe, config: MirasolConfig) -> bool:
+    """Whether the recipe leaves the encoders as they are, and nothing else makes their features change."""
+    trains = recipe.stages[STAGE].trains
+    if trains is None or {*trains} & {*ENCODERS} or recipe.parallel.kind == "fsdp":
+        return False
+    return not find_obstacles(recipe, config, {STAGE: ()})
 
 
 def gather_facts(survey: Survey, loaded: Loaded) -> ClipFacts:

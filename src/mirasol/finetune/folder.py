@@ -51,6 +51,7 @@ class FinetuneFolder:
         self.data, self.before, self.run = (self.path / name for name in ("data", "before", "train"))
         self.checkpoint, self.recipe = self.path / "checkpoint", self.path / "recipe.yaml"
         self.cache, self.report, self.marker = (self.path / name for name in ("cache", "report.html", "finetune.json"))
+        self.features = self.path / "features"
         self.state: dict[str, Any] = {}
         if self.path.exists() and not self.path.is_dir():
             raise UserError(f"{self.path}: is a file: give a folder with --output")

@@ -18,7 +18,7 @@ from mirasol.config.parts import StackConfig
 from mirasol.config.recipe import Recipe, Stage
 from mirasol.console import print_line
 from mirasol.data.clip_cache import ClipCache, Window
-from mirasol.data.feature_cache import FEATURES, FeatureCache, collate_features, complete_features
+from mirasol.data.feature_cache import FEATURES, MASKS, FeatureCache, collate_features, complete_features
 from mirasol.errors import UserError
 from mirasol.media.feature_extractor import MirasolFeatureExtractor
 from mirasol.model.hf import MirasolForConditionalGeneration
@@ -131,6 +131,14 @@ def make_feature_cache(
     return FeatureCache(Path(data.feature_cache), clips, key, data.feature_cache_dtype, limit, stages)
 
 
+@torch.no_grad()
+def compute_features(model: MirasolForConditionalGeneration, media: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The features of a batch of clips, by the names that they have in batches."""
+    found = model.compute_features(**{name: media[name] for name in ("video", "audio", *MASKS)})
+    values = found.video, found.audio, found.video_target, found.audio_target
+    return {name: value for name, value in zip(FEATURES, values, strict=True) if value is not None}
+
+
 class _Parallel(Protocol):
     """What is asked of `ParallelModel`."""
 
@@ -193,13 +201,10 @@ class FeatureEncoder:
             )
         return features
 
-    @torch.no_grad()
     def _compute(self, decoded: Mapping[str, Tensor]) -> dict[str, Tensor]:
         with self.parallel.use_precision():
-            found = self.parallel.model.compute_features(**{name: value[None] for name, value in decoded.items()})
-        parts = zip(FEATURES, (found.video, found.audio, found.video_target, found.audio_target), strict=True)
-        masks = {name: decoded[name] for name in ("video_mask", "audio_mask")}
-        return {name: value[0] for name, value in parts if value is not None} | masks
+            found = compute_features(self.parallel.model, {name: value[None] for name, value in decoded.items()})
+        return {name: value[0] for name, value in found.items()} | {name: decoded[name] for name in MASKS}
 
     def describe(self) -> str:
         """What was computed and what was there, on one line."""
