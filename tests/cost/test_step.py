@@ -118,6 +118,14 @@ def test_bytes_are_those_of_a_real_step(shape, trained, precision, plain):
     assert cost.peak_bytes > cost.saved_bytes
 
 
+@pytest.mark.parametrize("recomputed", ["none", "block"])
+def test_bytes_are_the_same_without_flops(recomputed):
+    model = a_model({"latent", "text"})
+    both, alone = (count_step_cost(model, CLIPS, recomputed=recomputed, memory_alone=each) for each in (False, True))
+    assert (alone.saved_bytes, alone.peak_bytes) == (both.saved_bytes, both.peak_bytes)
+    assert alone.forward_flops == 0 < both.forward_flops
+
+
 def test_gradients_that_leave_at_once_hold_no_memory():
     # One clip and one chunk: the gradients outweigh everything else.
     shape = StepShape(1, 1, 1, 4, 2)

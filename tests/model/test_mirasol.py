@@ -371,3 +371,26 @@ def test_half_precision_takes_what_the_processor_gives(model, batch):
 def test_pixels_that_are_not_normalised_are_refused(batch):
     with pytest.raises(UserError, match="video of torch.uint8: give the normalised"):
         check_media_type("video", batch["video"].to(torch.uint8))
+
+
+def test_features_of_another_pass_take_the_place_of_media(batch):
+    """Also where they were computed with what a pass then hides: a missing modality has its learned features, whatever
+    those of the chunk are."""
+    torch.manual_seed(0)
+    config = MirasolConfig.preset("tiny", text={"vocab_size": 40}, reconstruction={"audio": True})
+    model = MirasolForConditionalGeneration(config).eval()
+    everything = torch.ones_like(batch["chunk_mask"])
+    with torch.no_grad():
+        features = model.compute_features(batch["video"], batch["audio"], everything, everything)
+        expected = model(**batch)
+        rest = {name: value for name, value in batch.items() if name not in ("video", "audio")}
+        found = model(**rest, features=features)
+        for name in ("loss", "text_loss", "latent_loss", "video_loss", "audio_loss", "logits", "combined"):
+            torch.testing.assert_close(found[name], expected[name], atol=1e-6, rtol=1e-5)
+        features.audio = features.audio + 1.0
+        assert not torch.allclose(model(**rest, features=features).combined, expected.combined, atol=1e-3)
+    with pytest.raises(UserError, match="chunk_mask missing"):
+        model(decoder_input_ids=batch["decoder_input_ids"], features=features,
+              video_mask=everything, audio_mask=everything)  # fmt: skip
+    with pytest.raises(UserError, match="video of shape"):
+        model.compute_features(batch["video"][:, :, :1], batch["audio"], everything, everything)

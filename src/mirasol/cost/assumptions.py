@@ -18,6 +18,7 @@ class Assumptions:
     text_length: tokens of a text row
     target_tokens: how many of them are target
     preset: used instead of the checkpoint in `model.init`
+    memory_alone: counts bytes and no FLOPs, in half of the time; FLOPs and times are then 0
     """
 
     processes: int = 1
@@ -27,6 +28,7 @@ class Assumptions:
     text_length: int | None = None
     target_tokens: int | None = None
     preset: str | None = None
+    memory_alone: bool = False
 
     def check_against(self, recipe: Recipe) -> None:
         """Raises UserError if the clips of a step cannot be shared among that many processes."""

@@ -131,7 +131,7 @@ def plan_run(recipe: Recipe, given: Assumptions) -> Plan:
         shape = find_step_shape(recipe, name, config, given, clips.get(name), notes)
         shape = dataclasses.replace(shape, features=name in features.stages)
         chosen.enter(name)
-        cost = _count_stage_cost(recipe, model, stage, shape, counted, chosen.trained[name])
+        cost = _count_stage_cost(recipe, model, stage, shape, counted, chosen.trained[name], given.memory_alone)
         memory = compute_device_memory(recipe, model, cost, optimizer, given.processes)
         trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
         stages[name] = _plan_stage(recipe, name, given, shape, trained, cost, memory, peak, clips.get(name))
@@ -212,7 +212,7 @@ def _add_features(
     seconds = encoding.flops / (given.mfu * peak_tflops * 1e12 * given.processes)
     # The features of all microbatches are there from the start, those of a clip are computed before the step.
     held = plan.shape.clips * encoding.feature_bytes
-    before = plan.memory.peak - plan.cost.peak_bytes
+    before = plan.memory.weights + plan.memory.optimizer
     peak = max(
         plan.memory.peak + (plan.microbatches - 1) * held,
         before + plan.microbatches * held + encoding.peak_bytes,
@@ -349,6 +349,7 @@ def _count_stage_cost(
     shape: StepShape,
     counted: dict[Any, StepCost],
     trained: frozenset[str],
+    memory_alone: bool,
 ) -> StepCost:
     """The cost of a microbatch; stages that are alike are counted once and kept in `counted`."""
     sharded = recipe.parallel.kind == "fsdp"
@@ -365,5 +366,7 @@ def _count_stage_cost(
                 stack.attention_dropout = 0.0
             model.apply_dropout_rates()
         device = "cuda" if torch.cuda.is_available() and recipe.device != "cpu" else "cpu"
-        counted[key] = count_step_cost(model, shape, precision, recipe.recompute, not sharded, device, recipe.compile)
+        counted[key] = count_step_cost(
+            model, shape, precision, recipe.recompute, not sharded, device, recipe.compile, memory_alone
+        )
     return counted[key]

@@ -5,6 +5,7 @@ As in `mirasol.cost.counting`, PyTorch runs the step on tensors without contents
 
 import contextlib
 import copy
+import functools
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -72,6 +73,7 @@ def count_step_cost(
     keep_gradients: bool = True,
     device: str = "cpu",
     compiled: bool = False,
+    memory_alone: bool = False,
 ) -> StepCost:
     """Counts one step of a model on the `meta` device; frozen weights (`requires_grad`) get no gradients.
 
@@ -81,6 +83,7 @@ def count_step_cost(
     device: whose rules for autocast and attention apply; `cuda` needs a GPU here
     compiled: as if each layer were compiled: counted with the kernels that the compiler is given, so that what it
         computes again by its own choice counts as kept
+    memory_alone: counts no FLOPs
     """
     weights = torch.bfloat16 if precision == "bf16 weights" else torch.float32
     model = _copy_for_counting(model, weights)
@@ -95,7 +98,11 @@ def count_step_cost(
                 batch["features"] = model.compute_features(*(batch.pop(name) for name in ("video", "audio")),
                                                            batch["video_mask"], batch["audio_mask"])  # fmt: skip
         step = _FakeStep(model, batch, shape, autocast)
-        forward, backward, again = step.count_flops(recomputed)
+        if memory_alone:
+            recompute_activations(model, recomputed, functools.partial(checkpoint, use_reentrant=False))
+            forward = backward = again = 0
+        else:
+            forward, backward, again = step.count_flops(recomputed)
         saved, peak = step.count_bytes(keep_gradients)
     return StepCost(forward, backward, again, saved, peak)
 

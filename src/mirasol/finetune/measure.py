@@ -73,7 +73,7 @@ def fit_memory(recipe: Recipe, free: int | None, chunks: int, tokens: int) -> tu
     room = MEMORY_SHARE * free
     sizes = [stage.clips_per_step for stage in recipe.stages.values()]
     while True:
-        plan = plan_run(recipe, Assumptions(chunks=chunks, text_length=tokens, peak_tflops=1.0))
+        plan = plan_run(recipe, Assumptions(chunks=chunks, text_length=tokens, peak_tflops=1.0, memory_alone=True))
         peak = max(stage.memory.peak for stage in plan.stages.values())
         words = f"a step takes {peak / 2**30:.2g} of {free / 2**30:.3g} GiB that are free"
         if recipe.accumulation > 1:
