@@ -172,6 +172,23 @@ def test_the_hours_of_a_header_are_the_plans_and_its_gpus_hold_what_it_says(name
     assert max(large.memory.peak, small.memory.peak) < 68 * 2**30
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "gigabytes"), [("small", 8), ("base", 24)])
+def test_recipes_of_the_sizes_between_fit_the_gpu_they_name_and_take_the_hours_they_say(name, gigabytes):
+    """Half a minute each: clips of 10 s, and the longest that the preset takes."""
+    header = (RECIPES / f"{name}.yaml").read_text()
+    said = re.search(
+        r"# Time: +about ([\d.]+) hours for clips of 10 s, ([\d.]+) for the longest \(arithmetic: 40%", header
+    )
+    assert f"# Hardware:       one GPU of {gigabytes} GB" in header
+    recipe = load_recipe(RECIPES / f"{name}.yaml", [f"--data.root={RECIPES / 'absent'}"])
+    for chunks, hours in ((10, said[1]), (None, said[2])):
+        plan = plan_run(recipe, Assumptions(peak_tflops=165.0, chunks=chunks, preset=name))
+        assert plan.seconds == pytest.approx(3600 * float(hours), rel=0.05)
+    # Some room for the allocator and for PyTorch itself.
+    assert max(stage.memory.peak for stage in plan.stages.values()) < 0.8 * gigabytes * 1e9
+
+
 def test_image_text_is_mammuts():
     recipe = recipe_of("paper/image_text")
     [stage], optimizer = recipe.stages.values(), recipe.optimizer

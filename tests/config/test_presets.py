@@ -1,10 +1,12 @@
 """The presets have the paper's sizes."""
 
+import re
+
 import pytest
 import torch
 
 from mirasol import MirasolConfig, MirasolForConditionalGeneration
-from mirasol.config.presets import PAPER_PARAMETERS, PRESETS
+from mirasol.config.presets import LISTED_PRESETS, PAPER_PARAMETERS, PRESETS
 
 MILLION = 1_000_000
 # Ranges in millions: what the paper says, or what its figures leave when the reading of docs/model.md is taken.
@@ -72,3 +74,17 @@ def test_every_preset_survives_saving(tmp_path):
         config = MirasolConfig.preset(name)
         config.save_pretrained(tmp_path)
         assert MirasolConfig.from_pretrained(tmp_path).to_dict() == config.to_dict()
+
+
+@pytest.mark.parametrize(("name", "millions"), [("small", 25), ("base", 250)])
+def test_the_sizes_between_are_about_what_they_are_said_to_be(name, millions):
+    config = MirasolConfig.preset(name)
+    with torch.device("meta"):
+        model = MirasolForConditionalGeneration(config)
+    assert sum(p.numel() for p in model.parameters()) == pytest.approx(millions * MILLION, rel=0.07)
+    assert sum(tube.flat for tube in config.video.tubes) == 1  # the one that an image model's patches become
+    assert config.audio.tokens == config.combiner.m // 2  # so that the last m outputs are those of both modalities
+
+
+def test_the_presets_are_listed_where_help_names_them():
+    assert re.findall(r"\w+", LISTED_PRESETS.replace(" or", "")) == list(PRESETS)

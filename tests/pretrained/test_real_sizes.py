@@ -1,4 +1,4 @@
-"""The presets of the paper's sizes hold the models they are meant to begin with: shapes only, on the meta device."""
+"""The presets hold the models they are meant to begin with: shapes only, on the meta device."""
 
 import pytest
 import torch
@@ -10,6 +10,10 @@ from mirasol.pretrained.assemble import adapt_config, plan_tensors
 
 CLIP_L = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16}
 SIGLIP_L = CLIP_L | {"patch_size": 16, "image_size": 256}
+B_16 = {
+    "hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12,
+    "patch_size": 16, "image_size": 224,
+}  # fmt: skip
 
 
 def on_meta(kind: str, **settings) -> torch.nn.Module:
@@ -48,22 +52,29 @@ def open_clip_shapes() -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize(
-    ("kind", "settings", "patches"),
-    [("CLIPVisionModel", CLIP_L | {"patch_size": 14, "image_size": 224}, 256), ("SiglipVisionModel", SIGLIP_L, 196)],
+    ("preset", "kind", "settings", "patches", "weights"),
+    [
+        ("1b", "CLIPVisionModel", CLIP_L | {"patch_size": 14, "image_size": 224}, 256, 303e6),
+        ("1b", "SiglipVisionModel", SIGLIP_L, 196, 303e6),
+        ("base", "CLIPVisionModel", B_16, 196, 86e6),
+        ("base", "SiglipVisionModel", B_16 | {"image_size": 256}, 196, 86e6),
+    ],
 )
-def test_1b_begins_with_a_large_image_model(kind, settings, patches, tmp_path, monkeypatch):
+def test_a_preset_begins_with_an_image_model_of_its_size(
+    preset, kind, settings, patches, weights, tmp_path, monkeypatch
+):
     source = on_meta(kind, **settings)
     source.config.save_pretrained(tmp_path)
     monkeypatch.setattr(image, "read_folder", lambda folder, allow_pickle: dict(source.state_dict()))
-    config = MirasolConfig.preset("1b")
+    config = MirasolConfig.preset(preset)
     read = image.read_image_source(tmp_path, config, None, True, False)
     fitted = adapt_config(config, [read.parts], {})
     values, _, report = plan_tensors(config, fitted, [read])
-    assert values["chunk_encoder.tubes.learned_position"].shape == (patches, 1024)
+    assert values["chunk_encoder.tubes.learned_position"].shape == (patches, config.vit.width)
     left = {entry["target"] for entry in report.random if entry["target"].startswith(("chunk_encoder.vit", "tubes"))}
     assert not left
     loaded = sum(torch.Size(entry["shape"]).numel() for entry in report.loaded)
-    assert loaded == pytest.approx(303e6, rel=0.01)
+    assert loaded == pytest.approx(weights, rel=0.02)
 
 
 def test_1b_holds_openmammut(tmp_path, monkeypatch):

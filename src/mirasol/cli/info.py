@@ -7,7 +7,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from mirasol.cli.common import check_positive_options
-from mirasol.config.presets import PAPER_PARAMETERS, PAPER_SIDES, SIDES, check_preset
+from mirasol.config.presets import LISTED_PRESETS, PAPER_PARAMETERS, PAPER_SIDES, SIDES, check_preset
 from mirasol.console import format_table
 from mirasol.errors import UserError
 
@@ -28,7 +28,7 @@ FLOPs of a forward pass over one clip and one text. No weights are allocated: th
 
 def add_arguments(parser: ArgumentParser, make: MakeParser) -> None:
     """Declares the arguments."""
-    parser.add_argument("preset", metavar="PRESET", help="3b, 1b or tiny")
+    parser.add_argument("preset", metavar="PRESET", help=LISTED_PRESETS)
     parser.add_argument("--frames", type=int, help="video frames of the clip; by default those of 16 chunks")
     parser.add_argument("--resolution", type=int, help="side of a frame in pixels; by default the preset's")
     parser.add_argument("--text-length", type=int, default=64, help="tokens of prompt and target together")

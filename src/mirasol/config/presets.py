@@ -46,6 +46,64 @@ def make_tiny_parts() -> dict[str, Any]:
     }
 
 
+def make_small_parts() -> dict[str, Any]:
+    """About 25M weights, for one's own clips on a small GPU: a ViT of the shape of ViT-Ti/16, chunks of a second."""
+
+    def stack(depth: int) -> dict[str, Any]:
+        return {"depth": depth, "width": 256, "hidden": 1024, "heads": 4, "head_width": 64}
+
+    return {
+        "chunking": {"chunk_seconds": 1.0, "num_chunks": None, "max_chunks": 64, "image_mean": 0.5, "image_std": 0.5},
+        "video": {
+            "image_size": 128,
+            "frames_per_chunk": 4,
+            "tubes": [
+                {"kernel": (4, 16, 16), "stride": (4, 32, 32), "offset": (0, 8, 8)},
+                # Last, as in the other presets: the last m outputs of the Combiner are those of 2D patches and audio.
+                {"kernel": (1, 16, 16), "stride": (4, 16, 16)},
+            ],
+        },
+        "audio": {"num_mel_bins": 64, "spectrogram_frames": 32, "patch": (16, 16), "adapter": stack(2)},
+        "vit": {"depth": 12, "width": 192, "hidden": 768, "heads": 3, "head_width": 64},
+        "combiner": {"stack": stack(4), "m": 16},
+        "latent": {"stack": stack(4)},
+        "reconstruction": {"stack": stack(2), "image_size": 32, "patch": (4, 8, 8)},
+        "text": {"stack": stack(8), "vocab_size": 8192, "cross_attention_every": 2},
+        "contrastive": {"width": 256},
+        "loss_weights": {},
+    }
+
+
+def make_base_parts() -> dict[str, Any]:
+    """About 250M weights, which fine-tune within 24 GB: a ViT of the shape of ViT-B/16, so that CLIP's and SigLIP's
+    weights fit, and chunks of a second."""
+
+    def stack(depth: int) -> dict[str, Any]:
+        return {"depth": depth, "width": 768, "hidden": 3072, "heads": 12, "head_width": 64}
+
+    return {
+        # Half a minute in chunks of a second; a longer clip gets as many longer ones.
+        "chunking": {"chunk_seconds": 1.0, "num_chunks": None, "max_chunks": 32, "image_mean": 0.5, "image_std": 0.5},
+        "video": {
+            "image_size": 224,
+            "frames_per_chunk": 8,
+            "tubes": [
+                {"kernel": (8, 4, 4), "stride": (8, 32, 32), "offset": (0, 8, 8)},
+                {"kernel": (4, 4, 4), "stride": (4, 32, 32), "offset": (0, 16, 16)},
+                {"kernel": (1, 16, 16), "stride": (8, 16, 16)},
+            ],
+        },
+        "audio": {"num_mel_bins": 128, "spectrogram_frames": 32, "patch": (16, 16), "adapter": stack(2)},
+        "vit": stack(12),
+        "combiner": {"stack": stack(6), "m": 32},
+        "latent": {"stack": stack(4)},
+        "reconstruction": {"stack": stack(2), "image_size": 64, "patch": (4, 8, 8)},
+        "text": {"stack": stack(6), "vocab_size": 32_000, "cross_attention_every": 2},
+        "contrastive": {"width": 512},
+        "loss_weights": {},
+    }
+
+
 def make_paper_tubes() -> list[dict[str, Any]]:
     """Sparse tubes of an 8-frame chunk: 403 tokens at 224 pixels. TubeViT's own set does not fit 8 frames; this one has
     the 1.5M weights of the supplement, section 4."""
@@ -87,14 +145,14 @@ def _make_paper_parts(vit: dict[str, Any], text: dict[str, Any]) -> dict[str, An
     }
 
 
-def make_large_parts() -> dict[str, Any]:
+def make_3b_parts() -> dict[str, Any]:
     """The paper's 3B model: ViT-H and a wide text decoder."""
     vit = {"depth": 32, "width": 1280, "hidden": 5120, "heads": 16, "head_width": 80}
     decoder = {"depth": 18, "width": 1536, "hidden": 12288, "heads": 12, "head_width": 128}
     return _make_paper_parts(vit, {"stack": decoder, "cross_attention_ffn": True})
 
 
-def make_small_parts() -> dict[str, Any]:
+def make_1b_parts() -> dict[str, Any]:
     """The paper's small model of 1.15B: ViT-L and a gated text decoder."""
     vit = {"depth": 24, "width": 1024, "hidden": 4096, "heads": 16, "head_width": 64}
     decoder = {
@@ -103,7 +161,11 @@ def make_small_parts() -> dict[str, Any]:
     return _make_paper_parts(vit, {"stack": decoder})
 
 
-PRESETS = {"3b": make_large_parts, "1b": make_small_parts, "tiny": make_tiny_parts}
+PRESETS = {
+    "3b": make_3b_parts, "1b": make_1b_parts, "base": make_base_parts, "small": make_small_parts,
+    "tiny": make_tiny_parts,
+}  # fmt: skip
+LISTED_PRESETS = "3b, 1b, base, small or tiny"
 
 
 def check_preset(name: str) -> None:
