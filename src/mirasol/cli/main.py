@@ -109,6 +109,12 @@ def make_parser(arguments: Sequence[str]) -> ArgumentParser:
     class Formatter(argparse.RawDescriptionHelpFormatter, jsonargparse.DefaultHelpFormatter):
         """jsonargparse's types and defaults; descriptions keep their layout."""
 
+        def _get_help_string(self, action: argparse.Action) -> str:
+            # jsonargparse marks a list of positional arguments as required, also one that may be empty.
+            if not action.option_strings and action.nargs == argparse.ZERO_OR_MORE:
+                return action.help or ""
+            return super()._get_help_string(action)
+
     def make(description: str, **settings: Any) -> ArgumentParser:
         return jsonargparse.ArgumentParser(
             description=description, exit_on_error=False, formatter_class=Formatter, **settings
@@ -125,7 +131,7 @@ def make_parser(arguments: Sequence[str]) -> ArgumentParser:
             and arguments[:1] == [name]
             and {"-h", "--help"} & set(arguments)
         ):
-            sub.epilog = train.format_recipe_help()
+            sub.epilog = train.format_changes_help() if command is finetune else train.format_recipe_help()
     return parser
 
 

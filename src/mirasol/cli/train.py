@@ -76,28 +76,42 @@ def split_overrides(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def format_recipe_help() -> str:
-    """All keys of a recipe with their types and defaults, for the help."""
+    """All keys of a recipe with their types and defaults as options, for the help."""
     from mirasol.config.recipe import Recipe, Stage
 
-    lines = ["keys of a recipe:", *_list_keys(Recipe, ""), "keys of each stage:", *_list_keys(Stage, "stages.NAME.")]
+    lines = [
+        "keys of a recipe:",
+        *_list_keys(Recipe, "--"),
+        "keys of each stage:",
+        *_list_keys(Stage, "--stages.NAME."),
+    ]
     return "\n".join(lines)
 
 
-def _list_keys(kind: type, prefix: str) -> list[str]:
+def format_changes_help() -> str:
+    """All keys of a recipe as `finetune` takes them, for its help."""
+    from mirasol.config.recipe import Recipe, Stage
+
+    head = "keys of the recipe, as KEY=VALUE; what is not given the rules choose (docs/finetuning.md):"
+    keys = [*_list_keys(Recipe, "", "chosen"), *_list_keys(Stage, "stages.finetune.", "chosen")]
+    return "\n".join([head, *keys])
+
+
+def _list_keys(kind: type, prefix: str, without_default: str = "required") -> list[str]:
     lines = []
     for field in dataclasses.fields(kind):
         kinds = typing.get_args(field.type) if isinstance(field.type, types.UnionType) else (field.type,)
         if part := next((kind for kind in kinds if dataclasses.is_dataclass(kind)), None):
-            lines += _list_keys(part, f"{prefix}{field.name}.")
+            lines += _list_keys(part, f"{prefix}{field.name}.", without_default)
             continue
         name = field.type.__name__ if isinstance(field.type, type) else str(field.type)
         name = name.replace("typing.", "").replace("mirasol.config.recipe.", "")
-        default = "required"
+        default = without_default
         if field.default is not dataclasses.MISSING:
             default = f"default: {'null' if field.default is None else field.default}"
         elif field.default_factory is not dataclasses.MISSING:
             default = "has defaults"
-        lines.append(f"  --{prefix}{field.name}  ({name}, {default})")
+        lines.append(f"  {prefix}{field.name}  ({name}, {default})")
     return lines
 
 
