@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from mirasol.errors import UserError, quote_text
 from mirasol.files import hash_file
+from mirasol.hub import MODEL, find_on_hub
 from mirasol.json_values import InvalidJson, parse_json
 
 if TYPE_CHECKING:
@@ -56,20 +57,22 @@ def find_checkpoint(name: str | Path) -> Path:
     """The folder of the checkpoint with this name.
 
     `tiny` is the one shipped with the package (a folder of that name is `./tiny`); any other name is a folder: of a
-    checkpoint, of a finished run (its `checkpoint`), or of a demo (its `train/checkpoint`).
+    checkpoint, of a finished run (its `checkpoint`), or of a demo (its `train/checkpoint`); or else a repository of the
+    hub (`mirasol.hub`).
 
     Raises:
-        UserError: no such folder, or it contains no checkpoint.
+        UserError: no such folder or repository, or it contains no checkpoint.
     """
     if str(name) in SHIPPED:
         shipped = find_shipped_checkpoint(str(name))
         if shipped is None:
             raise UserError(f"checkpoint {name!r} is not part of this installation: install mirasol again")
         return shipped
-    folder = Path(name)
+    folder = find_on_hub(name, MODEL) or Path(name)
     if not folder.exists():
         raise UserError(
-            f"{folder}: no such checkpoint: give a folder or one of the shipped ones ({', '.join(SHIPPED)})"
+            f"{folder}: no such checkpoint: give a folder, one of the shipped ones ({', '.join(SHIPPED)}), or a name "
+            "on the hub (org/name)"
         )
     for candidate in (folder, folder / "checkpoint", folder / "train" / "checkpoint"):
         if (candidate / "config.json").is_file():

@@ -17,14 +17,16 @@ COMMANDS = [line.split()[1:] for line in DOCUMENT.splitlines() if line.startswit
 def test_its_commands_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     saved(image_model("CLIPModel", 14, 56), Path("clip-vit-large-patch14"))
-    saved(image_model("SiglipModel", 16, 64), Path("siglip-large-patch16-256"))
-    word_tokenizer(VOCABULARY).save_pretrained("clip-vit-large-patch14")
+    for name in ("siglip-large-patch16-256", "google/siglip-base-patch16-224@main"):  # local paths before the hub
+        saved(image_model("SiglipModel", 16, 64), Path(name))
+    for name in ("clip-vit-large-patch14", "openai/clip-vit-base-patch16"):
+        word_tokenizer(VOCABULARY).save_pretrained(name)
     Path("openMaMMUT-ViT-L-14").mkdir()
     torch.save(state_dict(patch=14), "openMaMMUT-ViT-L-14/open_clip_pytorch_model.bin")
     decoder_config().save_pretrained("own")
-    assert len(COMMANDS) == 3
+    assert len(COMMANDS) == 4
     for number, words in enumerate(COMMANDS):
-        assert words[1:3] == ["1b", "start"]
+        assert words[1] in ("1b", "base") and words[2] == "start"
         words[1:3] = ["own/config.json", f"start-{number}"]
         main(words)
         assert load_checkpoint(f"start-{number}").model.config.video.learned_positions

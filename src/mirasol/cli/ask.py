@@ -39,7 +39,7 @@ measured for the checkpoint (docs/evaluation.md). Notes about checkpoint and fil
 def add_arguments(parser: ArgumentParser, make: MakeParser) -> None:
     """Declares the arguments."""
     parser.add_argument(
-        "checkpoint", metavar="CHECKPOINT", help="tiny (shipped), a run's folder or a checkpoint folder"
+        "checkpoint", metavar="CHECKPOINT", help="tiny (shipped), the folder of a run or checkpoint, a name on the hub"
     )
     parser.add_argument("file", metavar="FILE", help="a common video or sound file")
     parser.add_argument("question", metavar="QUESTION", nargs="*", help="each question in quotes; none: asks for them")
@@ -266,6 +266,7 @@ def list_remarks(loaded: Loaded, name: str, doubt: Doubt | None, surprise: float
     """What limits all answers of a checkpoint: it was never trained, it knows rendered scenes only, the clip is of
     another kind, nobody has measured when it is unsure."""
     from mirasol.checkpoint import STARTING_WEIGHTS, read_rendered_world
+    from mirasol.hub import describe_folder_before_hub
 
     folder, remarks = loaded.folder, []
     if (folder / STARTING_WEIGHTS).is_file():
@@ -280,7 +281,8 @@ def list_remarks(loaded: Loaded, name: str, doubt: Doubt | None, surprise: float
         )
     if doubt is None:
         remarks.append('no measured threshold, so it never says "not sure": `mirasol evaluate --calibrate` measures it')
-    return [f"{name}: {remark}" for remark in remarks]
+    before_hub = describe_folder_before_hub(name)
+    return [*([before_hub] if before_hub else []), *(f"{name}: {remark}" for remark in remarks)]
 
 
 def print_notes(remarks: Sequence[str], clip: Clip, file: str) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from mirasol.checkpoint import STARTING_WEIGHTS
 from mirasol.cli.common import check_no_results, check_positive_options
-from mirasol.config.presets import PRESETS, check_preset
+from mirasol.config.presets import LISTED_PRESETS, PRESETS, check_preset
 from mirasol.errors import UserError
 
 if TYPE_CHECKING:
@@ -25,20 +25,28 @@ if TYPE_CHECKING:
 HELP = "start from a CLIP, SigLIP, ViT or openMaMMUT model"
 DESCRIPTION = """Writes a checkpoint of a preset whose image encoder, and with openMaMMUT also text decoder and
 cross-attention, have pretrained weights. Fields of the preset are adapted to the pretrained models and printed; a
-record of every tensor is written to OUT/starting_weights.json. Nothing is downloaded.
+record of every tensor is written to OUT/starting_weights.json. A source is a local path, or a repository of the Hugging
+Face hub as org/name or org/name@REVISION, of which only safetensors are read.
 
   mirasol init 1b start --image clip-vit-large-patch14 --tokenizer tiny
+  mirasol init base start --image google/siglip-base-patch16-224@main --tokenizer openai/clip-vit-base-patch16
   mirasol init 1b start --openmammut openMaMMUT-ViT-L-14 --tokenizer clip-vit-large-patch14 --inflate-tubes"""
 REPORT = STARTING_WEIGHTS
 
 
 def add_arguments(parser: ArgumentParser, make: MakeParser) -> None:
     """Declares the arguments."""
-    parser.add_argument("preset", metavar="PRESET", help="3b, 1b or tiny, or your own config.json")
+    parser.add_argument("preset", metavar="PRESET", help=f"{LISTED_PRESETS}, or your own config.json")
     parser.add_argument("output", metavar="OUT", help="new folder for the checkpoint; nothing is overwritten")
-    parser.add_argument("--image", metavar="DIR", help="a CLIP, SigLIP or ViT checkpoint of transformers")
-    parser.add_argument("--openmammut", metavar="FILE", help="openMaMMUT's open_clip state dict, or its folder")
-    parser.add_argument("--tokenizer", metavar="DIR", help="folder of a tokenizer, or of a Mirasol checkpoint, or tiny")
+    parser.add_argument(
+        "--image", metavar="DIR", help="a CLIP, SigLIP or ViT checkpoint of transformers, or its name on the hub"
+    )
+    parser.add_argument("--openmammut", metavar="FILE", help="openMaMMUT's open_clip state dict, its folder, or name")
+    parser.add_argument(
+        "--tokenizer",
+        metavar="DIR",
+        help="folder of a tokenizer or of a Mirasol checkpoint, a name on the hub, or tiny",
+    )
     parser.add_argument(
         "--inflate-tubes", action="store_true", help="initialise the other tubes from the 2D patches' kernel"
     )
@@ -61,6 +69,7 @@ def run(options: Namespace) -> None:
     if options.image is None and options.openmammut is None:
         raise UserError("nothing to start from: give an image model (--image) or an openMaMMUT one (--openmammut)")
 
+    from mirasol.hub import TOKENIZER, describe_folder_before_hub, name_commit
     from mirasol.pretrained.assemble import assemble
 
     tokenizer = read_tokenizer(options.tokenizer) if options.tokenizer else None
@@ -74,6 +83,10 @@ def run(options: Namespace) -> None:
         allow_pickle=options.allow_pickle,
         seed=options.seed,
     )
+    if tokenizer is not None:
+        report.sources["tokenizer"] = name_commit(options.tokenizer, TOKENIZER)
+    given = (options.image, options.openmammut, options.tokenizer)
+    report.remarks += filter(None, (describe_folder_before_hub(name) for name in given if name))
     write_checkpoint(output, model, tokenizer, report)
     lines = [*report.lines(), f"every tensor: {output / REPORT}", f"checkpoint: {output}"]
     if tokenizer is None:
@@ -102,8 +115,9 @@ def read_tokenizer(name: str) -> PreTrainedTokenizerBase:
     from transformers import AutoTokenizer
 
     from mirasol.checkpoint import SHIPPED, find_checkpoint
+    from mirasol.hub import TOKENIZER, find_on_hub
 
-    folder = find_checkpoint(name) if name in SHIPPED else Path(name)
+    folder = find_checkpoint(name) if name in SHIPPED else find_on_hub(name, TOKENIZER) or Path(name)
     if not folder.is_dir():
         raise UserError(f"--tokenizer {folder}: no such folder")
     try:

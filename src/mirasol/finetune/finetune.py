@@ -48,6 +48,7 @@ from mirasol.finetune.outcome import (
     write_finetune_report,
 )
 from mirasol.finetune.survey import CLASS_LIST, Survey, survey_folder, write_splits
+from mirasol.hub import MODEL, describe_folder_before_hub, name_commit
 from mirasol.media.timeline import cut_into_chunks
 from mirasol.training.build import pick_device
 from mirasol.training.export import export_run
@@ -72,9 +73,11 @@ def finetune(settings: Settings, console: "Console") -> Path:
         UserError: a folder or checkpoint that cannot be used, another fine-tuning in `output`, and as `train`.
     """
     check_overrides(parse_overrides(settings.overrides))
-    folder, start = FinetuneFolder(settings), find_checkpoint(settings.start)
+    folder = FinetuneFolder(settings)
+    # Of a repository of the hub its commit, which a resumed fine-tuning keeps.
+    start = str(load_recipe(folder.recipe).model.init) if folder.is_resumed else name_commit(settings.start, MODEL)
     labels = read_labels(Path(settings.data))
-    folder.begin(labels, start)
+    folder.begin(labels, find_checkpoint(start))
     if folder.is_finished:
         print_line(console, f"{folder.path}: this fine-tuning is finished: {folder.report}")
         return folder.checkpoint
@@ -128,7 +131,7 @@ def _evaluate(
 
 def _evaluate_start(folder: FinetuneFolder, recipe: Recipe, console: "Console") -> Evaluation:
     """The starting checkpoint on the same questions, without controls."""
-    evaluation = _evaluate(folder, recipe, console, folder.settings.start, folder.before, ())
+    evaluation = _evaluate(folder, recipe, console, str(recipe.model.init), folder.before, ())
     _print_answers(console, folder.settings.start, evaluation)
     return evaluation
 
@@ -152,8 +155,8 @@ def _print_answers(console: "Console", name: str, evaluation: Evaluation) -> Non
 class Beginning:
     """What comes before the training: the survey and the recipe, which are written down once."""
 
-    def __init__(self, folder: FinetuneFolder, start: Path, console: "Console"):
-        self.folder, self.console, self.settings = folder, console, folder.settings
+    def __init__(self, folder: FinetuneFolder, start: str, console: "Console"):
+        self.folder, self.console, self.settings, self.start = folder, console, folder.settings, start
         self.overrides = parse_overrides(self.settings.overrides)
         self.device = pick_device(str(self.overrides.get("device", "auto")))
         self.loaded = load_checkpoint(start)
@@ -165,11 +168,12 @@ class Beginning:
 
         with show_progress(self.console, "Reading headers", "files") as progress:
             survey = survey_folder(labels, int(self.overrides.get("seed", 0)), progress)
-        self._print([*survey.format_lines(), *(f"note:     {remark}" for remark in survey.list_remarks())])
+        remarks = [*survey.list_remarks(), *filter(None, [describe_folder_before_hub(self.start)])]
+        self._print([*survey.format_lines(), *(f"note:     {remark}" for remark in remarks)])
         write_splits(self.folder.data, survey)
         facts = gather_facts(survey, self.loaded)
         recipe, choices = self._choose(survey, facts, Wishes(self.settings.epochs, None, self.overrides))
-        if recipe.model != ModelRecipe(init=self.settings.start):
+        if recipe.model != ModelRecipe(init=self.start):
             self.loaded = load_initial(recipe)
         self._print(["measuring memory and the time of a step"])
         decoded, chunks = decode_some(self.loaded, labels.root, survey.all_clips), count_chunks(self.loaded, facts)
@@ -200,7 +204,7 @@ class Beginning:
         data: dict[str, Any] = {"root": str(survey.labels.root), "options": options, "cache": str(self.folder.cache)}
         if any(choice.key == "data.decode" and choice.value == "ahead" for choice in choices):
             data["cache_limit"] = find_cache_limit(self.folder.path)
-        paths = {"output": str(self.folder.run), "data": data, "model": {"init": self.settings.start}}
+        paths = {"output": str(self.folder.run), "data": data, "model": {"init": self.start}}
         recipe = recipe_from_dict(make_values(choices, paths, self.overrides), "finetune")
         if "feature_cache" not in self.overrides.get("data", {}) and is_encoded_once(recipe, self.config):
             limit = find_cache_limit(self.folder.path)

@@ -1,6 +1,7 @@
 """What transformers asks of a model: loading, initialisation, arguments, caches, attention, gradient checkpointing."""
 
 import copy
+import os
 from collections.abc import Callable
 from functools import partial
 from typing import Any, ClassVar
@@ -130,6 +131,25 @@ class MirasolPreTrainedModel(PreTrainedModel):
 
     def get_encoder(self, modality: str | None = None) -> nn.Module:
         return self.chunk_encoder
+
+    # Loading
+
+    @classmethod
+    def from_pretrained(
+        cls, name: str | os.PathLike, *args: Any, use_safetensors: bool | None = True, **kwargs: Any
+    ) -> PreTrainedModel:
+        """As in transformers, from a folder or from `org/name` on the hub, but of safetensors only unless
+        `use_safetensors` says otherwise: other weight files can run code when they are opened.
+
+        Raises:
+            OSError: no such weights.
+        """
+        try:
+            return super().from_pretrained(name, *args, use_safetensors=use_safetensors, **kwargs)
+        except OSError as error:
+            if use_safetensors is not True:
+                raise
+            raise OSError(f"{name}: no weights as safetensors, the only ones that are read: {error}") from error
 
     # How layers are computed
 

@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from mirasol.config.checks import merge_mappings
 from mirasol.config.model import PARTS, MirasolConfig
 from mirasol.errors import UserError
+from mirasol.hub import MODEL, OPEN_CLIP, find_on_hub, name_commit
 from mirasol.model.hf import MirasolForConditionalGeneration
 from mirasol.pretrained.image import read_image_source
 from mirasol.pretrained.openmammut import find_special_ids, read_openmammut_source
@@ -38,10 +39,10 @@ def assemble(
     `mirasol.MirasolForConditionalGeneration.from_parts` is this function.
 
     preset: a preset's name or a config; fields that the sources need are adapted, and listed in the report. image:
-    folder of a CLIP, SigLIP or ViT checkpoint. openmammut: state dict of an openMaMMUT model, whose image side is used
-    too unless `image` is given. tokenizer: of the text decoder; special tokens it lacks are added to it.
-    inflate_tubes: make the other tubes from the 2D patches' kernel. image_size: side of the square frames, pixels.
-    seed: of the weights that no source has.
+    folder, or name on the hub, of a CLIP, SigLIP or ViT checkpoint. openmammut: state dict of an openMaMMUT model, or
+    its name on the hub; its image side is used too unless `image` is given. tokenizer: of the text decoder; special
+    tokens it lacks are added to it. inflate_tubes: make the other tubes from the 2D patches' kernel. image_size: side
+    of the square frames, pixels. seed: of the weights that no source has.
 
     Raises:
         UserError: nothing to load, a source that cannot be read, a tensor that does not fit (named, with both shapes),
@@ -52,13 +53,13 @@ def assemble(
     if image_size is not None and image_size < 1:
         raise UserError(f"image_size={image_size} must be at least 1 pixel")
     config = MirasolConfig.preset(preset) if isinstance(preset, str) else preset
-    sources, ids = [], {}
+    sources, ids, names = [], {}, {}
     if image is not None:
-        sources.append(read_image_source(Path(image), config, image_size, inflate_tubes, allow_pickle))
+        folder, names["image"] = locate_source(image, MODEL)
+        sources.append(read_image_source(folder, config, image_size, inflate_tubes, allow_pickle))
     if openmammut is not None:
-        source = read_openmammut_source(
-            Path(openmammut), config, image_size, inflate_tubes, image is None, allow_pickle
-        )
+        file, names["openmammut"] = locate_source(openmammut, OPEN_CLIP)
+        source = read_openmammut_source(file, config, image_size, inflate_tubes, image is None, allow_pickle)
         sources.append(source)
         ids = find_special_ids(source)
         source.parts["text"]["vocab_size"] += 1
@@ -67,7 +68,15 @@ def assemble(
         (sources[-1] if openmammut is not None else sources[0]).parts.setdefault("text", {}).update(text)
     fitted = adapt_config(config, [source.parts for source in sources], ids)
     values, fills, report = plan_tensors(config, fitted, sources)
+    report.sources = names
     return _build_model(fitted, values, fills, seed), report
+
+
+def locate_source(name: str | PathLike, files: tuple[str, ...]) -> tuple[Path, str]:
+    """Where the files of a local path or of a repository of the hub are, and its name with the commit. Raises UserError
+    as `mirasol.hub.find_on_hub`."""
+    folder = find_on_hub(str(name), files)
+    return (Path(name), str(name)) if folder is None else (folder, name_commit(str(name), files))
 
 
 def _build_model(

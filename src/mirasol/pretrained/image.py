@@ -93,7 +93,9 @@ def read_image_source(
             known here.
     """
     if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder: --image takes a checkpoint's folder")
+        raise UserError(
+            f"{folder}: no such folder: --image takes a checkpoint's folder, or a name of the hub (org/name)"
+        )
     if not (folder / "config.json").is_file():
         raise UserError(f"{folder}: not a checkpoint: it has no config.json")
     values = read_json(folder / "config.json")

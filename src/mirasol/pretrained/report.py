@@ -12,7 +12,7 @@ class PretrainedReport:
     only the first rows, `untrained_from`, the first of the others. filled: tensors set to a number because the source
     has none. random: tensors initialised at random. unused: tensors of the sources that are not used, with the reason.
     config_changes: fields that differ from the preset because a source needs it, as [old, new]. remarks: assumptions
-    about what a source does not state.
+    about what a source does not state. sources: by option, the path or the repository with its commit.
     """
 
     loaded: list[dict[str, Any]] = field(default_factory=list)
@@ -21,14 +21,16 @@ class PretrainedReport:
     unused: list[dict[str, Any]] = field(default_factory=list)
     config_changes: dict[str, list[Any]] = field(default_factory=dict)
     remarks: list[str] = field(default_factory=list)
+    sources: dict[str, str] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
         return asdict(self)
 
     def lines(self) -> list[str]:
-        """A summary for the screen: changed fields, counts, reasons for unused tensors, remarks."""
-        lines = [f"config: {name} = {new} (was {old})" for name, (old, new) in self.config_changes.items()]
+        """A summary for the screen: sources, changed fields, counts, reasons for unused tensors, remarks."""
+        lines = [f"{option}: {name}" for option, name in self.sources.items()]
+        lines += [f"config: {name} = {new} (was {old})" for name, (old, new) in self.config_changes.items()]
         lines.append(
             f"loaded {len(self.loaded)} tensors ({_count_weights(self.loaded)} weights), set {len(self.filled)}, "
             f"left at random {len(self.random)} ({_count_weights(self.random)} weights), "

@@ -80,6 +80,8 @@ def write_finished_model(run: Run, weights: Mapping[str, Tensor], steps: int) ->
     """Writes the `checkpoint` of a run's folder that finished after `steps` steps, and removes what only the training
     needed."""
 
+    recorded = run.folder.read_facts()
+
     def fill(target: Path) -> None:
         save_model(target, run.model, run.processor, merge_adapters(run.model.config, run.recipe, weights))
         facts = {
@@ -88,7 +90,8 @@ def write_finished_model(run: Run, weights: Mapping[str, Tensor], steps: int) ->
             "weights_sha256": hash_file(target / "model.safetensors"),
             "untrained": run.weights.find_untrained(run.recipe, steps).to_dict(),
             "versions": collect_versions(),
-            "rendered_world": run.folder.read_facts().get("rendered_world"),
+            "rendered_world": recorded.get("rendered_world"),
+            "initial_checkpoint": recorded.get("initial_checkpoint"),
             "recipe": run.recipe.to_dict(),
         }
         (target / "training.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")

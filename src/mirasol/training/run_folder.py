@@ -29,6 +29,7 @@ from mirasol.data.datasets.files import Files
 from mirasol.data.digest import ExamplesDigest
 from mirasol.errors import UserError
 from mirasol.files import hash_file, lock_file, write_file_atomically
+from mirasol.hub import MODEL, name_commit
 from mirasol.json_values import InvalidJson, parse_json, parse_own_json
 
 # Files that only a run writes. Not bad_clips.jsonl: a start that failed at a bad clip writes it too, and is not a run.
@@ -175,6 +176,8 @@ class RunFolder:
         environment["model_config"] = dict(model_config or {})
         environment["stage_steps"] = dict(steps or {})
         environment["rendered_world"] = find_rendered_world(self.recipe)
+        initial_name = self.recipe.model.init
+        environment["initial_checkpoint"] = None if initial_name is None else name_commit(initial_name, MODEL)
         environment["examples"] = {name: found.sha256 for name, found in (examples or {}).items()}
         write_file_atomically(self.path / "run.json", json.dumps(environment, indent=1) + "\n")
         # Written last: a folder with a recipe.yaml can be resumed.
