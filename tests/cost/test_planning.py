@@ -53,6 +53,8 @@ def test_chunks_are_those_of_the_data_or_the_most_there_can_be(values, recipe, u
     assert absent.stages["slots"].clips is None and absent.stages["slots"].epoch_seconds is None
     assert absent.stages["questions"].shape.chunks == 64
     assert any("-absent" in note for note in absent.notes)
+    assert any("are at most these" in note and "64 chunks (chunking.max_chunks), 32 s" in note for note in absent.notes)
+    assert not any("at most these" in note for note in found.notes)
     given = Assumptions(peak_tflops=1.0, chunks=5, text_length=20, target_tokens=3)
     assert plan_run(recipe, given).stages["questions"].shape == StepShape(3, 5, 4, 20, 3)
 

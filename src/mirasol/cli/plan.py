@@ -25,7 +25,7 @@ DESCRIPTION = """Prints what training by a recipe takes: parameters and how many
 of a step, time at a given share of the peak, disk. No weights are allocated, and the data need not exist. Keys of the
 recipe are options, as with `mirasol train`.
 
-  mirasol plan --config recipes/demo.yaml
+  mirasol plan --config recipes/demo.yaml --chunks 12     clips of 6 s; without data or --chunks, the longest
   mirasol plan --config recipes/demo.yaml --processes 8 --mfu 0.35 --device-memory 80
   mirasol plan --config recipes/demo.yaml --stages.questions.clips_per_step 64 --json"""
 

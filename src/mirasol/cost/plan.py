@@ -338,7 +338,11 @@ def find_chunks(config: MirasolConfig, recipe: Recipe, clips: Sequence[ClipExamp
     if found:
         notes.append(f"chunks of a clip: the most among {len(found)} sampled clips")
         return max(found)
-    notes.append(f"chunks of a clip: chunking.max_chunks={chunking.max_chunks}, the most possible (--chunks)")
+    longest = f"{chunking.max_chunks} chunks (chunking.max_chunks), {chunking.max_chunks * chunking.chunk_seconds:g} s"
+    notes.append(
+        f"time and memory are at most these: without the data every clip is counted with {longest}; shorter clips take "
+        f"less: --chunks N counts N chunks of {chunking.chunk_seconds:g} s"
+    )
     return chunking.max_chunks
 
 
