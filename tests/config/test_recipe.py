@@ -197,3 +197,13 @@ def test_keys_that_something_else_decides_are_refused(values, change, said):
     with pytest.raises(UserError, match=said) as caught:
         recipe_from_dict({**values, **change})
     assert "\n" not in str(caught.value)
+
+
+def test_where_there_are_no_recipes_those_of_the_package_are_read(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert load_recipe("recipes/small.yaml").model.preset == "small"
+    with pytest.raises(UserError, match=r"recipes/smal\.yaml: no such recipe file"):
+        load_recipe("recipes/smal.yaml")
+    (tmp_path / "recipes").mkdir()
+    with pytest.raises(UserError, match=r"recipes/small\.yaml: no such recipe file"):
+        load_recipe("recipes/small.yaml")

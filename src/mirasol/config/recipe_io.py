@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import importlib.resources
 import re
 import types
 import typing
@@ -36,7 +37,8 @@ RENAMED: dict[type, dict[str, Renamed]] = {
 
 def load_recipe(path: str | Path | Sequence[str | Path], overrides: Sequence[str] = ()) -> Recipe:
     """Reads a recipe from YAML; later files override earlier ones. A null takes a key of an earlier file back to its
-    default, unless null is a value of this key.
+    default, unless null is a value of this key. Where there is no folder `recipes`, those of the package are read by
+    the names they have in the repository (`recipes/demo.yaml`).
 
     `overrides` are `key.path=value` (a leading `--` is allowed), e.g. `optimizer.learning_rate=1e-4` or
     `stages.questions.steps=100`; values are YAML.
@@ -47,13 +49,22 @@ def load_recipe(path: str | Path | Sequence[str | Path], overrides: Sequence[str
     """
     paths = [path] if isinstance(path, str | Path) else list(path)
     values: dict[str, Any] = {}
-    for file in map(Path, paths):
+    for file in map(find_recipe_file, paths):
         of_a_run = (file.parent / "run.json").is_file()
         later = read_run_recipe(file)[0] if of_a_run else read_yaml(file)
         values = _override(values, later, Recipe)
     for override in overrides:
         values = _override(values, _parse_override(override), Recipe)
     return recipe_from_dict(values, where=", ".join(str(file) for file in paths))
+
+
+def find_recipe_file(path: str | Path) -> Path:
+    """The path itself, or the package's own recipe of that name where there is no folder `recipes` to look in."""
+    path = Path(path)
+    if path.is_absolute() or path.parts[:1] != ("recipes",) or Path("recipes").exists():
+        return path
+    own = Path(str(importlib.resources.files("mirasol"))) / path
+    return own if own.is_file() else path
 
 
 def _override(values: Mapping[str, Any], later: Mapping[str, Any], kind: type | None) -> dict[str, Any]:
