@@ -3,6 +3,7 @@
 import contextlib
 import io
 import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,20 @@ def test_the_example_runs(shapes, tmp_path, monkeypatch):
     with contextlib.redirect_stdout(said):
         exec(compile(EXAMPLE, "README.md", "exec"), {})
     assert said.getvalue().strip()
+
+
+def test_the_first_screen_answers_as_it_says(tmp_path, monkeypatch, capsys):
+    """Its two commands in their order; probabilities are not compared, shipped weights may be trained anew."""
+    (_, commands), (_, shown) = BLOCKS[:2]
+    monkeypatch.chdir(tmp_path)
+    lines = [line for line in commands.splitlines() if line.startswith("mirasol ")]
+    assert len(lines) == 2
+    for line in lines:
+        main(shlex.split(line, comments=True)[1:])
+    remark, *answers = shown.splitlines()
+    found = capsys.readouterr()
+    assert remark in found.err
+    assert [line.split("  ")[0] for line in found.out.splitlines()[-2:]] == [line.split("  ")[0] for line in answers]
 
 
 def test_every_command_line_is_one_that_exists():
