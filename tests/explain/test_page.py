@@ -6,7 +6,7 @@ import re
 
 import numpy as np
 import pytest
-from explaining import COMBINERS, QUESTION, make_clip, make_model
+from explaining import QUESTION, make_clip, make_model
 from untrained import only_stream
 
 from mirasol.cli.main import main
@@ -33,7 +33,7 @@ def read_titles(page, name):
     return {int(chunk): value for chunk, value in found}
 
 
-@pytest.mark.parametrize("name", [name for name in COMBINERS if "," not in name and "of a chunk" not in name])
+@pytest.mark.parametrize("name", ["transformer", "cls", "ttm", "concat"])
 def test_page_json_and_figures_have_the_same_numbers(name):
     explanation = explain_clip(name, chunks=4, gaps=True)
     record, page = describe_explanation(explanation, 2), render(explanation, 2)
@@ -70,7 +70,7 @@ def test_page_json_and_figures_have_the_same_numbers(name):
         np.testing.assert_allclose(drawn[:, :-1], explanation.reading.memory.content.mean(axis=1), atol=1e-5)
 
 
-@pytest.mark.parametrize("settings", [{"audio": False}, {"video": False}, {"chunks": 1}, {"chunks": 13}], ids=str)
+@pytest.mark.parametrize("settings", [{"audio": False}, {"video": False}, {"chunks": 1}], ids=str)
 def test_a_page_needs_no_other_file_whatever_is_missing(settings):
     explanation = explain_clip("transformer", **settings)
     chunk = explanation.find_decisive_chunk()

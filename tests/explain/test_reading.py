@@ -210,6 +210,16 @@ def test_the_answer_is_the_one_that_answering_gives_with_its_probability():
     assert len(found.tokens) == len(found.token_log_likelihood) == found.cross_attention.shape[1]
 
 
+def test_an_answer_of_nothing_is_explained_too(monkeypatch):
+    clip = make_clip(2)
+    model, processor, *_ = encode_features("concat", clip)
+    ended = torch.tensor([[model.config.eos_token_id]]), torch.zeros(1)
+    monkeypatch.setattr("mirasol.explain.compute.decode_greedily", lambda *_, **__: ended)
+    found = explain(model, processor, clip, QUESTION)
+    assert (found.answer, found.tokens) == ("", (processor.tokenizer.eos_token,))
+    assert found.cross_attention.shape[1] == 1
+
+
 @pytest.mark.parametrize("name", ["transformer", "perceiver", "ttm"])
 def test_low_precision_keeps_the_sums(name):
     clip = make_clip(5)

@@ -117,12 +117,10 @@ def explain(
         cross, log_likelihood = _read_text(model, encoded, ids, count)
         occlusion = occlude_chunks(model, features, masks[0][0], masks[1][0], ids, count, clips_at_once)
         expected = reconstruct_clip(model, processor, encoded)
-    own = ids[0, -count:].tolist()
-    written = own[:-1] if own[-1] == model.config.eos_token_id else own
     return Explanation(
         prompt=prompt,
-        answer=processor.decode(torch.tensor(written)).strip() if answer is None else answer,
-        tokens=tuple(_name_token(processor, token) for token in own),
+        answer=processor.decode(ids[0, -count:]).strip() if answer is None else answer,
+        tokens=tuple(_name_token(processor, token) for token in ids[0, -count:].tolist()),
         token_log_likelihood=log_likelihood,
         **_describe_media(clip, tensors),
         cross_attention=cross,

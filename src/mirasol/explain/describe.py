@@ -133,12 +133,13 @@ def list_in_words(record: dict[str, Any]) -> list[str]:
         lines.append(f"“{token['text'].strip()}” looks most at: {shown}.")
     for name in ("picture", "sound"):
         losses = mattered[f"loss_without_{name}"]
-        ranked = [place for place in _rank(losses) if losses[place] is not None][:3]
-        if ranked:
-            shown = ", ".join(f"{losses[place]:+.2f} for {_name(chunks, place)}" for place in ranked)
-            lines.append(f"Without the {name} of one chunk the answer's log-likelihood falls most by (nats): {shown}.")
-        else:
+        if all(loss is None for loss in losses):
             lines.append(f"The clip has no {name} to take away.")
+            continue
+        ranked = [place for place in _rank(losses)[:3] if losses[place] is not None and losses[place] >= 0.005]
+        shown = ", ".join(f"{losses[place]:.2f} nats for {_name(chunks, place)}" for place in ranked)
+        falls = f"falls most by {shown}" if ranked else "does not fall by 0.01 nats"
+        lines.append(f"Without the {name} of one chunk the answer's log-likelihood {falls}.")
     shares = reads["rollout"]
     together = [picture + sound for picture, sound in zip(shares["picture"], shares["sound"], strict=True)]
     shown = ", ".join(f"{together[place]:.0%} of {_name(chunks, place)}" for place in _rank_shown(together))

@@ -16,6 +16,13 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 WIDTH = 10.2  # inches
+NAMES = {
+    "transformer": "Transformer Combiner",
+    "cls": "CLS Combiner",
+    "perceiver": "Perceiver Combiner",
+    "ttm": "Token Turing Machine",
+    "concat": "No Combiner",
+}
 MOST_LABELS = 12  # of the time axis
 
 
@@ -63,7 +70,7 @@ def draw_combiner(explanation: Explanation, chunk: int, title: str | None = None
         figure = create_figure(WIDTH, side + 0.8 + 0.54 + height + 1.2)
         rows = figure.add_gridspec(4, 1, height_ratios=[side, 0.8, 0.54, height])
         axes = [figure.add_subplot(row) for row in rows]
-        named = f"{record['reads']['combiner']} Combiner: what the {len(features)} features of chunk {chunk + 1} read"
+        named = f"{NAMES[explanation.reading.kind]}: what the {len(features)} features of chunk {chunk + 1} read"
         figure.suptitle(title or named, fontsize=11, fontweight="bold")
         _draw_frames(axes[0], explanation, colour_frames(explanation, shares), "of pictures")
         _draw_sound(axes[1], explanation, colour_spectrogram(explanation, shares), "of sound")
