@@ -147,6 +147,10 @@ class Doubt:
     threshold: float
     highest_surprise: float | None = None
 
+    def is_strange(self, surprise: float | None) -> bool:
+        """Whether a clip of that surprise is of another kind than all that the checkpoint was measured on."""
+        return self.highest_surprise is not None and surprise is not None and surprise > self.highest_surprise
+
 
 def read_doubt(folder: Path) -> Doubt | None:
     """When the checkpoint is not sure; None where it was not measured, or with other weights. Raises UserError for a

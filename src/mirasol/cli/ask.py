@@ -15,13 +15,14 @@ from mirasol.errors import UserError, quote_text
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser, Namespace
 
+    from mirasol.app.live.whole import StreamedClip
     from mirasol.checkpoint import Doubt, Loaded
     from mirasol.cli.common import MakeParser
     from mirasol.evaluation.answer import Answer, RankedCandidate
     from mirasol.media.clip import Clip
     from mirasol.model.outputs import MirasolEncoderOutput
 
-FLAGS = ("--json", "--help", "-h")  # options without a value
+FLAGS = ("--json", "--fast", "--stream", "--help", "-h")  # options without a value
 HELP = "ask questions about a video or sound file"
 DESCRIPTION = """Answers questions about what is seen and heard in a media file, which is read and encoded once. Without
 a question it asks for them, or reads one a line where standard input is not a terminal.
@@ -33,7 +34,8 @@ measured for the checkpoint (docs/evaluation.md). Notes about checkpoint and fil
   mirasol ask tiny clip.mp4 "what colour is the circle?"
   mirasol ask tiny clip.mp4 "which shape is seen last?" --candidates "circle|square|cross"
   mirasol ask runs/demo clip.mp4 "what plays?" "which sound comes after the bell?" --start 2 --end 6 --json
-  mirasol ask runs/demo clip.mp4 < questions.txt"""
+  mirasol ask runs/demo clip.mp4 < questions.txt
+  mirasol ask runs/demo hour.mp4 "what happens?" --stream"""
 
 
 def add_arguments(parser: ArgumentParser, make: MakeParser) -> None:
@@ -46,21 +48,25 @@ def add_arguments(parser: ArgumentParser, make: MakeParser) -> None:
     parser.add_argument("--candidates", type=str, metavar="A|B|C", help="score these answers, instead of a free one")
     parser.add_argument("--start", type=float, help="second of the file where the clip begins")
     parser.add_argument("--end", type=float, help="second of the file where the clip ends")
+    parser.add_argument(
+        "--stream", action="store_true", help="encode a file of any length chunk by chunk, as it is read"
+    )
+    parser.add_argument("--window", type=int, help="with --stream: chunks that are remembered; default: all")
     parser.add_argument("--max-new-tokens", type=int, default=32, help="longest answer, in tokens")
     parser.add_argument("--json", action="store_true", help="print a JSON object for each question, one a line")
     parser.add_argument("--device", type=str, default="auto", help="where to compute: auto, cpu, cuda or mps")
 
 
 def move_options_last(arguments: list[str]) -> list[str]:
-    """The arguments of `ask` with its options behind the others: argparse gives a list of positional arguments those
-    before the first option only."""
-    if arguments[:1] != ["ask"]:
+    """The arguments of `ask` and `watch` with their options behind the others: argparse gives a list of positional
+    arguments those before the first option only."""
+    if arguments[:1] not in (["ask"], ["watch"]):
         return arguments
-    positional, options, rest = ["ask"], [], iter(arguments[1:])
+    positional, options, rest = arguments[:1], [], iter(arguments[1:])
     for word in rest:
         if word == "--":
             positional += rest  # whatever follows is no option
-        elif not word.startswith("-") or " " in word:
+        elif not word.startswith("-") or " " in word or word == "-":
             positional.append(word)
         else:
             options.append(word)
@@ -75,6 +81,10 @@ def run(options: Namespace) -> None:
     from mirasol.cli.common import check_positive, check_utf8
 
     check_positive("--max-new-tokens", options.max_new_tokens)
+    if options.window is not None:
+        check_positive("--window", options.window)
+        if not options.stream:
+            raise UserError(f"--window {options.window}: only a stream has one: add --stream")
     candidates = split_candidates(options.candidates)
     for question in options.question:
         check_utf8("QUESTION", question)
@@ -82,7 +92,8 @@ def run(options: Namespace) -> None:
 
     from mirasol.media.isolation.decoders import start_decoder
 
-    start_decoder()  # is ready by the time the checkpoint is loaded
+    if not options.stream:
+        start_decoder()  # is ready by the time the checkpoint is loaded
 
     sitting = open_sitting(options, candidates, doubt)
     at_terminal = not options.question and sys.stdin is not None and sys.stdin.isatty()
@@ -111,16 +122,31 @@ def open_sitting(options: Namespace, candidates: tuple[str, ...], doubt: Doubt |
     if options.question:
         loaded.processor.encode_text(options.question)  # one that is too long is refused before any is answered
     loaded_at = time.perf_counter()
-    extractor = loaded.processor.feature_extractor
-    clip = extractor.read(options.file, options.start, options.end, threads=0)
-    tensors = extractor.tensors(clip)
-    read_at = time.perf_counter()
-    encoded = encode_clips(loaded.model, loaded.processor, [tensors])
-    seconds = {"load": loaded_at - began, "read": read_at - loaded_at, "encode": time.perf_counter() - read_at}
-    surprise = measure_surprise(loaded.model, loaded.processor, tensors, encoded)
+    if options.stream:
+        clip, encoded, surprise = encode_stream(loaded, options, doubt)
+        seconds = {"load": loaded_at - began, "encode": time.perf_counter() - loaded_at}
+    else:
+        extractor = loaded.processor.feature_extractor
+        clip = extractor.read(options.file, options.start, options.end, threads=0)
+        tensors = extractor.tensors(clip)
+        read_at = time.perf_counter()
+        encoded = encode_clips(loaded.model, loaded.processor, [tensors])
+        seconds = {"load": loaded_at - began, "read": read_at - loaded_at, "encode": time.perf_counter() - read_at}
+        surprise = measure_surprise(loaded.model, loaded.processor, tensors, encoded)
     remarks = list_remarks(loaded, options.checkpoint, doubt, surprise)
     print_notes(remarks, clip, options.file)
     return Sitting(loaded, clip, encoded, options, candidates, doubt, surprise, remarks, seconds)
+
+
+def encode_stream(
+    loaded: Loaded, options: Namespace, doubt: Doubt | None
+) -> tuple[StreamedClip, MirasolEncoderOutput, float | None]:
+    """The file, encoded chunk by chunk while it is read, with progress on stderr."""
+    from mirasol.app.live.whole import encode_file
+    from mirasol.console import make_console, show_progress
+
+    with show_progress(make_console(), "encoding", "chunks") as progress:
+        return encode_file(loaded, options.file, doubt, options.start, options.end, options.window, progress)
 
 
 def split_candidates(text: str | None) -> tuple[str, ...]:
@@ -184,7 +210,7 @@ class Sitting:
     """
 
     loaded: Loaded
-    clip: Clip
+    clip: Clip | StreamedClip
     encoded: MirasolEncoderOutput
     options: Namespace
     candidates: tuple[str, ...]
@@ -258,8 +284,7 @@ def format_probability(value: float) -> str:
 
 def is_strange(doubt: Doubt | None, surprise: float | None) -> bool:
     """Whether a clip is of another kind than all that the checkpoint was measured on."""
-    limit = None if doubt is None else doubt.highest_surprise
-    return limit is not None and surprise is not None and surprise > limit
+    return doubt is not None and doubt.is_strange(surprise)
 
 
 def list_remarks(loaded: Loaded, name: str, doubt: Doubt | None, surprise: float | None) -> list[str]:
@@ -285,7 +310,7 @@ def list_remarks(loaded: Loaded, name: str, doubt: Doubt | None, surprise: float
     return [*([before_hub] if before_hub else []), *(f"{name}: {remark}" for remark in remarks)]
 
 
-def print_notes(remarks: Sequence[str], clip: Clip, file: str) -> None:
+def print_notes(remarks: Sequence[str], clip: Clip | StreamedClip, file: str) -> None:
     """Writes to stderr what limits the answers: remarks about the checkpoint, irregularities of the file."""
     for line in (*remarks, *(f"{file}: {note}" for note in clip.notes)):
         sys.stderr.write(f"{line}\n")

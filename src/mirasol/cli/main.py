@@ -28,6 +28,7 @@ from mirasol.cli import (
     plan,
     score,
     train,
+    watch,
 )
 from mirasol.errors import Stopped, UserError
 
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 DESCRIPTION = "Ask questions about what is seen and heard in a video; train and evaluate the model that answers them."
 COMMANDS = {
     "ask": ask,
+    "watch": watch,
     "explain": explain,
     "finetune": finetune,
     "train": train,

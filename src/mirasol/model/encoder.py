@@ -116,6 +116,15 @@ class ChunkEncoder(nn.Module):
             torch.where(audio_mask[:, :, None, None], audio_features, self.missing_audio.to(audio_features)),
         )
 
+    def missing(
+        self, batch: int, video_tokens: int, audio_tokens: int
+    ) -> tuple[Float[Tensor, "batch 1 video_token width"], Float[Tensor, "batch 1 audio_token width"]]:
+        """The features of a chunk without video and sound, as `forward` gives them, without its work."""
+        return (
+            self.missing_video.expand(batch, 1, video_tokens, -1),
+            self.missing_audio.expand(batch, 1, audio_tokens, -1),
+        )
+
     def image(
         self, images: Float[Tensor, "image 3 height width_px"], project: bool = False
     ) -> Float[Tensor, "image patch width"]:

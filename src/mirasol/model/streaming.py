@@ -64,11 +64,14 @@ class MirasolStream:
             UserError: the model is in training mode, or shapes that are not those of a chunk.
         """
         self._check_mode()
-        config = self.model.config
-        video, video_mask = self._prepare("video", video, video_mask, config.video.chunk_shape)
-        audio, audio_mask = self._prepare("audio", audio, audio_mask, config.audio.chunk_shape)
+        config, encoder = self.model.config, self.model.chunk_encoder
         # The chunk encoder has no past; the Combiner and the latent model keep theirs in their states.
-        video_features, audio_features = self.model.chunk_encoder(video, audio, video_mask, audio_mask)
+        if video is None and audio is None:  # nothing to encode, so that a stream which has lost chunks catches up
+            video_features, audio_features = encoder.missing(self.batch, config.video.tokens, config.audio.tokens)
+        else:
+            video, video_mask = self._prepare("video", video, video_mask, config.video.chunk_shape)
+            audio, audio_mask = self._prepare("audio", audio, audio_mask, config.audio.chunk_shape)
+            video_features, audio_features = encoder(video, audio, video_mask, audio_mask)
         x = self.model.combiner(video_features, audio_features, self.combiner_state)
         self._h.append(self.model.latent(x, self.latent_state)[:, 0])
         self._x.append(x[:, 0])

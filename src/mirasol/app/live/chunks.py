@@ -163,6 +163,7 @@ class Progress:
 
     ended: None while it goes on; "" at the source's end; else why it broke off
     notes: what has happened since, one line each
+    total: how many chunks the source has, None where that is not known
     """
 
     ended: str | None
@@ -170,4 +171,5 @@ class Progress:
     notes: tuple[str, ...] = ()
     resume: Resume | None = None
     arrived: float = 0.0
+    total: int | None = None
     chunks: tuple[LiveChunk, ...] = field(default=(), repr=False)

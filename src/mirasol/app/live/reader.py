@@ -33,6 +33,8 @@ class LiveReader:
         self.notes: list[str] = []
         self.ended: str | None = None
         """None while the source goes on; "" at its end; else why it is not read further."""
+        self.total: int | None = None
+        """How many chunks there are, where that is known."""
         self._decoder: Decoder | None = None
         self._is_open = False  # the connection
         self._is_new = True  # no connection has been open yet
@@ -57,6 +59,11 @@ class LiveReader:
         """All chunks until the source ends."""
         while self.ended is None:
             yield from self.poll(LOOK_SECONDS)
+
+    def start(self) -> None:
+        """Starts the process that will read, and does not wait for it; it connects when `poll` is called."""
+        if self._decoder is None:
+            self._decoder = Decoder((self._read_end,) if self._read_end is not None else ())
 
     def append(self, content: bytes) -> None:
         """Gives more of the stream's bytes; waits while the model is behind. Raises BrokenPipeError after the end."""
@@ -108,8 +115,7 @@ class LiveReader:
             self._read_end = None
 
     def _run(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        if self._decoder is None:
-            self._decoder = Decoder((self._read_end,) if self._read_end is not None else ())
+        self.start()
         if not self._decoder.alive:
             raise BadClip(self.source, "the decoder ended")
         return self._decoder.run(self.settings.limits, self.source, pickle.dumps((function, arguments, {}), 5))
@@ -147,6 +153,7 @@ class LiveReader:
             return ()
         self.counts.add(progress.counts)
         self.notes += progress.notes
+        self.total = progress.total
         self._resume = progress.resume
         if progress.arrived > self._last_news:
             self._last_news = progress.arrived

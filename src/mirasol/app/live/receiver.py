@@ -307,7 +307,8 @@ class Connection:
             notes += self.assembler.list_news()
             resume = self.clock.make_resume(self.assembler.next_chunk, self.assembler.zero)
         arrived = self.assembler.arrived if self.assembler is not None else 0.0
-        return Progress(ended, news, tuple(notes), resume, arrived, chunks)
+        total = self.assembler.plan.count if self.assembler is not None else None
+        return Progress(ended, news, tuple(notes), resume, arrived, total, chunks)
 
     def _count(self) -> LiveCounts:
         counts = LiveCounts() if self.assembler is None else dataclasses.replace(self.assembler.counts)
