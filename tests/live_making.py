@@ -32,7 +32,7 @@ class Sender:
     def __init__(self, file, format: str = "mpegts", *, sound: bool = True, picture: bool = True, speed: float = 0.0,
                  size: tuple[int, int] = (64, 48), offset: float = 0.0, rate: int = RATE, group: int = 12,
                  video_codec: str = "libx264", audio_codec: str = "aac"):  # fmt: skip
-        self.container = av.open(file, "w", format=format)
+        self.container = av.open(file, "w", format=format, container_options={"flush_packets": "1"})
         self.speed, self.offset, self.rate = speed, offset, rate
         self.video = self.audio = None
         self.began = time.monotonic()

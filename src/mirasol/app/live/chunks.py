@@ -145,7 +145,7 @@ class Resume:
     zero: where watching began, by the source's clock
     latest: how far the source had come
     shift: seconds added to its time stamps
-    first_stamp: with which time stamp the connection before began
+    first_stamps: with which time stamps the connections before began
     arrived: `time.monotonic()` of the last packet
     """
 
@@ -153,7 +153,7 @@ class Resume:
     zero: float
     latest: float
     shift: float
-    first_stamp: float
+    first_stamps: tuple[float, ...]
     arrived: float
 
 

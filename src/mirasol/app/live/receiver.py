@@ -213,7 +213,8 @@ class Connection:
     ) -> Iterator[Packet]:
         """The packets on a rising clock, from the first one that can be decoded on."""
         kinds = {stream.index: stream.type for stream in chosen.streams}
-        raw, waits = is_raw_video(container), self.is_live and chosen.video is not None
+        raw = is_raw_video(container)
+        waits = self.is_live and self.source.kind == "address"  # a camera's pictures need no others
         waited_from = time.monotonic()
         for packet in packets:
             arrived, kind = time.monotonic(), kinds[packet.stream_index]
