@@ -138,12 +138,14 @@ class ModelRecipe:
 
     overrides: fields of the config that differ from the preset's, or from the checkpoint's: weights of the checkpoint
         that fit are kept, all others are new (docs/training.md)
+    new: with `init`, components whose weights are drawn at random all the same (names: docs/training.md); null: none
     image_size, num_chunks: with `init`, another frame size in pixels and number of chunks per clip; null: unchanged
     """
 
     preset: str = "tiny"
     overrides: dict[str, Any] = field(default_factory=dict)
     init: str | None = None
+    new: list[str] | None = None
     image_size: int | None = None
     num_chunks: int | None = None
 
@@ -463,6 +465,9 @@ class Recipe:
         """Hash of all keys that affect the weights: runs with equal fingerprints train the same weights."""
         values = self.to_dict()
         fixed = {key: value for key, value in flatten(values).items() if key not in list_free_keys(values)}
+        # This key came later: runs that do not use it keep their fingerprint.
+        if fixed["model.new"] is None:
+            del fixed["model.new"]
         facts = [fixed, list(self.stages)]
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
@@ -497,6 +502,8 @@ def _check_no_key_is_idle(recipe: Recipe) -> None:
             raise UserError(f"model.{name}={value} must be positive")
         if value is not None and model.init is None:
             raise UserError(f"model.{name}={value} needs model.init: set model.overrides.{part}.{name} instead")
+    if model.new is not None and model.init is None:
+        raise UserError(f"model.new={model.new} has no effect without model.init: all weights are new, leave it out")
     _check_overrides(model)
     data = recipe.data
     if data.cache_limit is not None:

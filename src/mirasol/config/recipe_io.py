@@ -67,6 +67,11 @@ def find_recipe_file(path: str | Path) -> Path:
     return own if own.is_file() else path
 
 
+def override_recipe(values: Mapping[str, Any], later: Mapping[str, Any]) -> dict[str, Any]:
+    """The plain data of a recipe with those of a later file, as `load_recipe` merges files."""
+    return _override(values, later, Recipe)
+
+
 def _override(values: Mapping[str, Any], later: Mapping[str, Any], kind: type | None) -> dict[str, Any]:
     """`values` merged with `later`, whose nulls remove keys of `values` that cannot be null. `kind`: what both become,
     None for keys of the user's own."""

@@ -4,7 +4,7 @@ weights are kept as far as they fit the recipe's changes to its config."""
 import copy
 import dataclasses
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -38,24 +38,33 @@ def load_initial(recipe: Recipe) -> Loaded | None:
         initial.model.set_image_size(settings.image_size)
     changed = change_config(config, settings)
     model = initial.model
-    if settings.overrides:
-        model = copy_fitting_weights(model, changed, hash64(recipe.seed, "weights") >> 1)
+    if settings.overrides or settings.new:
+        model = copy_fitting_weights(model, changed, hash64(recipe.seed, "weights") >> 1, check_new(settings))
     initial.processor.feature_extractor = MirasolFeatureExtractor.for_config(changed)
     if changed.text.longest_text != config.text.longest_text:
         initial.processor.max_text_length = changed.text.longest_text
     return replace(initial, model=model)
 
 
+def check_new(settings: ModelRecipe) -> frozenset[str]:
+    """The components of `model.new`. Raises UserError for an unknown one."""
+    for name in settings.new or ():
+        if name not in TRAINABLE:
+            raise UserError(f"model.new: unknown component {name!r}{suggest_nearest_name(name, list(TRAINABLE))}")
+    return frozenset(settings.new or ())
+
+
 def copy_fitting_weights(
-    source: MirasolForConditionalGeneration, config: MirasolConfig, seed: int
+    source: MirasolForConditionalGeneration, config: MirasolConfig, seed: int, new: Collection[str] = ()
 ) -> MirasolForConditionalGeneration:
-    """A model of `config` with the weights of `source` that have the same name and shape; all others are drawn."""
+    """A model of `config` with the weights of `source` that have the same name and shape; all others, and those of the
+    components `new`, are drawn."""
     torch.manual_seed(seed)
     model = MirasolForConditionalGeneration(config).eval()
     own, found = model.state_dict(), source.state_dict()
     with torch.no_grad():
         for name, value in own.items():
-            if name in found and found[name].shape == value.shape:
+            if name in found and found[name].shape == value.shape and find_trainable_component(name) not in new:
                 value.copy_(found[name])
     return model
 
@@ -158,7 +167,10 @@ def find_initial_weights(recipe: Recipe, config: MirasolConfig) -> InitialWeight
     folder = find_checkpoint(recipe.model.init)
     source = change_config(read_config(folder), replace(recipe.model, overrides={}))
     found = _find_shapes(source)
-    loaded = {name for name, shape in wanted.items() if found.get(name) == shape}
+    new = check_new(recipe.model)
+    loaded = {
+        name for name, shape in wanted.items() if found.get(name) == shape and find_trainable_component(name) not in new
+    }
     recorded = read_untrained(folder)
     rows = {name: row for name, row in recorded.rows.items() if name in loaded}
     return InitialWeights(
