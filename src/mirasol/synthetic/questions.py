@@ -6,7 +6,7 @@ independently and uniformly, answers are then uniform over the candidates, whate
 """
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -274,11 +274,11 @@ TEMPLATES: dict[str, dict[str, Template]] = {
 }
 
 
-def list_all_questions(scene: Scene) -> list[Question]:
+def list_all_questions(scene: Scene, asked: Mapping[str, Mapping[str, Template]] = TEMPLATES) -> list[Question]:
     """Every question that may be asked about a scene, type by type."""
     return [
         Question(question_type, name, prompt, target, candidates)
-        for question_type, templates in TEMPLATES.items()
+        for question_type, templates in asked.items()
         for name, template in templates.items()
         for prompt, target, candidates in template(scene)
     ]
@@ -291,12 +291,16 @@ def choose_questions(scene: Scene, rng: np.random.Generator, *, training: bool) 
     come out about equally often over many clips. Within a type the template is drawn before the question, so that
     templates that hold for many events do not crowd out the others.
     """
-    valid = list_all_questions(scene)
+    return choose_among(list_all_questions(scene), rng, None if training else EVALUATION_CAPS)
+
+
+def choose_among(valid: list[Question], rng: np.random.Generator, caps: Mapping[str, int] | None) -> list[Question]:
+    """The question set among all valid questions of a scene; `caps` by type for evaluation, None for training."""
+    training = caps is None
     chosen = []
     for question_type in QUESTION_TYPES:
         mine = [question for question in valid if question.question_type == question_type]
-        cap = TRAINING_CAP if training else EVALUATION_CAPS[question_type]
-        chosen += _draw_spread(mine, cap, rng)
+        chosen += _draw_spread(mine, TRAINING_CAP if caps is None else caps[question_type], rng)
     if training and len(chosen) > TRAINING_CAP:
         # The count questions always stay: dropping them where much happens would tell that the count is low.
         kept = [question for question in chosen if question.question_type == "count"]

@@ -10,6 +10,7 @@ from mirasol.synthetic.scenes import Scene, ShapeEvent, SoundEvent, Style
 from mirasol.synthetic.worlds import SHAPES_AND_SOUNDS, World
 
 DOT_GREY = 120
+DISTRACTOR_RGB = (120, 120, 120)
 FADE_SECONDS = 0.012
 
 
@@ -29,8 +30,10 @@ def render_frames(scene: Scene) -> np.ndarray:
     if style.grain:
         _add_grain(frames, style.grain, rng)
     _draw_dot(frames, times, style)
+    for event in scene.distractors:
+        _draw_shape(frames, times, event, scene.world, DISTRACTOR_RGB)
     for event in scene.shapes:
-        _draw_shape(frames, times, event, scene.world)
+        _draw_shape(frames, times, event, scene.world, scene.world.colours[event.colour])
     return frames
 
 
@@ -67,10 +70,12 @@ def _draw_dot(frames: np.ndarray, times: np.ndarray, style: Style) -> None:
         _paste(frame, mask, (x + vx * time) % 1.0 * style.width, (y + vy * time) % 1.0 * style.height, (DOT_GREY,) * 3)
 
 
-def _draw_shape(frames: np.ndarray, times: np.ndarray, event: ShapeEvent, world: World) -> None:
+def _draw_shape(
+    frames: np.ndarray, times: np.ndarray, event: ShapeEvent, world: World, rgb: tuple[int, int, int]
+) -> None:
     _, height, width, _ = frames.shape
     size = round(event.size * min(height, width))
-    colour = tuple(int(np.clip(c + d, 0, 255)) for c, d in zip(world.colours[event.colour], event.tint, strict=True))
+    colour = tuple(int(np.clip(c + d, 0, 255)) for c, d in zip(rgb, event.tint, strict=True))
     shown = np.flatnonzero((times >= event.onset) & (times < event.offset))
     progress = (times[shown] - event.onset) / (event.offset - event.onset)
     track = Track(size, width, height, event.travel, event.along, event.across)

@@ -7,6 +7,7 @@ another, which is what keeps a blind guesser at chance (see questions.py).
 
 import hashlib
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -88,7 +89,7 @@ class Style:
 
 @dataclass(frozen=True)
 class Scene:
-    """`slots` seconds of shape events and sound events, each sorted by slot."""
+    """`slots` seconds of shape events and sound events, each sorted by slot; nobody asks about `distractors`."""
 
     seed: int
     slots: int
@@ -96,6 +97,7 @@ class Scene:
     sounds: tuple[SoundEvent, ...]
     style: Style
     world: World = SHAPES_AND_SOUNDS
+    distractors: tuple[ShapeEvent, ...] = ()
 
     @property
     def seconds(self) -> float:
@@ -140,13 +142,19 @@ def make_scene(seed: int, world: World = SHAPES_AND_SOUNDS) -> Scene:
     )
 
 
-def make_split_scene(seed: int, split: str, index: int, world: World = SHAPES_AND_SOUNDS) -> Scene:
-    """Scene `index` of a split. Splits never share a scene, whatever the seeds of the two data sets.
+def make_split_scene(
+    seed: int,
+    split: str,
+    index: int,
+    world: World = SHAPES_AND_SOUNDS,
+    make: Callable[[int, World], Scene] = make_scene,
+) -> Scene:
+    """Scene `index` of a split, `make` of a seed. Splits never share a scene, whatever the seeds of the two data sets.
 
     The hash of a scene's signature decides which split may hold it; scenes that belong elsewhere are drawn again.
     """
     for attempt in range(10_000):
-        scene = make_scene(compute_stable_hash(seed, split, index, attempt), world)
+        scene = make(compute_stable_hash(seed, split, index, attempt), world)
         if compute_stable_hash("split", scene.signature()) % _SPLIT_BUCKETS in _BUCKET_OF_SPLIT[split]:
             return scene
     raise AssertionError(f"no scene for {split} {index} of seed {seed} in 10,000 draws")

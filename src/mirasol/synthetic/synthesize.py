@@ -13,6 +13,7 @@ import numpy as np
 from mirasol.errors import UserError
 from mirasol.files import hash_file, write_folder_atomically
 from mirasol.processes import make_process_context
+from mirasol.synthetic.flashes import list_flash_questions, make_flash_scene
 from mirasol.synthetic.questions import (
     Question,
     choose_questions,
@@ -30,10 +31,11 @@ from mirasol.synthetic.worlds import SHAPES_AND_SOUNDS, World
 # Goes up whenever the same seed gives other scenes, pixels, sounds or questions.
 DATA_VERSION = 1
 
-# What is rendered: clips with questions, the same clips with conversations as well for training, or what the stages
+# What is rendered: clips with questions, the same clips with conversations as well for training, longer and harder
+# clips with questions (flashes.py), or what the stages
 # before question answering are trained on: stills with texts (image-text), clips of which three in four are silent,
 # with captions (video-text; of the others also what is heard), clips with the class names of their sounds (audio).
-KINDS = ("questions", "conversations", "images", "captions", "sounds")
+KINDS = ("questions", "conversations", "flashes", "images", "captions", "sounds")
 SILENT_SHARE = 0.75
 
 Progress = Callable[[int, int], None]
@@ -149,6 +151,8 @@ def _render_job(job: tuple[Path, _Source, str, int]) -> tuple[str, str, list[str
     """Renders one clip or still: its path relative to root, the file's SHA-256 and its lines for the split's jsonl."""
     root, source, split, index = job
     seed, kind = source.seed, source.kind
+    if kind == "flashes":
+        return _render_flashes(root, source, split, index)
     # The scenes of one seed are others for every kind: pretraining never shows a clip that is asked about later.
     asked_about = kind in ("questions", "conversations")
     scene = make_split_scene(seed if asked_about else compute_stable_hash(kind, seed), split, index, source.world)
@@ -168,12 +172,20 @@ def _render_job(job: tuple[Path, _Source, str, int]) -> tuple[str, str, list[str
         silent = kind == "captions" and compute_stable_hash("silent", scene.seed) % 100 < 100 * SILENT_SHARE
         write_clip(scene, root / name, sound=not silent)
         asked = [*(make_captions(scene) if kind == "captions" else []), *([] if silent else make_sound_classes(scene))]
-    digest = hash_file(root / name)
-    return (
-        name,
-        digest,
-        [_make_row(name, format_clip_id(split, index), number, item) for number, item in enumerate(asked)],
-    )
+    return _describe_job(root, name, split, index, asked)
+
+
+def _render_flashes(root: Path, source: _Source, split: str, index: int) -> tuple[str, str, list[str]]:
+    scene = make_split_scene(source.seed, split, index, source.world, make_flash_scene)
+    name = f"{_choose_folder('flashes')}/{split}/{format_clip_id(split, index)}.mp4"
+    write_clip(scene, root / name)
+    return _describe_job(root, name, split, index, list_flash_questions(scene, source.seed, split, index))
+
+
+def _describe_job(root: Path, name: str, split: str, index: int, asked: list[Question]) -> tuple[str, str, list[str]]:
+    clip = format_clip_id(split, index)
+    lines = [_make_row(name, clip, number, item) for number, item in enumerate(asked)]
+    return name, hash_file(root / name), lines
 
 
 def _make_row(name: str, clip: str, number: int, question: Question) -> str:
