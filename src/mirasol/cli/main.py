@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from mirasol.cli import (
+    ablate,
     ask,
     compare,
     data,
@@ -43,6 +44,7 @@ COMMANDS = {
     "finetune": finetune,
     "train": train,
     "plan": plan,
+    "ablate": ablate,
     "evaluate": evaluate,
     "score": score,
     "compare": compare,

@@ -9,7 +9,7 @@ import typing
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from mirasol.cli import experiment, finetune, plan
+from mirasol.cli import ablate, experiment, finetune, plan
 from mirasol.errors import UserError
 
 if TYPE_CHECKING:
@@ -35,6 +35,7 @@ _OWN_OPTIONS = {
     "plan": plan.OWN,
     "finetune": finetune.OWN,
     "experiment": experiment.OWN,
+    "ablate": ablate.OWN,
 }
 
 

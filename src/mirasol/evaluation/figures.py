@@ -474,6 +474,7 @@ def map_to_colours(values: np.ndarray) -> np.ndarray:
 
 
 def apply_style() -> AbstractContextManager[None]:
+    """A context in which figures are drawn and written as all of them are."""
     import matplotlib
 
     return matplotlib.rc_context(_STYLE)

@@ -1,0 +1,87 @@
+"""The figures of a suite: its forest plot, and how its rows learn."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from mirasol.ablation.result import RowResult, SuiteResult
+from mirasol.ablation.statistics import Spread
+from mirasol.evaluation.figures import COLOURS, TYPE_COLOURS, Curve, apply_style, create_figure, draw_curves
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+VERDICT_COLOURS = {"reproduced": "good", "refuted": "bad", "undecided": "soft"}
+
+
+def draw_forest(result: SuiteResult) -> "Figure":
+    """For every row its mean with the interval and each seed as a dot, next to its difference from the row that it is
+    compared with, in the colour of the verdict; the paper's differences as diamonds."""
+    rows = result.rows
+    with apply_style():
+        figure = create_figure(10.2, 0.46 * len(rows) + 1.1)
+        left, right = figure.subplots(1, 2, sharey=True)
+        places = np.arange(len(rows))[::-1]
+        for place, row in zip(places, rows, strict=True):
+            if row.score is not None:
+                _draw_spread(left, place, row.score, "accent", 100)
+            if row.difference is not None:
+                _draw_spread(right, place, row.difference, VERDICT_COLOURS.get(row.verdict or "", "ink"), 100)
+            published = _find_published(row, rows)
+            if published is not None:
+                right.plot(published, place, marker="D", markersize=5, color=COLOURS["ink"], markerfacecolor="none")
+        chance = result.baselines.get("chance")
+        if chance is not None:
+            left.axvline(100 * chance, color=COLOURS["soft"], linewidth=1, linestyle=(0, (4, 2.5)))
+        right.axvline(0, color=COLOURS["ink"], linewidth=1)
+        left.set_yticks(places, [row.label for row in rows], color=COLOURS["ink"])
+        left.set(xlabel="percent right (dashed: chance)", ylim=(-0.6, len(rows) - 0.4))
+        right.set(xlabel="difference from the compared row, percentage points (diamond: the paper's)")
+        for axes in (left, right):
+            axes.grid(visible=True, axis="x")
+            axes.grid(visible=False, axis="y")
+    return figure
+
+
+def _draw_spread(axes: "Axes", place: float, spread: Spread, colour: str, scale: float) -> None:
+    axes.plot(
+        [scale * spread.low, scale * spread.high], [place, place], color=COLOURS[colour], linewidth=2.2,
+        solid_capstyle="butt",
+    )  # fmt: skip
+    axes.plot(scale * spread.mean, place, marker="o", markersize=7, color=COLOURS[colour])
+    seeds = [scale * value for value in spread.by_seed]
+    axes.plot(seeds, [place + 0.22] * len(seeds), marker="|", markersize=6, linestyle="none", color=COLOURS["soft"])
+
+
+def _find_published(row: RowResult, rows: Sequence[RowResult]) -> float | None:
+    """The paper's difference between a row and the one that it is compared with, in percentage points."""
+    other = next((one for one in rows if one.name == row.against), None)
+    if other is None or row.paper is None or other.paper is None:
+        return None
+    return row.paper - other.paper
+
+
+def draw_learning(result: SuiteResult) -> "Figure | None":
+    """Validation accuracy over steps: each seed thin, the mean over the seeds that were validated there strong; None
+    without a validation."""
+    curves = []
+    for colour, row in zip(TYPE_COLOURS * len(result.rows), result.rows, strict=False):
+        seeds = [points for points in result.curves[row.name].values() if points]
+        if not seeds:
+            continue
+        curves += [Curve(f"{row.label}, one seed", points, colour, "faint") for points in seeds]
+        steps = [step for step, _ in seeds[0] if all(any(step == at for at, _ in points) for points in seeds)]
+        mean = [(step, float(np.mean([dict(points)[step] for points in seeds]))) for step in steps]
+        curves.append(Curve(row.label, mean, colour))
+    if not curves:
+        return None
+    shown = [curve for curve in curves if curve.look == "plain"]
+    highest = max(value for curve in curves for _, value in curve.points)
+    figure = draw_curves(curves, (10.2, 3.6), y_range=(0, min(1.0, 1.1 * highest)), percent=True)
+    figure.axes[0].legend(
+        handles=[line for line in figure.axes[0].lines if line.get_label() in {curve.name for curve in shown}],
+        fontsize=8, ncols=2,
+    )  # fmt: skip
+    return figure

@@ -1,0 +1,67 @@
+"""The files of a suite's result: results.json, the table in three forms, and one HTML page."""
+
+import json
+from pathlib import Path
+
+from mirasol.ablation.figures import draw_forest, draw_learning
+from mirasol.ablation.result import RESULTS, RowResult, SuiteResult
+from mirasol.ablation.tables import HEADINGS, describe_numbers, format_cells, format_csv, format_latex, format_text
+from mirasol.evaluation.figures import check_figure_format, convert_to_svg, write_figures
+from mirasol.files import write_file_atomically
+
+REPORT, TEXT, CSV, LATEX = "report.html", "table.txt", "table.csv", "table.tex"
+
+
+def write_result(output: Path, result: SuiteResult, figure_format: str | None = None) -> list[str]:
+    """Writes everything that shows the result, and with a `figure_format` the figures as files in `figures/` too.
+    Returns the names. The same runs give the same bytes. Raises UserError for an unknown format."""
+    check_figure_format(figure_format)
+    figures = {"forest": draw_forest(result)}
+    if (learning := draw_learning(result)) is not None:
+        figures["learning"] = learning
+    contents = {
+        TEXT: f"{format_text(result)}\n",
+        CSV: format_csv(result),
+        LATEX: format_latex(result),
+        REPORT: _render_page(result, {name: convert_to_svg(figure, name) for name, figure in figures.items()}),
+        RESULTS: json.dumps(result.to_dict(), indent=1) + "\n",
+    }
+    for name, content in contents.items():
+        write_file_atomically(output / name, content)
+    written = list(contents)
+    if figure_format is not None:
+        files = write_figures(output / "figures", figures, figure_format)
+        written += [f"figures/{file.name}" for file in files]
+    return written
+
+
+def _render_page(result: SuiteResult, drawings: dict[str, str]) -> str:
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("mirasol.ablation", "."),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    types = list(dict.fromkeys(kind for row in result.rows for kind in row.by_type))
+    return environment.get_template("report.html.jinja").render(
+        title=result.suite["title"],
+        about=result.suite["about"],
+        headings=HEADINGS,
+        rows=[format_cells(row) for row in result.rows],
+        notes=describe_numbers(result),
+        forest=drawings["forest"],
+        learning=drawings.get("learning"),
+        types=types,
+        by_type=[(row.label, [_format_type(row, kind) for kind in types]) for row in result.rows],
+        details=json.dumps({"suite": result.suite, **result.facts}, indent=1),
+    )
+
+
+def _format_type(row: RowResult, kind: str) -> str:
+    spread = row.by_type.get(kind)
+    if spread is None:
+        return ""
+    return f"{100 * spread.mean:.1f} [{100 * spread.low:.1f}, {100 * spread.high:.1f}]"

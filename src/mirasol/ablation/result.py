@@ -1,0 +1,193 @@
+"""What a suite found: numbers of every row over its finished seeds, against the reference, and against the paper."""
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mirasol.ablation.run import read_done
+from mirasol.ablation.runs import ANSWERS, DONE
+from mirasol.ablation.statistics import Spread, Verdict, compute_spread, judge
+from mirasol.errors import UserError
+from mirasol.json_values import parse_own_json
+from mirasol.training.logging import read_metrics
+from mirasol.training.run_folder import collect_versions, find_git_commit
+
+SUITE, PLAN, RESULTS = "suite.json", "plan.json", "results.json"
+
+
+@dataclass(frozen=True)
+class RowResult:
+    """One row over its finished seeds.
+
+    score, by_type: None without a finished seed; types: of those questions alone
+    against: the row that it is compared with; difference: this row minus that one, seed by seed and question by
+        question, over the seeds that both have
+    verdict: None where the paper claims nothing, or there is nothing to compare
+    parameters, flops: of a run, as the plan counted them; seconds, peak_memory: of training, means over the seeds
+    """
+
+    name: str
+    label: str
+    paper: float | None
+    expected: str | None
+    seeds: tuple[int, ...]
+    score: Spread | None
+    by_type: dict[str, Spread]
+    against: str | None
+    difference: Spread | None
+    verdict: Verdict | None
+    parameters: int | None
+    flops: int | None
+    seconds: float | None
+    peak_memory: float | None
+
+
+@dataclass(frozen=True)
+class SuiteResult:
+    """What all finished runs of a suite amount to.
+
+    suite: as in suite.json; baselines: what guessing scores on the same questions, by name
+    questions, videos: how many; missing: names of the runs that are not finished
+    curves: by row and seed, (step, share of right answers) of the validations during training
+    """
+
+    suite: dict[str, Any]
+    rows: tuple[RowResult, ...]
+    baselines: dict[str, float | None]
+    questions: int
+    videos: int
+    missing: tuple[str, ...]
+    curves: dict[str, dict[int, list[tuple[int, float]]]]
+    facts: dict[str, Any]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, for results.json."""
+        return json.loads(json.dumps(dataclasses.asdict(self)))
+
+
+@dataclass(frozen=True)
+class _Answers:
+    """Values of a row, [seed, question], and what the questions are."""
+
+    seeds: tuple[int, ...]
+    values: np.ndarray
+    done: tuple[dict[str, Any], ...]
+
+
+def collect_result(output: Path) -> SuiteResult:
+    """Reads what the finished runs of a suite left in its folder; nothing is trained, and no data is needed.
+
+    Raises UserError where there is no suite, where no run is finished, and for runs that were asked other questions.
+    """
+    file = output / SUITE
+    if not file.is_file():
+        raise UserError(f"{output}: not the folder of a suite: it has no {SUITE}")
+    suite = parse_own_json(file.read_text(encoding="utf-8"), file, "run the suite again")
+    plan = _read_plan(output)
+    asked: dict[str, Any] = {}
+    answers = {name: _read_row(output, name, suite, asked) for name in suite["rows"]}
+    if not asked:
+        raise UserError(f"{output}: no run of a row is finished: run the suite first")
+    names = [f"{name}/seed-{seed}" for seed in suite["seeds"] for name in suite["rows"]]
+    missing = tuple(name for name in names if not (output / "runs" / name / DONE).is_file())
+    rows = tuple(_make_row(name, suite, answers, asked, plan) for name in suite["rows"])
+    curves = {name: _read_curves(output, name, own.seeds) for name, own in answers.items()}
+    facts = {"versions": collect_versions(), "commit": find_git_commit(), **plan.get("facts", {})}
+    count = len(set(asked["video"]))
+    return SuiteResult(suite, rows, asked["baselines"], len(asked["id"]), count, missing, curves, facts)
+
+
+def _read_plan(output: Path) -> dict[str, Any]:
+    file = output / PLAN
+    return parse_own_json(file.read_text(encoding="utf-8"), file, "run the suite again") if file.is_file() else {}
+
+
+def _read_row(output: Path, name: str, suite: Mapping[str, Any], asked: dict[str, Any]) -> _Answers:
+    """The answers of a row's finished seeds; the first that is read fills `asked`, which all have to agree with."""
+    seeds, values, done = [], [], []
+    for seed in suite["seeds"]:
+        folder = output / "runs" / name / f"seed-{seed}"
+        if not (folder / DONE).is_file():
+            continue
+        file = folder / ANSWERS
+        found = parse_own_json(file.read_text(encoding="utf-8"), file, "remove this run's folder, and run again")
+        if not asked:
+            asked |= {key: found[key] for key in ("id", "video", "type", "baselines")}
+        if found["id"] != asked["id"]:
+            raise UserError(
+                f"{folder}: was asked other questions than the runs before it: remove its folder, run again"
+            )
+        seeds.append(seed)
+        values.append(found["value"])
+        done.append(read_done(folder))
+    return _Answers(tuple(seeds), np.array(values, dtype=float), tuple(done))
+
+
+def _make_row(
+    name: str, suite: Mapping[str, Any], answers: Mapping[str, _Answers], asked: Mapping[str, Any], plan: Mapping
+) -> RowResult:
+    row, own = suite["rows"][name], answers[name]
+    against = row["against"] or suite["reference"]
+    against = None if against == name else against
+    difference = None if against is None else _compare(own, answers[against], asked["video"])
+    verdict = None
+    if difference is not None and row["expected"] is not None:
+        verdict = judge(difference, row["expected"], suite["margin"])
+    cost = plan.get("rows", {}).get(name, {})
+    return RowResult(
+        name=name,
+        label=row["label"] or name,
+        paper=row["paper"],
+        expected=row["expected"],
+        seeds=own.seeds,
+        score=compute_spread(own.values, asked["video"]) if own.seeds else None,
+        by_type=_split_by_type(own, asked) if own.seeds else {},
+        against=against,
+        difference=difference,
+        verdict=verdict,
+        parameters=cost.get("parameters"),
+        flops=cost.get("flops"),
+        seconds=_average(own.done, "training_seconds"),
+        peak_memory=_average(own.done, "peak_memory"),
+    )
+
+
+def _compare(own: _Answers, other: _Answers, videos: Sequence[str]) -> Spread | None:
+    """The paired difference over the seeds that both have; None without one."""
+    shared = [seed for seed in own.seeds if seed in other.seeds]
+    if not shared:
+        return None
+    pairs = [own.values[own.seeds.index(seed)] - other.values[other.seeds.index(seed)] for seed in shared]
+    return compute_spread(np.array(pairs), videos)
+
+
+def _split_by_type(own: _Answers, asked: Mapping[str, Any]) -> dict[str, Spread]:
+    types, videos = np.array(asked["type"]), np.array(asked["video"])
+    kinds = list(dict.fromkeys(asked["type"]))
+    return {kind: compute_spread(own.values[:, types == kind], videos[types == kind]) for kind in kinds}
+
+
+def _average(done: Sequence[Mapping[str, Any]], key: str) -> float | None:
+    values = [one[key] for one in done if key in one]
+    return sum(values) / len(values) if values else None
+
+
+def _read_curves(output: Path, name: str, seeds: Sequence[int]) -> dict[int, list[tuple[int, float]]]:
+    """Validation accuracy over steps, by seed."""
+    curves = {}
+    for seed in seeds:
+        log = read_metrics(output / "runs" / name / f"seed-{seed}" / "train" / "metrics.jsonl")
+        points = [(row["step"], _find_accuracy(row)) for row in log if row["kind"] == "validation"]
+        curves[seed] = [(step, accuracy) for step, accuracy in points if accuracy is not None]
+    return curves
+
+
+def _find_accuracy(row: Mapping[str, Any]) -> float | None:
+    """The accuracy of a validation line, over all its parts."""
+    found = [part["accuracy"] for part in row.values() if isinstance(part, Mapping) and "accuracy" in part]
+    return sum(found) / len(found) if found else None

@@ -1,0 +1,100 @@
+"""The table of a suite: as text, csv and LaTeX."""
+
+import csv
+import io
+from collections.abc import Sequence
+
+from mirasol.ablation.result import RowResult, SuiteResult
+from mirasol.ablation.statistics import Spread
+from mirasol.console import format_table
+
+HEADINGS = ("", "paper", "ours", "95 % interval", "seeds", "difference", "95 % interval", "from", "verdict",
+            "parameters", "training TFLOP", "peak memory", "seconds")  # fmt: skip
+_CSV = ("row", "label", "paper", "mean", "low", "high", "seeds", "difference", "difference_low", "difference_high",
+        "against", "expected", "verdict", "parameters", "training_flops", "peak_memory_bytes",
+        "training_seconds")  # fmt: skip
+_LATEX = {"&": r"\&", "%": r"\%", "_": r"\_", "#": r"\#", "$": r"\$", "{": r"\{", "}": r"\}", "\\": r"\textbackslash{}",
+          "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}  # fmt: skip
+
+
+def format_cells(row: RowResult) -> list[str]:
+    """The cells of a row in the order of `HEADINGS`; shares in percent."""
+    score, difference = row.score, row.difference
+    return [
+        row.label,
+        "" if row.paper is None else f"{row.paper:.1f}",
+        "" if score is None else f"{100 * score.mean:.1f}",
+        "" if score is None else _format_interval(score),
+        str(len(row.seeds)),
+        "" if difference is None else f"{100 * difference.mean:+.1f}",
+        "" if difference is None else _format_interval(difference, "+"),
+        "" if difference is None else str(row.against),
+        row.verdict or "",
+        "" if row.parameters is None else f"{row.parameters:,}",
+        "" if row.flops is None else f"{row.flops / 1e12:,.4g}",
+        "" if row.peak_memory is None else f"{row.peak_memory / 2**20:,.0f} MiB",
+        "" if row.seconds is None else f"{row.seconds:,.0f}",
+    ]
+
+
+def _format_interval(spread: Spread, sign: str = "") -> str:
+    return f"[{100 * spread.low:{sign}.1f}, {100 * spread.high:{sign}.1f}]"
+
+
+def format_text(result: SuiteResult) -> str:
+    """The table as text, and below it chance, what is missing and what the numbers are."""
+    cells = [list(HEADINGS), *(format_cells(row) for row in result.rows)]
+    return "\n".join([str(result.suite["title"]), "", format_table(cells), "", *describe_numbers(result)])
+
+
+def describe_numbers(result: SuiteResult) -> list[str]:
+    """What belongs below every form of the table, a line each."""
+    lines = [
+        f"Percent right of {result.questions:,} questions about {result.videos:,} videos; intervals: seeds and videos."
+    ]
+    guesses = [f"{name} {100 * value:.1f}" for name, value in result.baselines.items() if value is not None]
+    if guesses:
+        lines.append(f"Guessing: {', '.join(guesses)}.")
+    if any(len(row.seeds) == 1 for row in result.rows):
+        lines.append("Rows with one seed: the interval is over videos alone, and nothing is decided.")
+    if result.missing:
+        more = f" and {len(result.missing) - 5} more" if len(result.missing) > 5 else ""
+        lines.append(f"Not finished: {', '.join(result.missing[:5])}{more}.")
+    return lines
+
+
+def format_csv(result: SuiteResult) -> str:
+    """The table as csv: shares between 0 and 1, units in the headings."""
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow(_CSV)
+    for row in result.rows:
+        writer.writerow([_format_value(value) for value in _list_values(row)])
+    return stream.getvalue()
+
+
+def _list_values(row: RowResult) -> Sequence[object]:
+    def split(spread: Spread | None) -> tuple[object, ...]:
+        return (None, None, None) if spread is None else (spread.mean, spread.low, spread.high)
+
+    return (row.name, row.label, row.paper, *split(row.score), len(row.seeds), *split(row.difference), row.against,
+            row.expected, row.verdict, row.parameters, row.flops, row.peak_memory, row.seconds)  # fmt: skip
+
+
+def _format_value(value: object) -> object:
+    return "" if value is None else f"{value:.6g}" if isinstance(value, float) else value
+
+
+def format_latex(result: SuiteResult) -> str:
+    """The table as LaTeX, for booktabs."""
+    shown = (0, 1, 2, 3, 4, 5, 6, 8, 9, 10)
+    lines = [r"% needs \usepackage{booktabs}", rf"\begin{{tabular}}{{l{'r' * (len(shown) - 1)}}}", r"\toprule"]
+    lines.append(_join_latex([HEADINGS[place] for place in shown]))
+    lines.append(r"\midrule")
+    lines += [_join_latex([format_cells(row)[place] for place in shown]) for row in result.rows]
+    notes = [f"% {line}" for line in describe_numbers(result)]
+    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", *notes, ""])
+
+
+def _join_latex(cells: Sequence[str]) -> str:
+    return " & ".join("".join(_LATEX.get(letter, letter) for letter in cell) for cell in cells) + r" \\"
