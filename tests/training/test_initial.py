@@ -69,10 +69,25 @@ def test_what_fits_is_kept_the_rest_is_new_and_a_table_says_which(finished_once,
     assert loaded.processor.feature_extractor.num_chunks == model.config.chunking.num_chunks
 
 
+def test_components_that_are_to_be_new_are_drawn_and_all_others_kept(finished_once, values):
+    recipe = recipe_from_dict(change(values, finished_once, new=["combiner", "latent"]))
+    before = dict(load_checkpoint(finished_once).model.named_parameters())
+    model = load_initial(recipe).model
+    weights = find_initial_weights(recipe, model.config)
+    drawn = {name for name in before if find_trainable_component(name) in ("combiner", "latent")}
+    assert set(weights.new) == weights.untrained.names == drawn and drawn
+    for name, parameter in model.named_parameters():
+        # Biases and the scales of norms begin as constants, and some of these are still what they were.
+        assert torch.equal(parameter, before[name]) if name not in drawn else True, name
+        if name in drawn and parameter.ndim > 1:
+            assert not torch.equal(parameter, before[name]), name
+
+
 @pytest.mark.parametrize(
     ("model", "message"),
     [
         ({"overrides": {"combinr": {}}}, "model.overrides.combinr: unknown part: did you mean 'combiner'"),
+        ({"new": ["combinr"]}, "model.new: unknown component 'combinr': did you mean 'combiner'"),
         ({"overrides": {"combiner": {"kindd": "cls"}}}, "model.overrides.combiner: unknown key 'kindd'"),
         ({"overrides": {"combiner": {"m": 100_000}}}, "model.overrides: combiner.m=100000 exceeds"),
         ({"overrides": {"combiner": None}}, "model.overrides.combiner=null: only the part contrastive"),

@@ -39,7 +39,9 @@ def _render_page(result: SuiteResult, drawings: dict[str, str]) -> str:
     import jinja2
 
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("mirasol.ablation", "."),
+        loader=jinja2.ChoiceLoader(
+            [jinja2.PackageLoader(f"mirasol.{room}", ".") for room in ("ablation", "evaluation")]
+        ),
         autoescape=True,
         trim_blocks=True,
         lstrip_blocks=True,

@@ -8,7 +8,6 @@ import contextlib
 import json
 import os
 import resource
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -39,11 +38,9 @@ def _make(run: Run) -> dict[str, Any]:
         if not run.finished:
             write_file_atomically(run.folder / IDENTITY, json.dumps(run.identity, indent=1) + "\n")
             facts = _train(run)
-            if run.asked is not None:
-                facts |= _evaluate(run)
+            if run.asked is not None and not (run.folder / ANSWERS).is_file():
+                _evaluate(run)
             write_file_atomically(run.folder / DONE, json.dumps(facts, indent=1) + "\n")
-        if run.asked is not None:
-            _end_journal(run.folder / "evaluation")
     return read_done(run.folder)
 
 
@@ -97,18 +94,18 @@ def _measure_memory() -> int:
     return _BYTES_OF_MAXRSS * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
-def _evaluate(run: Run) -> dict[str, Any]:
-    """Asks the questions of the suite, by the same pipeline as `mirasol evaluate`, and writes what was right."""
+def _evaluate(run: Run) -> None:
+    """Asks the questions of the suite, by the same pipeline as `mirasol evaluate`, and last writes what was right."""
     from mirasol.checkpoint import load_checkpoint
     from mirasol.data.datasets.registry import read_dataset
     from mirasol.evaluation.answer import AnswerSettings
     from mirasol.evaluation.baselines import read_training_examples
     from mirasol.evaluation.evaluate import evaluate_dataset, write_evaluation
-    from mirasol.evaluation.journal import NAME
+    from mirasol.evaluation.journal import NAME, Journal
 
     asked, data = run.asked, run.recipe.data.data_sets[""]
     assert asked is not None
-    began, folder = time.monotonic(), run.folder / "evaluation"
+    folder = run.folder / "evaluation"
     folder.mkdir(exist_ok=True)
     dataset = read_dataset(data.dataset, Path(data.root), asked["split"], data.options)
     controls = () if asked["control"] is None else (asked["control"],)
@@ -124,8 +121,8 @@ def _evaluate(run: Run) -> dict[str, Any]:
     evaluation = evaluate_dataset(loaded, dataset, settings, folder / NAME, known=known)
     write_evaluation(folder, evaluation)
     answers = _collect_answers(evaluation, asked)
+    Journal.end(folder)
     write_file_atomically(run.folder / ANSWERS, json.dumps(answers) + "\n")
-    return {"evaluation_seconds": time.monotonic() - began}
 
 
 def _find_device(run: Run) -> str:
@@ -163,9 +160,3 @@ def _collect_answers(evaluation: Any, asked: dict[str, Any]) -> dict[str, Any]:
     baselines = {name: found.value for name, found in scores.baselines.items()} if kinds is None else {}
     baselines["chance"] = sum(compute_chance(one.example) for one in judged) / len(judged)
     return {**lists, "baselines": baselines}
-
-
-def _end_journal(folder: Path) -> None:
-    from mirasol.evaluation.journal import Journal
-
-    Journal.end(folder)

@@ -226,6 +226,8 @@ def _make_suite(file: Path, values: dict[str, Any], overrides: dict[str, Any]) -
 
 def _items(values: Mapping[str, Any], key: str, where: str) -> list[tuple[str, Any]]:
     part = values.get(key) or {}
+    if isinstance(part, Mapping) and key != "rows":  # what a suite extends is taken out by a null
+        part = {name: own for name, own in part.items() if own is not None}
     if not isinstance(part, Mapping):
         raise UserError(f"{where}: {key}: expected a mapping of names, got {part!r:.80}")
     for name in part:

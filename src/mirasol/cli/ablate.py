@@ -112,7 +112,7 @@ def _ablate(suite: Suite, output: Path, options: Namespace, console: Console) ->
         sys.stdout.write((json.dumps(plan.to_dict()) if options.json else format_plan(plan)) + "\n")
         return
     make_folder(output)
-    _write_suite(runs, plan)
+    write_suite(runs, plan)
     print_line(console, f"{len(plan.left)} of {len(plan.runs)} runs are left")
 
     def report(name: str, facts: dict[str, Any]) -> None:
@@ -140,7 +140,7 @@ def _render(suite: Suite, console: Console, is_dry: bool) -> None:
             render_missing(suite, count_cores(), progress)
 
 
-def _write_suite(runs: SuiteRuns, plan: SuitePlan) -> None:
+def write_suite(runs: SuiteRuns, plan: SuitePlan) -> None:
     """suite.json and plan.json: all that the result needs besides the runs. Rows of earlier plans stay."""
     import dataclasses
 

@@ -19,6 +19,7 @@ SYNTHESIZE = """Renders shapes and sounds: real mp4 files and questions about th
   mirasol data synthesize data/shapes --seed 7 --train 0 --validation 0 --test 100
   mirasol data synthesize data/chat --kind conversations --train 1000  training clips have questions after others, too
   mirasol data synthesize data/signs --world signs --test 100 other shapes, colours, motions and sounds
+  mirasol data synthesize data/flashes --kind flashes --train 800     half a minute of short flashes (docs/ablations.md)
   mirasol data synthesize data/captions --kind captions --train 1000   for pretraining: images, captions or sounds"""
 
 CHECK = """Reads all annotations of a data set and opens the media: counts per split and type next to the published
@@ -47,7 +48,10 @@ def add_arguments(parser: Any, make: Any) -> None:
     synthesize.add_argument("directory", metavar="DIR", help="new folder for the data set")
     add_data_arguments(synthesize)
     synthesize.add_argument(
-        "--kind", type=str, default="questions", help="questions, or for pretraining: images, captions, sounds"
+        "--kind",
+        type=str,
+        default="questions",
+        help="questions; longer and harder: flashes, long_flashes; for pretraining: images, captions, sounds",
     )
     synthesize.add_argument(
         "--world", type=str, default="shapes", help="shapes (what the shipped weights know) or signs (what they do not)"

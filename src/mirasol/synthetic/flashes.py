@@ -1,8 +1,9 @@
-"""A longer, harder kind of scene: half a minute in which shapes flash up for a quarter of a second.
+"""A longer, harder kind of scene: half a minute in which shapes flash up for a third of a second.
 
-A clip lasts 24 to 32 s. Three to six coloured shapes flash, each for little more than 1/4 s, and three to six short
+A clip lasts 24 to 32 s. Three to six coloured shapes flash, each for 1/3 s, and three to six short
 sounds are heard, most of them with a flash; grey shapes cross the frame for seconds, for nobody asks about them. 128
-frames spread over the clip, at most 1/4 s apart, show every flash at least once; 32 frames show about one in three.
+frames spread over the clip, at most 1/4 s apart, show every flash at least once; 32 frames show fewer than half of
+them.
 All attributes are drawn independently and uniformly, as in scenes.py, so that blind guessing is at chance.
 """
 
@@ -28,6 +29,7 @@ from mirasol.synthetic.scenes import (
 from mirasol.synthetic.worlds import SHAPES_AND_SOUNDS, World
 
 SECONDS = tuple(range(24, 33))
+LONG_SECONDS = tuple(range(96, 129))  # four times as long: 512 frames show every flash
 EVENT_COUNTS = (3, 4, 5, 6)
 # Frames that show every flash, if they are spread evenly over the clip.
 FRAMES_NEEDED = 128
@@ -51,10 +53,15 @@ _NAMES = {
 ASKED = {kind: {name: TEMPLATES[kind][name] for name in names} for kind, names in _NAMES.items()}
 
 
-def make_flash_scene(seed: int, world: World = SHAPES_AND_SOUNDS) -> Scene:
-    """The scene of a seed in a world: pure and deterministic. Slots are seconds."""
+def make_long_flash_scene(seed: int, world: World = SHAPES_AND_SOUNDS) -> Scene:
+    """A scene four times as long, with as many events."""
+    return make_flash_scene(seed, world, LONG_SECONDS)
+
+
+def make_flash_scene(seed: int, world: World = SHAPES_AND_SOUNDS, lengths: tuple[int, ...] = SECONDS) -> Scene:
+    """The scene of a seed in a world: pure and deterministic. `lengths`: seconds to draw from, which are its slots."""
     rng = np.random.default_rng(seed)
-    seconds = _pick(rng, SECONDS)
+    seconds = _pick(rng, lengths)
     # Counts come first and know nothing of the length, which must not tell them.
     flashes, sounds = (_pick(rng, EVENT_COUNTS) for _ in range(2))
     flash_slots = _draw_apart(rng, seconds, flashes, ())

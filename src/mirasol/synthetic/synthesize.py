@@ -13,7 +13,7 @@ import numpy as np
 from mirasol.errors import UserError
 from mirasol.files import hash_file, write_folder_atomically
 from mirasol.processes import make_process_context
-from mirasol.synthetic.flashes import list_flash_questions, make_flash_scene
+from mirasol.synthetic.flashes import list_flash_questions, make_flash_scene, make_long_flash_scene
 from mirasol.synthetic.questions import (
     Question,
     choose_questions,
@@ -35,7 +35,8 @@ DATA_VERSION = 1
 # clips with questions (flashes.py), or what the stages
 # before question answering are trained on: stills with texts (image-text), clips of which three in four are silent,
 # with captions (video-text; of the others also what is heard), clips with the class names of their sounds (audio).
-KINDS = ("questions", "conversations", "flashes", "images", "captions", "sounds")
+KINDS = ("questions", "conversations", "flashes", "long_flashes", "images", "captions", "sounds")
+_FLASHES = {"flashes": make_flash_scene, "long_flashes": make_long_flash_scene}
 SILENT_SHARE = 0.75
 
 Progress = Callable[[int, int], None]
@@ -151,7 +152,7 @@ def _render_job(job: tuple[Path, _Source, str, int]) -> tuple[str, str, list[str
     """Renders one clip or still: its path relative to root, the file's SHA-256 and its lines for the split's jsonl."""
     root, source, split, index = job
     seed, kind = source.seed, source.kind
-    if kind == "flashes":
+    if kind in _FLASHES:
         return _render_flashes(root, source, split, index)
     # The scenes of one seed are others for every kind: pretraining never shows a clip that is asked about later.
     asked_about = kind in ("questions", "conversations")
@@ -176,8 +177,8 @@ def _render_job(job: tuple[Path, _Source, str, int]) -> tuple[str, str, list[str
 
 
 def _render_flashes(root: Path, source: _Source, split: str, index: int) -> tuple[str, str, list[str]]:
-    scene = make_split_scene(source.seed, split, index, source.world, make_flash_scene)
-    name = f"{_choose_folder('flashes')}/{split}/{format_clip_id(split, index)}.mp4"
+    scene = make_split_scene(source.seed, split, index, source.world, _FLASHES[source.kind])
+    name = f"{_choose_folder(source.kind)}/{split}/{format_clip_id(split, index)}.mp4"
     write_clip(scene, root / name)
     return _describe_job(root, name, split, index, list_flash_questions(scene, source.seed, split, index))
 

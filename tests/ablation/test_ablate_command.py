@@ -1,0 +1,127 @@
+"""`mirasol ablate` as it is typed: what it refuses, what it prints, and that kills do not matter."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from suite_making import list_results, make_all
+
+from mirasol.ablation.execute import choose_executor
+from mirasol.ablation.rendering import render_missing
+from mirasol.ablation.runs import SuiteRuns
+from mirasol.ablation.suite import read_suite
+from mirasol.cli.main import main
+from mirasol.errors import UserError
+
+REPOSITORY = Path(__file__).parents[2]
+SUITES = ("table_1a", "table_1b", "combiners", "modalities", "pretraining", "long")
+
+
+def refuse(capsys, *words: str) -> str:
+    """The one line on stderr that the command ends with."""
+    with pytest.raises(SystemExit) as raised:
+        main(["ablate", *words])
+    [line] = capsys.readouterr().err.strip().splitlines()
+    assert raised.value.code == 2
+    return line
+
+
+def test_what_cannot_be_done_is_one_line(suite_file, tmp_path, capsys):
+    suite, output = str(suite_file), str(tmp_path / "output")
+    assert "needs a suite and a folder" in refuse(capsys, suite)
+    assert "leave SUITE and --output out" in refuse(capsys, suite, "--report", output)
+    assert "not the folder of a suite" in refuse(capsys, "--report", output)
+    assert "must be at least 1" in refuse(capsys, suite, "--output", output, "--seeds", "0")
+    assert "must be at least 1" in refuse(capsys, suite, "--output", output, "--jobs", "0")
+    assert "'heavi' is not a row: did you mean 'heavy'" in refuse(capsys, suite, "--output", output, "--rows", "heavi")
+    assert "give I/N" in refuse(capsys, suite, "--output", output, "--task", "3/3")
+    assert "choose local or ray" in refuse(capsys, suite, "--output", output, "--executor", "slurm")
+    assert "--jobs 2 has no effect" in refuse(capsys, suite, "--output", output, "--executor", "ray", "--jobs", "2")
+    assert "choose pdf or png" in refuse(capsys, suite, "--output", output, "--figures", "gif")
+    assert "unknown key 'optimiser'" in refuse(capsys, suite, "--output", output, "--optimiser.betas", "[0.9, 0.9]")
+    assert not (tmp_path / "output").exists()
+
+
+def test_a_dry_run_writes_nothing_and_says_how_missing_data_is_rendered(suite_file, suite_values, tmp_path, capsys):
+    missing = {"root": str(tmp_path / "absent"), "kind": "flashes", "train": 3, "test": 2}
+    suite_file.write_text(yaml.safe_dump({**suite_values, "render": {"some": missing}}))
+    line = refuse(capsys, str(suite_file), "--output", str(tmp_path / "output"), "--dry-run")
+    assert (
+        f"mirasol data synthesize {missing['root']} --kind flashes --seed 0 --train 3 --validation 0 --test 2" in line
+    )
+    assert not (tmp_path / "output").exists() and not (tmp_path / "absent").exists()
+
+
+def test_data_that_were_rendered_otherwise_are_refused(suite_file, suite_values, data_root, tmp_path, capsys):
+    other = {"root": str(data_root), "kind": "questions", "seed": 1, "train": 5, "validation": 2, "test": 3}
+    suite_file.write_text(yaml.safe_dump({**suite_values, "render": {"some": other}}))
+    line = refuse(capsys, str(suite_file), "--output", str(tmp_path / "output"))
+    assert "was rendered with seed=11, render.some asks for 1" in line
+
+
+def test_a_dry_run_counts_the_runs(suite_file, tmp_path, capsys):
+    main(["ablate", str(suite_file), "--output", str(tmp_path / "output"), "--dry-run", "--seeds", "3",
+          "--peak-tflops", "0.01"])  # fmt: skip
+    shown = capsys.readouterr().out
+    assert "left: 7 of 7 runs, 14 steps" in shown and "GFLOP/s" in shown
+    assert not (tmp_path / "output").exists()
+
+
+def test_a_cluster_needs_its_package():
+    try:
+        import ray  # noqa: F401
+    except ImportError:
+        with pytest.raises(UserError, match="needs the package ray"):
+            list(choose_executor("ray", 1)([]))
+    else:
+        pytest.skip("ray is installed")
+
+
+@pytest.mark.slow
+def test_killed_at_random_moments_a_suite_ends_as_if_it_was_not(suite_file, finished_suite, tmp_path):
+    command = [sys.executable, "-m", "mirasol.cli", "ablate", str(suite_file), "--output", str(tmp_path / "output"),
+               "--jobs", "2"]  # fmt: skip
+    chance, kills = random.Random(7), 0
+    while True:
+        with (tmp_path / "told.txt").open("w") as told:
+            process = subprocess.Popen(command, stdout=told, stderr=told, start_new_session=True)
+            began, last = time.monotonic(), chance.uniform(4, 30) if kills < 6 else 3600.0
+            while process.poll() is None and time.monotonic() - began < last:
+                time.sleep(0.05)
+        if process.poll() is not None:
+            break
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        kills += 1
+    assert process.returncode == 0, (tmp_path / "told.txt").read_text()
+    assert kills > 0 and list_results(tmp_path / "output") == list_results(finished_suite)
+    assert "Two rows" in (tmp_path / "told.txt").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SUITES)
+def test_the_suites_of_the_project_can_be_run(name, tmp_path, monkeypatch):
+    """A step of every row on a few clips."""
+    monkeypatch.chdir(tmp_path)
+    file = REPOSITORY / "recipes" / "ablations" / f"{name}.yaml"
+    plain = read_suite(file)
+    few = {"train": 6, "validation": 2, "test": 2}
+    change = {
+        "stages": {"questions": {"steps": 1, "clips_per_step": 2}},
+        "render": {key: few if one.test else {"train": 6, "validation": 2} for key, one in plain.render.items()},
+        "pretraining": {
+            key: {"stages": {stage: {"steps": 1, "clips_per_step": 2} for stage in plain.build_pretraining(key).stages}}
+            for key in plain.pretraining
+        },
+    }
+    suite = read_suite(file, change)
+    render_missing(suite, 1)
+    runs = SuiteRuns(suite, tmp_path / "output")
+    make_all(runs, runs.list_rows(seeds=[0]))
+    assert all(run.finished for run in runs.list_rows(seeds=[0]))

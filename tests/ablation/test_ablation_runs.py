@@ -1,0 +1,192 @@
+"""Runs: killed and continued they are what they were, and nothing of another recipe, code or data is taken for them."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+from suite_making import list_results
+
+from mirasol.ablation import identity, run
+from mirasol.ablation.execute import make_runs, run_here
+from mirasol.ablation.plan import plan_suite
+from mirasol.ablation.report import write_result
+from mirasol.ablation.result import collect_result
+from mirasol.ablation.runs import SuiteRuns
+from mirasol.ablation.suite import read_suite
+from mirasol.cost.assumptions import Assumptions
+from mirasol.errors import UserError
+from mirasol.files import write_file_atomically
+
+
+@pytest.fixture
+def runs(finished_suite, tmp_path) -> SuiteRuns:
+    """A copy of the finished suite, for tests to change."""
+    shutil.copytree(finished_suite.parent, tmp_path / "copy")
+    # Recipes name the folder of the pretraining, and identities do not: the copy is as finished as the original.
+    return SuiteRuns(read_suite(tmp_path / "copy" / "suite" / "two_rows.yaml"), tmp_path / "copy" / "output")
+
+
+def test_a_finished_suite_is_left_as_it_is(runs, monkeypatch):
+    monkeypatch.setattr(run, "_train", lambda one: pytest.fail("trained again"))
+    monkeypatch.setattr(run, "_evaluate", lambda one: pytest.fail("evaluated again"))
+    chosen = runs.list_rows()
+    make_runs(runs.list_needed(chosen), chosen, run_here, lambda name, facts: pytest.fail(name))
+    assert all(one.finished for one in chosen)
+
+
+def test_rows_start_from_the_same_pretraining_and_differ_by_seed(finished_suite):
+    found = list_results(finished_suite)
+    assert sorted(found) == ["heavy/seed-0", "heavy/seed-1", "plain/seed-0", "plain/seed-1"]
+    assert len({weights for weights, _, _ in found.values()}) == 4
+    assert len({tuple(answers["id"]) for _, _, answers in found.values()}) == 1
+    assert len(list((finished_suite / "shared" / "pretraining").iterdir())) == 1
+
+
+class Killed(BaseException):
+    """What nothing catches, as a kill."""
+
+
+def test_killed_between_any_two_writes_a_run_ends_as_if_it_was_not(runs, finished_suite, monkeypatch):
+    shutil.rmtree(runs.output / "runs" / "heavy" / "seed-1")
+    written = []
+
+    def write_and_die(file: Path, text: str) -> None:
+        write_file_atomically(file, text)
+        if file.name not in written:
+            written.append(file.name)
+            raise Killed
+
+    monkeypatch.setattr(run, "write_file_atomically", write_and_die)
+    chosen = runs.list_rows()
+    for _ in range(10):
+        try:
+            make_runs(runs.list_needed(chosen), chosen, run_here, lambda name, facts: None)
+            break
+        except Killed:
+            continue
+    assert written == ["identity.json", "trained.json", "answers.json", "done.json"]
+    assert list_results(runs.output)["heavy/seed-1"] == list_results(finished_suite)["heavy/seed-1"]
+    assert not (runs.output / "runs" / "heavy" / "seed-1" / "evaluation" / "journal.jsonl").exists()
+
+
+def change_suite(runs: SuiteRuns, key: str, value) -> SuiteRuns:
+    file = Path(runs.suite.folder) / "two_rows.yaml"
+    values = yaml.safe_load(file.read_text())
+    part, (*path, last) = values, key.split(".")
+    for name in path:
+        part = part[name]
+    part[last] = value
+    file.write_text(yaml.safe_dump(values, sort_keys=False))
+    return SuiteRuns(read_suite(file), runs.output)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "named"),
+    [
+        ("base.optimizer", {"warmup_steps": 1}, "recipe optimizer.warmup_steps"),
+        ("rows.plain.control", "no_audio", "evaluation control"),
+        ("metric", {"question_types": ["sight"]}, "evaluation question_types"),
+    ],
+)
+def test_results_of_another_recipe_are_refused_by_name(runs, key, value, named):
+    changed = change_suite(runs, key, value)
+    with pytest.raises(UserError, match="begun with another") as raised:
+        make_runs([], changed.list_rows(), run_here, lambda name, facts: None)
+    assert named in str(raised.value) and "\n" not in str(raised.value)
+
+
+def test_labels_seeds_and_claims_may_change(runs):
+    changed = change_suite(change_suite(runs, "rows.heavy.label", "heavier"), "rows.heavy.expected", "worse")
+    assert all(one.finished for one in changed.list_rows())
+
+
+def test_results_of_another_pretraining_are_refused(runs):
+    file = Path(runs.suite.folder) / "pretrain.yaml"
+    file.write_text(file.read_text().replace("warmup_steps: 2", "warmup_steps: 1"))
+    changed = SuiteRuns(read_suite(file.with_name("two_rows.yaml")), runs.output)
+    with pytest.raises(UserError, match="another start pretraining"):
+        changed.list_rows()[0].check_same()
+
+
+def test_results_of_other_code_are_refused(runs, monkeypatch):
+    monkeypatch.setattr(identity, "hash_code", lambda: "0" * 64)
+    with pytest.raises(UserError, match="another the code of mirasol"):
+        SuiteRuns(runs.suite, runs.output).list_rows()[0].check_same()
+
+
+def test_results_of_other_data_are_refused(runs, data_root, shared_cache, tmp_path):
+    data = tmp_path / "data"
+    shutil.copytree(data_root, data)
+    lines = (data / "test.jsonl").read_text().splitlines()
+    (data / "test.jsonl").write_text("\n".join(lines[1:]) + "\n")
+    changed = change_suite(runs, "base.data.root", str(data))
+    with pytest.raises(UserError, match="another data asked: test"):
+        changed.list_rows()[0].check_same()
+
+
+def test_code_counts_without_its_comments():
+    one = 'def double(x):\n    """Twice."""\n    return 2 * x  # so\n'
+    assert identity.strip_comments(one) == identity.strip_comments("def double(x):\n    return (2*x)\n")
+    assert identity.strip_comments(one) != identity.strip_comments("def double(x):\n    return 3 * x\n")
+
+
+def test_the_plan_counts_what_is_then_run(finished_suite, runs):
+    chosen = runs.list_rows()
+    plan = plan_suite(runs, chosen, Assumptions(peak_tflops=0.01))
+    assert list(plan.runs) == ["pretraining/first", *(one.name for one in chosen)] and plan.left == ()
+    for one in chosen:
+        done = json.loads((one.folder / "done.json").read_text())
+        facts = json.loads((one.folder / "train" / "run.json").read_text())
+        assert plan.runs[one.name].steps == done["steps"] == sum(facts["stage_steps"].values())
+        assert plan.runs[one.name].parameters == sum(part["parameters"] for part in facts["components"].values())
+    fresh = SuiteRuns(runs.suite, runs.output.with_name("fresh"))
+    before = plan_suite(fresh, fresh.list_rows(), Assumptions(peak_tflops=0.01))
+    assert before.runs == plan.runs and set(before.left) == set(plan.runs)
+
+
+def test_the_result_is_redrawn_from_what_is_there(runs):
+    result = collect_result(runs.output)
+    names = write_result(runs.output, result)
+    first = {name: (runs.output / name).read_bytes() for name in names}
+    shutil.rmtree(runs.output / "shared")
+    write_result(runs.output, collect_result(runs.output))
+    assert {name: (runs.output / name).read_bytes() for name in names} == first
+    page, latex = first["report.html"].decode(), first["table.tex"].decode()
+    assert page.count("<svg") == 2 and "text 10 &amp; more_%" in page and r"text 10 \& more\_\%" in latex
+    assert "reproduced" in page or "refuted" in page or "undecided" in page
+
+
+def test_the_result_says_what_the_runs_say(runs):
+    result = collect_result(runs.output)
+    plain, heavy = result.rows
+    answers = {
+        name: [json.loads((runs.output / "runs" / name / f"seed-{seed}" / "answers.json").read_text())["value"]
+               for seed in (0, 1)]
+        for name in ("plain", "heavy")
+    }  # fmt: skip
+    for row, name in ((plain, "plain"), (heavy, "heavy")):
+        by_seed = [sum(values) / len(values) for values in answers[name]]
+        assert row.score.by_seed == pytest.approx(by_seed) and row.score.mean == pytest.approx(sum(by_seed) / 2)
+        evaluated = json.loads((runs.output / "runs" / name / "seed-0" / "evaluation" / "results.json").read_text())
+        headline = evaluated["protocols"]["open generation"]
+        assert row.score.by_seed[0] == pytest.approx(headline["metrics"][headline["headline"]]["value"])
+    assert heavy.difference.mean == pytest.approx(heavy.score.mean - plain.score.mean)
+    assert plain.verdict is None and heavy.verdict in ("reproduced", "refuted", "undecided")
+    assert 0 < result.baselines["chance"] < 1 and result.missing == ()
+    assert heavy.parameters > 0 and heavy.flops > 0 and heavy.seconds > 0
+
+
+def test_a_result_with_missing_runs_says_which(runs):
+    shutil.rmtree(runs.output / "runs" / "heavy" / "seed-1")
+    result = collect_result(runs.output)
+    assert result.missing == ("heavy/seed-1",)
+    assert result.rows[1].seeds == (0,) and result.rows[1].verdict == "undecided"
+    with pytest.raises(UserError, match="not the folder of a suite"):
+        collect_result(runs.output / "runs")
+
+
+def test_a_suite_moved_elsewhere_goes_on(runs, suite_file):
+    assert Path(runs.suite.folder) != suite_file.parent
+    assert all(one.finished for one in SuiteRuns(read_suite(suite_file), runs.output).list_rows())
