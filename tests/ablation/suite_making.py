@@ -8,10 +8,9 @@ from typing import Any
 import yaml
 
 from mirasol.ablation.execute import make_runs, run_here
-from mirasol.ablation.plan import plan_suite
+from mirasol.ablation.plan import RunCost, SuitePlan
 from mirasol.ablation.runs import Run, SuiteRuns
 from mirasol.cli.ablate import write_suite
-from mirasol.cost.assumptions import Assumptions
 from mirasol.training.logging import read_metrics
 
 STACK = {"depth": 1, "width": 32, "hidden": 32, "heads": 1, "head_width": 32, "dropout": 0.1}
@@ -74,9 +73,10 @@ def write_suite_files(folder: Path, values: dict[str, Any], data: Path, cache: P
 
 
 def make_all(runs: SuiteRuns, chosen: list[Run] | None = None) -> None:
-    """What the command does, in this process."""
+    """What the command does, in this process, with costs that nobody counted: counting takes as long as the runs."""
     chosen = runs.list_rows() if chosen is None else chosen
-    plan = plan_suite(runs, chosen, Assumptions(peak_tflops=0.01))
+    costs = {run.name: RunCost(2, 1_000, 10**9, 1.0, 10**6) for run in chosen}
+    plan = SuitePlan(costs, tuple(costs), 0, 1.0, ())
     runs.output.mkdir(parents=True, exist_ok=True)
     write_suite(runs, plan)
     make_runs(runs.list_needed(chosen), chosen, run_here, lambda name, facts: None)

@@ -65,6 +65,7 @@ def test_data_that_were_rendered_otherwise_are_refused(suite_file, suite_values,
     assert "was rendered with seed=11, render.some asks for 1" in line
 
 
+@pytest.mark.slow
 def test_a_dry_run_counts_the_runs(suite_file, tmp_path, capsys):
     main(["ablate", str(suite_file), "--output", str(tmp_path / "output"), "--dry-run", "--seeds", "3",
           "--peak-tflops", "0.01"])  # fmt: skip

@@ -132,6 +132,7 @@ def test_code_counts_without_its_comments():
     assert identity.strip_comments(one) != identity.strip_comments("def double(x):\n    return 3 * x\n")
 
 
+@pytest.mark.slow
 def test_the_plan_counts_what_is_then_run(finished_suite, runs):
     chosen = runs.list_rows()
     plan = plan_suite(runs, chosen, Assumptions(peak_tflops=0.01))

@@ -17,9 +17,11 @@ COMBINERS = {
     "perceiver": {"kind": "perceiver", "m": 7},
     "perceiver of a chunk": {"kind": "perceiver", "scope": "chunk"},
     "ttm": {"kind": "ttm", "m": 7, "ttm": TTM},
+    "late": {"kind": "late", "m": 6},
+    "late of a chunk": {"kind": "late", "scope": "chunk"},
     "concat": {"kind": "concat", "m": TOKENS},
 }
-SEES_THE_PAST = [name for name in COMBINERS if name in ("transformer", "cls", "perceiver", "ttm")]
+SEES_THE_PAST = [name for name in COMBINERS if name in ("transformer", "cls", "perceiver", "ttm", "late")]
 MEDIA = ("video", "audio", "chunk_mask", "video_mask", "audio_mask")
 TOLERANCE = {"atol": 1e-5, "rtol": 1e-4}
 

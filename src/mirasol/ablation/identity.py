@@ -110,7 +110,8 @@ def hash_identity(identity: Mapping[str, Any]) -> str:
 
 def find_change(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
     """The first thing in which two identities differ, in words; None where they are the same."""
-    for part in ("recipe", "data", "start", "evaluation", "versions", "code"):
+    # Code before start: a pretraining made by other code is another start, and the code is why.
+    for part in ("recipe", "data", "evaluation", "versions", "code", "start"):
         old, new = before.get(part, {}), now.get(part, {})
         for key in sorted(old.keys() | new.keys()):
             if old.get(key) != new.get(key):

@@ -190,6 +190,11 @@ class MirasolConfig(PreTrainedConfig):
             raise UserError(f"combiner.m={combiner.m} exceeds the {tokens} tokens of a chunk")
         if combiner.kind == "concat" and combiner.m != tokens:
             raise UserError(f"combiner.m={combiner.m} must equal the {tokens} tokens of a chunk for kind=concat")
+        if combiner.kind == "late" and (combiner.m % 2 or combiner.m // 2 > min(self.video.tokens, self.audio.tokens)):
+            raise UserError(
+                f"combiner.m={combiner.m} must be even for kind=late, and half of it at most the "
+                f"{min(self.video.tokens, self.audio.tokens)} tokens of a chunk's smaller modality"
+            )
         if combiner.kind == "transformer" and combiner.token_order == "both_last" and combiner.m % 2:
             raise UserError(f"combiner.m={combiner.m} must be even for token_order=both_last")
 

@@ -214,7 +214,8 @@ class CombinerConfig:
     """The Combiner: its kind, its stack, and the number `m` of features per chunk.
 
     kind: `transformer` keeps the last m outputs of a chunk, `cls` those of m learned tokens; in `perceiver` m learned
-        latents attend to the features; `ttm` reads and writes a memory of constant size; `concat` keeps every token
+        latents attend to the features; `ttm` reads and writes a memory of constant size; `late` takes each modality by
+        itself and keeps the last m/2 outputs of either; `concat` keeps every token
         (m is then the number of tokens, and need not be given; there are no weights). `ttm` uses the stack's width and
         dropout only, `concat` its width.
     scope: the features that x_t may depend on: `past` is all chunks up to t, `chunk` is chunk t alone. `ttm` always has
@@ -226,7 +227,7 @@ class CombinerConfig:
     stack: StackConfig
     m: int
     token_order: Literal["both_last", "audio_last", "video_last"] = "both_last"
-    kind: Literal["transformer", "cls", "perceiver", "ttm", "concat"] = "transformer"
+    kind: Literal["transformer", "cls", "perceiver", "ttm", "late", "concat"] = "transformer"
     scope: Literal["past", "chunk"] = "past"
     ttm: TokenTuringConfig = dataclasses.field(default_factory=TokenTuringConfig)
     window: int | None = None

@@ -184,6 +184,67 @@ class ClsCombiner(StackCombiner):
         return torch.cat([features, cls], dim=2)
 
 
+class LateFusionCombiner(AttentionCombiner):
+    """No joint Combiner: the Transformer takes each modality by itself, and x_t is the last m/2 outputs of either. What
+    is seen meets what is heard in the causal latent model only. Weights are those of the joint Transformer."""
+
+    def __init__(self, config: MirasolConfig):
+        super().__init__(config)
+        self.stack = Stack(config.combiner.stack)
+
+    def tokens(
+        self,
+        video: Float[Tensor, "batch chunk video_token width"],
+        audio: Float[Tensor, "batch chunk audio_token width"],
+        first: int = 0,
+    ) -> tuple[Float[Tensor, "batch chunk video_token width"], Float[Tensor, "batch chunk audio_token width"]]:
+        """The features of each modality with their positions; `first` is the number of the first chunk."""
+        codes = self.positions(video.shape[1], first).split([video.shape[2], audio.shape[2]], dim=1)
+        return video + codes[0], audio + codes[1]
+
+    def forward(
+        self,
+        video: Float[Tensor, "batch chunk video_token width"],
+        audio: Float[Tensor, "batch chunk audio_token width"],
+        state: StreamState | None = None,
+    ) -> Float[Tensor, "batch chunk m width"]:
+        """x of every chunk, or of one more chunk of the stream that `state` belongs to."""
+        if state is not None:
+            return self.step(video, audio, state)
+        return torch.cat([self.compress(tokens) for tokens in self.tokens(video, audio)], dim=2)
+
+    def compress(self, tokens: Float[Tensor, "batch chunk token width"]) -> Float[Tensor, "batch chunk half width"]:
+        """The last m/2 outputs of each chunk of one modality."""
+        _, chunks, count, _ = tokens.shape
+        half = self.m // 2
+        if self.scope == "chunk":
+            return self.stack(tokens.flatten(0, 1), last=half).unflatten(0, tokens.shape[:2])
+        mask = BlockCausal(chunks, count, count, self.window)
+        return self.stack(tokens.flatten(1, 2), mask, last=half).unflatten(1, (chunks, half))
+
+    def begin(self, batch: int, window: int | None = None) -> StreamState:
+        """The state before the first chunk of a stream: a cache of each layer and modality, video's first."""
+        video, audio = super().begin(batch, window), super().begin(batch, window)
+        return StreamState(caches=[*video.caches, *audio.caches])
+
+    def step(
+        self,
+        video: Float[Tensor, "batch 1 video_token width"],
+        audio: Float[Tensor, "batch 1 audio_token width"],
+        state: StreamState,
+    ) -> Float[Tensor, "batch 1 m width"]:
+        """x of one more chunk of a stream."""
+        parts = self.tokens(video, audio, first=state.chunks)
+        state.chunks += 1
+        if self.scope == "chunk":
+            return torch.cat([self.compress(tokens) for tokens in parts], dim=2)
+        caches = state.caches[: self.depth], state.caches[self.depth :]
+        outputs = [
+            self.stack.step(tokens[:, 0], own, last=self.m // 2) for tokens, own in zip(parts, caches, strict=True)
+        ]
+        return torch.cat(outputs, dim=1)[:, None]
+
+
 class PerceiverBlock(nn.Module):
     """Latents attend to the features and to each other, under separate norms; then a feed-forward (Flamingo's form of
     Perceiver resampling, arXiv 2204.14198)."""
@@ -341,6 +402,7 @@ COMBINERS: dict[str, type[nn.Module]] = {
     "cls": ClsCombiner,
     "perceiver": PerceiverCombiner,
     "ttm": TokenTuringCombiner,
+    "late": LateFusionCombiner,
     "concat": ConcatCombiner,
 }
 

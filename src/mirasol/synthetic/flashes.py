@@ -191,8 +191,8 @@ def _ask_counts(scene: Scene) -> list[Question]:
 
 
 def _describe_segments(scene: Scene, rng: np.random.Generator) -> list[Question]:
-    """Training only: what is seen and heard in every two seconds in which something happens, and in some where nothing
-    does: "red circle , low bell"."""
+    """Training only: what is seen and heard in every two full seconds where something happens, and in some where
+    nothing does: "red circle , low bell"."""
     texts = {}
     for first in range(0, scene.slots - SEGMENT_SECONDS + 1, SEGMENT_SECONDS):
         slots = range(first, first + SEGMENT_SECONDS)
