@@ -10,7 +10,7 @@ import yaml
 from mirasol.ablation.execute import make_runs, run_here
 from mirasol.ablation.plan import RunCost, SuitePlan
 from mirasol.ablation.runs import Run, SuiteRuns
-from mirasol.cli.ablate import write_suite
+from mirasol.cli.tables.ablate import write_suite
 from mirasol.training.logging import read_metrics
 
 STACK = {"depth": 1, "width": 32, "hidden": 32, "heads": 1, "head_width": 32, "dropout": 0.1}

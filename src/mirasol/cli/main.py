@@ -14,7 +14,6 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from mirasol.cli import (
-    ablate,
     ask,
     compare,
     data,
@@ -31,6 +30,7 @@ from mirasol.cli import (
     train,
     watch,
 )
+from mirasol.cli.tables import ablate
 from mirasol.errors import Stopped, UserError
 
 if TYPE_CHECKING:

@@ -1,0 +1,1 @@
+"""Commands that make the tables of a paper."""
