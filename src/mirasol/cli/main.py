@@ -27,6 +27,7 @@ from mirasol.cli import (
     init,
     plan,
     score,
+    serve,
     train,
     watch,
 )
@@ -47,6 +48,7 @@ COMMANDS = {
     "ablate": ablate,
     "evaluate": evaluate,
     "score": score,
+    "serve": serve,
     "compare": compare,
     "experiment": experiment,
     "data": data,

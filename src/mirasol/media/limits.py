@@ -1,5 +1,6 @@
 """What a media file may ask of this machine. Media is untrusted: a small file can declare enormous pictures."""
 
+import math
 from dataclasses import dataclass
 
 from mirasol.errors import BadClip
@@ -15,7 +16,7 @@ class Limits:
 
     Where a file is decoded in a process of its own (`mirasol.media.isolation`): max_memory: bytes that this process may
     use in addition to the frames and the waveform that it returns. max_idle_seconds: how long it may take without
-    reading a packet.
+    reading a packet. max_work_seconds: how long it may take altogether.
     """
 
     max_bytes: int = 32 * 2**30
@@ -24,6 +25,7 @@ class Limits:
     max_streams: int = 64
     max_memory: int = 2 * 2**30
     max_idle_seconds: float = 60.0
+    max_work_seconds: float = math.inf
 
     def check_bytes(self, file: object, count: int) -> None:
         if count > self.max_bytes:
@@ -67,6 +69,10 @@ class Limits:
         seconds = f"{self.max_idle_seconds:g}"
         fix = f"leave the file out, or {_suggest_raising('max_idle_seconds')}"
         return f"the decoder made no progress for {seconds} s: {fix}"
+
+    def describe_work(self) -> str:
+        """The reason of a file that takes more than `max_work_seconds`."""
+        return f"decoding it takes more than {self.max_work_seconds:g} s: {_suggest_raising('max_work_seconds')}"
 
 
 DEFAULT_LIMITS = Limits()

@@ -49,6 +49,10 @@ Parameters = ParamSpec("Parameters")
 Value = TypeVar("Value")
 
 
+class DecoderEnded(BadClip):
+    """A decoder's process ended while it was at work on the file, by the file's fault or by somebody else's."""
+
+
 def run_isolated(
     limits: Limits,
     file: object,
@@ -63,8 +67,9 @@ def run_isolated(
     many decoders as calls at a time.
 
     Raises:
-        BadClip: of `file`: the decoder crashed, made no progress for `limits.max_idle_seconds`, took more than
-            `limits.max_memory` bytes, or failed in a way that the reader does not know.
+        BadClip: of `file`: the decoder crashed (`DecoderEnded`), made no progress for `limits.max_idle_seconds`, took
+            more than `limits.max_work_seconds` or `limits.max_memory` bytes, or failed in a way that the reader does
+            not know.
         Exception: a `UserError` (other `BadClip`s among them) that the function raised.
         UserError: no decoder process can be started.
     """
@@ -178,7 +183,7 @@ class Decoder:
         except ConnectionError:
             message = None
         if message is None:
-            raise BadClip(file, self._describe_end())
+            raise DecoderEnded(file, self._describe_end())
         content, descriptors = message
         content, places, sizes, dropped = pickle.loads(content)
         for (number, size), descriptor in zip(sizes, descriptors, strict=True):
@@ -255,16 +260,20 @@ class Decoder:
 
     def _wait(self, limits: Limits, file: object) -> None:
         """Waits for the job's answer, or the process's end. Raises BadClip for one that is over its limits."""
-        idle, last = 0.0, self._progress[0]
+        idle, worked, last = 0.0, 0.0, self._progress[0]
         while not self._poller.poll(LOOK_SECONDS * 1000):
             # Looks are counted, not the clock: this process may have been stopped in between.
             idle, last = (idle + LOOK_SECONDS if self._progress[0] == last else 0.0), self._progress[0]
+            worked += LOOK_SECONDS
             if self.measure_private_bytes() > limits.max_memory:
                 self.kill()
                 raise BadClip(file, limits.describe_memory())
             if idle >= limits.max_idle_seconds:
                 self.kill()
                 raise BadClip(file, limits.describe_idleness())
+            if worked >= limits.max_work_seconds:
+                self.kill()
+                raise BadClip(file, limits.describe_work())
 
     def _describe_end(self) -> str:
         """How the process ended by itself."""

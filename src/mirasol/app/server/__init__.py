@@ -1,0 +1,1 @@
+"""The HTTP server: OpenAI's wire format, files, scores and realtime sessions on one model."""
