@@ -85,7 +85,7 @@ def list_names(module: str) -> set[str]:
     for node in statements:
         if isinstance(node, ast.If | ast.Try):
             statements += [*node.body, *node.orelse]
-        elif isinstance(node, ast.FunctionDef | ast.ClassDef):
+        elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
             names.add(node.name)
         elif isinstance(node, ast.Import | ast.ImportFrom):
             names |= {name.asname or name.name for name in node.names}
