@@ -6,7 +6,8 @@ import contextlib
 import io
 import json
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -93,3 +94,9 @@ def file(number: str) -> dict[str, Any]:
 
 def text(words: str) -> dict[str, Any]:
     return {"type": "text", "text": words}
+
+
+def wait_until(is_so: Callable[[], bool]) -> None:
+    """Waits for what happens in another thread."""
+    while not is_so():
+        time.sleep(0.01)

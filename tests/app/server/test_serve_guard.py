@@ -7,7 +7,7 @@ import socket
 import time
 
 import pytest
-from serving import file, serve, text
+from serving import file, serve, text, wait_until
 
 from mirasol.app.server.clips import EncodedClip, LatentMemory
 from mirasol.app.server.guard import KEY_PROTOCOL, check_key, check_origin
@@ -38,11 +38,6 @@ def receive(connection: socket.socket) -> bytes:
         if end and length and len(body) >= int(length[1]):
             break
     return found
-
-
-def wait_until(is_so) -> None:
-    while not is_so():
-        time.sleep(0.01)
 
 
 def head(path: str, *headers: str, method: str = "POST") -> bytes:

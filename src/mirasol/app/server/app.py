@@ -5,7 +5,7 @@ import traceback
 from collections.abc import AsyncIterator
 from typing import Any
 
-from fastapi import FastAPI, Request
+from fastapi import FastAPI, Request, WebSocket
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, PlainTextResponse, Response
@@ -14,6 +14,7 @@ from mirasol.app.server.answerer import Answerer, Stopping
 from mirasol.app.server.chat import create_completion
 from mirasol.app.server.guard import Guard
 from mirasol.app.server.journal import Journal
+from mirasol.app.server.realtime.session import run_session
 from mirasol.app.server.refusals import Refusal
 from mirasol.app.server.routes import create_score, describe_model, upload_file
 from mirasol.app.server.service import Service
@@ -78,6 +79,10 @@ def add_routes(app: FastAPI, service: Service) -> None:
     @app.delete("/v1/files/{number}")
     async def delete_file(number: str) -> Any:
         return {"id": files.delete(number).id, "object": "file", "deleted": True}
+
+    @app.websocket("/v1/realtime")
+    async def realtime(websocket: WebSocket) -> None:
+        await run_session(service, websocket)
 
     @app.get("/healthz")
     async def health() -> Response:

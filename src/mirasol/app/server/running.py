@@ -35,6 +35,7 @@ def make_protocol(caps: Caps) -> type[H11Protocol]:
 
     class CappedProtocol(H11Protocol):
         head_timer: asyncio.TimerHandle | None = None
+        is_upgraded = False  # to a WebSocket
 
         def connection_made(self, transport: asyncio.Transport) -> None:
             super().connection_made(transport)
@@ -56,10 +57,15 @@ def make_protocol(caps: Caps) -> type[H11Protocol]:
             """Has the connection closed where a request is not complete in time, unless its answer is being made."""
             if self.cycle is not None and not self.cycle.response_complete:
                 self.stop_timer()
-            elif self.head_timer is None and not self.transport.is_closing():
+            elif self.head_timer is None and not self.is_upgraded and not self.transport.is_closing():
                 begun = self.conn.their_state is not h11.IDLE or self.conn.trailing_data[0]
                 if begun:
                     self.head_timer = self.loop.call_later(caps.max_idle, self.transport.close)
+
+        def handle_websocket_upgrade(self, event: h11.Request) -> None:
+            self.is_upgraded = True
+            self.stop_timer()
+            super().handle_websocket_upgrade(event)
 
         def connection_lost(self, exc: Exception | None) -> None:
             self.stop_timer()
