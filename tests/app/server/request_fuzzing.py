@@ -129,7 +129,7 @@ class Fuzzer:
         return messages
 
 
-def send(port: int, request: bytes, seconds: float = 20.0) -> int | None:
+def send(port: int, request: bytes, seconds: float = 120.0) -> int | None:
     """The status that a request is answered with; None where the connection is closed without one."""
     with socket.create_connection(("127.0.0.1", port), timeout=seconds) as connection:
         found = b""

@@ -177,6 +177,7 @@ BAD = {
     "other host": ({"content": linked("http://example.org/a.mp4")}, 400),
     "no such file": ({"content": [file("file-" + "0" * 32)]}, 404),
     "path for a file": ({"content": [file("../../etc/passwd")]}, 404),
+    "part of no kind": ({"content": [{"type": {"text": "x"}}, {"type": ["file"]}]}, 400),
     "hot": ({"content": "hi?", "temperature": 3}, 400),
     "too long": ({"content": "hi?", "max_tokens": 10**6}, 400),
     "temperature of a word": ({"content": "hi?", "temperature": "warm"}, 400),

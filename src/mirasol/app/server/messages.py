@@ -103,7 +103,7 @@ async def _read_message(
             if not isinstance(part.get("text"), str):
                 raise Refusal(400, f"{place}.text: give a text", "invalid_type", place)
             read.append({"type": "text", "text": check_text(part["text"], place)})
-        elif kind in PARTS:
+        elif isinstance(kind, str) and kind in PARTS:
             if ROLES[role] != "user":
                 raise Refusal(400, f"{place}: media belong into a user's message", "invalid_value", place)
             media = await _read_media(part, kind, place, fetch, find_file)

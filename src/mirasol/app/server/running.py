@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import logging
 import socket
 import time
 from types import FrameType
@@ -12,6 +13,7 @@ import uvicorn
 from fastapi import FastAPI
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from mirasol.app.server.journal import Journal
 from mirasol.app.server.refusals import Refusal
 from mirasol.app.server.service import Service
 from mirasol.app.server.settings import Caps
@@ -107,11 +109,31 @@ class GracefulServer(uvicorn.Server):
         return await super().on_tick(counter)
 
 
+class JournalHandler(logging.Handler):
+    """Writes what uvicorn has to say as lines of the journal, in one line each and without what a request said."""
+
+    def __init__(self, journal: Journal):
+        super().__init__(logging.WARNING)
+        self.journal = journal
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.journal.write("server", level=record.levelname, message=record.getMessage().strip()[:200])
+
+
+def write_logs_to(journal: Journal) -> None:
+    """Has the libraries' own logs written to the journal. The form reader's repeat bytes of forms: they are left out."""
+    logging.getLogger("python_multipart").disabled = True
+    for name in ("uvicorn", "websockets"):
+        logger = logging.getLogger(name)
+        logger.handlers, logger.propagate = [JournalHandler(journal)], False
+
+
 def make_server(app: FastAPI) -> GracefulServer:
     """A server for the app, as its settings say."""
     service: Service = app.state.service
     settings = service.settings
     caps = settings.caps
+    write_logs_to(service.journal)
     options: dict[str, Any] = {
         "http": make_protocol(caps), "log_config": None, "access_log": False, "server_header": False,
         "timeout_keep_alive": 10, "timeout_graceful_shutdown": 2, "h11_max_incomplete_event_size": HEAD_BYTES,
