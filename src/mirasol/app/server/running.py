@@ -121,7 +121,7 @@ class JournalHandler(logging.Handler):
 
 
 def write_logs_to(journal: Journal) -> None:
-    """Has the libraries' own logs written to the journal. The form reader's repeat bytes of forms: they are left out."""
+    """Has the libraries' own logs written to the journal. The form reader's repeat bytes of forms: left out."""
     logging.getLogger("python_multipart").disabled = True
     for name in ("uvicorn", "websockets"):
         logger = logging.getLogger(name)
