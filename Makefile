@@ -2,8 +2,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.current
-# Where `make demo` works; `make demo OUTPUT=runs/another` keeps an earlier demo.
-OUTPUT ?= runs/demo
+# Where `make demo` and `make demo-scratch` work; `make demo OUTPUT=runs/another` keeps an earlier demo.
+OUTPUT ?= runs/$@
 # What `make fuzz` reads: cases (of media; a tenth of the others), their seed, most minutes for each kind, and where it
 # keeps its progress, from which it goes on.
 N ?= 10000
@@ -14,10 +14,11 @@ FUZZ ?= runs/fuzz
 WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test lint format check-slow fuzz bench
+.PHONY: help venv demo demo-scratch test lint format check-slow fuzz bench
 
 help:
-	@echo "make demo        render shapes and sounds, train the tiny model on them, evaluate it, write $(OUTPUT)/report.html"
+	@echo "make demo        fine-tune the shipped weights on a world they have not seen; write runs/demo/report.html"
+	@echo "make demo-scratch  train the tiny model from random weights instead; write runs/demo-scratch/report.html"
 	@echo "make test        run the tests"
 	@echo "make lint        check style and formatting"
 	@echo "make format      mend style and formatting"
@@ -39,6 +40,9 @@ $(STAMP): pyproject.toml constraints.txt
 
 demo: venv
 	@$(BIN)/mirasol demo --output $(OUTPUT)
+
+demo-scratch: venv
+	@$(BIN)/mirasol demo --scratch --output $(OUTPUT)
 
 test: venv
 	@$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal

@@ -57,8 +57,8 @@ def find_checkpoint(name: str | Path) -> Path:
     """The folder of the checkpoint with this name.
 
     `tiny` is the one shipped with the package (a folder of that name is `./tiny`); any other name is a folder: of a
-    checkpoint, of a finished run (its `checkpoint`), or of a demo (its `train/checkpoint`); or else a repository of the
-    hub (`mirasol.hub`).
+    checkpoint, of a finished run (its `checkpoint`), or of a demo (its `finetuned/checkpoint` or
+    `train/checkpoint`); or else a repository of the hub (`mirasol.hub`).
 
     Raises:
         UserError: no such folder or repository, or it contains no checkpoint.
@@ -74,7 +74,8 @@ def find_checkpoint(name: str | Path) -> Path:
             f"{folder}: no such checkpoint: give a folder, one of the shipped ones ({', '.join(SHIPPED)}), or a name "
             "on the hub (org/name)"
         )
-    for candidate in (folder, folder / "checkpoint", folder / "train" / "checkpoint"):
+    inside = ("checkpoint", "finetuned/checkpoint", "train/checkpoint")
+    for candidate in (folder, *(folder / name for name in inside)):
         if (candidate / "config.json").is_file():
             return candidate
     if (folder / "checkpoints").is_dir():

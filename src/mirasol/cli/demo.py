@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import importlib.resources
 import json
+import shlex
+import signal
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from mirasol.cli.common import add_data_arguments
-from mirasol.errors import UserError
+from mirasol.console import print_line
+from mirasol.errors import Stopped, UserError
 from mirasol.files import write_file_atomically
 
 if TYPE_CHECKING:
@@ -27,21 +30,46 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 METRICS, REPORT, MARKER = "metrics.json", "report.html", "demo.json"
-HELP = "render data, train, evaluate, ask, and write a report"
-DESCRIPTION = """The complete path once, on a CPU: renders shapes and sounds to mp4 files, trains the tiny model on
-them, evaluates it on clips it has never seen, asks it about one of them, and writes a report.
+HELP = "fine-tune the shipped weights on a world they have not seen, measure them, and write a report"
+DESCRIPTION = """Fine-tuning from beginning to end, on a CPU, in some minutes: renders clips of a world that the shipped
+weights have not seen (signs and signals), shows what `tiny` answers there, runs `mirasol finetune` on them, and shows
+what it answers then. OUTPUT/report.html exists from the first minute on and fills up.
 
-Starting an interrupted demo again resumes it. A finished one is never overwritten."""
+With --scratch everything is trained from random weights instead, on shapes and sounds, which takes several times as
+long. Starting an interrupted demo again resumes it. A finished one is never overwritten."""
+CLIPS = {"train": 600, "validation": 40, "test": 100}
+SCRATCH_CLIPS = {"train": 2400, "validation": 100, "test": 200}
+# What the demo changes in the recipe of `mirasol finetune`: docs/shapes-and-sounds.md says why.
+CHANGES = (
+    "stages.finetune.span=clip",
+    "stages.finetune.steps=440",
+    "stages.finetune.clips_per_step=8",
+    "stages.finetune.questions_per_clip=20",
+    "optimizer.learning_rate=1.5e-3",
+    "optimizer.warmup_steps=20",
+    "optimizer.schedule=plateau",
+    "optimizer.final_scale=0.05",
+    "validate_every=55",
+)
+# What all of the demo takes, in products of matrices: the processor seconds of a run times the speed measured then.
+DEMO_GFLOP = 60_000
+MACHINE, FIRST, RENDERING = "the machine", "what the shipped weights answer about one clip", "rendering clips"
 
 
 def add_arguments(parser: ArgumentParser, make: MakeParser) -> None:
     """Declares the arguments."""
     parser.add_argument("--output", type=str, default="runs/demo", help="folder for everything the demo makes")
+    parser.add_argument("--scratch", action="store_true", help="train from random weights, on shapes and sounds")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the data, and of the fine-tuning")
+    for split, count in CLIPS.items():
+        default = f"by default {count}, with --scratch {SCRATCH_CLIPS[split]}"
+        parser.add_argument(f"--{split}", type=int, help=f"number of {split} clips, {default}")
     parser.add_argument(
-        "--recipe", type=str, help="what to train, demo.yaml of this package by default; output and data.root are set"
+        "--recipe", type=str, help="with --scratch: what to train, by default demo.yaml of this package"
     )
-    parser.add_argument("--figures", type=str, metavar="pdf|png", help="also write the report's figures as files")
-    add_data_arguments(parser)
+    parser.add_argument(
+        "--figures", type=str, metavar="pdf|png", help="with --scratch: also write the report's figures as files"
+    )
 
 
 def run(options: Namespace) -> None:
@@ -50,16 +78,25 @@ def run(options: Namespace) -> None:
     from mirasol.evaluation.figures import check_figure_format
 
     check_figure_format(options.figures)
-    settings = DemoSettings(
-        options.output, options.recipe, options.seed, options.train, options.validation, options.test
-    )
-    run_demo(settings, make_console(), options.figures)
+    for name in ("recipe", "figures"):
+        if options[name] is not None and not options.scratch:
+            raise UserError(f"--{name} {options[name]}: has no effect without --scratch")
+    usual = SCRATCH_CLIPS if options.scratch else CLIPS
+    counts = {split: count if options[split] is None else options[split] for split, count in usual.items()}
+    settings = DemoSettings(options.output, options.recipe, options.seed, **counts, scratch=options.scratch)
+    if options.scratch:
+        run_scratch_demo(settings, make_console(), options.figures)
+    else:
+        run_demo(settings, make_console())
 
 
 @dataclass(frozen=True)
 class DemoSettings:
-    """output: folder for everything; recipe: its output and data.root are replaced, None is the package's own
-    seed, train, validation, test: seed and numbers of clips of the data"""
+    """output: folder for everything; recipe: of a demo from scratch; its output and data.root are replaced, None is the
+        package's own
+    seed, train, validation, test: seed and numbers of clips of the data
+    changes: keys of the recipe of a fine-tuning
+    """
 
     output: str
     recipe: str | None
@@ -67,11 +104,13 @@ class DemoSettings:
     train: int
     validation: int
     test: int
+    scratch: bool = False
+    changes: tuple[str, ...] = CHANGES
 
 
 class DemoFolder:
-    """The demo's folder: data/, train/ (the run), metrics.json, report.html, and demo.json, which records the settings
-    and the seconds of each finished part.
+    """The demo's folder: metrics.json, report.html, and demo.json, which records the settings and the seconds of each
+    finished part; signs/ (clips) and finetuned/ of a fine-tuning; data/ and train/ (the run) of one from scratch.
 
     Raises:
         UserError: the folder has a finished demo, something else, or a demo with other settings.
@@ -83,12 +122,13 @@ class DemoFolder:
         self.metrics, self.report, self.marker = (self.path / name for name in (METRICS, REPORT, MARKER))
         if self.path.exists() and not self.path.is_dir():
             raise UserError(f"{self.path}: is a file: give a folder with --output")
-        if self.report.exists():
+        self.clips, self.finetuned = self.path / "signs", self.path / "finetuned"
+        if self.metrics.exists():
             raise UserError(
                 f"{self.path}: already has a finished demo ({self.report}): give another folder (mirasol demo "
                 f"--output runs/demo-2, or make demo OUTPUT=runs/demo-2) or remove this one"
             )
-        chosen = {key: value for key, value in asdict(settings).items() if key != "output"}
+        chosen = json.loads(json.dumps({key: value for key, value in asdict(settings).items() if key != "output"}))
         self.state: dict[str, Any] = {"settings": chosen, "seconds": {}}
         self.is_resumed = self.marker.exists()
         if self.is_resumed:
@@ -106,6 +146,11 @@ class DemoFolder:
     def create(self) -> None:
         """Creates the folder."""
         self.path.mkdir(parents=True, exist_ok=True)
+        self._save()
+
+    def record(self, **facts: Any) -> None:
+        """Adds to demo.json."""
+        self.state |= facts
         self._save()
 
     def add_seconds(self, part: str, seconds: float) -> None:
@@ -131,8 +176,8 @@ def find_demo_recipe() -> Path:
     return file
 
 
-def run_demo(settings: DemoSettings, console: Console, figures: str | None = None) -> None:
-    """Renders, trains, evaluates, asks and reports; prints each part, its result and its time on the console.
+def run_scratch_demo(settings: DemoSettings, console: Console, figures: str | None = None) -> None:
+    """Renders, trains from random weights, evaluates, asks and reports; prints each part, its result and its time.
 
     Raises:
         UserError: see `DemoFolder`; a recipe that cannot be used.
@@ -145,11 +190,11 @@ def run_demo(settings: DemoSettings, console: Console, figures: str | None = Non
     folder.create()
     if folder.is_resumed:
         console.print(f"{folder.path}: resuming an interrupted demo")
-    Demo(settings, recipe, folder, console, figures).run()
+    ScratchDemo(settings, recipe, folder, console, figures).run()
 
 
-class Demo:
-    """The parts of the demo in their order; each prints its heading, its result and its time."""
+class ScratchDemo:
+    """The parts of the demo from random weights in their order; each prints its heading, its result and its time."""
 
     def __init__(
         self, settings: DemoSettings, recipe: Recipe, folder: DemoFolder, console: Console, figures: str | None = None
@@ -266,12 +311,11 @@ class Demo:
     def write_report(
         self, loaded: Loaded, evaluation: Evaluation, shipped: Evaluation | None, one_clip: OneClip
     ) -> None:
-        """Writes metrics.json, then report.html, which marks the demo as finished."""
+        """Writes report.html, then metrics.json, which marks the demo as finished."""
         from mirasol.evaluation.report import ReportExtras, write_report
         from mirasol.training.logging import read_metrics
 
         metrics = describe_metrics(evaluation, shipped, self.folder.seconds)
-        write_file_atomically(self.folder.metrics, json.dumps(metrics, indent=1) + "\n")
         clips, asked = self.settings, metrics["test"]["n"]
         extras = ReportExtras(
             title="Shapes and sounds",
@@ -286,6 +330,7 @@ class Demo:
             recipe=self.recipe.to_dict(),
         )
         write_report(self.folder.path, loaded, evaluation, extras, self.figures)
+        write_file_atomically(self.folder.metrics, json.dumps(metrics, indent=1) + "\n")
 
     def _collect_facts(self) -> dict[str, str]:
         """What the end of the report lists: seconds by part, numbers of clips, the run's hardware and commit."""
@@ -300,6 +345,169 @@ class Demo:
             if value is not None
         }
         return {**facts, "commit": surroundings["commit"][:10]} if surroundings.get("commit") else facts
+
+
+def run_demo(settings: DemoSettings, console: Console) -> None:
+    """Renders signs and signals, fine-tunes the shipped weights on them, and reports; prints each part.
+
+    Raises:
+        UserError: see `DemoFolder`, and as `finetune`.
+        Stopped: an interruption; the message says how to continue.
+    """
+    from mirasol.checkpoint import find_checkpoint
+
+    folder = DemoFolder(settings)
+    find_checkpoint("tiny")
+    folder.create()
+    if folder.is_resumed:
+        print_line(console, f"{folder.path}: resuming an interrupted demo")
+    demo = Demo(settings, folder, console)
+    try:
+        demo.run()
+    except KeyboardInterrupt as error:
+        raise Stopped(f"{folder.path}: interrupted: run the same command again to continue", signal.SIGINT) from error
+
+
+class Demo:
+    """The parts of the demo in their order; each prints its result, and the page shows it."""
+
+    def __init__(self, settings: DemoSettings, folder: DemoFolder, console: Console):
+        from mirasol.finetune.folder import FinetuneFolder, Settings
+        from mirasol.finetune.page import AFTER, BEFORE, SURVEY, TRAINING, ReportPage
+        from mirasol.finetune.page import REPORT as REPORT_PART
+
+        self.settings, self.folder, self.console = settings, folder, console
+        changes = (*settings.changes, f"seed={settings.seed}")
+        self.finetuning = Settings(str(folder.clips), "tiny", str(folder.finetuned), overrides=changes)
+        self.is_finetuned = FinetuneFolder(self.finetuning).is_finished
+        lead = f"tiny knows shapes and sounds; here it learns signs and signals from {settings.train:,} rendered clips."
+        parts = (MACHINE, FIRST, RENDERING, SURVEY, BEFORE, TRAINING, AFTER, REPORT_PART)
+        self.page = ReportPage(folder.report, "Signs and signals", lead, parts)
+
+    def run(self) -> None:
+        """All parts, one after the other."""
+        from mirasol.finetune.finetune import finetune
+
+        if not self.is_finetuned:  # else the report is complete
+            self._run_part("machine", MACHINE, self.measure)
+            self._run_part("first answers", FIRST, self.ask_first)
+            self._run_part("rendering", RENDERING, self.render)
+            print_line(self.console, f"\n{self.format_command()}\n")
+            began = time.monotonic()
+            try:
+                finetune(self.finetuning, self.console, self.page)
+            finally:
+                self.folder.add_seconds("finetune", time.monotonic() - began)
+        metrics = {**collect_metrics(self.folder), "machine": self.folder.state["machine"]}
+        write_file_atomically(self.folder.metrics, json.dumps(metrics, indent=1) + "\n")
+        before, after, chance = (metrics[name]["accuracy"] for name in ("before", "after", "chance"))
+        took = _format_minutes(self.folder.seconds["total"])
+        n = metrics["after"]["n"]
+        right = f"{after:.1%} of {n} questions right, before {before:.1%}, chance {chance:.1%}"
+        self.console.print(f"\nDone in {took}: {right}.", style="bold")
+        print_line(self.console, f"The report is {self.folder.report.resolve()}")
+
+    def _run_part(self, key: str, name: str, work: Callable[[], str]) -> None:
+        self.page.begin(name)
+        began = time.monotonic()
+        try:
+            text = work()
+        finally:
+            self.folder.add_seconds(key, time.monotonic() - began)
+        self.page.end(name, text)
+
+    def format_command(self) -> str:
+        """The line that does the same by hand."""
+        chosen = self.finetuning
+        return shlex.join(["mirasol", "finetune", chosen.data, "--output", chosen.output, *chosen.overrides])
+
+    def measure(self) -> str:
+        """Measures the processor, and says how long everything will take."""
+        from mirasol.console import count_cores
+        from mirasol.cost.devices import measure_tflops
+
+        cores, speed = count_cores(), 1000 * measure_tflops()
+        self.folder.record(machine={"cores": cores, "gflops": round(speed, 1)})
+        text = (
+            f"{cores} cores, together {speed:.0f} GFLOP/s in a float32 product: about "
+            f"{_format_minutes(DEMO_GFLOP / speed)} if nothing else runs"
+        )
+        print_line(self.console, text)
+        print_line(self.console, f"the report fills up meanwhile: {self.folder.report.resolve()}")
+        self.page.facts["machine"] = f"{cores} cores, {speed:.0f} GFLOP/s"
+        return text
+
+    def ask_first(self) -> str:
+        """Asks the shipped weights about the first test clip, before anything else takes time."""
+        if "first" not in self.folder.state:
+            self.folder.record(first=answer_one_scene(self.settings.seed))
+        lines = ["what tiny answers about a clip of signs and signals:", *self.folder.state["first"]]
+        for line in lines:
+            print_line(self.console, line)
+        return "\n".join(lines)
+
+    def render(self) -> str:
+        """Renders the clips, unless an earlier attempt did."""
+        from mirasol.console import count_cores, show_progress
+        from mirasol.synthetic.synthesize import synthesize
+        from mirasol.synthetic.worlds import SIGNS_AND_SIGNALS
+
+        chosen = self.settings
+        counts = {split: getattr(chosen, split) for split in CLIPS}
+        text = f"{self.folder.clips}: clips to " + ", ".join(f"{split} {count}" for split, count in counts.items())
+        if not (self.folder.clips / "manifest.json").exists():
+            with show_progress(self.console, "Rendering", "clips") as report:
+                synthesize(
+                    self.folder.clips, seed=chosen.seed, **counts, world=SIGNS_AND_SIGNALS, workers=count_cores(),
+                    progress=report,
+                )  # fmt: skip
+        print_line(self.console, text)
+        return text
+
+
+def answer_one_scene(seed: int) -> list[str]:
+    """Each question about the first test scene of signs and signals, the shipped weights' answer, and the right one."""
+    from mirasol.checkpoint import load_checkpoint
+    from mirasol.evaluation.answer import answer_clips
+    from mirasol.synthetic.render import write_clip
+    from mirasol.synthetic.scenes import make_split_scene
+    from mirasol.synthetic.synthesize import list_clip_questions
+    from mirasol.synthetic.worlds import SIGNS_AND_SIGNALS
+
+    scene = make_split_scene(seed, "test", 0, SIGNS_AND_SIGNALS)
+    asked, loaded = list_clip_questions(scene, seed, "test", 0), load_checkpoint("tiny")
+    with tempfile.TemporaryDirectory() as folder:
+        write_clip(scene, Path(folder) / "clip.mp4")
+        extractor = loaded.processor.feature_extractor
+        tensors = extractor.tensors(extractor.read(Path(folder) / "clip.mp4"))
+    [answers] = answer_clips(loaded.model, loaded.processor, [tensors], [[question.prompt for question in asked]])
+    lines = []
+    for question, answer in zip(asked, answers, strict=True):
+        verdict = "right" if answer.text == question.target else f"wrong: {question.target}"
+        lines.append(f"  {question.prompt}  {answer.text}  ({verdict})")
+    return lines
+
+
+def collect_metrics(folder: DemoFolder) -> dict[str, Any]:
+    """The content of metrics.json, from the results of the fine-tuning; scores are `{"accuracy", "by_type", "n"}`."""
+    from mirasol.evaluation.metrics import OPEN
+
+    def describe(rows: dict[str, Any]) -> dict[str, Any]:
+        types = {name: row["value"] for name, row in rows.items() if name != "All"}
+        return {"accuracy": rows["All"]["value"], "by_type": types, "n": rows["All"]["n"]}
+
+    files = {"before": folder.finetuned / "before", "after": folder.finetuned}
+    results = {
+        name: json.loads((file / "results.json").read_text(encoding="utf-8"))["protocols"][OPEN]
+        for name, file in files.items()
+    }
+    after = results["after"]
+    return {
+        **{name: describe(scores["metrics"]) for name, scores in results.items()},
+        "chance": {"accuracy": after["baselines"]["chance"]["value"]},
+        "controls": {name: describe(rows) for name, rows in after["controls"].items()},
+        "seconds": folder.seconds,
+    }
 
 
 def score_demo(evaluation: Evaluation) -> tuple[TypeScore, TypeScore]:

@@ -44,7 +44,7 @@ def find_peak_tflops(recipe: Recipe, given: float | None) -> tuple[float, str]:
     if given is not None:
         return given, "as given"
     if runs_on_processor(recipe):
-        return _measure_tflops(), "a matrix product in float32, measured here"
+        return measure_tflops(), "a matrix product in float32, measured here"
     name = torch.cuda.get_device_name() if torch.cuda.is_available() else ASSUMED_GPU
     found = find_data_sheet(name)
     if found is None:
@@ -63,7 +63,8 @@ def runs_on_processor(recipe: Recipe) -> bool:
     return recipe.device == "cpu" or (recipe.device == "auto" and recipe.parallel.kind == "none" and not here)
 
 
-def _measure_tflops(size: int = 1024) -> float:
+def measure_tflops(size: int = 1024) -> float:
+    """TFLOP/s of this machine's processor in a product of float32 matrices, with as many threads as PyTorch takes."""
     import torch
 
     left, seconds = torch.ones(size, size), []

@@ -2,6 +2,8 @@
 
 import contextlib
 import copy
+import re
+import signal
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -34,6 +36,7 @@ from mirasol.finetune.labels import Labels
 from mirasol.finetune.layouts import read_labels
 from mirasol.finetune.measure import (
     Decoded,
+    bound_step_bytes,
     decode_some,
     find_cache_limit,
     find_free_memory,
@@ -44,15 +47,18 @@ from mirasol.finetune.outcome import (
     evaluate_split,
     format_outcome,
     list_controls,
+    list_doubts,
     list_next_commands,
     write_finetune_report,
 )
+from mirasol.finetune.page import AFTER, BEFORE, REPORT, SURVEY, TRAINING, ReportPage, draw_training
 from mirasol.finetune.survey import CLASS_LIST, Survey, survey_folder, write_splits
 from mirasol.hub import MODEL, describe_folder_before_hub, name_commit
 from mirasol.media.timeline import cut_into_chunks
 from mirasol.training.build import pick_device
 from mirasol.training.export import export_run
 from mirasol.training.features import find_obstacles
+from mirasol.training.logging import read_metrics
 from mirasol.training.trainer import train
 from mirasol.training.weights.initial import load_initial
 
@@ -64,13 +70,16 @@ MOST_ASKED_FIRST = 500  # questions to the starting checkpoint: more of them wou
 FORWARD_SHARE = 1 / 3  # of a training step's time
 
 
-def finetune(settings: Settings, console: "Console") -> Path:
+def finetune(settings: Settings, console: "Console", page: ReportPage | None = None) -> Path:
     """Understands the folder, chooses a recipe, trains it, evaluates the result beside the starting checkpoint, and
     reports. Returns the folder of the best checkpoint. The same settings continue an interrupted fine-tuning; a
     finished one is left unchanged.
 
+    page: shows what is done so far; by default one at the report's place, which the report replaces
+
     Raises:
         UserError: a folder or checkpoint that cannot be used, another fine-tuning in `output`, and as `train`.
+        Stopped: an interruption; the message says how to continue.
     """
     check_overrides(parse_overrides(settings.overrides))
     folder = FinetuneFolder(settings)
@@ -81,30 +90,56 @@ def finetune(settings: Settings, console: "Console") -> Path:
     if folder.is_finished:
         print_line(console, f"{folder.path}: this fine-tuning is finished: {folder.report}")
         return folder.checkpoint
+    lead = f"{settings.start}, fine-tuned on {settings.data}."
+    page = page or ReportPage(folder.report, f"Fine-tuned on {Path(settings.data).resolve().name}", lead)
+    page.add_parts((SURVEY, BEFORE, TRAINING, AFTER, REPORT))
+    try:
+        return _run_parts(folder, start, labels, console, page)
+    except KeyboardInterrupt as error:
+        raise Stopped(f"{folder.path}: interrupted: run the same command again to continue", signal.SIGINT) from error
+    except Stopped as error:
+        again = re.sub("(continue|start again) with --resume", "run the same command again to continue", str(error))
+        raise Stopped(again, error.signal_number) from error
+
+
+def _run_parts(folder: FinetuneFolder, start: Path, labels: Labels, console: "Console", page: ReportPage) -> Path:
+    """What is left to do of a fine-tuning, part by part."""
     if folder.is_resumed:
         print_line(console, f"{folder.path}: continues")
+        page.end(SURVEY, "chosen before an interruption: recipe.yaml")
     else:
+        page.begin(SURVEY)
         with _discard_if_failed(folder):
-            Beginning(folder, start, console).run(labels)
+            page.end(SURVEY, Beginning(folder, start, console).run(labels))
     recipe = load_recipe(folder.recipe)
-    before = _evaluate_start(folder, recipe, console) if count_questions(folder) <= MOST_ASKED_FIRST else None
-    try:
-        train(recipe, resume=True, console=console)
-    except Stopped as error:
-        again = str(error).replace("continue with --resume", "continue with the same command")
-        raise Stopped(again, error.signal_number) from error
-    if not (folder.checkpoint / "config.json").is_file():
-        export_run(folder.run, folder.checkpoint, best=True)
-    before = before or _evaluate_start(folder, recipe, console)
+    before = _evaluate_start(folder, recipe, console, page) if count_questions(folder) <= MOST_ASKED_FIRST else None
+    _train(folder, recipe, console, page)
+    before = before or _evaluate_start(folder, recipe, console, page)
+    page.begin(AFTER)
     after = _evaluate(folder, recipe, console, str(folder.checkpoint), folder.path, list_controls())
-    _print_answers(console, str(folder.path), after)
+    page.end(AFTER, _print_answers(console, str(folder.path), after))
+    page.begin(REPORT)
     loaded = load_checkpoint(folder.checkpoint)
-    write_finetune_report(folder, loaded, before, after, recipe, {"starting checkpoint": settings.start})
+    write_finetune_report(folder, loaded, before, after, recipe, page)
     print_line(console, "\n" + format_outcome(folder, before, after) + "\n")
-    for line in list_next_commands(folder, after, recipe):
+    for line in [*list_doubts(folder, recipe), *list_next_commands(folder, after, recipe, page.file)]:
         print_line(console, line)
     folder.record({"finished": True})
     return folder.checkpoint
+
+
+def _train(folder: FinetuneFolder, recipe: Recipe, console: "Console", page: ReportPage) -> None:
+    """Trains, or what is left of it, and exports the best checkpoint."""
+
+    def watch() -> None:
+        page.show(TRAINING, *draw_training(read_metrics(folder.run / "metrics.jsonl")))
+
+    page.begin(TRAINING)
+    train(recipe, resume=True, console=console, watch=watch)
+    if not (folder.checkpoint / "config.json").is_file():
+        export_run(folder.run, folder.checkpoint, best=True)
+    watch()
+    page.end(TRAINING)
 
 
 @contextlib.contextmanager
@@ -114,7 +149,7 @@ def _discard_if_failed(folder: FinetuneFolder) -> Iterator[None]:
         yield
     except Exception:
         remove_folder(folder.data)
-        for file in (folder.marker, folder.recipe):
+        for file in (folder.marker, folder.recipe, folder.report):
             file.unlink(missing_ok=True)
         with contextlib.suppress(OSError):
             folder.path.rmdir()
@@ -129,10 +164,11 @@ def _evaluate(
         return evaluate_split(loaded, output, recipe, controls, progress)
 
 
-def _evaluate_start(folder: FinetuneFolder, recipe: Recipe, console: "Console") -> Evaluation:
+def _evaluate_start(folder: FinetuneFolder, recipe: Recipe, console: "Console", page: ReportPage) -> Evaluation:
     """The starting checkpoint on the same questions, without controls."""
+    page.begin(BEFORE)
     evaluation = _evaluate(folder, recipe, console, str(recipe.model.init), folder.before, ())
-    _print_answers(console, folder.settings.start, evaluation)
+    page.end(BEFORE, _print_answers(console, folder.settings.start, evaluation))
     return evaluation
 
 
@@ -142,14 +178,17 @@ def count_questions(folder: FinetuneFolder) -> int:
         return sum(1 for _ in lines)
 
 
-def _print_answers(console: "Console", name: str, evaluation: Evaluation) -> None:
-    """Some answers with what is right, and how many are right."""
+def _print_answers(console: "Console", name: str, evaluation: Evaluation) -> str:
+    """Prints some answers with what is right, and how many are right; returns the same with the tables of scores."""
     judged = next(iter(evaluation.protocols.values())).judged
     right = sum(item.right for item in judged)
-    print_line(console, f"{name}: {right} of {len(judged)} test questions right, for example")
+    lines = [f"{name}: {right} of {len(judged)} test questions right, for example"]
     for item in judged[:: max(1, len(judged) // SHOWN_ANSWERS)][:SHOWN_ANSWERS]:
         verdict = "right" if item.right else f"wrong: {item.example.target}"
-        print_line(console, f"  {item.example.media}: {item.example.prompt} {item.shown_answer} ({verdict})")
+        lines.append(f"  {item.example.media}: {item.example.prompt} {item.shown_answer} ({verdict})")
+    for line in lines:
+        print_line(console, line)
+    return "\n".join([*lines, "", evaluation.format_table()])
 
 
 class Beginning:
@@ -161,9 +200,10 @@ class Beginning:
         self.device = pick_device(str(self.overrides.get("device", "auto")))
         self.loaded = load_checkpoint(start)
         self.config, self.parameters = copy.deepcopy(self.loaded.model.config), self.loaded.model.num_params()
+        self.printed: list[str] = []
 
-    def run(self, labels: Labels) -> None:
-        """Surveys, chooses, measures; writes data/ and last recipe.yaml."""
+    def run(self, labels: Labels) -> str:
+        """Surveys, chooses, measures; writes data/ and last recipe.yaml. Returns what was printed."""
         import yaml
 
         with show_progress(self.console, "Reading headers", "files") as progress:
@@ -178,7 +218,10 @@ class Beginning:
         self._print(["measuring memory and the time of a step"])
         decoded, chunks = decode_some(self.loaded, labels.root, survey.all_clips), count_chunks(self.loaded, facts)
         self._print(f"note:     {note}" for note in decoded.describe())
-        recipe, memory = fit_memory(recipe, find_free_memory(self.device), chunks, facts.longest_text)
+        longest = facts.longest_text
+        total = sum(self.parameters.values())
+        bound = bound_step_bytes(self.loaded.model.config, total, recipe.stages[STAGE], chunks, longest)
+        recipe, memory = fit_memory(recipe, find_free_memory(self.device), chunks, longest, bound)
         seconds = self._measure(recipe, survey, decoded)
         if self.settings.minutes is not None:
             steps = count_steps_within(60 * self.settings.minutes, recipe, facts, seconds)
@@ -189,9 +232,11 @@ class Beginning:
         self._print(["recipe:", *(f"  {line}" for line in format_choices(choices)), f"memory:   {memory}", time])
         self._print([f"saved as  {name}: `mirasol train --config {name} --output DIR` trains the same"])
         write_file_atomically(name, yaml.safe_dump(recipe.to_dict(), sort_keys=False))
+        return "\n".join(self.printed)
 
     def _print(self, lines: Iterable[str]) -> None:
         for line in lines:
+            self.printed.append(line)
             print_line(self.console, line)
 
     def _choose(self, survey: Survey, facts: ClipFacts, wishes: Wishes) -> tuple[Recipe, list[Choice]]:

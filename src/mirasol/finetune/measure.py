@@ -11,8 +11,10 @@ import torch
 from torch import Tensor
 
 from mirasol.checkpoint import Loaded
-from mirasol.config.recipe import Recipe
+from mirasol.config.model import MirasolConfig
+from mirasol.config.recipe import Recipe, Stage
 from mirasol.cost.assumptions import Assumptions
+from mirasol.cost.memory import FLOAT
 from mirasol.cost.plan import plan_run
 from mirasol.data.example import ClipExamples, Example
 from mirasol.errors import BadClip
@@ -22,6 +24,7 @@ from mirasol.training.optim import Optimizer
 from mirasol.training.weights.stages import compute_stage_losses, find_trainable_component
 
 MEMORY_SHARE = 0.6  # of what is free: other programs and the decoder need some too
+OPTIMIZER_COPIES = 5  # weights, gradients, what the optimizer keeps, and one to spare
 CACHE_SHARE = 0.5  # of the free disk
 TIMED_STEPS = 3
 SILENCE, DARKNESS = 1e-4, 2.0  # largest sample of a waveform, standard deviation of pixels
@@ -62,15 +65,36 @@ def find_cache_limit(folder: Path) -> float:
     return round(max(0.1, CACHE_SHARE * shutil.disk_usage(there).free / 1e9), 1)
 
 
-def fit_memory(recipe: Recipe, free: int | None, chunks: int, tokens: int) -> tuple[Recipe, str]:
+def bound_step_bytes(config: MirasolConfig, parameters: int, stage: Stage, chunks: int, tokens: int) -> int:
+    """More bytes than a step of the whole batch can take: as if every row went through the widest layer of all stacks,
+    and every layer kept all that it computes, attention weights included. For `tiny` ten times what a step takes.
+
+    chunks, tokens: of the longest clip and text
+    """
+    stacks = config.stacks.values()
+    layers, width = sum(stack.depth for stack in stacks), max(stack.width for stack in stacks)
+    hidden, heads = max(stack.hidden for stack in stacks), max(stack.heads for stack in stacks)
+    texts = stage.clips_per_step * stage.questions_per_clip * tokens
+    rows = stage.clips_per_step * chunks * config.count_tokens() + texts
+    keys = max(chunks * config.combiner.m, config.count_tokens(), tokens)
+    floats = rows * layers * (16 * width + 4 * hidden + 2 * heads * keys) + 3 * texts * config.text.vocab_size
+    return FLOAT * (floats + OPTIMIZER_COPIES * parameters)
+
+
+def fit_memory(
+    recipe: Recipe, free: int | None, chunks: int, tokens: int, bound: int | None = None
+) -> tuple[Recipe, str]:
     """The recipe with so many microbatches (and, if one clip is too much, with recomputation) that a step fits into
     the free memory by `mirasol plan`, and what was found, in words.
 
     chunks, tokens: of the longest clip and text
+    bound: bytes that a step takes at most, where that is known; planning is left out where they fit
     """
     if free is None:
         return recipe, "the free memory is unknown: batches are as the rules have them"
     room = MEMORY_SHARE * free
+    if bound is not None and bound <= room:
+        return recipe, f"a step takes less than {bound / 2**30:.2g} of {free / 2**30:.3g} GiB that are free"
     sizes = [stage.clips_per_step for stage in recipe.stages.values()]
     while True:
         plan = plan_run(recipe, Assumptions(chunks=chunks, text_length=tokens, peak_tflops=1.0, memory_alone=True))

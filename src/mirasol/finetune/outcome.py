@@ -18,14 +18,16 @@ from mirasol.evaluation.evaluate import Evaluation, evaluate_dataset, write_eval
 from mirasol.evaluation.journal import NAME, Journal
 from mirasol.evaluation.metrics import CANDIDATES, OPEN, Estimate, ProtocolScores
 from mirasol.evaluation.one_clip import examine_evaluated_clip
-from mirasol.evaluation.report import REPORT, ReportExtras, write_report
+from mirasol.evaluation.report import ReportExtras, write_report
 from mirasol.finetune.folder import FinetuneFolder
+from mirasol.finetune.page import ReportPage
 from mirasol.training.logging import read_metrics
 
 if TYPE_CHECKING:
     from mirasol.evaluation.compare import Difference
 
 Report = Callable[[int, int], None]
+FEW_STEPS = 100
 
 
 def evaluate_split(
@@ -67,24 +69,40 @@ def list_controls() -> tuple[str, ...]:
 
 
 def write_finetune_report(
-    folder: FinetuneFolder, loaded: Loaded, before: Evaluation, after: Evaluation, recipe: Recipe, facts: dict[str, str]
+    folder: FinetuneFolder, loaded: Loaded, before: Evaluation, after: Evaluation, recipe: Recipe, page: ReportPage
 ) -> None:
-    """Writes report.html, after which nothing is left to do."""
-    training = json.loads((folder.run / "checkpoint" / "training.json").read_text(encoding="utf-8"))
+    """Writes the finished report in the place of the page, after which nothing is left to do."""
+    training = read_training(folder)
     extras = ReportExtras(
-        title=f"Fine-tuned on {Path(folder.settings.data).resolve().name}",
-        lead=f"{folder.settings.start}, fine-tuned for {training['steps']:,} steps; the starting checkpoint's answers "
-        "to the same questions are the column before.",
+        title=page.title,
+        lead=f"{page.lead} {training['steps']:,} steps; the starting checkpoint's answers to the same questions are in "
+        "the column before.",
         log=read_metrics(folder.run / "metrics.jsonl"),
         others={"before": before},
         one_clip=examine_evaluated_clip(loaded, after),
-        facts=facts,
+        facts={"starting checkpoint": folder.settings.start, **page.facts},
         training_seconds=training["training_seconds"],
         recipe=recipe.to_dict(),
     )
-    write_report(folder.path, loaded, after, extras)
+    write_report(page.file.parent, loaded, after, extras)
     for path in (folder.path, folder.before):
         Journal.end(path)
+
+
+def read_training(folder: FinetuneFolder) -> dict[str, Any]:
+    """Steps and seconds of the training."""
+    return json.loads((folder.run / "checkpoint" / "training.json").read_text(encoding="utf-8"))
+
+
+def list_doubts(folder: FinetuneFolder, recipe: Recipe) -> list[str]:
+    """What makes the result less than it could be."""
+    steps = read_training(folder)["steps"]
+    if steps >= FEW_STEPS:
+        return []
+    return [
+        f"note: {steps} steps are a very short training: the answers may hardly have changed; give more --minutes or "
+        f"--epochs for at least {FEW_STEPS}, and another --output"
+    ]
 
 
 def format_outcome(folder: FinetuneFolder, before: Evaluation, after: Evaluation) -> str:
@@ -134,7 +152,7 @@ def _format_difference(row: "Difference") -> str:
     return f"{100 * row.difference:+.1f} [{low}, {high}]"
 
 
-def list_next_commands(folder: FinetuneFolder, evaluation: Evaluation, recipe: Recipe) -> list[str]:
+def list_next_commands(folder: FinetuneFolder, evaluation: Evaluation, recipe: Recipe, report: Path) -> list[str]:
     """Lines to copy: ask about a clip of the test, export, open the report."""
     example = evaluation.examples[0]
     clip = recipe.data.folder / example.media
@@ -145,5 +163,5 @@ def list_next_commands(folder: FinetuneFolder, evaluation: Evaluation, recipe: R
     return [
         f"mirasol ask {name} {shlex.quote(str(clip))} {shlex.quote(example.prompt)}{window}",
         f"mirasol export {shlex.quote(str(folder.run))} {shlex.quote(f'shared/{folder.path.name}')} --best",
-        f"report: {folder.path / REPORT}",
+        f"report: {report}",
     ]

@@ -24,7 +24,7 @@ from mirasol.media.isolation.decoders import run_isolated
 from mirasol.media.limits import DEFAULT_LIMITS
 
 MOST_HEADERS = 2000  # files whose headers are read: of more, a sample, so that 100,000 clips start within a minute
-SHOWN_CLASSES = 8
+SHOWN_CLASSES, SHOWN_UNREADABLE = 8, 3
 VERY_SHORT, VERY_LONG = 0.2, 600.0  # seconds
 CLASS_LIST, LEFT_OUT = "classes.txt", "left_out.jsonl"
 
@@ -119,6 +119,11 @@ class Survey:
         if kinds:
             first = next(problem for problem in self.labels.problems if problem.kind != "missing media")
             remarks.append(f"{sum(kinds.values())} labels cannot be read, the first: {first}")
+        unreadable = [problem for problem in self.left_out if problem.kind == "unreadable"]
+        if unreadable:
+            first = "; ".join(map(str, unreadable[:SHOWN_UNREADABLE]))
+            more = f"; all are in data/{LEFT_OUT}" if len(unreadable) > SHOWN_UNREADABLE else ""
+            remarks.append(f"{len(unreadable)} files cannot be read: {first}{more}")
         heads, seconds = list(self.headers.values()), self.seconds
         if heads and not any(head.has_audio for head in heads):
             remarks.append("no clip has sound: the model learns from pictures alone")

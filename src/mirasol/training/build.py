@@ -2,7 +2,7 @@
 
 import itertools
 import os
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -471,8 +471,15 @@ class Run(LocalParts):
         return collect_checkpoint_tensors(self.model, self.optimizer, self.average)
 
 
-def build_run(recipe: Recipe, folder: RunFolder, ranks: Ranks, signals: StopSignals, console: "Console") -> Run:
-    """Builds a run, and loads its newest checkpoint if it has one.
+def build_run(
+    recipe: Recipe,
+    folder: RunFolder,
+    ranks: Ranks,
+    signals: StopSignals,
+    console: "Console",
+    watch: Callable[[], None] | None = None,
+) -> Run:
+    """Builds a run, and loads its newest checkpoint if it has one. `watch` is called when a validation is logged.
 
     Raises UserError for everything that can be found wrong before the first step.
     """
@@ -489,7 +496,7 @@ def build_run(recipe: Recipe, folder: RunFolder, ranks: Ranks, signals: StopSign
     state = checkpoints.load_newest(tensors, recipe.compute_fingerprint(), partial(warn, console))
     folder.clear_error()
     first_step = state["step"]
-    log = RunLog(folder.path, first_step, make_tracker(recipe)) if ranks.is_first else None
+    log = RunLog(folder.path, first_step, make_tracker(recipe), watch) if ranks.is_first else None
     logged = ranks.broadcast(read_metrics(log.file) if log is not None and recipe.keep_best else [])
     clock, status = Clock(state.get("seconds", 0.0)), WorkerStatus(recipe.workers)
     if parts.features is not None and first_step:  # the checkpoint in model.init may have changed meanwhile

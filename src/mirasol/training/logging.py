@@ -29,7 +29,7 @@ import hashlib
 import importlib
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -109,11 +109,18 @@ def _import_tracker(name: str) -> ModuleType:
 
 class RunLog:
     """Writes a run's metrics, and sends them to `tracker` if there is one. When a run resumes after `step` steps, lines
-    of later steps are removed."""
+    of later steps are removed. `watch` is called when a validation has been written."""
 
-    def __init__(self, folder: Path, step: int = 0, tracker: Tracker | None = None):
+    def __init__(
+        self,
+        folder: Path,
+        step: int = 0,
+        tracker: Tracker | None = None,
+        watch: Callable[[], None] | None = None,
+    ):
         from torch.utils.tensorboard import SummaryWriter
 
+        self.watch = watch
         self.file, self.tracker = folder / "metrics.jsonl", tracker
         kept = [line for line in read_metrics(self.file) if line["step"] <= step]
         write_file_atomically(self.file, "".join(json.dumps(line) + "\n" for line in kept))
@@ -136,6 +143,8 @@ class RunLog:
                 numbers[f"validation_{part}_accuracy/{type_name}"] = own["accuracy"]
                 numbers[f"validation_{part}_text_loss/{type_name}"] = own["text_loss"]
         self._log_numbers(step, numbers)
+        if self.watch is not None:
+            self.watch()
 
     def log_samples(self, step: int, taken: "Taken") -> None:
         """Logs sample answers, and a picture of reconstructed chunks."""

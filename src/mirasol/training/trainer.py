@@ -1,7 +1,7 @@
 """The training loop: plain PyTorch, one step after another."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -28,12 +28,14 @@ if TYPE_CHECKING:
 StepValues = dict[str, float | str]
 
 
-def train(recipe: Recipe, *, resume: bool = False, console: "Console | None" = None) -> Path:
+def train(
+    recipe: Recipe, *, resume: bool = False, console: "Console | None" = None, watch: Callable[[], None] | None = None
+) -> Path:
     """Trains a recipe. Returns the folder of the finished checkpoint, `<output>/checkpoint`.
 
     With `resume` an interrupted run in `recipe.output` resumes from its newest checkpoint, bit-identically to a run
     that was never interrupted (on a CPU with the same number of threads); a finished run is left unchanged; if there is
-    no run yet, one starts. Progress goes to `console`, by default one on stderr.
+    no run yet, one starts. Progress goes to `console`, by default one on stderr; `watch` is called after validations.
 
     Raises:
         UserError: output already contains a run (without `resume`), the recipe changed (with it), another process is
@@ -58,7 +60,7 @@ def train(recipe: Recipe, *, resume: bool = False, console: "Console | None" = N
             return folder.checkpoint
         if recipe.threads:
             torch.set_num_threads(recipe.threads)
-        run = build_run(recipe, folder, ranks, signals, console)
+        run = build_run(recipe, folder, ranks, signals, console, watch)
         return write_result(run, run_steps(run))
 
 
