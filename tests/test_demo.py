@@ -181,7 +181,6 @@ def test_it_asks_about_one_clip_and_shows_what_was_answered(finished, settings):
 
 
 QUICK = (
-    "stages.finetune.span=clip",
     "stages.finetune.steps=2",
     "stages.finetune.clips_per_step=2",
     "stages.finetune.questions_per_clip=2",

@@ -174,3 +174,10 @@ def test_frozen_encoders_compute_a_clip_once(given, expected):
 
     recipe = recipe_from_dict({"seed": 0, **PATHS, "stages": {STAGE: {"epochs": 3, **given}}})
     assert is_encoded_once(recipe, make_config("tiny")) == expected
+
+
+@pytest.mark.parametrize("span", ["clip", "segment"])
+def test_the_best_step_is_judged_by_the_kind_of_clip_that_trains(span):
+    facts = make_facts(kinds=("clip", "segment"), has_classes=False)
+    assert choose(facts)[0]["keep_best"] == "any.text_loss"
+    assert choose(facts, overrides=[f"stages.{STAGE}.span={span}"])[0]["keep_best"] == f"{span}.text_loss"

@@ -51,7 +51,8 @@ def add_arguments(parser: Any, make: Any) -> None:
         "--kind",
         type=str,
         default="questions",
-        help="questions; longer and harder: flashes, long_flashes; for pretraining: images, captions, sounds",
+        help="questions, whole (none about single seconds), conversations; longer and harder: flashes, long_flashes; "
+        "for pretraining: images, captions, sounds",
     )
     synthesize.add_argument(
         "--world", type=str, default="shapes", help="shapes (what the shipped weights know) or signs (what they do not)"

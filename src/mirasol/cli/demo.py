@@ -41,7 +41,6 @@ CLIPS = {"train": 600, "validation": 40, "test": 100}
 SCRATCH_CLIPS = {"train": 2400, "validation": 100, "test": 200}
 # What the demo changes in the recipe of `mirasol finetune`: docs/shapes-and-sounds.md says why.
 CHANGES = (
-    "stages.finetune.span=clip",
     "stages.finetune.steps=440",
     "stages.finetune.clips_per_step=8",
     "stages.finetune.questions_per_clip=20",
@@ -458,8 +457,8 @@ class Demo:
         if not (self.folder.clips / "manifest.json").exists():
             with show_progress(self.console, "Rendering", "clips") as report:
                 synthesize(
-                    self.folder.clips, seed=chosen.seed, **counts, world=SIGNS_AND_SIGNALS, workers=count_cores(),
-                    progress=report,
+                    self.folder.clips, seed=chosen.seed, **counts, kind="whole", world=SIGNS_AND_SIGNALS,
+                    workers=count_cores(), progress=report,
                 )  # fmt: skip
         print_line(self.console, text)
         return text

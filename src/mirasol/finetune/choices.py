@@ -211,7 +211,7 @@ def _choose_validation(choices: Choices, clips: ClipFacts, steps: int) -> None:
     choices.choose("log_every", max(1, round(every / STEPS_OF_VALIDATION)), "some times between two validations")
     count = min(MOST_VALIDATED, clips.validation)
     choices.choose("validation_clips", max(1, count), f"all that there are, at most {MOST_VALIDATED}")
-    part = "clip" if "clip" in clips.kinds and len(clips.kinds) == 1 else "any" if len(clips.kinds) > 1 else "segment"
+    part = next(choice.value for choice in choices.made if choice.key == f"stages.{STAGE}.span")
     metric, why = "text_loss", "answers are texts: hardly one is exactly right"
     if clips.has_classes:
         is_fine = clips.validation >= ENOUGH_FOR_ACCURACY

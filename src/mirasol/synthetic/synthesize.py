@@ -31,11 +31,11 @@ from mirasol.synthetic.worlds import SHAPES_AND_SOUNDS, World
 # Goes up whenever the same seed gives other scenes, pixels, sounds or questions.
 DATA_VERSION = 1
 
-# What is rendered: clips with questions, the same clips with conversations as well for training, longer and harder
-# clips with questions (flashes.py), or what the stages
-# before question answering are trained on: stills with texts (image-text), clips of which three in four are silent,
-# with captions (video-text; of the others also what is heard), clips with the class names of their sounds (audio).
-KINDS = ("questions", "conversations", "flashes", "long_flashes", "images", "captions", "sounds")
+# What is rendered: clips with questions, also without those about single seconds (for a fine-tuning in one stage) or
+# with conversations (of training clips), longer and harder clips with questions (flashes.py), or what the stages before
+# question answering are trained on: stills with texts (image-text), clips of which three in four are silent, with
+# captions (video-text; of the others also what is heard), clips with the class names of their sounds (audio).
+KINDS = ("questions", "whole", "conversations", "flashes", "long_flashes", "images", "captions", "sounds")
 _FLASHES = {"flashes": make_flash_scene, "long_flashes": make_long_flash_scene}
 SILENT_SHARE = 0.75
 
@@ -155,7 +155,7 @@ def _render_job(job: tuple[Path, _Source, str, int]) -> tuple[str, str, list[str
     if kind in _FLASHES:
         return _render_flashes(root, source, split, index)
     # The scenes of one seed are others for every kind: pretraining never shows a clip that is asked about later.
-    asked_about = kind in ("questions", "conversations")
+    asked_about = kind in ("questions", "whole", "conversations")
     scene = make_split_scene(seed if asked_about else compute_stable_hash(kind, seed), split, index, source.world)
     ending = "png" if kind == "images" else "mp4"
     name = f"{_choose_folder(kind)}/{split}/{format_clip_id(split, index)}.{ending}"
@@ -166,6 +166,8 @@ def _render_job(job: tuple[Path, _Source, str, int]) -> tuple[str, str, list[str
     elif asked_about:
         write_clip(scene, root / name)
         asked = list_clip_questions(scene, seed, split, index)
+        if kind == "whole":
+            asked = [question for question in asked if question.start is None]
         if kind == "conversations" and split == "train":
             rng = np.random.default_rng(compute_stable_hash("conversations", seed, index))
             asked += make_conversations(scene, rng)
