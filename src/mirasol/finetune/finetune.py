@@ -102,7 +102,7 @@ def finetune(settings: Settings, console: "Console", page: ReportPage | None = N
         raise Stopped(again, error.signal_number) from error
 
 
-def _run_parts(folder: FinetuneFolder, start: Path, labels: Labels, console: "Console", page: ReportPage) -> Path:
+def _run_parts(folder: FinetuneFolder, start: str, labels: Labels, console: "Console", page: ReportPage) -> Path:
     """What is left to do of a fine-tuning, part by part."""
     if folder.is_resumed:
         print_line(console, f"{folder.path}: continues")
