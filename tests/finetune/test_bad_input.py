@@ -14,6 +14,7 @@ from rich.console import Console
 from untrained import only_stream
 
 from mirasol.cli.main import main
+from mirasol.errors import Stopped
 from mirasol.finetune import finetune as module
 from mirasol.finetune import survey
 from mirasol.finetune.finetune import finetune
@@ -138,7 +139,7 @@ def test_of_100_000_clips_a_sample_is_opened_before_the_training_begins(untraine
     )
     monkeypatch.setattr(module, "train", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
     console = Console(file=io.StringIO(), width=300)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(Stopped):
         finetune(Settings(str(tmp_path / "mine"), str(untrained), str(tmp_path / "out"), None, 1, KEYS), console)
     said = console.file.getvalue()
     assert "in 100,000 files" in said and "time: " in said

@@ -15,7 +15,7 @@ from mirasol.checkpoint import find_checkpoint
 from mirasol.cli.main import main
 from mirasol.cli.train import split_overrides
 from mirasol.config.recipe_io import load_recipe, recipe_from_dict
-from mirasol.errors import UserError
+from mirasol.errors import Stopped, UserError
 from mirasol.finetune import finetune as module
 from mirasol.finetune.choices import ClipFacts
 from mirasol.finetune.finetune import count_steps_within, finetune
@@ -58,7 +58,7 @@ def finished(settings):
         with patch.context() as patched:
             patched.setattr(module, name, lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
             console = Console(file=io.StringIO(), width=300)
-            with pytest.raises(KeyboardInterrupt):
+            with pytest.raises(Stopped, match="run the same command again to continue"):
                 finetune(settings, console)
             said.append(console.file.getvalue())
     said.append(run(settings)[1])
@@ -76,6 +76,10 @@ def test_it_prints_what_it_understood_and_chose_once(finished):
         assert "continues" in later and "folder:" not in later
 
 
+def test_it_doubts_a_very_short_training(finished):
+    assert re.search(r"^note: \d+ steps are a very short training", finished[2], re.MULTILINE)
+
+
 def test_it_leaves_a_checkpoint_results_and_a_report(settings, finished):
     out = Path(settings.output)
     results = json.loads((out / "results.json").read_text())
@@ -84,7 +88,7 @@ def test_it_leaves_a_checkpoint_results_and_a_report(settings, finished):
     assert scores["metrics"]["All"]["low"] is not None
     assert results["protocols"]["candidate scoring"]["classes"] == 2
     page = (out / "report.html").read_text()
-    assert "before" in page and "what is it?" in page
+    assert "before" in page and "what is it?" in page and 'http-equiv="refresh"' not in page
     assert (out / "before" / "predictions.jsonl").is_file()
     assert not list(out.rglob("journal.jsonl"))
     assert find_checkpoint(out) == out / "checkpoint"
@@ -214,14 +218,14 @@ def test_a_beginning_that_was_cut_off_starts_over_with_whatever_is_there_now(sha
     first = Settings(str(tmp_path / "mine"), str(untrained), str(tmp_path / "out"), None, 1, KEYS)
     with monkeypatch.context() as patch:
         patch.setattr(module, "write_splits", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
-        with pytest.raises(KeyboardInterrupt):
+        with pytest.raises(Stopped, match="run the same command again to continue"):
             run(first)
     assert (tmp_path / "out" / "finetune.json").is_file()
     make_folder(shapes, tmp_path / "mine", 6)
     other = Settings(**{**vars(first), "epochs": 2})
     with monkeypatch.context() as patch:
         patch.setattr(module, "count_questions", lambda _: (_ for _ in ()).throw(KeyboardInterrupt))
-        with pytest.raises(KeyboardInterrupt):
+        with pytest.raises(Stopped, match="run the same command again to continue"):
             run(other)
     state = json.loads((tmp_path / "out" / "finetune.json").read_text())
     assert state["arguments"]["epochs"] == 2

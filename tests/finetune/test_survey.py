@@ -41,6 +41,8 @@ def test_five_lines_say_what_was_understood(clips):
     assert "2 unreadable, 1 without a label, 0 labels without a clip; 0 clips have no sound" in lines[3]
     assert "drawn by video, seed 0" in lines[4]
     assert {problem.kind for problem in found.left_out} == {"unreadable", "without a label"}
+    [named] = [remark for remark in found.list_remarks() if "cannot be read" in remark]
+    assert "left/page.mp4: " in named and "right/cut.mp4: " in named
     assert sum(len(found.splits.examples[name]) for name in NAMES) == 6
     assert all(4 <= seconds <= 6.1 for seconds in found.seconds)
 

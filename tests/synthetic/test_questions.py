@@ -16,6 +16,7 @@ from mirasol.synthetic.questions import (
     describe_slots,
     list_all_questions,
     make_conversations,
+    make_pairs,
     make_stories,
 )
 from mirasol.synthetic.scenes import SLOT_COUNTS, Scene, compute_stable_hash, make_scene, make_split_scene
@@ -125,6 +126,10 @@ def test_story_and_describe():
         "list the motions in order": "left up down",
         "list the sounds in order": "bell drum buzz bell",
         "list the pitches in order": "low high low low",
+    }
+    assert {q.prompt: q.target for q in make_pairs(STAGE)} == {
+        "list the shapes with their sounds": "circle bell square drum cross nothing",
+        "list the colours with their sounds": "red bell blue drum red nothing",
     }
     assert [(q.start, q.end, q.target) for q in describe_slots(STAGE)] == [
         (0, 1, "red circle left , low bell"),

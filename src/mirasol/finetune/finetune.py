@@ -85,8 +85,9 @@ def finetune(settings: Settings, console: "Console", page: ReportPage | None = N
     folder = FinetuneFolder(settings)
     # Of a repository of the hub its commit, which a resumed fine-tuning keeps.
     start = str(load_recipe(folder.recipe).model.init) if folder.is_resumed else name_commit(settings.start, MODEL)
+    checkpoint = find_checkpoint(start)
     labels = read_labels(Path(settings.data))
-    folder.begin(labels, find_checkpoint(start))
+    folder.begin(labels, checkpoint)
     if folder.is_finished:
         print_line(console, f"{folder.path}: this fine-tuning is finished: {folder.report}")
         return folder.checkpoint

@@ -334,6 +334,20 @@ def make_stories(scene: Scene) -> list[Question]:
     return [Question("story", name, f"list the {name} in order", " ".join(words)) for name, words in lists.items()]
 
 
+def make_pairs(scene: Scene) -> list[Question]:
+    """Training only, of whole clips: each shape (colour) in order with the sound of its moment, e.g. "list the shapes
+    with their sounds" → "circle bell square nothing"."""
+    heard = {event.slot: event.timbre for event in scene.sounds}
+    lists = {
+        "shapes": [(event.shape, heard.get(event.slot, "nothing")) for event in scene.shapes],
+        "colours": [(event.colour, heard.get(event.slot, "nothing")) for event in scene.shapes],
+    }
+    return [
+        Question("pairs", name, f"list the {name} with their sounds", " ".join(itertools.chain(*pairs)))
+        for name, pairs in lists.items()
+    ]
+
+
 def make_conversations(scene: Scene, rng: np.random.Generator) -> list[Question]:
     """Training only: questions after one to three others of the clip with their answers."""
     valid = list_all_questions(scene)

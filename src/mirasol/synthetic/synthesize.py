@@ -21,6 +21,7 @@ from mirasol.synthetic.questions import (
     make_captions,
     make_conversations,
     make_image_caption,
+    make_pairs,
     make_sound_classes,
     make_stories,
 )
@@ -168,6 +169,7 @@ def _render_job(job: tuple[Path, _Source, str, int]) -> tuple[str, str, list[str
         asked = list_clip_questions(scene, seed, split, index)
         if kind == "whole":
             asked = [question for question in asked if question.start is None]
+            asked += make_pairs(scene) if split == "train" else []
         if kind == "conversations" and split == "train":
             rng = np.random.default_rng(compute_stable_hash("conversations", seed, index))
             asked += make_conversations(scene, rng)
