@@ -152,7 +152,7 @@ def test_most_captioned_clips_are_silent_and_only_the_others_name_sounds(tmp_pat
 
 
 def test_an_unknown_kind_is_refused(tmp_path):
-    with pytest.raises(UserError, match="kind='songs': choose questions, whole, conversations, images"):
+    with pytest.raises(UserError, match="kind='songs': choose questions, whole, conversations, flashes"):
         synthesize(tmp_path / "data", seed=3, train=1, validation=0, test=0, kind="songs")
 
 
