@@ -27,10 +27,10 @@ from mirasol.cli import (
     init,
     plan,
     score,
-    serve,
     train,
     watch,
 )
+from mirasol.cli.serving import serve
 from mirasol.cli.tables import ablate
 from mirasol.errors import Stopped, UserError
 

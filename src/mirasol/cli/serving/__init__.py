@@ -1,0 +1,1 @@
+"""The command that serves a checkpoint to other programs."""
