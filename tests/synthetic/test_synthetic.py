@@ -179,6 +179,8 @@ def test_another_world_is_named_and_repeats_its_bytes(tmp_path):
     assert not targets & {*SHAPES_AND_SOUNDS.shapes, *SHAPES_AND_SOUNDS.colours, *SHAPES_AND_SOUNDS.timbres}
 
 
-def test_an_unknown_world_is_refused(tmp_path):
-    with pytest.raises(UserError, match="world='moon': choose shapes or signs"):
+def test_an_unknown_world_is_refused(tmp_path, capsys):
+    with pytest.raises(SystemExit):
         main(["data", "synthesize", str(tmp_path / "data"), "--world", "moon"])
+    assert "world='moon': choose shapes or signs" in capsys.readouterr().err
+    assert not (tmp_path / "data").exists()
