@@ -79,7 +79,7 @@ def draw_learning(result: SuiteResult) -> "Figure | None":
         return None
     shown = [curve for curve in curves if curve.look == "plain"]
     highest = max(value for curve in curves for _, value in curve.points)
-    figure = draw_curves(curves, (10.2, 3.6), y_range=(0, min(1.0, 1.1 * highest)), percent=True)
+    figure = draw_curves(curves, (10.2, 3.6), y_range=(0, min(1.0, 1.1 * highest) or 1.0), percent=True)
     figure.axes[0].legend(
         handles=[line for line in figure.axes[0].lines if line.get_label() in {curve.name for curve in shown}],
         fontsize=8, ncols=2,
