@@ -165,8 +165,9 @@ def test_a_config_of_any_way_in_knows_its_format(config, tmp_path):
     assert MirasolConfig(**config.to_dict()).text.scale_embedding is True
 
 
-def test_the_shipped_weights_keep_their_function():
-    assert read_config(find_checkpoint("tiny")).text.scale_embedding is False
+def test_the_shipped_weights_are_of_the_present_format():
+    config = read_config(find_checkpoint("tiny"))
+    assert config.text.scale_embedding is True and config.latent.target == "centred"
 
 
 def test_a_run_keeps_the_config_it_began_with():
