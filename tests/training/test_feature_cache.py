@@ -192,13 +192,13 @@ def test_a_full_disk_is_told_in_one_line_and_changes_nothing(made, values, monke
 def test_many_things_at_once_change_no_loss(values, tmp_path):
     """Autocast, microbatches, recomputation, averaged weights, a loading process that decodes ahead, epochs with rows
     that only fill a batch, and rounded features."""
-    values |= {"precision": "bf16", "accumulation": 2, "recompute": "block", "ema": 0.9, "workers": 1}
-    values["data"] |= {"decode": "ahead", "cache": None}
+    values |= {"precision": "bf16", "accumulation": 2, "recompute": "block", "ema": 0.9}
+    values["data"]["decode"] = "ahead"
     values["stages"]["questions"] |= {"steps": None, "epochs": 1, "questions_per_clip": 20}
     values["stages"]["all"] = {"steps": 2, "clips_per_step": 4, "questions_per_clip": 1, "augment": {"flip": 0.5}}
     run(values)
     cached = with_features(values, tmp_path / "features", "cached")
-    told = run(cached)
+    told = run(cached | {"workers": 1})
     assert "stages.all does not use the feature cache: stages.all trains audio, tubes, vit" in told
     assert_close(cached, values, 1e-5)
     small = with_features(values, tmp_path / "features", "small", feature_cache_dtype="bf16")
