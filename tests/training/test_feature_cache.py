@@ -321,7 +321,7 @@ def test_the_key_follows_all_that_features_depend_on():
 
 
 @pytest.mark.slow
-def test_two_processes_share_a_cache_and_train_as_one(made, values, tmp_path):
+def test_two_processes_share_a_cache_and_train_as_one(values, tmp_path):
     stages = {"questions": {"steps": 4, "clips_per_step": 4, "questions_per_clip": 2, **FROZEN, "dropout": 0.0}}
     values |= {"stages": stages, "parallel": {"kind": "ddp"}, "validate_every": 2}
     values["model"] = {"preset": "tiny", "overrides": {**MODEL, "latent": {"stack": STACK, "mask_ratio": 0.0}}}
