@@ -11,7 +11,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -29,6 +29,7 @@ from mirasol.media.isolation.decoders import DecoderEnded
 from mirasol.media.limits import Limits
 from mirasol.model.outputs import MirasolEncoderOutput
 
+Value = TypeVar("Value")
 MOST_NOTES = 20
 
 
@@ -126,13 +127,17 @@ class Clips:
         return await asyncio.shield(self._running[key])
 
     async def _encode(self, key: Key, parts: tuple[MediaPart, ...]) -> EncodedClip:
-        decode = partial(
-            read_tensors, self.answerer.processor.feature_extractor, parts, self.caps.media_limits, self.folder
-        )
-        clip, tensors = await asyncio.get_running_loop().run_in_executor(self._decoders, decode)
+        clip, tensors = await self.run_decoder(read_tensors, parts)
         clip = await asyncio.wrap_future(self.answerer.run(encode_clip, self.answerer, clip, tensors))
         self.memory.put(key, clip)
         return clip
+
+    async def run_decoder(self, read: Callable[..., Value], parts: tuple[MediaPart, ...]) -> Value:
+        """What `read_tensors` or `read_clip` makes of the parts, when one of the `max_decoders` is free. Raises
+        Refusal."""
+        extractor = self.answerer.processor.feature_extractor
+        work = partial(read, extractor, parts, self.caps.media_limits, self.folder)
+        return await asyncio.get_running_loop().run_in_executor(self._decoders, work)
 
     def close(self) -> None:
         """Ends the threads."""
@@ -152,6 +157,12 @@ def encode_clip(answerer: Answerer, clip: Clip, tensors: dict[str, Tensor]) -> E
 def read_tensors(
     extractor: MirasolFeatureExtractor, parts: tuple[MediaPart, ...], limits: Limits, folder: Path
 ) -> tuple[Clip, dict[str, Tensor]]:
+    """The tensors of a clip, and the clip without its pictures and samples. Raises Refusal as `read_clip`."""
+    clip = read_clip(extractor, parts, limits, folder)
+    return _describe_clip(clip), extractor.tensors(clip)
+
+
+def read_clip(extractor: MirasolFeatureExtractor, parts: tuple[MediaPart, ...], limits: Limits, folder: Path) -> Clip:
     """Decodes the parts of a clip in other processes. A decoder that ended, perhaps by somebody else's fault, is given
     one more chance.
 
@@ -161,13 +172,12 @@ def read_tensors(
     with ExitStack() as removed_later:
         paths = [(part.kind, _give_path(part, folder, removed_later)) for part in parts]
         try:
-            clip = _read_twice(extractor, paths, limits)
+            return _read_twice(extractor, paths, limits)
         except BadClip as error:
             reason = _leave_out_fix(error.reason.replace(error.file, os.path.basename(error.file)))
             raise Refusal(422, f"the media cannot be used: {reason}", "unusable_media", "messages") from error
         except UserError as error:
             raise _refuse_clip(error) from error
-        return _describe_clip(clip), extractor.tensors(clip)
 
 
 def _give_path(part: MediaPart, folder: Path, removed_later: ExitStack) -> str:
