@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx2
+from fastapi import FastAPI
 
 from mirasol.app.server.answerer import Answerer
 from mirasol.app.server.app import make_app
@@ -60,12 +61,15 @@ class Served:
 
 
 @contextlib.contextmanager
-def serve(settings: ServerSettings, answerer: Answerer) -> Iterator[Served]:
-    """Serves in a thread until the context ends."""
+def serve(
+    settings: ServerSettings, answerer: Answerer, mount: Callable[[FastAPI], object] = lambda _: None
+) -> Iterator[Served]:
+    """Serves in a thread until the context ends, with what `mount` adds to the app."""
     written = io.StringIO()
     listening = open_socket("127.0.0.1", 0)
     port = listening.getsockname()[1]
     app = make_app(replace(settings, port=port), answerer, Journal(written))
+    mount(app)
     server, loop = make_server(app), asyncio.new_event_loop()
     thread = threading.Thread(target=lambda: loop.run_until_complete(server.serve(sockets=[listening])))
     thread.start()

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from mirasol.errors import UserError
 
 if TYPE_CHECKING:
+    from fastapi import FastAPI
     from jsonargparse import ArgumentParser, Namespace
 
     from mirasol.app.server.settings import ServerSettings
@@ -52,6 +53,7 @@ def add_arguments(parser: ArgumentParser, make: MakeParser) -> None:
         help="a host to fetch media from (may be repeated)",
     )
     parser.add_argument("--name", type=str, help="what the model is called; CHECKPOINT's last part by default")
+    parser.add_argument("--no-page", action="store_true", help="the API alone, without the page at /")
     parser.add_argument("--log-questions", action="store_true", help="write questions into the log")
     parser.add_argument("--device", type=str, default="auto", help="where to compute: auto, cpu, cuda or mps")
     parser.add_argument("--threads", type=int, help="threads that compute on the CPU")
@@ -121,8 +123,10 @@ def serve(options: Namespace, settings: ServerSettings) -> None:
     start_decoder()  # is ready by the time the checkpoint is loaded
     answerer = Answerer(load_answerer(options.checkpoint, check_device(options.device)), settings.caps.max_batch)
     try:
-        server = make_server(make_app(settings, answerer))
-        for line in describe_start(settings, listening.getsockname()[1]):
+        app = make_app(settings, answerer)
+        page = add_page(app, settings, listening.getsockname()[1], wanted=not options.no_page)
+        server = make_server(app)
+        for line in [*describe_start(settings, listening.getsockname()[1]), page]:
             sys.stderr.write(f"{line}\n")
         sys.stderr.flush()
         server.run(sockets=[listening])
@@ -130,9 +134,28 @@ def serve(options: Namespace, settings: ServerSettings) -> None:
         answerer.close()
 
 
+def add_page(app: FastAPI, settings: ServerSettings, port: int, wanted: bool) -> str:
+    """Mounts the page, where it is wanted and can be; returns the line that says so, or why not."""
+    from mirasol.app.page.blocks import is_available, mount_page
+
+    if not wanted:
+        return "mirasol: no page (--no-page)"
+    if settings.api_key is not None:
+        return "mirasol: no page: browsers do not send the API key when they open one"
+    if not is_available():
+        return "mirasol: no page: it needs gradio: pip install 'mirasol[page]'"
+    mount_page(app)
+    return f"mirasol: page at http://{show_host(settings)}:{port}/"
+
+
+def show_host(settings: ServerSettings) -> str:
+    """The host as a URL has it."""
+    return f"[{settings.host}]" if ":" in settings.host else settings.host
+
+
 def describe_start(settings: ServerSettings, port: int) -> list[str]:
     """What is said before the first request: where, and who may ask."""
-    shown = f"[{settings.host}]" if ":" in settings.host else settings.host
+    shown = show_host(settings)
     who = "with the API key" if settings.api_key else "anybody on this machine"
     if settings.api_key is None and not settings.is_local:
         who = "ANYBODY WHO REACHES THIS ADDRESS (--insecure)"

@@ -1,0 +1,1 @@
+"""The page of a server: ask in a browser, and see where the answer came from."""

@@ -1,0 +1,157 @@
+"""The page: what is drawn, and a real browser that uploads, asks, seeks, and speaks with a live session."""
+
+import asyncio
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from serving import Served, serve
+
+from mirasol.app.page.asking import MOST_CHUNKS, answer_on_page
+from mirasol.app.page.drawing import draw_answer, draw_candidates, draw_trouble
+from mirasol.app.page.examples import EXAMPLES, render_example
+from mirasol.app.server.settings import ServerSettings
+from mirasol.evaluation.answer import RankedCandidate
+
+CHROMIUM = Path("/usr/bin/chromium")
+HOSTILE = "<script>alert('x')</script>"
+
+
+@pytest.fixture(scope="module")
+def example(tmp_path_factory):
+    return render_example(EXAMPLES[0], tmp_path_factory.mktemp("example"))
+
+
+async def collect(service, folder, path, question, candidates) -> list[tuple[str, str, str]]:
+    return [each async for each in answer_on_page(service, folder, path, question, candidates)]
+
+
+def ask(served: Served, folder: Path, path: Path | None, question: str, candidates: str = "") -> list:
+    work = collect(served.service, folder, str(path) if path else None, question, candidates)
+    return asyncio.run_coroutine_threadsafe(work, served.loop).result(60)
+
+
+def test_what_was_typed_is_escaped():
+    ranked = [RankedCandidate(HOSTILE, 1.0, 0.5)]
+    for drawn in (draw_answer(HOSTILE, 0.5, HOSTILE), draw_trouble(HOSTILE), draw_candidates(ranked)):
+        assert "<script" not in drawn
+
+
+def test_an_answer_is_streamed_and_is_that_of_the_api(served, example, answer_alone):
+    shown = ask(served, example.path.parent, example.path, example.question, "\n".join(example.candidates))
+    alone = answer_alone(example.path, example.question)
+    answers = [re.search(r'class="answer">([^<]*)<', answer)[1] for answer, _, _ in shown]
+    assert answers[-1] == alone.text and answers[0] == "…"
+    answer, bars, timeline = shown[-1]
+    assert f"{alone.probability:.0%}" in answer
+    assert set(re.findall(r"<li><span>([^<]*)</span>", bars)) == set(example.candidates)
+    chunks = int(re.search(r"--chunks: (\d+)", timeline)[1])
+    assert timeline.count("data-seek=") == 5 * chunks and 1 <= chunks <= MOST_CHUNKS
+    assert "url(data:image/png" in timeline and "http" not in timeline
+
+
+@pytest.mark.parametrize("name", ["no clip", "no question", "elsewhere", "broken", "one candidate"])
+def test_trouble_is_told_in_words(served, example, tmp_path, name):
+    folder, path, question, candidates = example.path.parent, example.path, example.question, ""
+    if name == "no clip":
+        path = None
+    elif name == "no question":
+        question = "  "
+    elif name == "elsewhere":
+        path = Path("/etc/hostname")
+    elif name == "broken":
+        folder, path = tmp_path, tmp_path / "broken.mp4"
+        path.write_bytes(example.path.read_bytes()[:300])
+    else:
+        candidates = "circle"
+    [*_, (answer, bars, timeline)] = ask(served, folder, path, question, candidates)
+    assert 'role="alert"' in answer and bars == timeline == ""
+    assert str(tmp_path) not in answer
+
+
+@pytest.fixture(scope="module")
+def paged(answerer) -> Iterator[Served]:
+    pytest.importorskip("gradio", reason="the page needs gradio")
+    from mirasol.app.page.blocks import mount_page
+
+    with serve(ServerSettings(name="tiny"), answerer, mount_page) as server:
+        yield server
+
+
+def test_the_api_stays_beside_the_page(paged):
+    assert paged.client.get("/").status_code == 200
+    unknown = paged.client.get("/v1/nothing")
+    assert unknown.status_code == 404 and unknown.json()["error"]["code"] == "not_found"
+    assert paged.client.get("/gradio_api/file=/etc/hostname").status_code in (403, 404)
+    assert paged.client.get("/", headers={"host": "evil.example"}).status_code == 400
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator:
+    api = pytest.importorskip("playwright.sync_api", reason="a browser is driven with playwright")
+    if not CHROMIUM.exists():
+        pytest.skip("no chromium is installed")
+    fake = ["--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream", "--no-sandbox"]
+    with api.sync_playwright() as playwright:
+        launched = playwright.chromium.launch(executable_path=str(CHROMIUM), args=fake)
+        yield launched
+        launched.close()
+
+
+@pytest.fixture
+def page(browser, paged) -> Iterator:
+    """The opened page; in the end, no error was in its console and no request went elsewhere."""
+    opened = browser.new_page()
+    trouble: list[str] = []
+    opened.on("console", lambda message: trouble.append(message.text) if message.type == "error" else None)
+    opened.on("pageerror", lambda error: trouble.append(str(error)))
+    opened.on("request", lambda request: trouble.append(request.url) if is_elsewhere(request.url, paged) else None)
+    opened.set_default_timeout(90_000)
+    opened.goto(paged.url)
+    yield opened
+    opened.close()
+    assert trouble == []
+
+
+def is_elsewhere(url: str, paged: Served) -> bool:
+    return not url.startswith((paged.url, paged.url.replace("http", "ws"), "data:", "blob:"))
+
+
+@pytest.mark.slow
+def test_upload_ask_and_seek_in_a_browser(page, example, answer_alone):
+    page.locator("#player input[type=file]").set_input_files(str(example.path))
+    page.locator("#player video").wait_for()
+    page.get_by_label("Question").fill(example.question)
+    page.get_by_label("Candidates").fill("\n".join(example.candidates))
+    page.get_by_role("button", name="Ask", exact=True).click()
+    page.locator("#timeline .cell").first.wait_for()
+    alone = answer_alone(example.path, example.question)
+    assert page.locator("#answer .answer").inner_text() == alone.text
+    assert page.locator("#candidates li").count() == len(example.candidates)
+    cell = page.locator("#timeline .cell").nth(2)
+    cell.focus()
+    page.keyboard.press("Enter")
+    sought = float(cell.get_attribute("data-seek"))
+    page.wait_for_function(f"Math.abs(document.querySelector('#player video').currentTime - {sought}) < 0.05")
+    assert sought > 0
+    assert page.locator(".playhead").is_visible()
+
+
+@pytest.mark.slow
+def test_trouble_is_shown_in_a_browser(page):
+    page.get_by_role("button", name="Ask", exact=True).click()
+    page.get_by_role("alert").filter(has_text="no clip").wait_for()
+
+
+@pytest.mark.slow
+def test_live_in_a_browser(page):
+    page.get_by_role("tab", name="Live").click()
+    page.get_by_role("button", name="Start camera").click()
+    page.wait_for_function("Number(document.getElementById('live-chunks').textContent) >= 2")
+    page.get_by_label("question about what is seen").fill("which shape is seen last?")
+    page.locator("#live-ask").click()
+    page.wait_for_function("document.getElementById('live-answer').textContent.includes('%')")
+    assert page.locator("#live-memory").inner_text().endswith("MiB")
+    page.locator("#live-stop").click()
+    assert page.locator("#live-status").inner_text() == "stopped"
