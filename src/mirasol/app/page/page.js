@@ -62,8 +62,13 @@
       show("waiting", `${(socket.bufferedAmount / 1024).toFixed(0)} KiB`);
     };
     socket.onopen = () => { recorder.start(250); setRunning(true); };
-    socket.onmessage = (event) => { const value = JSON.parse(event.data); (told[value.type] || (() => {}))(value); };
-    socket.onclose = () => { end(); };
+    // What still arrives after a stop is not shown.
+    const isCurrent = () => session !== null && session.socket === socket;
+    socket.onmessage = (event) => {
+      const value = JSON.parse(event.data);
+      if (isCurrent() && told[value.type]) told[value.type](value);
+    };
+    socket.onclose = () => { if (isCurrent()) end(); };
     socket.onerror = () => show("status", "the server refused a live session: perhaps too many are open");
   }
 
