@@ -71,6 +71,13 @@ def test_training_and_test_clips_of_a_fold_are_what_its_tables_say(finished, sou
         assert all((sounds / file).stat().st_size for file in files["train"] + files["test"])
 
 
+def test_baselines_can_be_had_alone(sounds, tmp_path, finished):
+    main(["experiment", "esc10", "--data", str(sounds), "--output", str(tmp_path / "out"), "--from", "none", *SMALL])
+    alone, record = (json.loads((folder / "results.json").read_text()) for folder in (tmp_path / "out", finished))
+    assert [row for row in record["rows"] if row["name"] != "scratch"] == alone["rows"]
+    assert not list((tmp_path / "out" / "folds").rglob("train"))
+
+
 def test_again_nothing_is_done_twice_and_the_table_is_the_same(finished, sounds, tmp_path, monkeypatch):
     before = (finished / "results.json").read_bytes()
     monkeypatch.setattr("mirasol.experiments.folds.train", None)
@@ -101,6 +108,8 @@ def test_other_keys_and_other_recordings_are_refused(finished, sounds, tmp_path,
         (["esc10", "--tune"], "--tune: needs three groups, the data has 2"),
         (["esc10", "stages.classes.step=3"], "unknown key 'stages.classes.step'"),
         (["esc10", "--from", "nowhere/at/all"], "nowhere/at/all"),
+        (["esc10", "--from", "none,tiny"], "--from none,tiny: name scratch or a checkpoint"),
+        (["seen_heard", "--from", "none"], "--from none: name scratch or a checkpoint"),
         (["seen_heard", "--tune"], "seen_heard has one split of its own"),
     ],
 )

@@ -35,7 +35,11 @@ def add_arguments(parser: ArgumentParser, make: MakeParser) -> None:
     parser.add_argument("--data", type=str, required=True, metavar="FOLDER", help="the recordings, as published")
     parser.add_argument("--output", type=str, required=True, metavar="DIR", help="folder for everything")
     parser.add_argument(
-        "--from", dest="starts", type=str, default="scratch,tiny", help="where trainings begin: scratch, checkpoints"
+        "--from",
+        dest="starts",
+        type=str,
+        default="scratch,tiny",
+        help="where trainings begin: scratch, checkpoints; none: baselines",
     )
     parser.add_argument("--groups", type=str, default="", help="only these folds or speakers: 1,2")
     parser.add_argument(
@@ -54,8 +58,12 @@ def run(options: Namespace) -> None:
     starts, groups = _split_list(options.starts), _split_list(options.groups)
     if options.name == SEEN_HEARD and (groups or options.tune):
         raise UserError("seen_heard has one split of its own: leave out --groups and --tune")
-    if not starts:
-        raise UserError("--from: name scratch or a checkpoint")
+    if starts == ("none",) and options.name in FOLDS:
+        starts = ()  # baselines alone
+    elif not starts or "none" in starts:
+        raise UserError(
+            f"--from {options.starts}: name scratch or a checkpoint, or none alone for the baselines of folds"
+        )
 
     import mirasol.auto  # noqa: F401 - a resumed run loads its processor through the Auto classes
     from mirasol.console import make_console

@@ -35,7 +35,7 @@ LOUDNESS = 0.1  # root of the mean square of a spoken digit
 LONGEST_SECONDS = 0.8  # of a recording: longer ones do not fit their second
 # Standard deviations of the noise: of pixels (0 to 255), which stays the same for a second, and of samples, relative to
 # the loudness of the digit (1 is 0 dB, 3 is -9.5 dB).
-PICTURE_NOISE = (0.0, 60.0, 120.0)
+PICTURE_NOISE = (0.0, 90.0, 180.0)
 SOUND_NOISE = (0.0, 1.0, 3.0)
 # The images come in the order of their writers, who are not named: blocks of this order share few.
 IMAGE_BLOCKS = {"train": (0.0, 0.7), "validation": (0.7, 0.8), "test": (0.8, 1.0)}

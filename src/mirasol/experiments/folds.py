@@ -91,7 +91,7 @@ class FoldsExperiment:
         self.splits = choose_splits(self.found, settings.groups, settings.tune)
         checkpoints = {start: find_checkpoint(start) for start in settings.starts if start != SCRATCH}
         made_of = {start: hash_checkpoint(folder) for start, folder in checkpoints.items()}
-        for start in settings.starts:
+        for start in settings.starts or (SCRATCH,):
             self._make_recipe(self.splits[0], start)  # a bad key is refused before anything is made
         self.path = open_folder(settings, {"data": self._digest(), **made_of})
         print_line(console, self.found.describe())
