@@ -65,7 +65,7 @@ def test_arguments_are_parsed_before_anything_heavy_is_imported():
     runs = {f"{name} {option}": (name, [option]) for name in NAMES for option in ("--help", "--no-such-option")}
     runs |= {"a choice": ("train_step", ["--precision", "int3"]), "an item": ("peer", ["--items", "huge"])}
     done = run_without(["torch", "transformers", "mirasol", "av", "numpy"], runs)
-    assert len(NAMES) == 9
+    assert len(NAMES) == 10
     for name in NAMES:
         assert done[f"{name} --help"]["code"] == 0 and "--quick" in done[f"{name} --help"]["out"], done
         assert done[f"{name} --no-such-option"]["code"] == 2, done

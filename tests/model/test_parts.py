@@ -266,7 +266,7 @@ def test_cosine_is_taken_patch_by_patch():
         ({"combiner": {"m": "8"}}, "combiner.m='8' must be of type int"),
         ({"combiner": {"m": 8.5}}, "combiner.m=8.5 must be of type int"),
         ({"combiner": {"stack": {"gated": 1}}}, "combiner.stack.gated=1 must be of type bool"),
-        ({"combiner": {"kind": "cat"}}, "combiner.kind='cat': choose one of transformer, cls, perceiver, ttm, concat"),
+        ({"combiner": {"kind": "cat"}}, "combiner.kind='cat': choose one of transformer, cls"),
         ({"combiner": {"scope": "all"}}, "combiner.scope='all': choose one of past, chunk"),
         ({"combiner": {"kind": "ttm", "scope": "chunk"}}, "combiner.scope='chunk' contradicts combiner.kind='ttm'"),
         ({"combiner": {"kind": "ttm", "ttm": {"heads": 0}}}, "combiner.ttm.heads=0 must be at least 1"),

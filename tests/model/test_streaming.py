@@ -10,7 +10,7 @@ from mirasol.model.cache import ChunkBuffer
 
 TOLERANCE = {"atol": 1e-4, "rtol": 1e-4}
 CHUNKS = 7
-WITHOUT_A_PAST = ("transformer of a chunk", "cls of a chunk", "perceiver of a chunk", "concat")
+WITHOUT_A_PAST = ("transformer of a chunk", "cls of a chunk", "perceiver of a chunk", "concat", "late of a chunk")
 
 
 def built(name: str) -> MirasolForConditionalGeneration:

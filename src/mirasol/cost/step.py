@@ -230,18 +230,19 @@ def _drop_gradient(parameter: Tensor) -> None:
 def count_saved_bytes(forward: Callable[[], Tensor], ignored: Sequence[Tensor]) -> tuple[Tensor, int]:
     """The output of `forward`, and the bytes that autograd saves for its backward pass: every storage once, without
     those of the `ignored` tensors."""
-    known = {tensor.untyped_storage()._cdata for tensor in ignored}
-    storages: dict[int, int] = {}
+    packed: list[weakref.ref[Tensor]] = []
 
     def pack(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage._cdata not in known:
-            storages[storage._cdata] = storage.nbytes()
+        packed.append(weakref.ref(tensor))
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        # The result keeps the graph alive, and so every storage: no address is used twice.
         result = forward()
+    # What was saved for nothing is gone by now (checkpoints do so), and its address may be used again.
+    kept = [tensor for reference in packed if (tensor := reference()) is not None]
+    storages = {tensor.untyped_storage()._cdata: tensor.untyped_storage().nbytes() for tensor in kept}
+    for tensor in ignored:
+        storages.pop(tensor.untyped_storage()._cdata, None)
     return result, sum(storages.values())
 
 

@@ -213,14 +213,14 @@ class LateFusionCombiner(AttentionCombiner):
             return self.step(video, audio, state)
         return torch.cat([self.compress(tokens) for tokens in self.tokens(video, audio)], dim=2)
 
-    def compress(self, tokens: Float[Tensor, "batch chunk token width"]) -> Float[Tensor, "batch chunk half width"]:
+    def compress(self, tokens: Float[Tensor, "batch chunk token width"]) -> Float[Tensor, "batch chunk feature width"]:
         """The last m/2 outputs of each chunk of one modality."""
-        _, chunks, count, _ = tokens.shape
-        half = self.m // 2
+        _, chunks, tokens_per_chunk, _ = tokens.shape
+        count = self.m // 2
         if self.scope == "chunk":
-            return self.stack(tokens.flatten(0, 1), last=half).unflatten(0, tokens.shape[:2])
-        mask = BlockCausal(chunks, count, count, self.window)
-        return self.stack(tokens.flatten(1, 2), mask, last=half).unflatten(1, (chunks, half))
+            return self.stack(tokens.flatten(0, 1), last=count).unflatten(0, tokens.shape[:2])
+        mask = BlockCausal(chunks, tokens_per_chunk, tokens_per_chunk, self.window)
+        return self.stack(tokens.flatten(1, 2), mask, last=count).unflatten(1, (chunks, count))
 
     def begin(self, batch: int, window: int | None = None) -> StreamState:
         """The state before the first chunk of a stream: a cache of each layer and modality, video's first."""

@@ -136,8 +136,8 @@ class MirasolPreTrainedModel(PreTrainedModel):
 
     @classmethod
     def from_pretrained(
-        cls, name: str | os.PathLike, *args: Any, use_safetensors: bool | None = True, **kwargs: Any
-    ) -> PreTrainedModel:
+        cls, name: str | os.PathLike | None, *args: Any, use_safetensors: bool | None = True, **kwargs: Any
+    ) -> PreTrainedModel | tuple[PreTrainedModel, dict[str, Any]]:
         """As in transformers, from a folder or from `org/name` on the hub, but of safetensors only unless
         `use_safetensors` says otherwise: other weight files can run code when they are opened.
 

@@ -466,6 +466,11 @@ class Run(LocalParts):
     best: BestStep | None
     clock: Clock
 
+    def find_encoder(self, step: int) -> FeatureEncoder | None:
+        """What gives the features of frozen encoders at a step; None where the model computes its own."""
+        stage, _ = self.recipe.find_stage(step)
+        return self.encoder if self.encoder is not None and self.encoder.serves(stage) else None
+
     def tensors(self) -> Tensors:
         """All tensors of a checkpoint."""
         return collect_checkpoint_tensors(self.model, self.optimizer, self.average)

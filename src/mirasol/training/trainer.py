@@ -177,11 +177,9 @@ def validate(run: Run, done: int) -> bool:
     Every process validates all clips: sharded weights are gathered by all processes together.
     """
     where = run.model, run.processor, run.validation_clips, run.device
-    stage, _ = run.recipe.find_stage(done - 1)
-    encoder = run.encoder if run.encoder is not None and run.encoder.serves(stage) else None
     with run.clock.exclude_time(), run.parallel.use_precision(), use_average(run):
         # The last bits may differ between GPUs, and all processes have to save together.
-        parts = run.ranks.broadcast(run.validation.run(*where, encoder))
+        parts = run.ranks.broadcast(run.validation.run(*where, run.find_encoder(done - 1)))
         is_best = run.best is not None and run.best.add(done, parts)
         samples = run.samples.take(*where) if run.samples.rows else None
     if run.log is not None:
