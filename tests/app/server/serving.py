@@ -100,7 +100,10 @@ def text(words: str) -> dict[str, Any]:
     return {"type": "text", "text": words}
 
 
-def wait_until(is_so: Callable[[], bool]) -> None:
-    """Waits for what happens in another thread."""
+def wait_until(is_so: Callable[[], object], seconds: float = 60) -> None:
+    """Waits for what happens in another thread; raises when it does not happen."""
+    end = time.monotonic() + seconds
     while not is_so():
+        if time.monotonic() > end:
+            raise TimeoutError(f"did not happen within {seconds} s")
         time.sleep(0.01)

@@ -223,6 +223,7 @@ def test_sessions_are_capped(answerer):
         with Client(served) as client:  # one that says nothing
             client.receive("session.created")
             assert client.receive()["error"]["code"] == "timeout"
+        wait_until(lambda: served.service.sessions == 0)
         with pytest.raises(InvalidStatus) as refused, Client(served, "?window=0"):
             pass
         assert refused.value.response.status_code == 400
