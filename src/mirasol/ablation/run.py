@@ -14,6 +14,7 @@ from typing import Any
 
 from mirasol.ablation.runs import ANSWERS, DONE, IDENTITY, LOG, TRAINED, Run
 from mirasol.ablation.suite import CANDIDATES
+from mirasol.ablation.twins import leave_for_twins, take_from_twin
 from mirasol.errors import UserError
 from mirasol.files import lock_file, write_file_atomically
 from mirasol.json_values import parse_own_json
@@ -37,10 +38,12 @@ def _make(run: Run) -> dict[str, Any]:
     with _hold(run.folder):
         if not run.finished:
             write_file_atomically(run.folder / IDENTITY, json.dumps(run.identity, indent=1) + "\n")
+            take_from_twin(run)
             facts = _train(run)
             if run.asked is not None and not (run.folder / ANSWERS).is_file():
                 _evaluate(run)
             write_file_atomically(run.folder / DONE, json.dumps(facts, indent=1) + "\n")
+            leave_for_twins(run)
     return read_done(run.folder)
 
 
@@ -64,7 +67,7 @@ def read_done(folder: Path) -> dict[str, Any]:
 def _train(run: Run) -> dict[str, Any]:
     """Trains, or goes on. Returns seconds of training and peak memory, which the first finished attempt wrote down."""
     file = run.folder / TRAINED
-    if file.is_file():
+    if file.is_file() and run.checkpoint.is_dir():
         return parse_own_json(file.read_text(encoding="utf-8"), file, "remove this run's folder")
     from rich.console import Console
 

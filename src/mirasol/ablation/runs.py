@@ -26,6 +26,7 @@ class Run:
     name: pretraining/NAME, or ROW/seed-N; identity: what its result depends on
     needs: the pretraining that has to be finished before, None where it needs none
     asked: how it is evaluated, None for a pretraining
+    twins: the folder in which finished rows of all suites that share pretrainings are named by their identity
     """
 
     name: str
@@ -34,6 +35,7 @@ class Run:
     identity: dict[str, Any]
     needs: "Run | None" = None
     asked: dict[str, Any] | None = None
+    twins: Path | None = None
 
     @property
     def checkpoint(self) -> Path:
@@ -60,9 +62,10 @@ class Run:
     def to_json(self) -> str:
         """The run as text, for another process or machine."""
         needs = None if self.needs is None else self.needs.to_json()
+        twins = None if self.twins is None else str(self.twins)
         return json.dumps({
             "name": self.name, "folder": str(self.folder), "recipe": self.recipe.to_dict(), "identity": self.identity,
-            "needs": needs, "asked": self.asked,
+            "needs": needs, "asked": self.asked, "twins": twins,
         })  # fmt: skip
 
     @classmethod
@@ -70,14 +73,16 @@ class Run:
         """The run that `to_json` described."""
         values = json.loads(text)
         needs = None if values["needs"] is None else cls.from_json(values["needs"])
+        twins = None if values["twins"] is None else Path(values["twins"])
         recipe = recipe_from_dict(values["recipe"])
-        return cls(values["name"], Path(values["folder"]), recipe, values["identity"], needs, values["asked"])
+        return cls(values["name"], Path(values["folder"]), recipe, values["identity"], needs, values["asked"], twins)
 
 
 class SuiteRuns:
     """All runs of a suite below `output`.
 
-    shared: folder of the pretrainings and of the cache of decoded clips, which several suites may share
+    shared: folder of the pretrainings and of the cache of decoded clips, which several suites may share; rows that two
+        of them have in common are trained once
     """
 
     def __init__(self, suite: Suite, output: Path, shared: Path | None = None):
@@ -132,7 +137,7 @@ class SuiteRuns:
         recipe = dataclasses.replace(recipe, seed=seed, output=str(folder / "train"))
         identity = {**identity, "recipe": {**identity["recipe"], "seed": seed}}
         asked = dataclasses.asdict(self.suite.metric) | {"control": row.control}
-        return Run(f"{name}/seed-{seed}", folder, recipe, identity, needs, asked)
+        return Run(f"{name}/seed-{seed}", folder, recipe, identity, needs, asked, self.shared / "rows")
 
     def _place(self, recipe: Recipe, needs: Run | None) -> Recipe:
         """The recipe with the start and the cache that its place among the runs decides."""
