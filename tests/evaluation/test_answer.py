@@ -6,6 +6,7 @@ import torch
 from untrained import only_stream
 
 from mirasol import MirasolProcessor
+from mirasol.data.clip_cache import ClipCache
 from mirasol.data.datasets.folder import read_examples
 from mirasol.data.example import group_by_clip
 from mirasol.evaluation.answer import (
@@ -182,6 +183,28 @@ def test_a_clip_is_decoded_once_for_all_controls(loaded, clips, shapes, monkeypa
     settings = AnswerSettings(shapes, tuple(CONTROLS), score_candidates=False, clips_per_batch=1, max_new_tokens=1)
     list(answer_in_batches(loaded, clips, settings))
     assert loads == {clip.media: 1 for clip in clips}
+
+
+def test_clips_that_a_cache_keeps_have_the_same_answers_and_are_decoded_once(
+    loaded, clips, shapes, tmp_path, monkeypatch
+):
+    decoded = Counter()
+    decode = ClipCache._decode_and_keep
+    monkeypatch.setattr(
+        ClipCache, "_decode_and_keep", lambda self, window: decoded.update([window[0]]) or decode(self, window)
+    )
+    wanted = [{"score_candidates": False, "max_new_tokens": 3, "cache": cache} for cache in (None, tmp_path, tmp_path)]
+    plain, first, second = (list(answer_in_batches(loaded, clips, AnswerSettings(shapes, **one))) for one in wanted)
+    assert plain == first == second
+    assert decoded == {clip.media: 1 for clip in clips}
+
+
+def test_an_unreadable_clip_has_a_reason_with_a_cache_too(loaded, clips, tmp_path):
+    (tmp_path / "data" / clips[1].media).parent.mkdir(parents=True)
+    (tmp_path / "data" / clips[1].media).write_bytes(b"not a film")
+    settings = AnswerSettings(tmp_path / "data", score_candidates=False, cache=tmp_path / "cache")
+    [rows] = answer_in_batches(loaded, clips[:2], settings)
+    assert all(row["reason"] and "answered" not in row for row in rows)
 
 
 def test_segments_of_a_file_are_clips_of_their_own(loaded, shapes):

@@ -15,6 +15,7 @@ from typing import Any
 from mirasol.ablation.runs import ANSWERS, DONE, IDENTITY, LOG, TRAINED, Run
 from mirasol.ablation.suite import CANDIDATES
 from mirasol.ablation.twins import leave_for_twins, take_from_twin
+from mirasol.config.recipe import DataRecipe
 from mirasol.errors import UserError
 from mirasol.files import lock_file, write_file_atomically
 from mirasol.json_values import parse_own_json
@@ -118,6 +119,7 @@ def _evaluate(run: Run) -> None:
         classes=dataset.classes,
         score_candidates=asked["protocol"] == CANDIDATES,
         threads=max(run.recipe.threads, 1),
+        cache=_find_cache(run.recipe.data),
     )
     known = read_training_examples(dataset, data.options)
     loaded = load_checkpoint(run.checkpoint, _find_device(run))
@@ -126,6 +128,11 @@ def _evaluate(run: Run) -> None:
     answers = _collect_answers(evaluation, asked)
     Journal.end(folder)
     write_file_atomically(run.folder / ANSWERS, json.dumps(answers) + "\n")
+
+
+def _find_cache(data: DataRecipe) -> Path | None:
+    """The folder of decoded clips; None where it must not grow by those that are asked about."""
+    return None if data.cache is None or data.cache_limit is not None else Path(data.cache)
 
 
 def _find_device(run: Run) -> str:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from mirasol.checkpoint import Loaded, load_checkpoint
 from mirasol.config.parts import IGNORED_LABEL
+from mirasol.data.clip_cache import ClipCache
 from mirasol.data.example import ClipExamples, Example
 from mirasol.data.media_files import open_media_file
 from mirasol.errors import BadClip
@@ -301,7 +302,8 @@ class AnswerSettings:
     classes: candidates of questions without their own
     score_candidates: score the candidates too, where there are any
     max_new_tokens: longest answer
-    clips_per_batch, threads: change speed and memory only; `threads` decode the next batch
+    clips_per_batch, threads, cache: change speed and memory only; `threads` decode the next batch, `cache` is a folder
+        of decoded clips as training's `data.cache`, None where every clip is decoded
     """
 
     root: Path
@@ -311,6 +313,7 @@ class AnswerSettings:
     max_new_tokens: int = MAX_NEW_TOKENS
     clips_per_batch: int = 16
     threads: int = 1
+    cache: Path | None = None
 
     def candidates(self, example: Example) -> tuple[str, ...]:
         """The texts that are scored as answers to the example; none where answers are open."""
@@ -352,10 +355,10 @@ def _answer_here(
     loaded: Loaded, batches: Sequence[Sequence[ClipExamples]], settings: AnswerSettings, processes: int
 ) -> Iterator[list[ClipRow]]:
     """Batch by batch in this process, the next batch being decoded meanwhile."""
-    extractor = loaded.processor.feature_extractor
+    load = _make_loader(loaded, settings)
 
     def decode(batch: Sequence[ClipExamples]) -> list[Future]:
-        return [pool.submit(_load_or_reason, extractor, settings.root, clip) for clip in batch]
+        return [pool.submit(load, clip) for clip in batch]
 
     with ThreadPoolExecutor(settings.threads) as pool, eval_mode(loaded.model):
         ahead = decode(batches[0]) if batches else []
@@ -386,8 +389,7 @@ def _load_and_answer(
     folder: str, device: str, batch: Sequence[ClipExamples], settings: AnswerSettings
 ) -> list[ClipRow]:
     loaded = _load_once(folder, device)
-    extractor = loaded.processor.feature_extractor
-    return _answer_batch(loaded, batch, [_load_or_reason(extractor, settings.root, clip) for clip in batch], settings)
+    return _answer_batch(loaded, batch, list(map(_make_loader(loaded, settings), batch)), settings)
 
 
 @lru_cache(maxsize=1)
@@ -401,12 +403,20 @@ def load_clip(extractor: MirasolFeatureExtractor, root: Path, clip: ClipExamples
         return extractor.tensors(extractor.read(path, clip.start, clip.end))
 
 
-def _load_or_reason(extractor: MirasolFeatureExtractor, root: Path, clip: ClipExamples) -> dict[str, Tensor] | str:
-    """The clip's tensors, or the reason why they cannot be read."""
-    try:
-        return load_clip(extractor, root, clip)
-    except BadClip as error:
-        return error.reason
+def _make_loader(loaded: Loaded, settings: AnswerSettings) -> Callable[[ClipExamples], dict[str, Tensor] | str]:
+    """What gives a clip's tensors, or the reason why they cannot be read."""
+    extractor = loaded.processor.feature_extractor
+    kept = settings.cache and ClipCache(settings.cache, settings.root, loaded.model.config.media_settings())
+
+    def load(clip: ClipExamples) -> dict[str, Tensor] | str:
+        try:
+            if kept:
+                return kept.load(clip.media, clip.start, clip.end)
+            return load_clip(extractor, settings.root, clip)
+        except BadClip as error:
+            return error.reason
+
+    return load
 
 
 def _answer_batch(
