@@ -1,6 +1,7 @@
 """A live source gives the chunks that the offline reader gives of the same media, whatever carries it."""
 
 import io
+import os
 import threading
 
 import numpy as np
@@ -60,6 +61,48 @@ def test_appended_bytes_are_the_file(tmp_path, format, settings):
     whole["audio"][-1, -1] = rows[-1]["audio"][0, -1] = 0  # where the stream ends is not known before
     for name, values in whole.items():
         torch.testing.assert_close(torch.cat([row[name] for row in rows]), values, atol=1e-3, rtol=0)
+
+
+def test_bytes_go_into_no_other_file_when_the_stream_ends_meanwhile(monkeypatch):
+    """Another thread ends the stream just before a write, and something else is opened, perhaps by the same number."""
+    reader = LiveReader(LiveSource("bytes", ""), LiveSettings(MEDIA))
+    write, opened, ended = os.write, [], []
+
+    def write_late(descriptor: int, content: bytes) -> int:
+        if not ended:
+            ended.append(threading.Thread(target=reader.close))
+            ended[0].start()
+            ended[0].join(0.2)
+            opened.extend(os.pipe() for _ in range(4))
+        return write(descriptor, content)
+
+    monkeypatch.setattr(os, "write", write_late)
+    with pytest.raises(BrokenPipeError):
+        for _ in range(9):
+            reader.append(b"x" * 30_000)
+    ended[0].join()
+    for read_end, write_end in opened:
+        os.close(write_end)
+        assert os.read(read_end, 9) == b""
+        os.close(read_end)
+
+
+def test_bytes_wait_for_a_reader_until_the_stream_ends():
+    reader = LiveReader(LiveSource("bytes", ""), LiveSettings(MEDIA))
+    failed = []
+
+    def append() -> None:
+        with pytest.raises(BrokenPipeError) as error:
+            reader.append(b"x" * 10**6)  # more than a pipe holds, and nobody reads
+        failed.append(error.value)
+
+    thread = threading.Thread(target=append)
+    thread.start()
+    thread.join(0.1)
+    assert thread.is_alive()
+    reader.close()
+    thread.join(30)
+    assert failed
 
 
 def test_a_stream_over_tcp_comes_while_it_is_sent():

@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -16,6 +17,7 @@ from mirasol.media.isolation.decoders import Decoder
 
 LONGEST_RETRY = 30.0
 LOOK_SECONDS = 0.5
+FULL_SECONDS = 0.002  # until a full pipe is tried again
 
 
 class LiveReader:
@@ -43,9 +45,11 @@ class LiveReader:
         self._retry_at = self._last_news = time.monotonic()
         self._opening_since: float | None = None
         self._write_end: int | None = None
+        self._writing = threading.Lock()
         self._read_end = descriptor
         if source.kind == "bytes" and descriptor is None:
             self._read_end, self._write_end = os.pipe()
+            os.set_blocking(self._write_end, False)
 
     def __enter__(self) -> "LiveReader":
         return self
@@ -67,17 +71,23 @@ class LiveReader:
 
     def append(self, content: bytes) -> None:
         """Gives more of the stream's bytes; waits while the model is behind. Raises BrokenPipeError after the end."""
-        if self._write_end is None:
-            raise BrokenPipeError("the stream has ended")
         rest = memoryview(content)
-        while rest:
-            rest = rest[os.write(self._write_end, rest) :]
+        while True:
+            # Never waiting within the lock, nor writing without it: the number of a closed pipe is soon another file's.
+            with self._writing, suppress(BlockingIOError):
+                if self._write_end is None:
+                    raise BrokenPipeError("the stream has ended")
+                rest = rest[os.write(self._write_end, rest) :]
+            if not rest:
+                return
+            time.sleep(FULL_SECONDS)
 
     def end(self) -> None:
         """No more bytes follow."""
-        if self._write_end is not None:
-            descriptor, self._write_end = self._write_end, None
-            os.close(descriptor)
+        with self._writing:
+            if self._write_end is not None:
+                os.close(self._write_end)
+                self._write_end = None
 
     def poll(self, seconds: float) -> tuple[LiveChunk, ...]:
         """The chunks that are ready, after waiting for one up to about that many seconds; none if none came.
