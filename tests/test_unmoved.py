@@ -1,5 +1,6 @@
 """What version 0.1.0 computed before its rooms were rebuilt, recorded through the command line: plans and sizes to the
-digit, answers of the shipped weights to the letter, the losses of 30 steps of every small recipe."""
+digit, answers of the shipped weights to the letter (recorded again when those were trained anew), the losses of 30
+steps of every small recipe."""
 
 import json
 import math
