@@ -81,3 +81,12 @@ def test_verdicts(low, high, better, worse, same):
     assert [judge(several, claim, 0.02) for claim in ("better", "worse", "same")] == [better, worse, same]
     alone = Spread((low + high) / 2, low, high, (low,))
     assert {judge(alone, claim, 0.02) for claim in ("better", "worse", "same")} == {"undecided"}
+
+
+def test_intervals_of_shares_end_at_none_and_all():
+    values = np.repeat([[0.1], [0.6]], len(VIDEOS), axis=1)
+    found = compute_spread(values, VIDEOS)
+    assert found.low < 0 < 1 < found.high
+    cut = found.cut_to_shares()
+    assert (cut.low, cut.high) == (0, 1) and (cut.mean, cut.by_seed) == (found.mean, found.by_seed)
+    assert compute_spread(values + 0.001, VIDEOS).cut_to_shares().mean == pytest.approx(0.351)

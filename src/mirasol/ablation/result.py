@@ -145,7 +145,7 @@ def _make_row(
         paper=row["paper"],
         expected=row["expected"],
         seeds=own.seeds,
-        score=compute_spread(own.values, asked["video"]) if own.seeds else None,
+        score=compute_spread(own.values, asked["video"]).cut_to_shares() if own.seeds else None,
         by_type=_split_by_type(own, asked) if own.seeds else {},
         against=against,
         difference=difference,
@@ -169,7 +169,8 @@ def _compare(own: _Answers, other: _Answers, videos: Sequence[str]) -> Spread | 
 def _split_by_type(own: _Answers, asked: Mapping[str, Any]) -> dict[str, Spread]:
     types, videos = np.array(asked["type"]), np.array(asked["video"])
     kinds = list(dict.fromkeys(asked["type"]))
-    return {kind: compute_spread(own.values[:, types == kind], videos[types == kind]) for kind in kinds}
+    spreads = {kind: compute_spread(own.values[:, types == kind], videos[types == kind]) for kind in kinds}
+    return {kind: spread.cut_to_shares() for kind, spread in spreads.items()}
 
 
 def _average(done: Sequence[Mapping[str, Any]], key: str) -> float | None:

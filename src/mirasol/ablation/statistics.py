@@ -5,7 +5,7 @@ The formula, and why it is this one, is in docs/ablations.md.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -33,6 +33,10 @@ class Spread:
     def seeds(self) -> int:
         """How many seeds the mean is over."""
         return len(self.by_seed)
+
+    def cut_to_shares(self) -> "Spread":
+        """The spread of shares, whose interval has no part below 0 or above 1: few seeds give wide ones."""
+        return replace(self, low=max(self.low, 0.0), high=min(self.high, 1.0))
 
 
 def compute_spread(
