@@ -157,6 +157,8 @@ def test_the_result_is_redrawn_from_what_is_there(runs):
     assert {name: (runs.output / name).read_bytes() for name in names} == first
     page, latex = first["report.html"].decode(), first["table.tex"].decode()
     assert page.count("<svg") == 2 and "text 10 &amp; more_%" in page and r"text 10 \& more\_\%" in latex
+    table = [line.split("|") for line in first["table.md"].decode().splitlines() if line.startswith("|")]
+    assert len(table) == 4 and len({len(cells) for cells in table}) == 1 and table[3][1] == " text 10 & more_% "
     assert "reproduced" in page or "refuted" in page or "undecided" in page
 
 

@@ -1,15 +1,23 @@
-"""The files of a suite's result: results.json, the table in three forms, and one HTML page."""
+"""The files of a suite's result: results.json, the table in four forms, and one HTML page."""
 
 import json
 from pathlib import Path
 
 from mirasol.ablation.figures import draw_forest, draw_learning
 from mirasol.ablation.result import RESULTS, RowResult, SuiteResult
-from mirasol.ablation.tables import HEADINGS, describe_numbers, format_cells, format_csv, format_latex, format_text
+from mirasol.ablation.tables import (
+    HEADINGS,
+    describe_numbers,
+    format_cells,
+    format_csv,
+    format_latex,
+    format_markdown,
+    format_text,
+)
 from mirasol.evaluation.figures import check_figure_format, convert_to_svg, write_figures
 from mirasol.files import write_file_atomically
 
-REPORT, TEXT, CSV, LATEX = "report.html", "table.txt", "table.csv", "table.tex"
+REPORT, TEXT, CSV, LATEX, MARKDOWN = "report.html", "table.txt", "table.csv", "table.tex", "table.md"
 
 
 def write_result(output: Path, result: SuiteResult, figure_format: str | None = None) -> list[str]:
@@ -23,6 +31,7 @@ def write_result(output: Path, result: SuiteResult, figure_format: str | None = 
         TEXT: f"{format_text(result)}\n",
         CSV: format_csv(result),
         LATEX: format_latex(result),
+        MARKDOWN: format_markdown(result),
         REPORT: _render_page(result, {name: convert_to_svg(figure, name) for name, figure in figures.items()}),
         RESULTS: json.dumps(result.to_dict(), indent=1) + "\n",
     }

@@ -1,4 +1,4 @@
-"""The table of a suite: as text, csv and LaTeX."""
+"""The table of a suite: as text, csv, LaTeX and Markdown."""
 
 import csv
 import io
@@ -94,6 +94,23 @@ def format_latex(result: SuiteResult) -> str:
     lines += [_join_latex([format_cells(row)[place] for place in shown]) for row in result.rows]
     notes = [f"% {line}" for line in describe_numbers(result)]
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", *notes, ""])
+
+
+def format_markdown(result: SuiteResult) -> str:
+    """The table as Markdown: what a page needs, the rest is in the other forms."""
+    headings = ["row", "paper", "ours", "seeds", "difference", "from", "verdict", "TFLOP", "memory", "seconds"]
+    cells = [[headings, ["---"] * len(headings)], [_list_markdown_cells(row) for row in result.rows]]
+    lines = [f"| {' | '.join(row)} |" for part in cells for row in part]
+    return "\n".join([*lines, "", *describe_numbers(result), ""])
+
+
+def _list_markdown_cells(row: RowResult) -> list[str]:
+    label, paper, mean, interval, seeds, difference, of_difference, against, *rest = format_cells(row)
+    verdict, _, flops, memory, seconds = rest
+    if verdict in ("reproduced", "refuted"):
+        verdict = f"**{verdict}**"
+    cells = [label, paper, f"{mean} {interval}", seeds, f"{difference} {of_difference}", against and f"`{against}`"]
+    return [cell.strip().replace("|", "\\|") for cell in (*cells, verdict, flops, memory, seconds)]
 
 
 def _join_latex(cells: Sequence[str]) -> str:
