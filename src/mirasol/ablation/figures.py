@@ -38,7 +38,7 @@ def draw_forest(result: SuiteResult) -> "Figure":
         right.axvline(0, color=COLOURS["ink"], linewidth=1)
         left.set_yticks(places, [row.label for row in rows], color=COLOURS["ink"])
         left.set(xlabel="percent right (dashed: chance)", ylim=(-0.6, len(rows) - 0.4))
-        right.set(xlabel="difference from the compared row, percentage points (diamond: the paper's)")
+        right.set(xlabel="difference in points (diamond: the paper's)")
         for axes in (left, right):
             axes.grid(visible=True, axis="x")
             axes.grid(visible=False, axis="y")
