@@ -1,12 +1,13 @@
 """docs/ablations.md says what is true: its options exist, its suites are there, its example is one."""
 
+import json
 import re
 from pathlib import Path
 
 import pytest
 import yaml
 
-from mirasol.ablation.statistics import compute_t_quantile
+from mirasol.ablation.statistics import Spread, compute_t_quantile, judge
 from mirasol.ablation.suite import read_suite
 from mirasol.cli.main import make_parser
 from mirasol.synthetic.synthesize import KINDS
@@ -38,6 +39,29 @@ def test_its_kinds_and_numbers_are_those_of_the_code():
     for kind in re.findall(r"`(\w*flashes)`", PAGE):
         assert kind in KINDS
     assert f"{compute_t_quantile(4):.2f} for five seeds" in PAGE
+
+
+RUN = sorted((REPOSITORY / "benchmarks" / "results" / "ablations").iterdir())
+
+
+@pytest.mark.parametrize("folder", RUN, ids=lambda folder: folder.name)
+def test_its_tables_are_those_of_the_results(folder):
+    table = [line for line in (folder / "table.md").read_text(encoding="utf-8").splitlines() if line]
+    missing = [line for line in table if line not in PAGE.splitlines()]
+    assert len(table) > 4 and not missing
+    assert (REPOSITORY / "docs" / "images" / f"ablations-{folder.name}.png").is_file()
+
+
+@pytest.mark.parametrize("folder", RUN, ids=lambda folder: folder.name)
+def test_the_results_are_of_the_suites_as_they_are(folder):
+    found = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    suite = read_suite(REPOSITORY / "recipes" / "ablations" / f"{folder.name}.yaml")
+    assert {row["name"] for row in found["rows"]} <= set(suite.rows) and found["suite"]["reference"] == suite.reference
+    for row in found["rows"]:
+        claim = suite.rows[row["name"]]
+        assert (row["paper"], row["expected"]) == (claim.paper, claim.expected)
+        if row["verdict"] is not None:
+            assert row["verdict"] == judge(Spread(**row["difference"]), claim.expected, suite.margin)
 
 
 def test_its_example_is_a_suite(suite_file):
