@@ -77,10 +77,10 @@ def test_bytes_go_into_no_other_file_when_the_stream_ends_meanwhile(monkeypatch)
         return write(descriptor, content)
 
     monkeypatch.setattr(os, "write", write_late)
-    with pytest.raises(BrokenPipeError):
-        for _ in range(9):
-            reader.append(b"x" * 30_000)
+    reader.append(b"x" * 30_000)
     ended[0].join()
+    with pytest.raises(BrokenPipeError):
+        reader.append(b"x")
     for read_end, write_end in opened:
         os.close(write_end)
         assert os.read(read_end, 9) == b""
