@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import threading
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -15,6 +16,7 @@ from websockets.sync.client import connect
 
 from mirasol.app.live.features import compute_chunk_tensors
 from mirasol.app.server.realtime.arrays import ArrayChunks
+from mirasol.app.server.realtime.stream import SessionStream
 from mirasol.app.server.settings import Caps, ServerSettings
 from mirasol.config.media import MediaConfig
 from mirasol.errors import UserError
@@ -86,6 +88,46 @@ def test_a_recording_is_answered_while_it_comes_and_at_its_end(served, clips, tm
         client.send("session.close")
         assert client.receive("session.closed")["chunks"] == event["chunks"] >= 9
     wait_until(lambda: served.service.sessions == 0)
+
+
+@pytest.mark.parametrize("drop", [True, False])
+def test_while_the_model_is_behind_chunks_are_dropped_or_wait(served, clips, tmp_path, drop):
+    """The model stands still until the whole recording has been sent."""
+    content = make_webm(clips[0], tmp_path / "clip.webm")
+    whole = len(read_clip(served.answerer, tmp_path / "clip.webm")["video"])
+    goes_on = threading.Event()
+    served.answerer.run(goes_on.wait, 60)
+    with Client(served, f"?drop={'true' if drop else 'false'}") as client:
+        try:
+            assert client.receive("session.created")["session"]["drop"] is drop
+            for first in range(0, len(content), 5000):
+                client.socket.send(content[first : first + 5000])
+            client.send("media.end")
+            time.sleep(1)  # in which the decoder goes on; how far it comes decides how many are dropped
+        finally:
+            goes_on.set()
+        events = [client.receive("chunk.encoded") for _ in range(whole)]
+        assert client.receive("media.ended")["reason"] == ""
+    missing = [event["missing"] for event in events]
+    assert [event["chunk"] for event in events] == list(range(whole))
+    assert all(event["video"] or event["missing"] for event in events)
+    assert not any(missing) or drop
+    assert missing.count("dropped") <= max(0, whole - 4)
+
+
+@pytest.mark.parametrize("drop", [True, False])
+def test_the_reader_is_told_to_drop(answerer, drop):
+    stream = SessionStream(answerer, Caps(), 3, lambda event: None, drop)
+    stream.append(b"nothing that FFmpeg knows")
+    assert stream.reader.settings.drop is drop
+    stream.close()
+
+
+def test_an_unknown_way_to_drop_is_refused(served):
+    with pytest.raises(InvalidStatus) as refused, Client(served, "?drop=perhaps"):
+        pass
+    assert refused.value.response.status_code == 400
+    assert json.loads(refused.value.response.body)["error"]["param"] == "drop"
 
 
 def make_webm(clip, target) -> bytes:

@@ -30,7 +30,9 @@
     "session.created": () => show("status", "connected"),
     "chunk.encoded": (event) => {
       session.chunks += 1;
+      if (event.missing === "dropped") session.dropped += 1;
       show("chunks", session.chunks);
+      show("dropped", session.dropped);
       show("memory", `${(event.state_bytes / 2 ** 20).toFixed(1)} MiB`);
       show("latency", `${(1000 * event.seconds).toFixed(0)} ms`);
     },
@@ -53,9 +55,10 @@
       show("status", `camera or microphone cannot be used: ${error.message}`);
       return;
     }
-    const socket = new WebSocket(`${location.protocol === "https:" ? "wss" : "ws"}://${location.host}/v1/realtime`);
+    const socket = new WebSocket(`${location.protocol === "https:" ? "wss" : "ws"}://${location.host}/v1/realtime?drop=true`);
     const recorder = new MediaRecorder(stream, { mimeType: "video/webm;codecs=vp8,opus", videoBitsPerSecond: 1000000 });
-    session = { socket, recorder, stream, chunks: 0, text: "" };
+    session = { socket, recorder, stream, chunks: 0, dropped: 0, text: "" };
+    show("dropped", 0);
     document.getElementById("live-view").srcObject = stream;
     recorder.ondataavailable = (event) => {
       if (event.data.size && socket.readyState === WebSocket.OPEN) socket.send(event.data);

@@ -58,7 +58,8 @@ async def run_session(service: Service, websocket: WebSocket) -> None:
 
 
 def open_session(service: Service, websocket: WebSocket) -> "Session":
-    """A session as its address asks for. Raises Refusal: 429 for one too many, 400 for an impossible window."""
+    """A session as its address asks for. Raises Refusal: 429 for one too many, 400 for an impossible window or
+    an unknown way to drop."""
     most = service.settings.caps.max_sessions
     if service.sessions >= most:
         raise Refusal(429, f"{most} realtime sessions are open, which is the limit", "too_many_sessions")
@@ -66,18 +67,25 @@ def open_session(service: Service, websocket: WebSocket) -> "Session":
     window = websocket.query_params.get("window", str(longest))
     if not (window.isascii() and window.isdigit() and 1 <= int(window[:9]) <= longest):
         raise Refusal(400, f"window={quote_text(window)}: choose 1 to {longest} chunks", "invalid_value", "window")
-    return Session(service, websocket, int(window))
+    drop = websocket.query_params.get("drop", "false")
+    if drop not in ("true", "false"):
+        raise Refusal(400, f"drop={quote_text(drop)}: choose true or false", "invalid_value", "drop")
+    return Session(service, websocket, int(window), drop == "true")
 
 
 class Session:
-    """A realtime session. window: how many chunks each layer of the model looks back over."""
+    """A realtime session.
 
-    def __init__(self, service: Service, websocket: WebSocket, window: int):
-        self.service, self.websocket, self.window = service, websocket, window
+    window: how many chunks each layer of the model looks back over
+    drop: whether whole chunks of a recording are dropped while the model is behind; else the client has to wait
+    """
+
+    def __init__(self, service: Service, websocket: WebSocket, window: int, drop: bool = False):
+        self.service, self.websocket, self.window, self.drop = service, websocket, window, drop
         self.caps = service.settings.caps
         self.loop = asyncio.get_running_loop()
         self.events: asyncio.Queue[dict[str, Any] | None] = asyncio.Queue()
-        self.stream = SessionStream(service.answerer, self.caps, window, self._tell_from_thread)
+        self.stream = SessionStream(service.answerer, self.caps, window, self._tell_from_thread, drop)
         self.received, self.waiting, self.reason = 0, 0, "closed by the client"
         self.questions: set[asyncio.Task[None]] = set()
         self._media: asyncio.Queue[tuple[Callable[..., Any], tuple[Any, ...], int]] = asyncio.Queue()
@@ -140,6 +148,7 @@ class Session:
         media = self.stream.media
         return {
             "id": f"sess_{secrets.token_hex(12)}", "model": self.service.settings.name, "window": self.window,
+            "drop": self.drop,
             "chunk_seconds": media.chunk_seconds, "sample_rate": media.sample_rate,
             "max_bytes": self.caps.max_session_bytes, "max_idle": self.caps.max_session_idle,
         }  # fmt: skip

@@ -24,13 +24,16 @@ class SessionStream:
     """What a session has been sent, as the model keeps it.
 
     tell: receives an event for each chunk, from another thread. window: how many chunks are looked back over
+    drop: whether chunks of a recording lose their content while more than a few of them wait for the model
     """
 
-    def __init__(self, answerer: Answerer, caps: Caps, window: int, tell: Callable[[dict[str, Any]], None]):
+    def __init__(
+        self, answerer: Answerer, caps: Caps, window: int, tell: Callable[[dict[str, Any]], None], drop: bool = False
+    ):
         media = answerer.processor.feature_extractor.media
         if media.chunk_seconds is None:
             raise Refusal(400, "this checkpoint cuts clips into a number of chunks: it has no realtime", "no_realtime")
-        self.answerer, self.caps, self.tell, self.media = answerer, caps, tell, media
+        self.answerer, self.caps, self.tell, self.media, self.drop = answerer, caps, tell, media, drop
         self.stream = answerer.model.stream(window=window)
         self.kind: str | None = None
         self.reader: LiveReader | None = None
@@ -47,7 +50,7 @@ class SessionStream:
         """Takes more of a recording. Waits while the model is behind. Raises Refusal (422) after its end."""
         self._choose(ENCODED)
         if self.reader is None:
-            settings = LiveSettings(self.media, retries=0, stall=10**6, limits=self.caps.media_limits)
+            settings = LiveSettings(self.media, drop=self.drop, retries=0, stall=10**6, limits=self.caps.media_limits)
             self.reader = LiveReader(LiveSource("bytes", ""), settings)
             self._thread = threading.Thread(target=self._read, name="session", daemon=True)
             self._thread.start()
