@@ -145,6 +145,25 @@ def test_trouble_is_shown_in_a_browser(page):
 
 
 @pytest.mark.slow
+def test_the_page_asks_for_the_key(browser, answerer):
+    """By the browser's own dialog; what is live has the key too."""
+    pytest.importorskip("gradio", reason="the page needs gradio")
+    from mirasol.app.page.blocks import mount_page
+
+    key = "a key of many letters"
+    with serve(ServerSettings(name="tiny", api_key=key), answerer, mount_page) as served:
+        assert served.client.get("/", headers={"authorization": ""}).status_code == 401
+        context = browser.new_context(http_credentials={"username": "me", "password": key})
+        opened = context.new_page()
+        opened.set_default_timeout(90_000)
+        assert opened.goto(served.url).status == 200
+        opened.get_by_role("tab", name="Live").click()
+        opened.get_by_role("button", name="Start camera").click()
+        opened.wait_for_function("Number(document.getElementById('live-chunks').textContent) >= 1")
+        context.close()
+
+
+@pytest.mark.slow
 def test_live_in_a_browser(page):
     page.get_by_role("tab", name="Live").click()
     page.get_by_role("button", name="Start camera").click()

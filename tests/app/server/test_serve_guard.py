@@ -1,5 +1,6 @@
 """Who may ask, how much, how slowly, and how many at a time."""
 
+import base64
 import contextlib
 import json
 import re
@@ -71,6 +72,26 @@ def test_the_key_is_asked_for(answerer):
     check_key({"sec-websocket-protocol": f"realtime, {KEY_PROTOCOL}{KEY}"}, KEY)
     with pytest.raises(Refusal):
         check_key({"sec-websocket-protocol": f"realtime, {KEY_PROTOCOL}{KEY}x"}, KEY)
+
+
+def test_browsers_are_asked_for_the_key(answerer):
+    """As a password, with any name, even with colons in it or in letters of any language."""
+
+    def make_headers(credentials: bytes) -> dict[str, str]:
+        return {"authorization": f"Basic {base64.b64encode(credentials).decode()}"}
+
+    for name in ("", "me", "Zoë"):
+        check_key(make_headers(f"{name}:{KEY}".encode()), KEY)
+    check_key(make_headers(b"me:sixteen: letters:"), "sixteen: letters:")
+    for wrong in (KEY.encode(), b"me:" + KEY.encode() + b"x", b"me:", b"\xff:\xff", b""):
+        with pytest.raises(Refusal):
+            check_key(make_headers(wrong), KEY)
+    with pytest.raises(Refusal):
+        check_key({"authorization": "Basic $$$"}, KEY)
+    with serve(ServerSettings(api_key=KEY), answerer) as served:
+        asked = served.client.get("/v1/models", headers={"authorization": ""}).headers["www-authenticate"]
+        assert asked.startswith("Basic realm=")
+        assert served.client.get("/v1/models", headers=make_headers(f"me:{KEY}".encode())).status_code == 200
 
 
 @pytest.mark.parametrize(

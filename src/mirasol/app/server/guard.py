@@ -1,6 +1,7 @@
 """What every request passes first: who asks, how much, how slowly, and how many at a time."""
 
 import asyncio
+import base64
 import json
 import secrets
 import time
@@ -102,14 +103,25 @@ def read_host(url: str) -> str | None:
 
 
 def check_key(headers: dict[str, str], key: str) -> None:
-    """Raises Refusal (401) unless the key is given: as a bearer, or by browsers as a WebSocket's protocol."""
+    """Raises Refusal (401) unless the key is given: as a bearer, or by browsers as the password that they ask for, with
+    any name, or as a WebSocket's protocol."""
     kind, _, given = headers.get("authorization", "").partition(" ")
     offered = [part.strip() for part in headers.get("sec-websocket-protocol", "").split(",")]
     keys = [part.removeprefix(KEY_PROTOCOL) for part in offered if part.startswith(KEY_PROTOCOL)]
     if kind.lower() == "bearer":
         keys.append(given.strip())
+    elif kind.lower() == "basic":
+        keys.append(read_password(given.strip()))
     if not any(secrets.compare_digest(each.encode(), key.encode()) for each in keys):
         raise Refusal(401, "no API key, or a wrong one: send it as Authorization: Bearer …", "invalid_api_key")
+
+
+def read_password(credentials: str) -> str:
+    """The password in what a browser sends (RFC 7617); "" where there is none."""
+    try:
+        return base64.b64decode(credentials, validate=True).decode("utf-8").partition(":")[2]
+    except ValueError:
+        return ""
 
 
 def check_body_headers(headers: dict[str, str], most: int) -> None:

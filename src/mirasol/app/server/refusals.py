@@ -32,7 +32,8 @@ class Refusal(Exception):
         if self.status in (429, 503):
             found["retry-after"] = "1"
         if self.status == 401:
-            found["www-authenticate"] = "Bearer"
+            # Has browsers ask for it. Clients that send a bearer need no challenge, and Chromium reads only the first.
+            found["www-authenticate"] = 'Basic realm="mirasol: any name, and the API key", charset="UTF-8"'
         return found
 
 

@@ -140,12 +140,11 @@ def add_page(app: FastAPI, settings: ServerSettings, port: int, wanted: bool) ->
 
     if not wanted:
         return "mirasol: no page (--no-page)"
-    if settings.api_key is not None:
-        return "mirasol: no page: browsers do not send the API key when they open one"
     if not is_available():
         return "mirasol: no page: it needs gradio: pip install 'mirasol[page]'"
     mount_page(app)
-    return f"mirasol: page at http://{show_host(settings)}:{port}/"
+    how = "; the browser asks for a name (any will do) and the API key" if settings.api_key else ""
+    return f"mirasol: page at http://{show_host(settings)}:{port}/{how}"
 
 
 def show_host(settings: ServerSettings) -> str:
