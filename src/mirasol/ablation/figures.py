@@ -82,6 +82,6 @@ def draw_learning(result: SuiteResult) -> "Figure | None":
     figure = draw_curves(curves, (10.2, 3.6), y_range=(0, min(1.0, 1.1 * highest) or 1.0), percent=True)
     figure.axes[0].legend(
         handles=[line for line in figure.axes[0].lines if line.get_label() in {curve.name for curve in shown}],
-        fontsize=8, ncols=2,
+        fontsize=8, ncols=2, frameon=False, labelcolor=COLOURS["ink"],
     )  # fmt: skip
     return figure
