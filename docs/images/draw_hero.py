@@ -64,7 +64,7 @@ def read_and_answer(path: Path, prompts: list[str]) -> tuple[np.ndarray, np.ndar
     return (
         frames[places].permute(0, 2, 3, 1).numpy(),
         tensors["audio"].flatten(0, 1).float().T.numpy(),
-        answers,
+        [answer.text for answer in answers],
     )
 
 
