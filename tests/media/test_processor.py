@@ -196,6 +196,17 @@ def test_round_trip_through_auto_processor(processor, tmp_path, clips):
     assert loaded.feature_extractor.to_dict() == processor.feature_extractor.to_dict()
 
 
+def test_saving_what_was_loaded_writes_the_same_files(processor, tmp_path):
+    """Nothing of where it was loaded from, in any number of rounds."""
+    processor.save_pretrained(tmp_path / "0")
+    for number in (1, 2):
+        loaded = MirasolProcessor.from_pretrained(tmp_path / str(number - 1), local_files_only=True)
+        loaded.save_pretrained(tmp_path / str(number))
+    first, *others = ({f.name: f.read_bytes() for f in (tmp_path / str(n)).iterdir()} for n in range(3))
+    assert all(other == first for other in others)
+    assert b"local" not in first["tokenizer_config.json"]
+
+
 def test_the_default_settings_are_those_of_the_tiny_preset():
     plain, tiny = MirasolFeatureExtractor(), MirasolFeatureExtractor.for_config(MirasolConfig.preset("tiny"))
     assert plain.to_dict() == tiny.to_dict()

@@ -6,6 +6,7 @@ a checkpoint (`AutoFeatureExtractor`, `AutoProcessor`).
 
 import inspect
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -97,6 +98,12 @@ class MirasolProcessor(TextCoder, ProcessorMixin):
         elif targets is not None:
             raise UserError("targets were given without prompts")
         return batch
+
+    def save_pretrained(self, save_directory: str | Path, *args: Any, **kwargs: Any) -> list[str]:
+        """As in transformers, but for what a tokenizer keeps of how it was itself loaded."""
+        for name in ("is_local", "local_files_only"):
+            self.tokenizer.init_kwargs.pop(name, None)
+        return super().save_pretrained(save_directory, *args, **kwargs)
 
     def apply_chat_template(
         self,
