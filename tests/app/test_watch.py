@@ -191,6 +191,13 @@ def test_a_source_that_is_not_there_is_refused_after_its_tries(capsys, here, unt
     assert raised.value.code == 2 and "(one try)" in capsys.readouterr().err
 
 
+def test_a_protocol_that_the_wheels_lack_is_tried_once(capsys, here, untrained):
+    with pytest.raises(SystemExit) as raised:
+        run(capsys, untrained, f"srt://127.0.0.1:{find_free_port()}", "what?")
+    err = capsys.readouterr().err
+    assert raised.value.code == 2 and "built without srt" in err and "trying again" not in err
+
+
 def test_passwords_are_not_shown():
     source = find_source("rtsp://me:secret@camera.local/main")
     assert "secret" not in str(source) and source.address.count("secret") == 1

@@ -113,6 +113,10 @@ class Connection:
             reason = self.errors[0] if self.errors else "" if not self.is_live else "the source closed the connection"
         except UserError as error:
             self.failure, reason = error, getattr(error, "reason", str(error))
+        except av.error.ProtocolNotFoundError:  # no other try helps
+            scheme = str(self.source).partition(":")[0]
+            reason = f"PyAV's FFmpeg was built without {scheme}: send it as rtsp, rtmp, udp, tcp or http"
+            self.failure = UserError(f"{self.source}: {reason}")
         except (av.error.FFmpegError, OSError, ValueError) as error:
             reason = format_error(error)
             self.failure = BadClip(self.source, reason)
