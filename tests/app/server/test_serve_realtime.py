@@ -17,6 +17,7 @@ from websockets.sync.client import connect
 from mirasol.app.live.features import compute_chunk_tensors
 from mirasol.app.server.realtime.arrays import ArrayChunks
 from mirasol.app.server.realtime.stream import SessionStream
+from mirasol.app.server.refusals import Refusal
 from mirasol.app.server.settings import Caps, ServerSettings
 from mirasol.config.media import MediaConfig
 from mirasol.errors import UserError
@@ -121,6 +122,36 @@ def test_the_reader_is_told_to_drop(answerer, drop):
     stream.append(b"nothing that FFmpeg knows")
     assert stream.reader.settings.drop is drop
     stream.close()
+
+
+def test_a_session_may_end_while_its_first_bytes_come(answerer, monkeypatch):
+    """Closing waits for a thread that has been made and is about to be started, and afterwards none is."""
+    begun, start = threading.Event(), threading.Thread.start
+
+    def start_late(thread: threading.Thread) -> None:
+        if thread.name == "session":
+            begun.set()
+            closing.join(0.2)
+        start(thread)
+
+    stream = SessionStream(answerer, Caps(), 3, lambda event: None)
+    monkeypatch.setattr(threading.Thread, "start", start_late)
+    failed: list[BaseException] = []
+
+    def close() -> None:
+        begun.wait(60)
+        try:
+            stream.close()
+        except BaseException as error:
+            failed.append(error)
+
+    closing = threading.Thread(target=close)
+    start(closing)
+    stream.append(b"nothing that FFmpeg knows")
+    closing.join(60)
+    assert not failed and not any(thread.name == "session" for thread in threading.enumerate())
+    with pytest.raises(Refusal):
+        stream.append(b"more")
 
 
 def test_an_unknown_way_to_drop_is_refused(served):

@@ -53,8 +53,10 @@ async def run_session(service: Service, websocket: WebSocket) -> None:
     except WebSocketDisconnect:
         pass  # the client is gone
     finally:
-        await asyncio.shield(session.close())
-        service.sessions -= 1
+        try:
+            await asyncio.shield(session.close())
+        finally:
+            service.sessions -= 1
 
 
 def open_session(service: Service, websocket: WebSocket) -> "Session":

@@ -39,6 +39,7 @@ class SessionStream:
         self.reader: LiveReader | None = None
         self.arrays = ArrayChunks(media, media.chunk_seconds)
         self._thread: threading.Thread | None = None
+        self._starting = threading.Lock()
         self.is_closed = False
 
     @property
@@ -49,15 +50,23 @@ class SessionStream:
     def append(self, content: bytes) -> None:
         """Takes more of a recording. Waits while the model is behind. Raises Refusal (422) after its end."""
         self._choose(ENCODED)
-        if self.reader is None:
-            settings = LiveSettings(self.media, drop=self.drop, retries=0, stall=10**6, limits=self.caps.media_limits)
-            self.reader = LiveReader(LiveSource("bytes", ""), settings)
-            self._thread = threading.Thread(target=self._read, name="session", daemon=True)
-            self._thread.start()
+        self._start_reader()
         try:
             self.reader.append(content)
         except (OSError, TypeError) as error:  # the second one where it ends in the midst of this
             raise Refusal(422, "the media has ended, or cannot be read", "unusable_media") from error
+
+    def _start_reader(self) -> None:
+        """Starts what reads the recording, once, and not any more after `close`, which may be called meanwhile."""
+        with self._starting:
+            if self.is_closed:
+                raise Refusal(422, "the session has ended", "unusable_media")
+            if self.reader is None:
+                drop, limits = self.drop, self.caps.media_limits
+                settings = LiveSettings(self.media, drop=drop, retries=0, stall=10**6, limits=limits)
+                self.reader = LiveReader(LiveSource("bytes", ""), settings)
+                self._thread = threading.Thread(target=self._read, name="session", daemon=True)
+                self._thread.start()
 
     def append_frame(self, frame: Any, second: float) -> None:
         """Takes a picture. Raises UserError."""
@@ -82,7 +91,8 @@ class SessionStream:
 
     def close(self) -> None:
         """Ends whatever reads."""
-        self.is_closed = True
+        with self._starting:
+            self.is_closed = True
         if self._thread is not None:
             self._thread.join(self.caps.max_decode_seconds)
 
