@@ -1,5 +1,6 @@
 """`mirasol ask`: many questions about one clip, candidates, probabilities, doubt, and what is said of a checkpoint."""
 
+import contextlib
 import io
 import itertools
 import json
@@ -241,6 +242,16 @@ def test_one_question_too_long_is_refused_before_any_is_answered(capsys, untrain
     assert capsys.readouterr().out == ""
 
 
+def interrupt(process: subprocess.Popen) -> None:
+    """As somebody who presses Ctrl-C again: Python notices none that comes just before it begins to read a line."""
+    for _ in range(12):
+        time.sleep(0.5)  # back at the prompt
+        process.send_signal(signal.SIGINT)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(5)
+            return
+
+
 @pytest.mark.parametrize("ending", ["eof", "interrupt"])
 def test_a_terminal_is_asked_for_questions_until_it_ends(untrained, clip, ending):
     """The command runs with a terminal as standard input: a question too long is told and the next one answered."""
@@ -263,8 +274,7 @@ def test_a_terminal_is_asked_for_questions_until_it_ends(untrained, clip, ending
         if ending == "eof":
             os.write(ours, b"\x04")
         else:
-            time.sleep(0.5)  # back at the prompt
-            process.send_signal(signal.SIGINT)
+            interrupt(process)
         _, errors = process.communicate(timeout=60)
         assert process.returncode == 0, errors
         assert b"Traceback" not in errors

@@ -180,6 +180,7 @@ def test_a_server_that_is_told_to_stop_finishes_what_is_open(answerer, clips):
     """What came before is answered, what comes after is refused, then it ends."""
     with serve(ServerSettings(), answerer) as served:
         number = served.upload(clips[0]).json()["id"]
+        wait_until(lambda: not served.service.open)  # the upload's answer comes before its end
         body = json.dumps({"messages": [{"role": "user", "content": [file(number), text("what plays?")]}]}).encode()
         start = head(
             "/v1/chat/completions",
