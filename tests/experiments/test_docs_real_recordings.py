@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from mirasol.cli.experiment import FOLDS, NAMES, SEEN_HEARD
 from mirasol.cli.main import main
+from mirasol.cli.tables.experiment import FOLDS, NAMES, SEEN_HEARD
 from mirasol.config.recipe_io import load_recipe
 from mirasol.experiments import baselines, digit_clips, digit_scenes
 from mirasol.experiments.folder import RESULTS, TABLE, find_recipe

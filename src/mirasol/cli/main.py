@@ -15,23 +15,19 @@ from typing import TYPE_CHECKING, Any
 
 from mirasol.cli import (
     ask,
-    compare,
     data,
     demo,
     evaluate,
-    experiment,
     explain,
     export,
     finetune,
     info,
     init,
     plan,
-    score,
     train,
-    watch,
 )
-from mirasol.cli.serving import serve
-from mirasol.cli.tables import ablate
+from mirasol.cli.serving import serve, watch
+from mirasol.cli.tables import ablate, compare, experiment, score
 from mirasol.errors import Stopped, UserError
 
 if TYPE_CHECKING:

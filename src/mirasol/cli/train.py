@@ -9,8 +9,8 @@ import typing
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from mirasol.cli import experiment, finetune, plan
-from mirasol.cli.tables import ablate
+from mirasol.cli import finetune, plan
+from mirasol.cli.tables import ablate, experiment
 from mirasol.errors import UserError
 
 if TYPE_CHECKING:

@@ -1,1 +1,1 @@
-"""The command that serves a checkpoint to other programs."""
+"""Commands that answer while something plays, or others ask."""

@@ -1,1 +1,1 @@
-"""Commands that make the tables of a paper."""
+"""Commands that make and compare tables of results."""
