@@ -238,3 +238,38 @@ def test_a_window_over_no_past_is_refused(parts):
 def test_a_window_of_nothing_is_refused(part):
     with pytest.raises(UserError, match=rf"{part}\.window=0"):
         MirasolConfig.preset("tiny", **{part: {"window": 0}})
+
+
+def attending(window: int | None) -> MirasolForConditionalGeneration:
+    """A model whose texts attend to the last chunks alone; its weights are those of `built("transformer")`."""
+    config = MirasolConfig.preset("tiny", text={"vocab_size": 40, "window": window})
+    model = MirasolForConditionalGeneration(config).eval()
+    model.load_state_dict(built("transformer").state_dict())
+    return model
+
+
+def test_texts_attend_to_the_last_chunks_alone_in_a_pass_and_in_a_stream():
+    model, every, clips = attending(3), attending(None), media()
+    rows = {"decoder_input_ids": torch.randint(5, 40, (4, 3), generator=torch.Generator().manual_seed(1))}
+    stream = model.stream(2)
+    for t in range(CHUNKS):
+        stream.append(**chunk_of(clips, t))
+        so_far_clips = {name: value[:, : t + 1] for name, value in clips.items()}
+        with torch.no_grad():
+            whole, told = model(**so_far_clips, **rows), model(encoder_outputs=stream.encoder_outputs, **rows)
+            free = every(**so_far_clips, **rows)
+        torch.testing.assert_close(told.logits, whole.logits, **TOLERANCE)
+        assert torch.equal(whole.latents, free.latents)
+        assert torch.equal(whole.logits, free.logits) == (t < 3)
+    assert stream.state_bytes["latents"] == 2 * 2 * 3 * model.config.combiner.m * 96 * 4  # h and x of 2 clips, fp32
+
+
+def test_the_last_chunks_of_a_padded_clip_are_its_own():
+    model, clips = attending(3), media()
+    clips["chunk_mask"][0, 4:] = False
+    marked = so_far(model, clips, CHUNKS).latent_mask.unflatten(1, (CHUNKS, -1))
+    assert marked.all(-1).equal(marked.any(-1))
+    assert marked[0, :, 0].nonzero().flatten().tolist() == [1, 2, 3]
+    assert marked[1, :, 0].nonzero().flatten().tolist() == [4, 5, 6]
+    clips["chunk_mask"][0, 1:] = False
+    assert so_far(model, clips, CHUNKS).latent_mask[0].sum() == model.config.combiner.m

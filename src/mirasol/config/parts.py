@@ -315,6 +315,7 @@ class TextConfig:
     learned_positions: `max_length` learned positions in place of the fixed code, which goes on beyond it.
     tied: input and output embeddings are the same weights.
     label_smoothing: share of each target token's weight that the text loss spreads over the vocabulary in training.
+    window: number of last chunks whose latents are attended to; None is all chunks of the clip.
     """
 
     stack: StackConfig
@@ -328,9 +329,10 @@ class TextConfig:
     learned_positions: bool = False
     tied: bool = True
     label_smoothing: float = 0.0
+    window: int | None = None
 
     def __post_init__(self):
-        check_fields(self, "vocab_size", "max_length", "cross_attention_every", "cross_attention_first")
+        check_fields(self, "vocab_size", "max_length", "cross_attention_every", "cross_attention_first", "window")
         if not 0 <= self.label_smoothing < 1:
             raise UserError(f"label_smoothing={self.label_smoothing} must be in [0, 1)")
         self.stack = make_part(StackConfig, self.stack, "stack")

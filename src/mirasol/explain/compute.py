@@ -17,6 +17,7 @@ from mirasol.explain.reading import CombinerReading, read_combiner
 from mirasol.explain.recording import record_attention
 from mirasol.media.clip import Clip
 from mirasol.media.tokenizer import TextCoder
+from mirasol.model.masks import mark_latents
 from mirasol.model.mirasol import MirasolNetwork
 from mirasol.model.outputs import MirasolEncoderOutput
 
@@ -111,7 +112,7 @@ def explain(
         features = model.chunk_encoder(media["video"], media["audio"], *masks)
         reading, x = read_combiner(model.combiner, model.config.combiner.kind, *features)
         h = model.latent(x)
-        latent_mask = torch.ones(1, h.shape[1] * h.shape[2], dtype=torch.bool, device=h.device)
+        latent_mask = mark_latents(media["chunk_mask"], h.shape[2], model.config.text.window)
         encoded = MirasolEncoderOutput(h.flatten(1, 2), latent_mask, x)
         ids, count = _choose_answer(model, processor, encoded, prompt, answer, max_new_tokens)
         cross, log_likelihood = _read_text(model, encoded, ids, count)

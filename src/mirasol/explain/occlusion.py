@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from mirasol.model.masks import mark_latents
 from mirasol.model.mirasol import MirasolNetwork
 from mirasol.model.outputs import MirasolEncoderOutput
 
@@ -111,8 +112,8 @@ def score_variants(
     ]
     x = model.combiner(*given)
     h = model.latent(x)
-    everywhere = torch.ones(h.shape[0], h.shape[1] * h.shape[2], dtype=torch.bool, device=h.device)
-    encoded = MirasolEncoderOutput(h.flatten(1, 2), everywhere, x)
+    every_chunk = torch.ones(h.shape[:2], dtype=torch.bool, device=h.device)
+    encoded = MirasolEncoderOutput(h.flatten(1, 2), mark_latents(every_chunk, h.shape[2], model.config.text.window), x)
     rows = ids[:, :-1].expand(len(present), -1)  # the last token predicts nothing that is scored
     logits = model(encoder_outputs=encoded, decoder_input_ids=rows).logits[:, -answer_tokens:].float()
     targets = ids[:, -answer_tokens:].expand(len(present), -1)

@@ -126,3 +126,13 @@ def _list_tiles(tiles: Bool[Tensor, "row column"]) -> tuple[Int[Tensor, "1 1 row
     """Number of marked tiles in each row, and all columns with the marked ones first."""
     columns = tiles.int().argsort(dim=-1, descending=True, stable=True)
     return tiles.sum(-1, dtype=torch.int32)[None, None], columns.int()[None, None]
+
+
+def mark_latents(
+    chunk_mask: Bool[Tensor, "clip chunk"], m: int, window: int | None = None
+) -> Bool[Tensor, "clip latent"]:
+    """Which latents texts attend to: the m of every real chunk, or of the last `window` real chunks of each clip."""
+    if window is not None:
+        # Real chunks from each one on: padding comes after them.
+        chunk_mask = chunk_mask & (chunk_mask.flip(1).cumsum(1).flip(1) <= window)
+    return chunk_mask[:, :, None].expand(-1, -1, m).flatten(1)

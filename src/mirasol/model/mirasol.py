@@ -27,6 +27,7 @@ from mirasol.model.losses import (
     reconstruction_loss,
     text_loss,
 )
+from mirasol.model.masks import mark_latents
 from mirasol.model.outputs import (
     MirasolCandidateScores,
     MirasolChunkFeatures,
@@ -113,8 +114,8 @@ class MirasolNetwork:
         # "Causal latent model" (section 4): h_t depends on x_1..x_t.
         h = self.latent(x)
         # The text decoder attends to the m latents of every real chunk: 16 x 32 = 512 in the paper.
-        latent_mask = chunk_mask[:, :, None].expand(h.shape[:3])
-        return MirasolEncoderOutput(h.flatten(1, 2), latent_mask.flatten(1), x)
+        latent_mask = mark_latents(chunk_mask, h.shape[2], self.config.text.window)
+        return MirasolEncoderOutput(h.flatten(1, 2), latent_mask, x)
 
     def forward(
         self,

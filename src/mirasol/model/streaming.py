@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from mirasol.errors import UserError
-from mirasol.model.cache import ChunkBuffer
+from mirasol.model.cache import ChunkBuffer, find_narrowest
 from mirasol.model.outputs import MirasolEncoderOutput, check_media_type
 
 
@@ -14,6 +14,8 @@ class MirasolStream:
     After every chunk `encoder_outputs` equals the output of `encode` for the chunks so far. With a `window` it equals
     the last `window` chunks of `encode`'s output for a config whose `combiner.window` and `latent.window` are at most
     `window`: each layer attends to that many chunks, so that n layers still reach n times as far back.
+
+    With `text.window` in the config only the latents of that many last chunks are kept, for no others are asked.
 
     The state grows with every chunk unless there is a window (`state_bytes`). The Token Turing Machine's never grows,
     but the latent model's does.
@@ -30,7 +32,8 @@ class MirasolStream:
         self._check_mode()
         self.combiner_state = model.combiner.begin(batch, window)
         self.latent_state = model.latent.begin(window)
-        self._h, self._x = ChunkBuffer(window), ChunkBuffer(window)
+        kept = find_narrowest(window, model.config.text.window)  # nobody asks about the latents of other chunks
+        self._h, self._x = ChunkBuffer(kept), ChunkBuffer(kept)
 
     @property
     def chunks(self) -> int:
