@@ -20,6 +20,7 @@ SYNTHESIZE = """Renders shapes and sounds: real mp4 files and questions about th
   mirasol data synthesize data/chat --kind conversations --train 1000  training clips have questions after others, too
   mirasol data synthesize data/signs --world signs --test 100 other shapes, colours, motions and sounds
   mirasol data synthesize data/flashes --kind flashes --train 800     half a minute of short flashes (docs/ablations.md)
+  mirasol data synthesize data/lamps --kind lamps --train 1200        what was seen long ago (docs/ablations.md)
   mirasol data synthesize data/captions --kind captions --train 1000   for pretraining: images, captions or sounds"""
 
 CHECK = """Reads all annotations of a data set and opens the media: counts per split and type next to the published
@@ -52,7 +53,7 @@ def add_arguments(parser: Any, make: Any) -> None:
         type=str,
         default="questions",
         help="questions, whole (none about single seconds), conversations; longer and harder: flashes, long_flashes; "
-        "for pretraining: images, captions, sounds",
+        "of things seen long ago: lamps; for pretraining: images, captions, sounds",
     )
     synthesize.add_argument(
         "--world", type=str, default="shapes", help="shapes (what the shipped weights know) or signs (what they do not)"

@@ -1,6 +1,7 @@
 """The shapes-and-sounds data sets on disk: real mp4 files and their questions, deterministic in a seed."""
 
 import concurrent.futures
+import functools
 import hashlib
 import importlib.metadata
 import json
@@ -14,6 +15,7 @@ from mirasol.errors import UserError
 from mirasol.files import hash_file, write_folder_atomically
 from mirasol.processes import make_process_context
 from mirasol.synthetic.flashes import list_flash_questions, make_flash_scene, make_long_flash_scene
+from mirasol.synthetic.lamps import list_lamp_questions, make_lamp_scene
 from mirasol.synthetic.questions import (
     Question,
     choose_questions,
@@ -33,10 +35,11 @@ from mirasol.synthetic.worlds import SHAPES_AND_SOUNDS, World
 DATA_VERSION = 1
 
 # What is rendered: clips with questions, also without those about single seconds (for a fine-tuning in one stage) or
-# with conversations (of training clips), longer and harder clips with questions (flashes.py), or what the stages before
-# question answering are trained on: stills with texts (image-text), clips of which three in four are silent, with
-# captions (video-text; of the others also what is heard), clips with the class names of their sounds (audio).
-KINDS = ("questions", "whole", "conversations", "flashes", "long_flashes", "images", "captions", "sounds")
+# with conversations (of training clips), longer and harder clips with questions (flashes.py), clips of hundreds of
+# chunks with questions about what was seen long ago (lamps.py), or what the stages before question answering are
+# trained on: stills with texts (image-text), clips of which three in four are silent, with captions (video-text; of the
+# others also what is heard), clips with the class names of their sounds (audio).
+KINDS = ("questions", "whole", "conversations", "flashes", "long_flashes", "lamps", "images", "captions", "sounds")
 _FLASHES = {"flashes": make_flash_scene, "long_flashes": make_long_flash_scene}
 SILENT_SHARE = 0.75
 
@@ -154,7 +157,12 @@ def _render_job(job: tuple[Path, _Source, str, int]) -> tuple[str, str, list[str
     root, source, split, index = job
     seed, kind = source.seed, source.kind
     if kind in _FLASHES:
-        return _render_flashes(root, source, split, index)
+        scene = make_split_scene(seed, split, index, source.world, _FLASHES[kind])
+        return _render_scene(root, scene, split, index, list_flash_questions(scene, seed, split, index))
+    if kind == "lamps":
+        make = functools.partial(make_lamp_scene, test=split == "test")
+        scene = make_split_scene(seed, split, index, source.world, make)
+        return _render_scene(root, scene, split, index, list_lamp_questions(scene, split))
     # The scenes of one seed are others for every kind: pretraining never shows a clip that is asked about later.
     asked_about = kind in ("questions", "whole", "conversations")
     scene = make_split_scene(seed if asked_about else compute_stable_hash(kind, seed), split, index, source.world)
@@ -180,11 +188,12 @@ def _render_job(job: tuple[Path, _Source, str, int]) -> tuple[str, str, list[str
     return _describe_job(root, name, split, index, asked)
 
 
-def _render_flashes(root: Path, source: _Source, split: str, index: int) -> tuple[str, str, list[str]]:
-    scene = make_split_scene(source.seed, split, index, source.world, _FLASHES[source.kind])
-    name = f"{_choose_folder(source.kind)}/{split}/{format_clip_id(split, index)}.mp4"
+def _render_scene(
+    root: Path, scene: Scene, split: str, index: int, asked: list[Question]
+) -> tuple[str, str, list[str]]:
+    name = f"clips/{split}/{format_clip_id(split, index)}.mp4"
     write_clip(scene, root / name)
-    return _describe_job(root, name, split, index, list_flash_questions(scene, source.seed, split, index))
+    return _describe_job(root, name, split, index, asked)
 
 
 def _describe_job(root: Path, name: str, split: str, index: int, asked: list[Question]) -> tuple[str, str, list[str]]:
