@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mirasol.ablation.result import RowResult, SuiteResult
+from mirasol.ablation.sections import list_ages
 from mirasol.ablation.statistics import Spread
 from mirasol.evaluation.figures import COLOURS, TYPE_COLOURS, Curve, apply_style, create_figure, draw_curves
 
@@ -84,4 +85,54 @@ def draw_learning(result: SuiteResult) -> "Figure | None":
         handles=[line for line in figure.axes[0].lines if line.get_label() in {curve.name for curve in shown}],
         fontsize=8, ncols=2, frameon=False, labelcolor=COLOURS["ink"],
     )  # fmt: skip
+    return figure
+
+
+def draw_ages(result: SuiteResult) -> "Figure | None":
+    """Right answers over the age of what is asked about, with intervals; None where questions have no ages."""
+    ages = list_ages(result)
+    if not ages:
+        return None
+    with apply_style():
+        figure = create_figure(10.2, 4.2)
+        axes = figure.subplots()
+        shift = 1.06 ** (np.arange(len(result.rows)) - (len(result.rows) - 1) / 2)
+        for colour, row, factor in zip(TYPE_COLOURS * len(result.rows), result.rows, shift, strict=False):
+            spreads = {age: row.by_type[f"age {age}"] for age in ages if f"age {age}" in row.by_type}
+            x = np.array(list(spreads)) * factor  # side by side, so that intervals can be told apart
+            means = [100 * spread.mean for spread in spreads.values()]
+            axes.plot(x, means, marker="o", markersize=4.5, color=COLOURS[colour], label=row.label)
+            for at, spread in zip(x, spreads.values(), strict=True):
+                axes.plot([at, at], [100 * spread.low, 100 * spread.high], color=COLOURS[colour], linewidth=1)
+        chance = result.baselines.get("chance")
+        if chance is not None:
+            axes.axhline(100 * chance, color=COLOURS["soft"], linewidth=1, linestyle=(0, (4, 2.5)))
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(ages, [f"{age:,}" for age in ages])
+        axes.set(xlabel="shown so many chunks before the last (dashed: chance)", ylabel="percent right", ylim=(0, 102))
+        axes.legend(fontsize=8, frameon=False, labelcolor=COLOURS["ink"], loc="center left", bbox_to_anchor=(1, 0.5))
+    return figure
+
+
+def draw_stream(result: SuiteResult) -> "Figure | None":
+    """Kibibytes of state and milliseconds a chunk over the chunks of a stream; None where nothing is streamed, or too
+    little for a curve."""
+    rows = [row for row in result.rows if row.stream is not None and len(row.stream.points) > 1]
+    if not rows:
+        return None
+    with apply_style():
+        figure = create_figure(10.2, 3.8)
+        sizes, times = figure.subplots(1, 2)
+        for colour, row in zip(TYPE_COLOURS * len(rows), rows, strict=False):
+            points = row.stream.points
+            x = [point["chunks"] for point in points]
+            drawn = {"marker": "o", "markersize": 3.5, "color": COLOURS[colour], "label": row.label}
+            sizes.plot(x, [sum(point["state"].values()) / 1024 for point in points], **drawn)
+            times.plot(x[1:], [point["milliseconds"] for point in points[1:]], **drawn)
+        sizes.set(xlabel="chunks so far", ylabel="KiB of state", yscale="log")
+        times.set(xlabel="chunks so far", ylabel="ms of processor time a chunk")
+        times.set_ylim(bottom=0)
+        for axes in (sizes, times):
+            axes.set_xscale("log", base=2)
+        times.legend(fontsize=8, frameon=False, labelcolor=COLOURS["ink"], loc="center left", bbox_to_anchor=(1, 0.5))
     return figure

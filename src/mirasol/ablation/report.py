@@ -3,8 +3,9 @@
 import json
 from pathlib import Path
 
-from mirasol.ablation.figures import draw_forest, draw_learning
-from mirasol.ablation.result import RESULTS, RowResult, SuiteResult
+from mirasol.ablation.figures import draw_ages, draw_forest, draw_learning, draw_stream
+from mirasol.ablation.result import RESULTS, SuiteResult
+from mirasol.ablation.sections import format_spread, list_sections
 from mirasol.ablation.tables import (
     HEADINGS,
     describe_numbers,
@@ -12,6 +13,7 @@ from mirasol.ablation.tables import (
     format_csv,
     format_latex,
     format_markdown,
+    format_section_csv,
     format_text,
 )
 from mirasol.evaluation.figures import check_figure_format, convert_to_svg, write_figures
@@ -25,14 +27,16 @@ def write_result(output: Path, result: SuiteResult, figure_format: str | None = 
     Returns the names. The same runs give the same bytes. Raises UserError for an unknown format."""
     check_figure_format(figure_format)
     figures = {"forest": draw_forest(result)}
-    if (learning := draw_learning(result)) is not None:
-        figures["learning"] = learning
+    for name, draw in (("learning", draw_learning), ("ages", draw_ages), ("stream", draw_stream)):
+        if (figure := draw(result)) is not None:
+            figures[name] = figure
     contents = {
         TEXT: f"{format_text(result)}\n",
         CSV: format_csv(result),
         LATEX: format_latex(result),
         MARKDOWN: format_markdown(result),
         REPORT: _render_page(result, {name: convert_to_svg(figure, name) for name, figure in figures.items()}),
+        **{f"{section.name}.csv": format_section_csv(section) for section in list_sections(result)},
         RESULTS: json.dumps(result.to_dict(), indent=1) + "\n",
     }
     for name, content in contents.items():
@@ -66,13 +70,7 @@ def _render_page(result: SuiteResult, drawings: dict[str, str]) -> str:
         forest=drawings["forest"],
         learning=drawings.get("learning"),
         types=types,
-        by_type=[(row.label, [_format_type(row, kind) for kind in types]) for row in result.rows],
+        by_type=[(row.label, [format_spread(row.by_type.get(kind)) for kind in types]) for row in result.rows],
+        sections=[(section, drawings.get(section.name)) for section in list_sections(result)],
         details=json.dumps({"suite": result.suite, **result.facts}, indent=1),
     )
-
-
-def _format_type(row: RowResult, kind: str) -> str:
-    spread = row.by_type.get(kind)
-    if spread is None:
-        return ""
-    return f"{100 * spread.mean:.1f} [{100 * spread.low:.1f}, {100 * spread.high:.1f}]"

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,14 +11,36 @@ from typing import Any
 import numpy as np
 
 from mirasol.ablation.run import read_done
-from mirasol.ablation.runs import ANSWERS, DONE
+from mirasol.ablation.runs import ANSWERS, DONE, STREAM
 from mirasol.ablation.statistics import Spread, Verdict, compute_spread, judge
+from mirasol.ablation.streaming import average_points
 from mirasol.errors import UserError
 from mirasol.json_values import parse_own_json
 from mirasol.training.logging import read_metrics
 from mirasol.training.run_folder import collect_versions, find_git_commit
 
 SUITE, PLAN, RESULTS = "suite.json", "plan.json", "results.json"
+
+
+@dataclass(frozen=True)
+class StreamResult:
+    """What a row's streams took, means over the seeds; points as in `streaming.stream_run`.
+
+    early, late: two of the points, each over as many chunks as there were before it, but not the first: until then much
+        happens for the first time
+    by_place: right answers by the largest chunk at which they were given, a power of four; where every clip was a
+        stream of its own, all of them at their longest
+    same: share of the questions that were answered as about the whole clip; None with a window
+    """
+
+    streams: int
+    window: int | None
+    points: tuple[dict[str, Any], ...]
+    early: dict[str, Any]
+    late: dict[str, Any]
+    end: dict[str, Any]
+    by_place: dict[int, Spread]
+    same: float | None
 
 
 @dataclass(frozen=True)
@@ -29,6 +52,7 @@ class RowResult:
         question, over the seeds that both have
     verdict: None where the paper claims nothing, or there is nothing to compare
     parameters, flops: of a run, as the plan counted them; seconds, peak_memory: of training, means over the seeds
+    stream: None where the suite streams nothing
     """
 
     name: str
@@ -45,6 +69,7 @@ class RowResult:
     flops: int | None
     seconds: float | None
     peak_memory: float | None
+    stream: StreamResult | None = None
 
 
 @dataclass(frozen=True)
@@ -77,6 +102,7 @@ class _Answers:
     seeds: tuple[int, ...]
     values: np.ndarray
     done: tuple[dict[str, Any], ...]
+    streams: tuple[dict[str, Any], ...] = ()
 
 
 def collect_result(output: Path) -> SuiteResult:
@@ -109,7 +135,7 @@ def _read_plan(output: Path) -> dict[str, Any]:
 
 def _read_row(output: Path, name: str, suite: Mapping[str, Any], asked: dict[str, Any]) -> _Answers:
     """The answers of a row's finished seeds; the first that is read fills `asked`, which all have to agree with."""
-    seeds, values, done = [], [], []
+    seeds, values, done, streams = [], [], [], []
     for seed in suite["seeds"]:
         folder = output / "runs" / name / f"seed-{seed}"
         if not (folder / DONE).is_file():
@@ -125,7 +151,9 @@ def _read_row(output: Path, name: str, suite: Mapping[str, Any], asked: dict[str
         seeds.append(seed)
         values.append(found["value"])
         done.append(read_done(folder))
-    return _Answers(tuple(seeds), np.array(values, dtype=float), tuple(done))
+        if (file := folder / STREAM).is_file():
+            streams.append(parse_own_json(file.read_text(encoding="utf-8"), file, "remove it and done.json, run again"))
+    return _Answers(tuple(seeds), np.array(values, dtype=float), tuple(done), tuple(streams))
 
 
 def _make_row(
@@ -154,6 +182,34 @@ def _make_row(
         flops=cost.get("flops"),
         seconds=_average(own.done, "training_seconds"),
         peak_memory=_average(own.done, "peak_memory"),
+        stream=_summarise_streams(own.streams) if own.streams else None,
+    )
+
+
+def _summarise_streams(streams: Sequence[Mapping[str, Any]]) -> StreamResult:
+    """The means of what the seeds' streams took."""
+    points = [average_points(points) for points in zip(*(one["points"] for one in streams), strict=True)]
+    end = average_points([one["end"] for one in streams])
+    doubled = [point for point in points if math.log2(point["chunks"]).is_integer()] or [end]
+    first = streams[0]
+    values, videos = np.array([one["value"] for one in streams]), np.array(first["video"])
+    limits = np.array(first["place"])
+    if first["streams"] > 1:
+        limits = np.full_like(limits, limits.max())
+    else:
+        limits = 4 ** np.ceil(np.log2(limits) / 2).astype(int)
+    return StreamResult(
+        streams=first["streams"],
+        window=first["window"],
+        points=tuple(points),
+        early=doubled[min(1, len(doubled) - 1)],
+        late=doubled[-1],
+        end=end,
+        by_place={
+            int(limit): compute_spread(values[:, limits == limit], videos[limits == limit]).cut_to_shares()
+            for limit in np.unique(limits)
+        },
+        same=None if first["same"] is None else sum(one["same"] for one in streams) / values.size,
     )
 
 

@@ -12,7 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from mirasol.ablation.runs import ANSWERS, DONE, IDENTITY, LOG, TRAINED, Run
+from mirasol.ablation.runs import ANSWERS, DONE, IDENTITY, LOG, STREAM, TRAINED, Run
+from mirasol.ablation.streaming import stream_run
 from mirasol.ablation.suite import CANDIDATES
 from mirasol.ablation.twins import leave_for_twins, take_from_twin
 from mirasol.config.recipe import DataRecipe
@@ -43,6 +44,8 @@ def _make(run: Run) -> dict[str, Any]:
             facts = _train(run)
             if run.asked is not None and not (run.folder / ANSWERS).is_file():
                 _evaluate(run)
+            if run.asked is not None and "stream" in run.asked and not (run.folder / STREAM).is_file():
+                _stream(run)
             write_file_atomically(run.folder / DONE, json.dumps(facts, indent=1) + "\n")
             leave_for_twins(run)
     return read_done(run.folder)
@@ -128,6 +131,12 @@ def _evaluate(run: Run) -> None:
     answers = _collect_answers(evaluation, asked)
     Journal.end(folder)
     write_file_atomically(run.folder / ANSWERS, json.dumps(answers) + "\n")
+
+
+def _stream(run: Run) -> None:
+    """Shows clips chunk by chunk, where the suite wants it. After a kill it begins again: it takes a minute or two."""
+    found = stream_run(run, _find_cache(run.recipe.data), _find_device(run))
+    write_file_atomically(run.folder / STREAM, json.dumps(found) + "\n")
 
 
 def _find_cache(data: DataRecipe) -> Path | None:

@@ -17,6 +17,7 @@ from mirasol.errors import UserError
 from mirasol.json_values import parse_own_json
 
 IDENTITY, DONE, ANSWERS, TRAINED, LOG = "identity.json", "done.json", "answers.json", "trained.json", "log.txt"
+STREAM = "stream.json"
 
 
 @dataclass(frozen=True)
@@ -129,14 +130,14 @@ class SuiteRuns:
         if name not in self._rows:
             recipe = self._place(self.suite.build_recipe(name), needs)
             tested = self._find_tested(recipe)
-            asked = dataclasses.asdict(self.suite.metric) | {"control": row.control}
+            asked = self.suite.describe_asking(name)
             identity = describe_identity(recipe, needs and hash_identity(needs.identity), asked, tested)
             self._rows[name] = recipe, identity
         recipe, identity = self._rows[name]
         folder = self.output / "runs" / name / f"seed-{seed}"
         recipe = dataclasses.replace(recipe, seed=seed, output=str(folder / "train"))
         identity = {**identity, "recipe": {**identity["recipe"], "seed": seed}}
-        asked = dataclasses.asdict(self.suite.metric) | {"control": row.control}
+        asked = self.suite.describe_asking(name)
         return Run(f"{name}/seed-{seed}", folder, recipe, identity, needs, asked, self.shared / "rows")
 
     def _place(self, recipe: Recipe, needs: Run | None) -> Recipe:

@@ -32,6 +32,20 @@ class Metric:
 
 
 @dataclass(frozen=True)
+class Streaming:
+    """How trained rows are also shown clips chunk by chunk, as a camera would: a clip's questions are asked at its end.
+
+    clips: so many clips of the metric's split, each a stream of its own
+    chunks: instead of that, one stream of so many chunks, for which clips follow each other, again and again
+    window: of the stream, in chunks; `clip`: as many as the clips have; null: none but the row's own
+    """
+
+    clips: int | None = None
+    chunks: int | None = None
+    window: int | str | None = None
+
+
+@dataclass(frozen=True)
 class Pretraining:
     """A run that rows start from. It is made once, whatever the seed of the row.
 
@@ -100,7 +114,14 @@ class Suite:
     render: dict[str, Rendered] = field(default_factory=dict)
     margin: float = 0.02
     preset: str | None = None
+    stream: Streaming | None = None
     folder: str = "."
+
+    def describe_asking(self, row: str) -> dict[str, Any]:
+        """How a row's runs are evaluated, as plain data that identities have."""
+        asked = dataclasses.asdict(self.metric) | {"control": self.rows[row].control}
+        # Only where there is one: results from before there was any streaming stay what they are.
+        return asked if self.stream is None else asked | {"stream": dataclasses.asdict(self.stream)}
 
     def find_reference(self, row: str) -> str | None:
         """The row that a row is compared with; None for the reference itself."""
@@ -130,7 +151,8 @@ class Suite:
 
 
 def read_suite(file: Path, overrides: Mapping[str, Any] | None = None) -> Suite:
-    """Reads a suite; `overrides` are of the base recipe, and below `pretraining.NAME` and `render.NAME` of those.
+    """Reads a suite; `overrides` are of the base recipe, and below `pretraining.NAME`, `render.NAME` and `stream` of
+    those.
 
     Raises:
         UserError: a missing or unreadable file, an unknown or missing key, a name that does not exist or comes twice,
@@ -144,6 +166,8 @@ def read_suite(file: Path, overrides: Mapping[str, Any] | None = None) -> Suite:
             own = values[part][name]
             changed = {**own, "overrides": merge_mappings(own.get("overrides") or {}, change)}
             values[part] = {**values[part], name: changed if part == "pretraining" else {**own, **change}}
+    if "stream" in given:
+        values["stream"] = merge_mappings(values.get("stream") or {}, given.pop("stream") or {})
     return _make_suite(Path(file), values, given)
 
 
@@ -205,6 +229,7 @@ def _make_suite(file: Path, values: dict[str, Any], overrides: dict[str, Any]) -
         name: _make_part(Rendered, f"{where}: render.{name}", None, part)
         for name, part in _items(values, "render", where)
     }
+    stream = values.get("stream")
     suite = Suite(
         name=file.stem,
         title=str(values["title"]),
@@ -218,6 +243,7 @@ def _make_suite(file: Path, values: dict[str, Any], overrides: dict[str, Any]) -
         render=render,
         margin=_read_number(where, "margin", values.get("margin", Suite.margin)),
         preset=values.get("preset"),
+        stream=None if stream is None else _make_part(Streaming, f"{where}: stream", None, stream),
         folder=str(file.parent),
     )
     _check_suite(where, suite)
@@ -281,11 +307,26 @@ def _read_number(where: str, key: str, value: Any) -> float:
     raise UserError(f"{where}: {key}={value!r}: give a share between 0 and 1")
 
 
+def _check_stream(where: str, stream: Streaming, metric: Metric) -> None:
+    if (stream.clips is None) == (stream.chunks is None):
+        raise UserError(f"{where}: clips={stream.clips} and chunks={stream.chunks}: set exactly one of the two")
+    for name in ("clips", "chunks", "window"):
+        value = getattr(stream, name)
+        if value is None or (name == "window" and value == "clip"):
+            continue
+        if type(value) is not int or value < 1:
+            raise UserError(f"{where}.{name}={value!r}: give a whole number of at least 1")
+    if metric.protocol != OPEN:
+        raise UserError(f"{where}: metric.protocol={metric.protocol}: streams are asked openly: use {OPEN}")
+
+
 def _check_suite(where: str, suite: Suite) -> None:
     """Refuses names that do not exist, claims without a direction, and values out of range."""
     _check_known(f"{where}: reference", suite.reference, suite.rows)
     if suite.metric.protocol not in (OPEN, CANDIDATES):
         raise UserError(f"{where}: metric.protocol={suite.metric.protocol!r}: choose {OPEN} or {CANDIDATES}")
+    if suite.stream is not None:
+        _check_stream(f"{where}: stream", suite.stream, suite.metric)
     for name, row in suite.rows.items():
         at = f"{where}: rows.{name}"
         if row.against is not None:

@@ -5,6 +5,7 @@ import io
 from collections.abc import Sequence
 
 from mirasol.ablation.result import RowResult, SuiteResult
+from mirasol.ablation.sections import Section, list_sections
 from mirasol.ablation.statistics import Spread
 from mirasol.console import format_table
 
@@ -42,9 +43,12 @@ def _format_interval(spread: Spread, sign: str = "") -> str:
 
 
 def format_text(result: SuiteResult) -> str:
-    """The table as text, and below it chance, what is missing and what the numbers are."""
+    """The table as text, and below it chance, what is missing and what the numbers are; then the other tables."""
     cells = [list(HEADINGS), *(format_cells(row) for row in result.rows)]
-    return "\n".join([str(result.suite["title"]), "", format_table(cells), "", *describe_numbers(result)])
+    lines = [str(result.suite["title"]), "", format_table(cells), "", *describe_numbers(result)]
+    for section in list_sections(result):
+        lines += ["", section.title, "", format_table([section.headings, *section.cells]), "", section.note]
+    return "\n".join(lines)
 
 
 def describe_numbers(result: SuiteResult) -> list[str]:
@@ -73,6 +77,16 @@ def format_csv(result: SuiteResult) -> str:
     return stream.getvalue()
 
 
+def format_section_csv(section: Section) -> str:
+    """One of the other tables as csv: a line for each number, units in the headings."""
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow(section.value_headings)
+    for row in section.values:
+        writer.writerow([_format_value(value) for value in row])
+    return stream.getvalue()
+
+
 def _list_values(row: RowResult) -> Sequence[object]:
     def split(spread: Spread | None) -> tuple[object, ...]:
         return (None, None, None) if spread is None else (spread.mean, spread.low, spread.high)
@@ -88,20 +102,42 @@ def _format_value(value: object) -> object:
 def format_latex(result: SuiteResult) -> str:
     """The table as LaTeX, for booktabs."""
     shown = (0, 1, 2, 3, 4, 5, 6, 8, 9, 10)
-    lines = [r"% needs \usepackage{booktabs}", rf"\begin{{tabular}}{{l{'r' * (len(shown) - 1)}}}", r"\toprule"]
-    lines.append(_join_latex([HEADINGS[place] for place in shown]))
-    lines.append(r"\midrule")
-    lines += [_join_latex([format_cells(row)[place] for place in shown]) for row in result.rows]
-    notes = [f"% {line}" for line in describe_numbers(result)]
-    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", *notes, ""])
+    lines = [r"% needs \usepackage{booktabs}"]
+    lines += _list_latex([HEADINGS[place] for place in shown],
+                         [[format_cells(row)[place] for place in shown] for row in result.rows])  # fmt: skip
+    lines += [f"% {line}" for line in describe_numbers(result)]
+    for section in list_sections(result):
+        lines += [f"% {section.title}", *_list_latex(section.headings, section.cells), f"% {section.note}"]
+    return "\n".join([*lines, ""])
+
+
+def _list_latex(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """The lines of one table."""
+    return [
+        rf"\begin{{tabular}}{{l{'r' * (len(headings) - 1)}}}",
+        r"\toprule",
+        _join_latex(headings),
+        r"\midrule",
+        *(_join_latex(row) for row in rows),
+        r"\bottomrule",
+        r"\end{tabular}",
+    ]
 
 
 def format_markdown(result: SuiteResult) -> str:
     """The table as Markdown: what a page needs, the rest is in the other forms."""
     headings = ["row", "paper", "ours", "seeds", "difference", "from", "verdict", "TFLOP", "memory", "seconds"]
-    cells = [[headings, ["---"] * len(headings)], [_list_markdown_cells(row) for row in result.rows]]
-    lines = [f"| {' | '.join(row)} |" for part in cells for row in part]
-    return "\n".join([*lines, "", *describe_numbers(result), ""])
+    lines = _list_markdown(headings, [_list_markdown_cells(row) for row in result.rows])
+    lines += ["", *describe_numbers(result), ""]
+    for section in list_sections(result):
+        rows = [[cell.replace("|", "\\|") for cell in row] for row in section.cells]
+        lines += [*_list_markdown(section.headings, rows), "", section.note, ""]
+    return "\n".join(lines)
+
+
+def _list_markdown(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """The lines of one table."""
+    return [f"| {' | '.join(row)} |" for row in (headings, ["---"] * len(headings), *rows)]
 
 
 def _list_markdown_cells(row: RowResult) -> list[str]:

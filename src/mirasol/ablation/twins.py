@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mirasol.ablation.identity import find_change, hash_identity
-from mirasol.ablation.runs import ANSWERS, IDENTITY, TRAINED, Run
+from mirasol.ablation.runs import ANSWERS, IDENTITY, STREAM, TRAINED, Run
 from mirasol.errors import UserError
 from mirasol.files import write_file_atomically, write_folder_atomically
 from mirasol.json_values import parse_own_json
@@ -37,7 +37,9 @@ def take_from_twin(run: Run) -> None:
         return
     if find_change(_read(twin / IDENTITY), run.identity) is None:
         write_folder_atomically(run.folder / "evaluation", _copy(twin / "evaluation"), replace=True)
-        write_file_atomically(run.folder / ANSWERS, (twin / ANSWERS).read_text(encoding="utf-8"))
+        for name in (ANSWERS, STREAM):
+            if (twin / name).is_file():
+                write_file_atomically(run.folder / name, (twin / name).read_text(encoding="utf-8"))
     facts = {**_read(twin / TRAINED), "same_run_as": str(twin)}
     write_file_atomically(run.folder / TRAINED, json.dumps(facts) + "\n")
     write_folder_atomically(train, _copy(twin / "train"))

@@ -27,7 +27,7 @@ compares them: means with intervals, differences from the reference row, and whe
 
 It may be killed at any moment: the same command goes on, and nothing that is finished is made again. Keys of the base
 recipe are options, as with `mirasol train`; so are those of its pretrainings and data (--pretraining.NAME.KEY,
---render.NAME.KEY)."""
+--render.NAME.KEY) and of what it streams (--stream.KEY)."""
 
 # The options that are not keys of the suite's recipes.
 OWN = (
