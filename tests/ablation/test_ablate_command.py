@@ -20,7 +20,7 @@ from mirasol.cli.main import main
 from mirasol.errors import UserError
 
 REPOSITORY = Path(__file__).parents[2]
-SUITES = ("table_1a", "table_1b", "combiners", "modalities", "pretraining", "long")
+SUITES = ("table_1a", "table_1b", "combiners", "modalities", "pretraining", "long", "memory")
 
 
 def refuse(capsys, *words: str) -> str:
@@ -112,15 +112,17 @@ def test_the_suites_of_the_project_can_be_run(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     file = REPOSITORY / "recipes" / "ablations" / f"{name}.yaml"
     plain = read_suite(file)
-    few = {"train": 6, "validation": 2, "test": 2}
+    few = {"train": 8, "validation": 2, "test": 2}
     change = {
-        "stages": {"questions": {"steps": 1, "clips_per_step": 2}},
+        "stages": {stage: {"steps": 1, "clips_per_step": 2} for stage in plain.base["stages"]},
         "render": {key: few if one.test else {"train": 6, "validation": 2} for key, one in plain.render.items()},
         "pretraining": {
             key: {"stages": {stage: {"steps": 1, "clips_per_step": 2} for stage in plain.build_pretraining(key).stages}}
             for key in plain.pretraining
         },
     }
+    if plain.stream is not None:
+        change["stream"] = {"chunks": 70} if plain.stream.chunks else {"clips": 1}
     suite = read_suite(file, change)
     render_missing(suite, 1)
     runs = SuiteRuns(suite, tmp_path / "output")
