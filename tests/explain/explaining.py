@@ -29,10 +29,14 @@ TEXTS = [QUESTION, "a red circle", "the bell, then a low hum", "in what order do
 
 
 @functools.cache
-def make_model(name: str, dtype: str = "float32") -> tuple[MirasolForConditionalGeneration, MirasolProcessor]:
-    """A model with the Combiner of that name, whose weights are larger than usual so that no attention is even."""
+def make_model(
+    name: str, dtype: str = "float32", latent: str = "transformer"
+) -> tuple[MirasolForConditionalGeneration, MirasolProcessor]:
+    """A model with the Combiner of that name and that kind of latent model, whose weights are larger than usual so that
+    no attention is even."""
     tokenizer = train_tokenizer(TEXTS, 300)
-    config = MirasolConfig.preset("tiny", combiner=COMBINERS[name], text={"vocab_size": len(tokenizer)})
+    parts = {"combiner": COMBINERS[name], "latent": {"kind": latent}, "text": {"vocab_size": len(tokenizer)}}
+    config = MirasolConfig.preset("tiny", **parts)
     torch.manual_seed(4)
     model = MirasolForConditionalGeneration(config).eval()
     with torch.no_grad():

@@ -70,6 +70,18 @@ def test_page_json_and_figures_have_the_same_numbers(name):
         np.testing.assert_allclose(drawn[:, :-1], explanation.reading.memory.content.mean(axis=1), atol=1e-5)
 
 
+def test_frames_straight_to_the_decoder_are_explained_as_what_they_are():
+    """Neither Combiner nor latent model: each feature that the decoder attends to is one tube or patch of one chunk."""
+    model, processor = make_model("concat", latent="none")
+    explanation = explain(model, processor, make_clip(chunks=3, gaps=True), QUESTION, answer="a red circle")
+    features = len(explanation.tubes) + len(explanation.patches)
+    assert explanation.cross_attention.shape[2:] == (3, features)
+    np.testing.assert_allclose(explanation.cross_attention.sum(axis=(2, 3)), 1, atol=1e-5)
+    for chunk in range(3):
+        np.testing.assert_array_equal(explanation.reading.rollout[chunk][:, chunk], np.eye(features))
+    assert "There is no Combiner" in render(explanation, 1) and draw_figures(explanation, 1)
+
+
 @pytest.mark.parametrize("settings", [{"audio": False}, {"video": False}, {"chunks": 1}], ids=str)
 def test_a_page_needs_no_other_file_whatever_is_missing(settings):
     explanation = explain_clip("transformer", **settings)

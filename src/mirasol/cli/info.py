@@ -93,7 +93,7 @@ def _describe_settings(config: MirasolConfig) -> dict[str, str]:
         "tubes": f"{len(video.tubes)} kinds, {video.tokens} tokens a chunk",
         "audio": f"{audio.tokens} tokens a chunk, {describe_stack(audio.adapter)}",
         "combiner": f"{config.combiner.kind}, m={config.combiner.m}, {describe_stack(config.combiner.stack)}",
-        "latent": describe_stack(config.latent.stack),
+        "latent": "none" if config.latent.kind == "none" else describe_stack(config.latent.stack),
         "reconstruction": f"{config.reconstruction.image_size} px, {describe_stack(config.reconstruction.stack)}",
         "text": describe_stack(text.stack),
         "cross_attention": every + (", with feed-forward" if text.cross_attention_ffn else ""),

@@ -249,6 +249,9 @@ class CombinerConfig:
 class LatentConfig:
     """The causal latent model.
 
+    kind: `transformer` is the paper's; `none` has no layers: h_t is x_t with its position codes, normed, nothing
+        predicts the next chunk's features, and there is no latent loss. With `concat` all features of every chunk then
+        go straight to the text decoder. `none` uses the stack's width only.
     mask_ratio: share of x that training replaces by a learned vector
     window: number of chunks that each layer attends to, its own included; None is all up to its own
     distance: of the next-latent loss, between prediction and the next chunk's features
@@ -261,12 +264,15 @@ class LatentConfig:
     distance: Literal["cosine", "mse"] = "cosine"
     window: int | None = None
     target: Literal["centred", "plain"] = "centred"
+    kind: Literal["transformer", "none"] = "transformer"
 
     def __post_init__(self):
         check_fields(self, "window")
         self.stack = make_part(StackConfig, self.stack, "stack")
         if not 0 <= self.mask_ratio < 1:
             raise UserError(f"mask_ratio={self.mask_ratio} must be in [0, 1)")
+        if self.kind == "none" and self.window is not None:
+            raise UserError(f"window={self.window} needs a latent model that looks back, not kind='none': leave it out")
 
 
 @dataclass

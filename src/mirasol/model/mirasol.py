@@ -17,7 +17,7 @@ from mirasol.errors import UserError
 from mirasol.model.combiner import make_combiner
 from mirasol.model.contrastive import ContrastiveSpace
 from mirasol.model.encoder import ChunkEncoder
-from mirasol.model.latent import CausalLatentModel
+from mirasol.model.latent import make_latent_model
 from mirasol.model.losses import (
     BatchTotals,
     NoPeers,
@@ -63,7 +63,7 @@ class MirasolNetwork:
         """Makes the modules that the network consists of."""
         self.chunk_encoder = ChunkEncoder(config)
         self.combiner = make_combiner(config)
-        self.latent = CausalLatentModel(config)
+        self.latent = make_latent_model(config)
         self.reconstruction = Reconstruction(config)
         self.text = TextDecoder(config)
         self.contrastive = ContrastiveSpace(config) if config.contrastive else None
@@ -210,12 +210,15 @@ class MirasolNetwork:
         totals = {} if batch_totals is None else dataclasses.asdict(batch_totals)
         across = {} if batch_totals is None else {"peers": self.peers, "chunks": batch_totals.chunks}
         losses = MirasolLosses(text_loss=self._compute_text_loss(hidden, labels, row_weights, batch_totals))
-        losses.latent_loss = latent_loss(
-            self.latent.predict_next(h), x, chunk_mask, video_mask, audio_mask,
-            settings.distance, settings.target, totals.get("latent"), **across,
-        )  # fmt: skip
         # "All losses are given equal weight during pretraining"; fine-tuning has the text's "10-fold" (section 4).
-        losses.loss = weights.text * losses.text_loss + weights.latent * losses.latent_loss
+        losses.loss = weights.text * losses.text_loss
+        predicted = self.latent.predict_next(h)
+        if predicted is not None:
+            losses.latent_loss = latent_loss(
+                predicted, x, chunk_mask, video_mask, audio_mask,
+                settings.distance, settings.target, totals.get("latent"), **across,
+            )  # fmt: skip
+            losses.loss = losses.loss + weights.latent * losses.latent_loss
 
         has_video, has_audio = video_mask & chunk_mask, audio_mask & chunk_mask
         reading = (self.config.reconstruction.distance, self.config.reconstruction.step)

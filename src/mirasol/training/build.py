@@ -160,6 +160,11 @@ def check_loss_weights(recipe: Recipe, config: MirasolConfig) -> None:
         clips["audio"] = "the model reconstructs no audio, set model.overrides.reconstruction.audio"
     images = dict.fromkeys(("latent", "video", "audio"), "objective image_text has no such loss, leave it out")
     for name, stage in recipe.stages.items():
+        if config.latent.kind == "none" and stage.objective == "clips" and stage.loss_weights.latent:
+            raise UserError(
+                f"stages.{name}.loss_weights.latent={stage.loss_weights.latent}: with latent.kind=none nothing "
+                "predicts the next chunk's features, so there is no such loss: set it to 0"
+            )
         for loss, reason in (images if stage.objective == "image_text" else clips).items():
             weight = getattr(stage.loss_weights, loss)
             if weight != getattr(LossWeights, loss):
