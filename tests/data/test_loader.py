@@ -21,6 +21,7 @@ from mirasol.data.loader import BatchTexts, ClipAugment, RowsOfRank, StepBatches
 from mirasol.data.sampler import BatchPlan
 from mirasol.data.workers import WorkerFailed, WorkerStatus
 from mirasol.errors import UserError
+from mirasol.evaluation.controls import apply_control
 from mirasol.media.feature_extractor import MirasolFeatureExtractor
 from mirasol.media.processor import MirasolProcessor
 from mirasol.processes import make_process_context
@@ -60,6 +61,49 @@ def test_dropping_a_modality_never_leaves_a_clip_with_none(values, examples, cac
     for clip, video, audio in zip(batch.clips, media["video_mask"], media["audio_mask"], strict=True):
         assert video.any() == (clip.media == silent)
         assert video.any() or audio.any()
+
+
+def make_shifting(values, examples, cache, **stage) -> StepBatches:
+    values = {**values, "stages": {"all": {"steps": 3, "clips_per_step": 5, "span": "any", **stage}}}
+    return StepBatches(BatchPlan(recipe_from_dict(values), examples), cache, MirasolFeatureExtractor(**SETTINGS))
+
+
+@pytest.mark.parametrize("share", [1.0, 0.5])
+def test_audio_is_shifted_in_training_as_the_control_of_evaluation_shifts_it(values, examples, cache, share):
+    """Clips of several lengths in one batch, padded, some of them without sound or in an odd number of chunks."""
+    plain, shifting = (make_shifting(values, examples, cache, shift_audio=one) for one in (0.0, share))
+    seen, lengths = [], set()
+    for step in range(3):
+        (batch, media), (before, unshifted) = shifting[step], plain[step]
+        assert batch.clips == before.clips and batch.examples == before.examples and before.shifted == ()
+        for row, clip in enumerate(batch.clips):
+            own = cache.load(clip.media, clip.start, clip.end)
+            chunks = len(own["audio_mask"])
+            expected = apply_control("shifted_audio" if batch.shifted[row] else None, own)
+            assert torch.equal(media["audio"][row, :chunks], expected["audio"].float())
+            assert torch.equal(media["audio_mask"][row, :chunks], expected["audio_mask"])
+            assert not media["audio"][row, chunks:].any() and not media["audio_mask"][row, chunks:].any()
+            lengths.add(chunks)
+        assert torch.equal(media["video"], unshifted["video"])
+        assert torch.equal(media["video_mask"], unshifted["video_mask"])
+        seen += batch.shifted
+    assert len(lengths) > 1 and sum(seen) == (15 if share == 1 else sum(seen)) and (share == 1 or 0 < sum(seen) < 15)
+
+
+def test_which_clips_are_shifted_follows_from_their_place_alone(values, examples, cache):
+    """Whichever process loads which rows, in whatever order, with sound dropped now and then, changed and mixed."""
+    settings = {"shift_audio": 0.5, "drop_audio": 0.3, "augment": {"time_shift": 2}}
+    whole = make_shifting(values, examples, cache, **settings)
+    again = make_shifting(values, examples, cache, **settings)
+    again.rows = lambda step: [3, 1]
+    for step in (2, 0):
+        (batch, media), (part, own) = whole[step], again[step]
+        assert part.shifted == (batch.shifted[3], batch.shifted[1])
+        for name in ("audio", "audio_mask"):
+            chunks = own[name].shape[1]
+            assert torch.equal(own[name], media[name][[3, 1], :chunks])
+    one = make_shifting(values, examples, cache, shift_audio=1.0, augment={"mixup": 0.5})
+    assert same(one[1][1], one[1][1]) and not same(one[1][1], make_shifting(values, examples, cache)[1][1])
 
 
 def test_a_loading_process_does_without_models_and_compilers(tmp_path, values, examples, cache, untrained):

@@ -148,3 +148,6 @@ def test_dropped_modalities_come_in_their_shares_and_never_both():
     assert {drop_modality(Stage(steps=1), 0, position) for position in range(100)} == {None}
     with pytest.raises(UserError, match="drop_video"):
         Stage(steps=1, drop_video=0.6, drop_audio=0.6)
+    for share in (-0.1, 1.5):
+        with pytest.raises(UserError, match="shift_audio=.* must be a share"):
+            Stage(steps=1, shift_audio=share)

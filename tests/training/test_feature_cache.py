@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from made_once import make_once
 from rich.console import Console
+from safetensors.torch import load_file
 from trainings import elsewhere, finished
 
 from mirasol import MirasolConfig, MirasolForConditionalGeneration
@@ -167,6 +169,26 @@ def test_an_interrupted_run_goes_on_to_the_same_bits_whatever_the_cache_has_lost
     assert "of them because their files were damaged" in told
     assert 0 < len(computed) - before < len(files)
     assert finished(values) == finished(elsewhere(made, "cached"))
+
+
+def test_shifted_audio_shares_the_cache_with_audio_that_is_not(made, values, computed, tmp_path):
+    """The cache holds clips as they are, whoever fills it: the losses are those without it."""
+    questions = {**values["stages"]["questions"], "steps": 3, "shift_audio": 0.6}
+    values["stages"] = {"questions": questions}
+    values["keep_best"] = None
+    values["data"]["validation_split"] = None
+    run(values)
+    for folder, least in ((folder_of(made) / "features", 0), (tmp_path / "new features", 1)):
+        before = len(computed)
+        cached = with_features(values, folder, f"cached {least}")
+        run(cached)
+        assert (len(computed) > before) == bool(least)
+        ours, theirs = read_losses(cached), read_losses(values)
+        assert ours.keys() == theirs.keys() and len(ours) >= 12
+        assert {name for name in ours if abs(ours[name] - theirs[name]) > 1e-5} == set()
+    for file in (tmp_path / "new features").rglob("*.safetensors"):
+        kept, others = load_file(file), load_file(next((folder_of(made) / "features").rglob(file.name)))
+        assert all(torch.equal(kept[name], others[name]) for name in others)
 
 
 def test_a_full_disk_is_told_in_one_line_and_changes_nothing(made, values, monkeypatch):

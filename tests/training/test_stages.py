@@ -185,6 +185,7 @@ def test_the_table_stands_in_the_log_and_in_run_json(staged, console):
         ({"objective": "image_text"}, "one text for each image: set 1"),
         ({"objective": "image_text", "questions_per_clip": 1, "span": "segment"}, "images have no time"),
         ({"objective": "image_text", "questions_per_clip": 1, "drop_audio": 0.5}, "drop_audio=0.5 has no effect"),
+        ({"objective": "image_text", "questions_per_clip": 1, "shift_audio": 1.0}, "shift_audio=1.0 has no effect"),
         (
             {"objective": "image_text", "questions_per_clip": 1, "loss_weights": {"latent": 2.0}},
             "loss_weights.latent=2.0 has no effect",

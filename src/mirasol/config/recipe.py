@@ -182,6 +182,7 @@ class Stage:
     learning_rate_scale: multiplies the run's learning rate during this stage
     drop_video, drop_audio: share of clips shown without that modality (never without both), so that the model also
         learns to answer if one is missing
+    shift_audio: share of clips whose sound is shifted against their picture by half their chunks
     dropout, layer_drop, label_smoothing: rates of this stage, in every stack of the model and in the text loss; null:
         those of the model's config
     augment: changes to the clips (docs/augmentation.md)
@@ -204,6 +205,7 @@ class Stage:
     learning_rate_scale: float = 1.0
     drop_video: float = 0.0
     drop_audio: float = 0.0
+    shift_audio: float = 0.0
     dropout: float | None = None
     layer_drop: float | None = None
     label_smoothing: float | None = None
@@ -223,6 +225,8 @@ class Stage:
             raise UserError(
                 f"drop_video={self.drop_video} and drop_audio={self.drop_audio} must be shares with a sum of at most 1"
             )
+        if not 0 <= self.shift_audio <= 1:
+            raise UserError(f"shift_audio={self.shift_audio} must be a share of the clips in [0, 1]")
         for name in ("clips_per_step", "questions_per_clip", "learning_rate_scale"):
             _check_positive(self, name)
         for name in ("dropout", "layer_drop", "label_smoothing"):
@@ -263,7 +267,7 @@ class Stage:
             )
         if self.augment != Augment():
             raise UserError("augment has no effect with objective image_text: leave it out")
-        for name in ("drop_video", "drop_audio"):
+        for name in ("drop_video", "drop_audio", "shift_audio"):
             if getattr(self, name):
                 raise UserError(f"{name}={getattr(self, name)} has no effect with objective image_text: leave it out")
 

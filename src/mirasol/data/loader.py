@@ -18,7 +18,7 @@ from mirasol.data.mixup import MODALITIES, add_partners, draw_own_share, mix_cli
 from mirasol.data.sampler import Batch, BatchPlan, compute_clip_seed, mentions_any
 from mirasol.data.workers import WorkerStatus
 from mirasol.errors import BadClip, UserError
-from mirasol.media.augment import augment_clip, compute_decode_size
+from mirasol.media.augment import augment_clip, compute_decode_size, shift_audio
 from mirasol.media.feature_extractor import MirasolFeatureExtractor
 from mirasol.media.tokenizer import TextRows
 from mirasol.processes import make_process_context
@@ -147,6 +147,9 @@ class StepBatches(Dataset):
             media = dict(self.extractor.collate(clips, frames.batch()))
         if not alpha and "video" in media:
             media["video_present"] = media.get("uncached_video_mask", media["video_mask"]).clone()
+        # After both caches, which know nothing of it. Features of clips that are yet to be computed follow later.
+        names = ("audio_features", "audio_target") if self._has_features(batch.stage) else ("audio",)
+        shift_rows(media, batch.shifted, names)
         for row, modality in enumerate(batch.dropped):
             # A silent clip keeps its video: nothing at all would teach only to guess.
             if modality is not None and media[f"{OTHER[modality]}_mask"][row].any():
@@ -191,6 +194,16 @@ class StepBatches(Dataset):
                 return found
             tensors = self.caches[batch.stage].load(*window)
             return tensors if self.augment is None else self.augment(tensors, batch, row)
+
+
+def shift_rows(media: Mapping[str, Tensor], shifted: Sequence[bool], names: Sequence[str]) -> None:
+    """Shifts `audio_mask` and what there is of `names` in the rows that are `shifted`, as far as their chunks go."""
+    names = ("audio_mask", *(name for name in names if name in media))
+    for row, is_shifted in enumerate(shifted):
+        if is_shifted:
+            chunks = int(media["chunk_mask"][row].sum())
+            for name, value in shift_audio({name: media[name][row, :chunks] for name in names}).items():
+                media[name][row, :chunks] = value
 
 
 def hide_clips(media: Mapping[str, Tensor], rows: Sequence[int]) -> None:

@@ -37,6 +37,7 @@ class Batch:
     counted: for each clip, which of its text rows count in the text loss; empty where all do. Nothing of a clip
         without any counts: it only fills the batch
     replaced: clips that turned out to be bad while they were loaded, and others took the place of
+    shifted: for each clip, whether its sound is shifted by half a clip; empty where no clip's is
     """
 
     step: int
@@ -52,6 +53,7 @@ class Batch:
     shares: tuple[float, ...] = ()
     counted: tuple[tuple[bool, ...], ...] = ()
     replaced: tuple[BadWindow, ...] = ()
+    shifted: tuple[bool, ...] = ()
 
     def select_rows(self, rows: Sequence[int]) -> "Batch":
         """The batch of these rows alone, in this order; `repeated` stays the whole batch's."""
@@ -64,6 +66,7 @@ class Batch:
             clips=chosen(self.clips),
             examples=chosen(self.examples),
             dropped=chosen(self.dropped),
+            shifted=chosen(self.shifted),
             epochs=chosen(self.epochs),
             positions=chosen(self.positions),
             data_sets=chosen(self.data_sets),
@@ -195,6 +198,11 @@ def drop_modality(stage: Stage, *key: int | str) -> str | None:
     return "audio" if draw < stage.drop_video + stage.drop_audio else None
 
 
+def choose_shifted(share: float, positions: Sequence[int], *key: int | str) -> tuple[bool, ...]:
+    """For each position whether its clip's sound is shifted, by hash(key, position); empty where none is."""
+    return tuple(draw_uniform(*key, place, "shift_audio") < share for place in positions) if share else ()
+
+
 class BatchPlan:
     """All batches of a run, none of them computed before it is asked for.
 
@@ -232,7 +240,10 @@ class BatchPlan:
         rows = zip(*(self._draw_row(name, place) for place in positions), strict=True)
         clips, examples, dropped, epochs, repeats, data_sets, counted = rows
         counted = () if self.recipe.stages[name].epochs is None else counted
-        return Batch(step, clips, examples, sum(repeats), dropped, name, epochs, positions, data_sets, counted=counted)
+        return Batch(
+            step, clips, examples, sum(repeats), dropped, name, epochs, positions, data_sets, counted=counted,
+            shifted=choose_shifted(self.recipe.stages[name].shift_audio, positions, self.recipe.seed, name),
+        )  # fmt: skip
 
     def _draw_row(self, name: str, position: int, attempt: int = 0):
         """(clip, examples, dropped, epoch, repeats, data set, which examples count) of a stage's `position`; `attempt`

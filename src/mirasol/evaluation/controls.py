@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from mirasol.errors import UserError
+from mirasol.media.augment import shift_audio
 
 # One clip from `MirasolFeatureExtractor.tensors`: video [T, F, 3, H, W], audio [T, S, M], video_mask, audio_mask [T].
 # No batch axis, so a control cannot depend on what a clip is batched with.
@@ -29,15 +30,6 @@ def remove_audio(clip: ClipTensors) -> dict[str, Tensor]:
 def remove_media(clip: ClipTensors) -> dict[str, Tensor]:
     """The clip without both; the question and the clip's length remain."""
     return remove_audio(remove_video(clip))
-
-
-def shift_audio(clip: ClipTensors) -> dict[str, Tensor]:
-    """The clip with its audio shifted against its video by half its chunks (rounded down), wrapping around.
-
-    Both streams keep all their content and lose only their alignment. A clip of one chunk is unchanged.
-    """
-    half = len(clip["audio_mask"]) // 2
-    return {**clip, "audio": clip["audio"].roll(half, 0), "audio_mask": clip["audio_mask"].roll(half, 0)}
 
 
 CONTROLS: dict[str, Callable[[ClipTensors], dict[str, Tensor]]] = {

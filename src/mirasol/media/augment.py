@@ -18,6 +18,8 @@ from mirasol.media.spectrogram import SILENCE
 
 # Shapes of a crop, width to height: what image models are usually trained with.
 LEAST_RATIO, LARGEST_RATIO = 3 / 4, 4 / 3
+# What a clip or a batch has of each chunk's audio, by name.
+_OF_AUDIO = frozenset(("audio", "audio_mask", "audio_features", "audio_target"))
 # Frames are decoded at most this many times as wide as the model takes them, so that a cache stays affordable.
 LARGEST_DECODING = 2.0
 
@@ -85,6 +87,16 @@ def shift_clip(tensors: Mapping[str, Tensor], frames: int) -> dict[str, Tensor]:
     heard = torch.where(is_heard[..., None], heard, torch.full_like(heard, SILENCE))
     audio = heard * audio_mask[:, None, None]
     return {"video": video, "audio": audio, "video_mask": video_mask, "audio_mask": audio_mask}
+
+
+def shift_audio(clip: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The clip with its audio shifted against its video by half its chunks (rounded down), wrapping around; so are
+    features of its audio, where it has any.
+
+    Both streams keep all their content and lose only their alignment. A clip of one chunk is unchanged.
+    """
+    half = len(clip["audio_mask"]) // 2
+    return {name: value.roll(half, 0) if name in _OF_AUDIO else value for name, value in clip.items()}
 
 
 def _find_sources(

@@ -127,7 +127,7 @@ class BatchStream:
                 tensors = {name: value.to(self.device, non_blocking=on_gpu) for name, value in tensors.items()}
             if self.encoder is not None and self.encoder.serves(rows.stage):
                 windows = [(clip.media, clip.start, clip.end) for clip in rows.clips]
-                tensors = self.encoder.complete(windows, tensors)
+                tensors = self.encoder.complete(windows, tensors, rows.shifted)
             stop_signal = next((share.stop_signal for share in shares if share.stop_signal), None)
             yield StepBatch(step, rows, split_microbatches(tensors, len(totals)), totals, stop_signal)
 

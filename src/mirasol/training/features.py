@@ -20,6 +20,7 @@ from mirasol.console import print_line
 from mirasol.data.clip_cache import ClipCache, Window
 from mirasol.data.feature_cache import FEATURES, MASKS, FeatureCache, collate_features, complete_features
 from mirasol.errors import UserError
+from mirasol.media.augment import shift_audio
 from mirasol.media.feature_extractor import MirasolFeatureExtractor
 from mirasol.model.hf import MirasolForConditionalGeneration
 from mirasol.training.weights.lora import get_plain_name
@@ -165,11 +166,19 @@ class FeatureEncoder:
         """Whether the stage uses features."""
         return stage in self.cache.stages
 
-    def complete(self, windows: Sequence[Window], tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The batch of `collate_features`, of these windows, with the features of all of them."""
+    def complete(
+        self, windows: Sequence[Window], tensors: dict[str, Tensor], shifted: Sequence[bool] = ()
+    ) -> dict[str, Tensor]:
+        """The batch of `collate_features`, of these windows, with the features of all of them; those that are computed
+        are kept as they are, and `shifted` in the batch where that says so (the loader has shifted the others)."""
         self.used += len(windows)
         self.damaged += int(tensors["damaged"]) if "damaged" in tensors else 0
-        return complete_features(tensors, lambda row, decoded: self._find_or_compute(windows[row], decoded))
+
+        def compute(row: int, decoded: Mapping[str, Tensor]) -> dict[str, Tensor]:
+            found = self._find_or_compute(windows[row], decoded)
+            return shift_audio(found) if shifted and shifted[row] else found
+
+        return complete_features(tensors, compute)
 
     def load(
         self, windows: Sequence[Window], clips: ClipCache, extractor: MirasolFeatureExtractor, device: torch.device
