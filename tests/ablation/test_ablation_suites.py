@@ -6,8 +6,10 @@ from pathlib import Path
 import pytest
 import yaml
 
+from mirasol.ablation.plan import plan_suite
 from mirasol.ablation.runs import SuiteRuns, choose_task
 from mirasol.ablation.suite import read_suite
+from mirasol.cost.assumptions import Assumptions
 from mirasol.errors import UserError
 
 
@@ -127,3 +129,21 @@ def test_the_suites_of_the_project_can_be_read(file: Path):
     for name in suite.pretraining:
         suite.build_pretraining(name)
     assert suite.about and len(suite.seeds) >= 5
+
+
+@pytest.mark.slow
+def test_the_suite_at_equal_flops_has_them_as_its_dry_run_counts(data_root, tmp_path):
+    """Within 5 % of the Transformer's, where the rows of `combiners` are as much as a fifth apart."""
+    data = {"data": {"root": str(data_root)}}
+    spread = {}
+    for name in ("combiners_equal_flops", "combiners"):
+        file = REPOSITORY / "recipes" / "ablations" / f"{name}.yaml"
+        suite = read_suite(file, {**data, "pretraining": {"segments": data}})
+        runs = SuiteRuns(suite, tmp_path / name)
+        chosen = runs.list_rows(seeds=[0], rows=None if name != "combiners" else ["transformer", "concat", "direct"])
+        costs = plan_suite(runs, chosen, Assumptions(peak_tflops=0.1)).runs
+        flops = {run.name.partition("/")[0]: costs[run.name].flops for run in chosen}
+        spread[name] = {row: count / flops["transformer"] - 1 for row, count in flops.items()}
+    equal = spread["combiners_equal_flops"]
+    assert len(equal) == 7 and {row: share for row, share in equal.items() if abs(share) > 0.05} == {}
+    assert spread["combiners"]["concat"] > 0.1 and spread["combiners"]["direct"] < -0.05
