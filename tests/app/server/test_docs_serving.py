@@ -69,15 +69,14 @@ def test_its_fields_are_those_that_are_read():
 
 
 @pytest.mark.slow
-def test_it_runs_under_ray(monkeypatch, clips):
-    """One replica on a local Ray."""
+def test_it_runs_under_ray(clips):
+    """Two replicas on a local Ray, as the page says."""
     ray = pytest.importorskip("ray", reason="not shown: that docs/serving.md runs under Ray Serve")
     pytest.importorskip("ray.serve")
     import httpx2
     from serving import text, video
 
     (example,) = [block for language, block in BLOCKS if language == "python ray"]
-    monkeypatch.setenv("REPLICAS", "1")
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
     try:
         exec(compile(example, "serving.md", "exec"), {"__name__": "page"})

@@ -138,6 +138,46 @@ def test_upload_ask_and_seek_in_a_browser(page, example, answer_alone):
     assert page.locator(".playhead").is_visible()
 
 
+CONTROLS = "button, input, textarea, select, a[href], [role=tab], [role=combobox]"
+NAME = (
+    "e => e.getAttribute('aria-label') || [...(e.labels || [])].map(l => l.innerText).join() || e.innerText || e.title"
+)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("colours", ["light", "dark"])
+def test_it_fits_a_phone_and_names_all_that_can_be_pressed(browser, paged, example, colours):
+    """Nothing is wider than the screen, text stands out from its ground, and the keyboard reaches the button."""
+    context = browser.new_context(
+        viewport={"width": 390, "height": 844}, is_mobile=True, has_touch=True, color_scheme=colours
+    )
+    opened = context.new_page()
+    opened.set_default_timeout(90_000)
+    opened.goto(paged.url)
+    opened.locator("#player input[type=file]").set_input_files(str(example.path))
+    opened.locator("#player video").wait_for()
+    opened.get_by_label("Question").fill(example.question)
+    opened.get_by_label("Candidates").focus()
+    opened.keyboard.press("Tab")
+    assert opened.evaluate("document.activeElement.id") == "ask"
+    opened.keyboard.press("Enter")
+    opened.locator("#timeline .cell").first.wait_for()
+    for tab in ("A clip", "Live"):
+        opened.get_by_role("tab", name=tab).click()
+        assert opened.evaluate("document.documentElement.scrollWidth") <= 390
+        controls = [each for each in opened.query_selector_all(CONTROLS) if each.is_visible()]
+        assert len(controls) > 3 and all(control.evaluate(NAME) for control in controls)
+    assert (find_brightness(opened, "backgroundColor") < 60) == (colours == "dark")
+    assert abs(find_brightness(opened, "color") - find_brightness(opened, "backgroundColor")) > 150
+    context.close()
+
+
+def find_brightness(page, what: str) -> float:
+    """Of the page's text or ground, 0 to 255."""
+    colour = page.evaluate(f"getComputedStyle(document.body).{what}")
+    return sum(map(float, re.findall(r"[\d.]+", colour)[:3])) / 3
+
+
 @pytest.mark.slow
 def test_trouble_is_shown_in_a_browser(page):
     page.get_by_role("button", name="Ask", exact=True).click()

@@ -108,7 +108,9 @@ def _draw_heat(name: str, edges: np.ndarray, values: np.ndarray, most: float, to
             cells.append(("", "–", "nothing there"))
             continue
         shown = f"{value:.0%}" if "%" in told else f"{round(value, 1) + 0.0:.1f}"
-        cells.append((f"--v: {max(value, 0.0) / most:.3f}", shown, told.format(value if "%" in told else -value)))
+        cells.append(
+            (f"--v: {max(value, 0.0) / most:.3f}", shown, told.format(value if "%" in told else round(-value, 2) + 0.0))
+        )
     return _draw_row(name, edges, cells, "look")
 
 
