@@ -135,6 +135,10 @@ def _evaluate(run: Run) -> None:
 
 def _stream(run: Run) -> None:
     """Shows clips chunk by chunk, where the suite wants it. After a kill it begins again: it takes a minute or two."""
+    import torch
+
+    if run.recipe.threads:
+        torch.set_num_threads(run.recipe.threads)  # as in training, which a resumed run does not do again
     found = stream_run(run, _find_cache(run.recipe.data), _find_device(run))
     write_file_atomically(run.folder / STREAM, json.dumps(found) + "\n")
 

@@ -31,6 +31,7 @@ def stream_run(run: Run, cache: Path | None, device: str) -> dict[str, Any]:
     """
     from mirasol.checkpoint import load_checkpoint
     from mirasol.data.datasets.registry import read_dataset
+    from mirasol.data.example import group_by_clip
     from mirasol.evaluation.answer import eval_mode
 
     asked, data = run.asked, run.recipe.data.data_sets[""]
@@ -38,7 +39,9 @@ def stream_run(run: Run, cache: Path | None, device: str) -> dict[str, Any]:
     settings = asked["stream"]
     dataset = read_dataset(data.dataset, Path(data.root), asked["split"], data.options)
     loaded = load_checkpoint(run.checkpoint, device)
-    clips = _choose_clips(dataset, asked)
+    whole = _read_answers(run.folder / ANSWERS)
+    # Those that were asked about whole clips: of other types, or of clips that cannot be read, none were.
+    clips = group_by_clip(one for one in dataset.examples if one.id in whole)[: settings["clips"]]
     load = _make_loader(loaded, dataset, asked["control"], cache)
     found: dict[str, list] = {key: [] for key in ("id", "video", "type", "place", "value")}
     measured = []
@@ -46,17 +49,15 @@ def stream_run(run: Run, cache: Path | None, device: str) -> dict[str, Any]:
         for part in [clips] if settings["clips"] is None else [[clip] for clip in clips]:
             measured.append(_stream(loaded, dataset.name, part, load, settings, found))
     window = measured[0]["window"]
-    same = None if window is not None else _count_same(run.folder / ANSWERS, found)
+    pairs = zip(found["id"], found["value"], strict=True)
+    same = None if window is not None else sum(whole[id] == value for id, value in pairs)
     return {"streams": len(measured), "window": window, **_average(measured), **found, "same": same}
 
 
-def _choose_clips(dataset: "DatasetSplit", asked: dict[str, Any]) -> "list[ClipExamples]":
-    """The clips with questions that count, as many as there are streams, or all of them."""
-    from mirasol.data.example import group_by_clip
-
-    kinds = asked["question_types"]
-    examples = [one for one in dataset.examples if kinds is None or one.question_type in kinds]
-    return group_by_clip(examples)[: asked["stream"]["clips"]]
+def _read_answers(file: Path) -> dict[str, float]:
+    """Which questions were answered rightly about whole clips."""
+    answers = parse_own_json(file.read_text(encoding="utf-8"), file, "remove this run's folder, and run again")
+    return dict(zip(answers["id"], answers["value"], strict=True))
 
 
 def _make_loader(
@@ -199,10 +200,3 @@ def average_points(points: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return {key: over([point[key] for point in points]) for key in ("chunks", "milliseconds", "process")} | {
         "state": {part: over([point["state"][part] for point in points]) for part in points[0]["state"]}
     }
-
-
-def _count_same(file: Path, found: dict[str, list]) -> int:
-    """How many questions have the value that they have about the whole clip."""
-    answers = parse_own_json(file.read_text(encoding="utf-8"), file, "remove this run's folder, and run again")
-    whole = dict(zip(answers["id"], answers["value"], strict=True))
-    return sum(whole[id] == value for id, value in zip(found["id"], found["value"], strict=True))
