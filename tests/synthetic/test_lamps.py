@@ -78,7 +78,7 @@ def test_test_clips_ask_for_four_of_the_five_ages_and_training_for_any():
         assert len(set(kinds)) == 4 and set(kinds) <= {f"age {age}" for age in AGES}
         asked.update(kinds)
         scene = make_lamp_scene(index, test=False)
-        [kind] = {question.question_type for question in list_lamp_questions(scene, "train")}
+        [kind] = {question.question_type for question in list_lamp_questions(scene, "train")} - {"describe"}
         assert kind == (LONG if scene.seconds == CHUNKS * CHUNK_SECONDS else SHORT)
         ages = [find_age(scene, event) for event in scene.shapes]
         assert len(set(ages)) == 4 and min(ages) >= 1 and max(ages) < scene.seconds / CHUNK_SECONDS
@@ -87,6 +87,26 @@ def test_test_clips_ask_for_four_of_the_five_ages_and_training_for_any():
     assert set(trained) == {SHORT, LONG} and max(trained[SHORT]) < max(SHORT_CHUNKS)
     # As many of them below 16 chunks as above, on a logarithmic scale.
     assert 0.3 < np.mean(np.array(trained[LONG]) < 16) < 0.7 and max(trained[LONG]) > 200
+
+
+def test_training_describes_chunks_with_and_without_a_lamp():
+    described = 0
+    for seed in range(30):
+        scene = make_lamp_scene(seed, test=False)
+        lit = {event.slot * CHUNK_SECONDS: event for event in scene.shapes}
+        found = [one for one in list_lamp_questions(scene, "train") if one.question_type == "describe"]
+        assert not [one for one in list_lamp_questions(scene, "validation") if one.question_type == "describe"]
+        assert len(found) == (0 if scene.seconds == CHUNKS * CHUNK_SECONDS else 12)
+        described += len(found)
+        for one in found:
+            assert one.end - one.start == CHUNK_SECONDS and 0 <= one.start < one.end <= scene.seconds
+            event = lit.get(one.start)
+            if event is None:
+                assert one.target == "nothing"
+            else:
+                assert one.target in (f"{event.colour} {event.shape}", event.colour)
+                assert (one.target == event.colour) == (event.shape in one.prompt)
+    assert described > 12 * 10
 
 
 def test_distractors_are_grey_and_apart_from_the_lamps():
@@ -105,6 +125,8 @@ def test_a_blind_guesser_with_all_training_questions_is_at_chance():
         for index in range(count):
             scene = make_lamp_scene(1000 + index, test=split == "test")
             for one in list_lamp_questions(scene, split):
+                if one.question_type == "describe":
+                    continue
                 assert one.target in one.candidates and len(one.candidates) == 4
                 yield Example(f"{split}{index}", "", None, None, one.prompt, one.target), one
 

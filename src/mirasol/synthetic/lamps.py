@@ -12,7 +12,7 @@ import math
 
 import numpy as np
 
-from mirasol.synthetic.questions import Question
+from mirasol.synthetic.questions import IMAGE_PROMPT, Question
 from mirasol.synthetic.scenes import Scene, ShapeEvent, SoundEvent, Style
 from mirasol.synthetic.worlds import SHAPES_AND_SOUNDS, World
 
@@ -135,11 +135,32 @@ def find_age(scene: Scene, event: ShapeEvent) -> int:
 
 
 def list_lamp_questions(scene: Scene, split: str) -> list[Question]:
-    """The colour of each lamp. The type says how old the memory is; in training and validation, how long the clip."""
+    """The colour of each lamp. The type says how old the memory is; in training and validation, how long the clip.
+
+    Short training clips also get descriptions of single chunks.
+    """
     kinds = {event: f"age {find_age(scene, event)}" for event in scene.shapes}
     if split != "test":
         kinds = dict.fromkeys(kinds, LONG if scene.slots * CHUNKS_A_SECOND == CHUNKS else SHORT)
-    return [
-        Question(kind, "colour of lamp", f"what colour is the {event.shape}?", event.colour, tuple(scene.world.colours))
+    asked = [
+        Question(kind, "colour of lamp", _ask(event), event.colour, tuple(scene.world.colours))
         for event, kind in kinds.items()
     ]
+    return asked + (_describe_chunks(scene) if split == "train" and SHORT in kinds.values() else [])
+
+
+def _describe_chunks(scene: Scene) -> list[Question]:
+    """For pretraining: which lamp is on, and in which colour, and of as many other chunks that none is."""
+    lit = {event.slot: event for event in scene.shapes}
+    dark = [chunk for chunk in range(scene.slots * CHUNKS_A_SECOND) if chunk not in lit][: len(lit)]
+    texts = [(chunk, IMAGE_PROMPT, "nothing") for chunk in dark]
+    for chunk, event in lit.items():
+        texts += [(chunk, IMAGE_PROMPT, f"{event.colour} {event.shape}"), (chunk, _ask(event), event.colour)]
+    return [
+        Question("describe", "describe", prompt, text, (), chunk * CHUNK_SECONDS, (chunk + 1) * CHUNK_SECONDS)
+        for chunk, prompt, text in sorted(texts)
+    ]
+
+
+def _ask(event: ShapeEvent) -> str:
+    return f"what colour is the {event.shape}?"
