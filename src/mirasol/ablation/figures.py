@@ -99,6 +99,8 @@ def draw_ages(result: SuiteResult) -> "Figure | None":
         shift = 1.06 ** (np.arange(len(result.rows)) - (len(result.rows) - 1) / 2)
         for colour, row, factor in zip(TYPE_COLOURS * len(result.rows), result.rows, shift, strict=False):
             spreads = {age: row.by_type[f"age {age}"] for age in ages if f"age {age}" in row.by_type}
+            if not spreads:  # not finished
+                continue
             x = np.array(list(spreads)) * factor  # side by side, so that intervals can be told apart
             means = [100 * spread.mean for spread in spreads.values()]
             axes.plot(x, means, marker="o", markersize=4.5, color=COLOURS[colour], label=row.label)
@@ -117,22 +119,25 @@ def draw_ages(result: SuiteResult) -> "Figure | None":
 def draw_stream(result: SuiteResult) -> "Figure | None":
     """Kibibytes of state and milliseconds a chunk over the chunks of a stream; None where nothing is streamed, or too
     little for a curve."""
-    rows = [row for row in result.rows if row.stream is not None and len(row.stream.points) > 1]
+    rows = [(colour, row) for colour, row in zip(TYPE_COLOURS * len(result.rows), result.rows, strict=False)
+            if row.stream is not None and len(row.stream.points) > 1]  # fmt: skip
     if not rows:
         return None
     with apply_style():
         figure = create_figure(10.2, 3.8)
         sizes, times = figure.subplots(1, 2)
-        for colour, row in zip(TYPE_COLOURS * len(rows), rows, strict=False):
-            points = row.stream.points
-            x = [point["chunks"] for point in points]
+        for colour, row in rows:
             drawn = {"marker": "o", "markersize": 3.5, "color": COLOURS[colour], "label": row.label}
-            sizes.plot(x, [sum(point["state"].values()) / 1024 for point in points], **drawn)
-            times.plot(x[1:], [point["milliseconds"] for point in points[1:]], **drawn)
+            x = [point["chunks"] for point in row.stream.points]
+            sizes.plot(x, [sum(point["state"].values()) / 1024 for point in row.stream.points], **drawn)
+            timed = [point for point in row.stream.points[1:] if point["chunks"] <= row.stream.late["chunks"]]
+            times.plot([point["chunks"] for point in timed], [point["milliseconds"] for point in timed], **drawn)
+        ticks = sorted({4 ** int(np.log2(point["chunks"]) / 2) for _, row in rows for point in row.stream.points})
         sizes.set(xlabel="chunks so far", ylabel="KiB of state", yscale="log")
         times.set(xlabel="chunks so far", ylabel="ms of processor time a chunk")
         times.set_ylim(bottom=0)
         for axes in (sizes, times):
             axes.set_xscale("log", base=2)
+            axes.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
         times.legend(fontsize=8, frameon=False, labelcolor=COLOURS["ink"], loc="center left", bbox_to_anchor=(1, 0.5))
     return figure

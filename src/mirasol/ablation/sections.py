@@ -71,13 +71,20 @@ def _make_stream(result: SuiteResult) -> Section | None:
         title="Streaming",
         note=(
             "Chunk by chunk: bytes of state at the end, of it the Combiner's, the latent model's and the latents that "
-            "questions attend to; growth of the whole process; milliseconds of processor time a chunk, early and late."
+            "questions attend to (a full buffer doubles); growth of the whole process; milliseconds of processor time "
+            "a chunk, early and late."
         ),
         headings=("", *_STREAM, *asked, "as offline"),
         cells=tuple(_list_cells(row, places) for row in rows),
         value_headings=_STREAM_VALUES,
         values=tuple(
-            (row.name, row.label, point["chunks"], point["milliseconds"], *point["state"].values(), point["process"])
+            (
+                row.name,
+                row.label,
+                round(point["chunks"]),
+                point["milliseconds"],
+                *(round(value) for value in (*point["state"].values(), point["process"])),
+            )
             for row in rows
             for point in row.stream.points
         ),
