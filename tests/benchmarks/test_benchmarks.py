@@ -65,7 +65,7 @@ def test_arguments_are_parsed_before_anything_heavy_is_imported():
     runs = {f"{name} {option}": (name, [option]) for name in NAMES for option in ("--help", "--no-such-option")}
     runs |= {"a choice": ("train_step", ["--precision", "int3"]), "an item": ("peer", ["--items", "huge"])}
     done = run_without(["torch", "transformers", "mirasol", "av", "numpy"], runs)
-    assert len(NAMES) == 10
+    assert len(NAMES) == 11
     for name in NAMES:
         assert done[f"{name} --help"]["code"] == 0 and "--quick" in done[f"{name} --help"]["out"], done
         assert done[f"{name} --no-such-option"]["code"] == 2, done
@@ -194,7 +194,8 @@ def test_a_simulated_index_repeats_the_clips(benchmark_of):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("name", "key"), [("reading", "throughput"), ("trainer", "figures"), ("feature_cache", "rows")]
+    ("name", "key"),
+    [("reading", "throughput"), ("trainer", "figures"), ("feature_cache", "rows"), ("realtime", "rows")],
 )
 def test_the_data_path_is_measured(benchmark_of, name, key, tmp_path):
     out = tmp_path / f"{name}.json"
