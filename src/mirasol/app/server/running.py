@@ -26,6 +26,7 @@ INVALID = (
     f"content-length: {len(_REFUSAL)}\r\n\r\n{_REFUSAL}"
 ).encode()
 HEAD_BYTES = 2**16  # the head of a request
+BACKLOG = 128  # connections that wait to be accepted
 
 
 def make_protocol(caps: Caps) -> type[H11Protocol]:
@@ -138,18 +139,23 @@ def make_server(app: FastAPI) -> GracefulServer:
         "http": make_protocol(caps), "log_config": None, "access_log": False, "server_header": False,
         "timeout_keep_alive": 10, "timeout_graceful_shutdown": 2, "h11_max_incomplete_event_size": HEAD_BYTES,
         "ws_max_size": caps.max_body, "ws_max_queue": 4, "ws_ping_interval": 20.0, "ws_ping_timeout": 20.0,
-        "ws_per_message_deflate": False, "backlog": 128, "proxy_headers": False, "lifespan": "on",
+        "ws_per_message_deflate": False, "backlog": BACKLOG, "proxy_headers": False, "lifespan": "on",
     }  # fmt: skip
     return GracefulServer(uvicorn.Config(app, host=settings.host, port=settings.port, **options), service)
 
 
 def open_socket(host: str, port: int) -> socket.socket:
-    """A listening socket. Raises UserError where the address is taken or not this machine's."""
+    """A listening socket: who connects from now on waits until the server runs.
+
+    Raises:
+        UserError: the address is taken, or not this machine's.
+    """
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         listening = socket.socket(family, kind, protocol)
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listening.bind(address)
+        listening.listen(BACKLOG)
     except (OSError, OverflowError) as error:
         why = getattr(error, "strerror", None) or str(error)
         raise UserError(f"--host {host} --port {port}: cannot listen there ({why}): give another one") from error

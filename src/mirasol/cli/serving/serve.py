@@ -155,7 +155,7 @@ def show_host(settings: ServerSettings) -> str:
 def describe_start(settings: ServerSettings, port: int) -> list[str]:
     """What is said before the first request: where, and who may ask."""
     shown = show_host(settings)
-    who = "with the API key" if settings.api_key else "anybody on this machine"
+    who = "whoever has the API key" if settings.api_key else "anybody on this machine"
     if settings.api_key is None and not settings.is_local:
         who = "ANYBODY WHO REACHES THIS ADDRESS (--insecure)"
     return [f"mirasol: {settings.name} at http://{shown}:{port}/v1, for {who}"]
