@@ -116,6 +116,34 @@ def test_while_the_model_is_behind_chunks_are_dropped_or_wait(served, clips, tmp
     assert missing.count("dropped") <= max(0, whole - 4)
 
 
+@pytest.mark.slow
+def test_who_sends_more_than_is_read_keeps_the_session(served):
+    """The model stands still for longer than any ping waits, while the client has filled all that lies between them."""
+    goes_on, count = threading.Event(), 30
+    served.answerer.run(goes_on.wait, 120)
+    pixels = encode64(bytes(1000 * 700 * 3))  # 84 MB altogether
+    with Client(served, ping_timeout=None) as client:
+
+        def send() -> None:
+            for number in range(count):
+                client.send("frames.append", time=number / 4, width=1000, height=700, pixels=pixels)
+            client.send("media.end")
+
+        sender = threading.Thread(target=send)
+        sender.start()
+        time.sleep(50)
+        assert sender.is_alive()
+        goes_on.set()
+        events = [client.receive("chunk.encoded", "media.ended")]
+        while events[-1]["type"] == "chunk.encoded":
+            events.append(client.receive("chunk.encoded", "media.ended"))
+        sender.join()
+    *chunks, ended = events
+    assert ended["type"] == "media.ended" and ended["reason"] == ""
+    assert [event["chunk"] for event in chunks] == list(range(int((count - 1) / 4 / 0.5)))
+    assert all(event["video"] for event in chunks)
+
+
 @pytest.mark.parametrize("drop", [True, False])
 def test_the_reader_is_told_to_drop(answerer, drop):
     stream = SessionStream(answerer, Caps(), 3, lambda event: None, drop)

@@ -138,7 +138,9 @@ def make_server(app: FastAPI) -> GracefulServer:
     options: dict[str, Any] = {
         "http": make_protocol(caps), "log_config": None, "access_log": False, "server_header": False,
         "timeout_keep_alive": 10, "timeout_graceful_shutdown": 2, "h11_max_incomplete_event_size": HEAD_BYTES,
-        "ws_max_size": caps.max_body, "ws_max_queue": 4, "ws_ping_interval": 20.0, "ws_ping_timeout": 20.0,
+        "ws_max_size": caps.max_body, "ws_max_queue": 4,
+        # A client that sends faster than the model reads could not answer a ping; silent ones end by max_session_idle.
+        "ws_ping_interval": None,
         "ws_per_message_deflate": False, "backlog": BACKLOG, "proxy_headers": False, "lifespan": "on",
     }  # fmt: skip
     return GracefulServer(uvicorn.Config(app, host=settings.host, port=settings.port, **options), service)
