@@ -84,7 +84,7 @@ def stream(server: Server, content: bytes, chunks: int, window: int) -> dict[str
 
     rows: list[dict[str, Any]] = []
     address = f"ws://127.0.0.1:{server.port}/v1/realtime?window={window}"
-    with connect(address, max_size=2**24, ping_interval=None) as session:
+    with connect(address, max_size=2**24, ping_timeout=None) as session:
 
         def send() -> None:
             for first in range(0, len(content), PIECE):
