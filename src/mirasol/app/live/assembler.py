@@ -7,13 +7,11 @@ from dataclasses import dataclass
 import numpy as np
 from av.packet import Packet
 
-from mirasol.app.live.chunks import LiveChunk, LiveCounts
+from mirasol.app.live.chunks import REACH_SECONDS, LiveChunk, LiveCounts
 from mirasol.app.live.sampling import OpenFrameSampler, OpenWaveform
 from mirasol.media.container import get_packet_times
 from mirasol.media.timeline import Timeline
 
-# Beyond a chunk's edge the analysis of its last hundredth of a second reaches 7.5 ms.
-REACH_SECONDS = 0.0125
 AHEAD_SECONDS = 2.0  # beyond the newest packet for which pictures are wanted: no packet reaches that far
 
 

@@ -12,6 +12,9 @@ from mirasol.errors import UserError
 from mirasol.media.limits import DEFAULT_LIMITS, Limits
 from mirasol.media.timeline import Timeline
 
+# The analysis of a chunk's sound reaches beyond its last edge: by up to a hop, where its length is no number of hops,
+# and by 7.5 ms, half of what a window is longer than a hop.
+REACH_SECONDS = 0.0185
 DROPPED = "dropped"  # the machine is slower than the source
 
 

@@ -9,14 +9,13 @@ from av.audio.frame import AudioFrame
 from av.audio.resampler import AudioResampler
 from jaxtyping import Int16, UInt8
 
-from mirasol.app.live.chunks import LiveChunk
+from mirasol.app.live.chunks import REACH_SECONDS, LiveChunk
 from mirasol.config.media import MediaConfig
 from mirasol.errors import UserError
 from mirasol.media.inputs.arrays import draw_frames
 from mirasol.media.timeline import Timeline
 from mirasol.media.video import TIME_TOLERANCE
 
-REACH_SECONDS = 0.0125  # by which the analysis of a chunk's sound reaches beyond its edges
 PATIENCE_SECONDS = 2.0  # by which one of the two may be ahead of the other before its chunks go on without it
 MOST_AHEAD_SECONDS = 60.0  # by which a frame may follow the one before: the chunks between are empty
 
