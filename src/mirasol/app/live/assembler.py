@@ -77,6 +77,8 @@ class ChunkAssembler:
         self.notes: list[str] = []
         self.gaps: list[tuple[float, float]] = []  # in which nothing came, container seconds
         self.arrived = 0.0
+        self.has_whole_chunk = False  # since video was left out last
+        self._left_out: list[tuple[float, float]] = []  # of video, because decoding is behind; container seconds
         self._newest = -math.inf  # end of the newest packet, container seconds
         self._absent: set[str] = set()
         self._told: set[str] = set()
@@ -92,15 +94,38 @@ class ChunkAssembler:
 
     def feed(self, kind: str, packet: Packet, arrived: float) -> None:
         """Takes the next packet of a stream, whose times are on the rising clock."""
-        part, self.arrived = self.parts[kind], arrived
-        end = get_packet_times(packet, float(packet.time_base))[1]
+        begin = self._note_packet(kind, packet, arrived)
+        if kind == "video" and self._leaves_out:
+            self._left_out[-1] = (self._left_out[-1][0], begin)
+        self.parts[kind].feed(packet)
+        self._give_complete()
+
+    def leave_out(self, packet: Packet, arrived: float) -> None:
+        """Takes the next packet of video, undecoded: chunks are dropped until `feed` gets one."""
+        begin = self._note_packet("video", packet, arrived)
+        if not self._leaves_out:
+            self._left_out.append((begin, math.inf))
+            if "lag" not in self._told:
+                self._told.add("lag")
+                self.notes.append("decoding is slower than the source: chunks are dropped until it has caught up")
+        self._left_out[-1] = (min(self._left_out[-1][0], begin), math.inf)
+        self.has_whole_chunk = False
+        self._give_complete()
+
+    @property
+    def _leaves_out(self) -> bool:
+        return bool(self._left_out) and self._left_out[-1][1] == math.inf
+
+    def _note_packet(self, kind: str, packet: Packet, arrived: float) -> float:
+        """Where the source has come to; returns when the packet begins."""
+        self.arrived = arrived
+        begin, end = get_packet_times(packet, float(packet.time_base))
         self._newest = max(self._newest, end)
         if end >= self._newest - self.patience:
             self._absent.discard(kind)
         self.counts.packets += 1
         self._want_until(self._newest + AHEAD_SECONDS)
-        part.feed(packet)
-        self._give_complete()
+        return begin
 
     def finish(self, end: float | None = None) -> None:
         """The source has ended, at `end` container seconds, by default with its last packet: gives the rest."""
@@ -131,8 +156,10 @@ class ChunkAssembler:
 
     def _give_complete(self) -> None:
         while not self.is_complete:
-            _, right = self.plan.find_edges(self.next_chunk)
+            left, right = self.plan.find_edges(self.next_chunk)
             waiting = self._list_waiting(self.zero + right) - self._absent
+            if self._overlaps_left_out(self.zero + left, self.zero + right):
+                waiting = set()
             if waiting and self._newest <= self.zero + right + self.patience:
                 return
             if waiting:
@@ -149,6 +176,10 @@ class ChunkAssembler:
         if self.audio is not None and self.audio.reached < right + REACH_SECONDS:
             waiting.add("audio")
         return waiting
+
+    def _overlaps_left_out(self, begin: float, end: float) -> bool:
+        self._left_out = [span for span in self._left_out if span[1] > begin]
+        return any(first < end for first, _ in self._left_out)
 
     def _give_up(self, kinds: set[str], second: float) -> None:
         for kind in kinds - self._told:
@@ -185,6 +216,11 @@ class ChunkAssembler:
             missing="" if has_video or has_audio else "nothing came",
         )
         self.next_chunk += 1
+        if self._overlaps_left_out(begin, end):
+            chunk = chunk.drop()
+            self.counts.undecoded += 1
+        else:
+            self.has_whole_chunk = True
         self.give(chunk)
 
     def _take_video(self, begin: float, end: float, finished: bool) -> tuple[np.ndarray, np.ndarray, bool]:

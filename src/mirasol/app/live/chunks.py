@@ -75,7 +75,8 @@ class LiveSettings:
     fast: a file as fast as it can be read, not as it plays
     drop: what to do when chunks wait for the model: drop the content of the oldest, or let the source wait. By
         default what would go on by itself is dropped, and what can wait waits.
-    most_waiting: how many chunks wait for the model before one is dropped, or the source waits
+    most_waiting: how many chunks wait for the model before one is dropped, or the source waits; by as many decoding may
+        be behind what goes on by itself
     patience: seconds by which one stream may be behind the other before its chunks go on without it; by default 1 for
         what goes on by itself, 10 for what can wait
     stall: seconds without anything new after which a source counts as broken off
@@ -116,6 +117,7 @@ class LiveCounts:
     """What came in, and what of it did not reach the model.
 
     chunks: given to the model, those without content included. dropped: because the model was slower than the source.
+    undecoded: dropped because decoding was.
     empty: in which the source had neither picture nor sound.
     packets: read. packets_failed: that could not be decoded. before_keyframe: video that nothing could be made of.
     late_samples: of sound that came after its chunk. jumps: of the source's clock. gap_seconds: without anything.
@@ -124,6 +126,7 @@ class LiveCounts:
 
     chunks: int = 0
     dropped: int = 0
+    undecoded: int = 0
     empty: int = 0
     packets: int = 0
     packets_failed: int = 0

@@ -227,6 +227,7 @@ def describe_counts(counts: LiveCounts) -> list[str]:
     """What did not reach the model, and why, a line for each kind of loss."""
     words = {
         "dropped": "chunks dropped because the model is slower than the source",
+        "undecoded": "chunks dropped because decoding is slower than the source",
         "empty": "chunks in which nothing came",
         "packets_failed": "packets that could not be decoded",
         "before_keyframe": "packets of video before the first picture that can be decoded alone",

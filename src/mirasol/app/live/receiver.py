@@ -19,6 +19,7 @@ from av.packet import Packet
 from mirasol.app.live.assembler import ChunkAssembler, ChunkPlan, take_all
 from mirasol.app.live.chunks import LiveChunk, LiveCounts, LiveSettings, Progress, Resume
 from mirasol.app.live.clock import FORWARD_SECONDS, LiveClock
+from mirasol.app.live.lag import DecodingLag
 from mirasol.app.live.sampling import OpenFrameSampler, OpenWaveform
 from mirasol.app.live.source import PLAYLIST_FORMATS, WIRE_FORMATS, LiveSource
 from mirasol.errors import BadClip, UserError
@@ -98,6 +99,7 @@ class Connection:
         self.before_keyframe = 0
         self.assembler: ChunkAssembler | None = None
         self.clock = LiveClock(live, resume)
+        self.lag = DecodingLag(math.inf)  # until the length of a chunk is known
         self._closing = threading.Event()
         self._told = LiveCounts()
         self.thread = threading.Thread(target=self._run, daemon=True)
@@ -147,12 +149,14 @@ class Connection:
             plan = ChunkPlan(None, timeline.edges)
             self._make_assembler(video, audio, plan, span.zero)
             self.opened.set()
-            clock = span.make_clock()
+            clock, began = span.make_clock(), time.monotonic()
             for number, (container, chosen) in enumerate(source.open_parts()):
                 if number:
                     self._go_on_with(chosen)
                 packets = read_packets(container, chosen.streams, self.errors, clock)
-                if not self._feed(packets, chosen, span.zero + left):
+                if self.is_paced:
+                    packets = self._pace(packets, began - span.zero - left)
+                if not self._feed(packets, chosen):
                     break
             self.notes += [f"reading stopped early: {error}" for error in self.errors]
             self.errors.clear()
@@ -177,7 +181,7 @@ class Connection:
             zero = self._find_zero(container, chosen)
             self.opened.set()
             packets = read_packets(container, chosen.streams, self.errors)
-            self._feed(self._place_packets(container, chosen, packets, zero), chosen, None)
+            self._feed(self._place_packets(container, chosen, packets, zero), chosen)
         if self.assembler is None:
             raise BadClip(self.source, f"nothing came ({self.errors[0]})" if self.errors else "contains no media data")
         if self.errors or self.is_live:
@@ -266,6 +270,8 @@ class Connection:
     def _make_assembler(
         self, video: OpenFrameSampler | None, audio: OpenWaveform | None, plan: ChunkPlan, zero: float
     ) -> None:
+        left, right = plan.find_edges(0)
+        self.lag.most = self.settings.most_waiting * (right - left) if self.queue.drop else math.inf
         self.assembler = ChunkAssembler(
             video,
             audio,
@@ -278,21 +284,27 @@ class Connection:
             0 if self.resume is None else self.resume.next_chunk,
         )
 
-    def _feed(self, packets: Iterator[Packet], chosen: ChosenStreams, paced_from: float | None) -> bool:
-        """Feeds packets, those of a file that plays no sooner than they are due; False where no more are needed."""
-        kinds = {stream.index: stream.type for stream in chosen.streams}
-        began = time.monotonic()
+    def _pace(self, packets: Iterator[Packet], zero: float) -> Iterator[Packet]:
+        """The packets of a file, no sooner than they are due; `zero` is the wall's second of the container's zero."""
         for packet in packets:
-            if self.is_paced and paced_from is not None:
-                stamp = packet.dts if packet.dts is not None else packet.pts
-                due = 0.0 if stamp is None else float(stamp * packet.time_base) - paced_from
-                self._closing.wait(max(0.0, began + due - time.monotonic()))
+            stamp = packet.dts if packet.dts is not None else packet.pts
+            if stamp is not None:
+                self._closing.wait(max(0.0, zero + float(stamp * packet.time_base) - time.monotonic()))
+            yield packet
+
+    def _feed(self, packets: Iterator[Packet], chosen: ChosenStreams) -> bool:
+        """Feeds packets; False where no more are needed."""
+        kinds = {stream.index: stream.type for stream in chosen.streams}
+        for packet in self.lag.follow(packets):
             kind = kinds.get(packet.stream_index)
             if kind is None:
                 continue
             if self._closing.is_set():
                 return False
-            self.assembler.feed(kind, packet, time.monotonic())
+            if kind == "video" and self.lag.leaves_out(packet, self.assembler.has_whole_chunk):
+                self.assembler.leave_out(packet, time.monotonic())
+            else:
+                self.assembler.feed(kind, packet, time.monotonic())
             if self.assembler.is_complete:
                 return False
         return True

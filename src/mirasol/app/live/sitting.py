@@ -67,7 +67,8 @@ class Sitting:
         for said in self.watcher.ask():
             self.changes += said.changed
             self.worst_latency = max(self.worst_latency, said.latency)
-            self.tell("answer", describe_answer(said) | {"dropped": self.reader.counts.dropped})
+            counts = self.reader.counts
+            self.tell("answer", describe_answer(said) | {"dropped": counts.dropped + counts.undecoded})
 
     def _tell_notes(self) -> None:
         notes, self.reader.notes = self.reader.notes, []
