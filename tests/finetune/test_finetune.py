@@ -18,7 +18,8 @@ from mirasol.config.recipe_io import load_recipe, recipe_from_dict
 from mirasol.errors import Stopped, UserError
 from mirasol.finetune import finetune as module
 from mirasol.finetune.choices import ClipFacts
-from mirasol.finetune.finetune import count_steps_within, finetune
+from mirasol.finetune.duration import Pace, count_steps_within, describe_time
+from mirasol.finetune.finetune import finetune
 from mirasol.finetune.folder import Settings
 from mirasol.finetune.splits import NAMES
 from mirasol.training.trainer import train
@@ -184,7 +185,31 @@ def test_minutes_become_steps_by_the_time_of_one(minutes, steps):
     values = {"seed": 0, "output": "out", "data": {"root": "."}, "stages": stages, "validation_clips": 12}
     facts = ClipFacts(40, 6, (1,) * 40, (2.0,), 20, ("clip",), True)
     # A validation of 6 clips takes half of a step of 4: 20 of them take the time of 10 steps.
-    assert count_steps_within(60 * minutes, recipe_from_dict(values), facts, 60 / 28) == steps
+    assert count_steps_within(60 * minutes, recipe_from_dict(values), facts, Pace(60 / 28)) == steps
+
+
+@pytest.mark.parametrize("train", [3, 40, 4000])
+@pytest.mark.parametrize("encoding", [0.0, 0.1, 5.0])
+@pytest.mark.parametrize("minutes", [0.1, 1, 10, 100])
+def test_what_encodes_a_clip_once_is_in_the_estimate(train, encoding, minutes):
+    """The steps that a time allows take that time, whether or not all clips come up in it."""
+    facts = ClipFacts(train, 6, (1,) * train, (2.0,), 20, ("clip",), True)
+
+    def make(steps: int):
+        stages = {"finetune": {"steps": steps, "clips_per_step": 4}}
+        return recipe_from_dict(
+            {"seed": 0, "output": "out", "data": {"root": "."}, "stages": stages, "validation_clips": 12,
+             "validate_every": max(1, steps // 20)}
+        )  # fmt: skip
+
+    steps = count_steps_within(60 * minutes, make(1), facts, Pace(0.5, encoding))
+    seen = min(train, 4 * steps) + (6 if 4 * steps >= train else 0)
+    seconds = 0.5 * steps + encoding * seen
+    assert seconds <= 60 * minutes or steps == 1
+    most = encoding * (seen + 4) + 0.5 * (steps + 1) + 20 * 0.25 + 6 * encoding
+    assert most >= 0.9 * 60 * minutes
+    text = describe_time(make(steps), facts, 10, Pace(0.5, encoding), 0.0)
+    assert ("in the frozen encoders, once" in text) == (encoding > 0)
 
 
 def test_the_command_prints_the_folder_and_refuses_what_it_cannot_use(tmp_path, capsys, monkeypatch):

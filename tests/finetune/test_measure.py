@@ -1,5 +1,6 @@
 """What the machine has: batches that fit its memory, the time of a step, clips that are silent."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,7 +12,7 @@ from mirasol.checkpoint import load_checkpoint
 from mirasol.config.recipe_io import recipe_from_dict
 from mirasol.data.example import ClipExamples, Example
 from mirasol.finetune import measure
-from mirasol.finetune.measure import decode_some, find_cache_limit, find_free_memory, fit_memory, measure_step_seconds
+from mirasol.finetune.measure import decode_some, find_cache_limit, find_free_memory, fit_memory, measure_pace
 
 
 @pytest.fixture
@@ -68,12 +69,15 @@ def test_silence_and_single_colours_are_told(untrained, tmp_path, gain, level):
     assert ("one colour" in notes) == (level == "flat")
 
 
-def test_a_step_is_timed_with_what_the_stage_trains(untrained, shapes, recipe):
+@pytest.mark.parametrize("cache", [None, "features"])
+def test_a_step_is_timed_with_what_the_stage_trains(untrained, shapes, recipe, cache):
+    recipe = replace(recipe, data=replace(recipe.data, feature_cache=cache))
     loaded = load_checkpoint(untrained)
     examples = [Example(str(n), "", None, None, "what?", "x y"[: n + 1]) for n in range(2)]
     media = sorted((shapes / "clips" / "test").iterdir())[0].name
     clip = ClipExamples(f"clips/test/{media}", None, None, tuple(examples))
     [tensors] = decode_some(loaded, shapes, [clip]).tensors
-    assert measure_step_seconds(recipe, loaded, examples, tensors, torch.device("cpu")) > 0
+    pace = measure_pace(recipe, loaded, examples, tensors, torch.device("cpu"))
+    assert pace.step > 0 and (pace.encoding > 0) == (cache is not None)
     trained = {name.split(".")[0] for name, value in loaded.model.named_parameters() if value.requires_grad}
     assert trained <= {"text", "latent"} and trained

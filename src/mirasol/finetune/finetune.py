@@ -21,8 +21,6 @@ from mirasol.files import remove_folder, write_file_atomically
 from mirasol.finetune.choices import (
     ENCODERS,
     STAGE,
-    STEPS_OF_VALIDATION,
-    VALIDATIONS,
     Choice,
     ClipFacts,
     Wishes,
@@ -31,6 +29,7 @@ from mirasol.finetune.choices import (
     format_choices,
     make_values,
 )
+from mirasol.finetune.duration import Pace, count_steps_within, describe_time
 from mirasol.finetune.folder import FinetuneFolder, Settings
 from mirasol.finetune.labels import Labels
 from mirasol.finetune.layouts import read_labels
@@ -41,7 +40,7 @@ from mirasol.finetune.measure import (
     find_cache_limit,
     find_free_memory,
     fit_memory,
-    measure_step_seconds,
+    measure_pace,
 )
 from mirasol.finetune.outcome import (
     evaluate_split,
@@ -67,7 +66,6 @@ if TYPE_CHECKING:
 
 SHOWN_ANSWERS = 5
 MOST_ASKED_FIRST = 500  # questions to the starting checkpoint: more of them would let the training wait
-FORWARD_SHARE = 1 / 3  # of a training step's time
 
 
 def finetune(settings: Settings, console: "Console", page: ReportPage | None = None) -> Path:
@@ -223,12 +221,12 @@ class Beginning:
         total = sum(self.parameters.values())
         bound = bound_step_bytes(self.loaded.model.config, total, recipe.stages[STAGE], chunks, longest)
         recipe, memory = fit_memory(recipe, find_free_memory(self.device), chunks, longest, bound)
-        seconds = self._measure(recipe, survey, decoded)
+        pace = self._measure(recipe, survey, decoded)
         if self.settings.minutes is not None:
-            steps = count_steps_within(60 * self.settings.minutes, recipe, facts, seconds)
+            steps = count_steps_within(60 * self.settings.minutes, recipe, facts, pace)
             chosen, choices = self._choose(survey, facts, Wishes(None, steps, self.overrides))
             recipe = replace(chosen, accumulation=recipe.accumulation, recompute=recipe.recompute)
-        time = describe_time(recipe, facts, len(survey.clips["test"]), seconds, decoded.seconds)
+        time = describe_time(recipe, facts, len(survey.clips["test"]), pace, decoded.seconds)
         name = self.folder.recipe
         self._print(["recipe:", *(f"  {line}" for line in format_choices(choices)), f"memory:   {memory}", time])
         self._print([f"saved as  {name}: `mirasol train --config {name} --output DIR` trains the same"])
@@ -260,12 +258,12 @@ class Beginning:
             recipe = replace(recipe, data=kept)
         return recipe, choices
 
-    def _measure(self, recipe: Recipe, survey: Survey, decoded: Decoded) -> float:
-        """Seconds of a step with the longest of the clips that were decoded; 0 where none could be."""
+    def _measure(self, recipe: Recipe, survey: Survey, decoded: Decoded) -> Pace:
+        """With the longest of the clips that were decoded."""
         if not decoded.tensors:
-            return 0.0
+            return Pace(0.0)
         longest = max(decoded.tensors, key=lambda tensors: len(tensors["video_mask"]))
-        return measure_step_seconds(recipe, self.loaded, survey.splits.examples["train"], longest, self.device)
+        return measure_pace(recipe, self.loaded, survey.splits.examples["train"], longest, self.device)
 
 
 def is_encoded_once(recipe: Recipe, config: MirasolConfig) -> bool:
@@ -297,38 +295,3 @@ def count_chunks(loaded: Loaded, facts: ClipFacts) -> int:
     if not facts.seconds:
         return grid.num_chunks or grid.max_chunks
     return cut_into_chunks(0.0, max(facts.seconds[-1], 1e-3), grid).num_chunks
-
-
-def estimate_validation(recipe: Recipe, facts: ClipFacts, seconds: float) -> float:
-    """Seconds of a validation where a step takes `seconds`."""
-    clips = min(recipe.validation_clips, facts.validation)
-    return FORWARD_SHARE * seconds * clips / recipe.stages[STAGE].clips_per_step
-
-
-def count_steps_within(budget: float, recipe: Recipe, facts: ClipFacts, seconds: float) -> int:
-    """Steps of `seconds` each that a budget of seconds allows, with their validations."""
-    validation = estimate_validation(recipe, facts, seconds)
-    few = int(budget / max(seconds + validation / STEPS_OF_VALIDATION, 1e-3))
-    many = int((budget - VALIDATIONS * validation) / max(seconds, 1e-3))
-    return max(1, many if few > VALIDATIONS * STEPS_OF_VALIDATION else few)
-
-
-def describe_time(recipe: Recipe, facts: ClipFacts, tested: int, seconds: float, decoding: float) -> str:
-    """How long everything will take where a step takes `seconds` and a clip `decoding` seconds."""
-    stage = recipe.stages[STAGE]
-    steps = stage.steps or -(-stage.epochs * facts.count_positions(stage.questions_per_clip) // stage.clips_per_step)
-    training = steps * seconds + steps // recipe.validate_every * estimate_validation(recipe, facts, seconds)
-    decode = decoding * (facts.train + facts.validation) / count_cores()
-    passes = 2 * (2 + len(list_controls()))  # generation and candidates, of both checkpoints and under the controls
-    answers = passes * FORWARD_SHARE * seconds * tested / stage.clips_per_step
-    when = "to decode" if recipe.data.decode == "before" else "to decode meanwhile"
-    return (
-        f"time:     {_format_minutes(decode)} {when}, {_format_minutes(training)} for {steps:,} steps of {seconds:.2g} "
-        f"s (fewer if validation stops improving), about {_format_minutes(answers)} to evaluate"
-    )
-
-
-def _format_minutes(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -3,9 +3,10 @@
 import shutil
 import statistics
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,6 +20,7 @@ from mirasol.cost.plan import plan_run
 from mirasol.data.example import ClipExamples, Example
 from mirasol.errors import BadClip
 from mirasol.evaluation.answer import load_clip
+from mirasol.finetune.duration import Pace
 from mirasol.training.features import compute_features
 from mirasol.training.optim import Optimizer
 from mirasol.training.weights.stages import compute_stage_losses, find_trainable_component
@@ -133,10 +135,10 @@ def decode_some(loaded: Loaded, root: Path, clips: Sequence[ClipExamples], count
     return Decoded(tuple(tensors), statistics.median(seconds) if seconds else 0.0, silent, dark)
 
 
-def measure_step_seconds(
+def measure_pace(
     recipe: Recipe, loaded: Loaded, examples: Sequence[Example], clip: dict[str, Tensor], device: torch.device
-) -> float:
-    """Seconds of a training step of the recipe's only stage, on copies of one clip; changes the loaded model."""
+) -> Pace:
+    """Times training steps of the recipe's only stage, on copies of one clip; changes the loaded model."""
     [stage] = recipe.stages.values()
     model = loaded.model.to(device).train()
     for name, parameter in model.named_parameters():
@@ -147,12 +149,15 @@ def measure_step_seconds(
     text = loaded.processor.encode_text([row.prompt for row in rows], [row.target for row in rows])
     media = loaded.processor.feature_extractor.collate([clip] * share)
     batch = {name: value.to(device) for name, value in {**media, **text}.items()}
+    encoding = 0.0
     if recipe.data.feature_cache is not None:  # the encoders compute a clip once, not in every step
-        batch |= compute_features(model, batch)
+        compute_features(model, batch)  # the first time is longer
+        features, seconds = _time(lambda: compute_features(model, batch), device)
+        batch, encoding = batch | features, seconds / share
         del batch["video"], batch["audio"]
-    optimizer, seconds = Optimizer(model, recipe.optimizer), []
-    for _ in range(1 + TIMED_STEPS):
-        began = time.perf_counter()
+    optimizer = Optimizer(model, recipe.optimizer)
+
+    def step() -> None:
         optimizer.zero_grad()
         for _ in range(recipe.accumulation):
             with torch.autocast(device.type, torch.bfloat16, enabled=recipe.precision == "bf16"):
@@ -160,7 +165,15 @@ def measure_step_seconds(
             loss.backward()
         optimizer.clip_gradients()
         optimizer.step()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        seconds.append(time.perf_counter() - began)
-    return statistics.median(seconds[1:])
+
+    seconds = [_time(step, device)[1] for _ in range(1 + TIMED_STEPS)]
+    return Pace(statistics.median(seconds[1:]), encoding)
+
+
+def _time(function: Callable[[], Any], device: torch.device) -> tuple[Any, float]:
+    """What a function returns, and how many seconds it takes."""
+    began = time.perf_counter()
+    found = function()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return found, time.perf_counter() - began
