@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from media_making import Audio, Video, grey, ramp, steady, tone, write_media
 from serving import Served, serve
 
 from mirasol.app.page.asking import MOST_CHUNKS, answer_on_page
@@ -49,6 +50,36 @@ def test_an_answer_is_streamed_and_is_that_of_the_api(served, example, answer_al
     chunks = int(re.search(r"--chunks: (\d+)", timeline)[1])
     assert timeline.count("data-seek=") == 5 * chunks and 1 <= chunks <= MOST_CHUNKS
     assert "url(data:image/png" in timeline and "http" not in timeline
+
+
+UNTIDY = {
+    "sound alone": ("clip.mp4", [Audio([(0.0, tone(3.2))])]),
+    "a recording of sound": ("clip.ogg", [Audio([(0.0, tone(1.3))], codec="libopus")]),
+    "pictures alone": ("clip.mp4", [Video(ramp(40), steady(40, 12.5))]),
+    "silence": ("clip.mkv", [Video(ramp(30), steady(30, 10)), Audio([(0.0, tone(3.0, gain=0.0))])]),
+    "sound later": ("clip.mp4", [Video(ramp(20), steady(20, 10)), Audio([(2.0, tone(2.0))])]),
+    "upright": ("clip.webm", [Video([grey(90, 32, 128)] * 20, steady(20, 25), codec="libvpx")]),
+    "a single picture": ("clip.mp4", [Video([grey(200)], [0.0])]),
+    "a minute and more": ("clip.mp4", [Video([grey(90)] * 75, steady(75, 1.0))]),
+}
+
+
+@pytest.mark.parametrize("kind", UNTIDY)
+def test_untidy_clips_have_a_timeline_too(served, tmp_path, kind):
+    """What is missing is said in its cell; every number is one."""
+    name, tracks = UNTIDY[kind]
+    path = write_media(tmp_path / name, *tracks)
+    *_, (answer, bars, timeline) = ask(served, tmp_path, path, "what is it?", "a bell\na drum")
+    assert 'class="answer"' in answer and "alert" not in answer and "<meter" in bars
+    drawn = re.sub(r"url\([^)]*\)", "", timeline)
+    chunks = int(re.search(r"--chunks: (\d+)", drawn)[1])
+    assert drawn.count("data-seek=") == 5 * chunks and float(re.search(r'data-seconds="([^"]*)"', drawn)[1]) > 0
+    assert not re.search(r"\bnan\b|\binf\b|-0\.0+\b", drawn)
+    without_video = all(isinstance(track, Audio) for track in tracks)
+    without_audio = not any(isinstance(track, Audio) for track in tracks)
+    assert (drawn.count(">no picture<") == chunks) == without_video
+    assert (drawn.count(">no sound<") == chunks) == without_audio
+    assert drawn.count(">–<") == drawn.count(">no picture<") + drawn.count(">no sound<")
 
 
 @pytest.mark.parametrize("name", ["no clip", "no question", "elsewhere", "broken", "one candidate"])
