@@ -1,5 +1,6 @@
 """Decoding that is slower than the source costs whole chunks, and no time; a slow network costs nothing."""
 
+import contextlib
 import itertools
 import math
 import time
@@ -79,14 +80,14 @@ def make_source(tmp_path):
             sender.close()
 
         if kind == "tcp":
-            server = serve_tcp(lambda file: send(file, 1.0))
-            return find_source(server.__enter__())
+            return find_source(servers.enter_context(serve_tcp(lambda file: send(file, 1.0))))
         path = tmp_path / "played.ts"
         with path.open("wb") as file:
             send(file, 0.0)
         return find_source(str(path))
 
-    return make
+    with contextlib.ExitStack() as servers:
+        yield make
 
 
 @pytest.mark.parametrize(("kind", "group", "sound"), [("file", 12, True), ("tcp", 12, True), ("tcp", 25, False)])

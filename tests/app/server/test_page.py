@@ -16,6 +16,7 @@ from mirasol.app.server.settings import ServerSettings
 from mirasol.evaluation.answer import RankedCandidate
 
 CHROMIUM = Path("/usr/bin/chromium")
+SOUNDS = {"bell.wav": "pcm_s16le", "bell.ogg": "libopus", "bell.mp3": "libmp3lame"}
 HOSTILE = "<script>alert('x')</script>"
 
 
@@ -24,12 +25,13 @@ def example(tmp_path_factory):
     return render_example(EXAMPLES[0], tmp_path_factory.mktemp("example"))
 
 
-async def collect(service, folder, path, question, candidates) -> list[tuple[str, str, str]]:
-    return [each async for each in answer_on_page(service, folder, path, question, candidates)]
+async def collect(service, folder, paths, question, candidates) -> list[tuple[str, str, str]]:
+    return [each async for each in answer_on_page(service, folder, paths, question, candidates)]
 
 
-def ask(served: Served, folder: Path, path: Path | None, question: str, candidates: str = "") -> list:
-    work = collect(served.service, folder, str(path) if path else None, question, candidates)
+def ask(served: Served, folder: Path, path: Path | list[Path], question: str, candidates: str = "") -> list:
+    paths = [str(each) for each in (path if isinstance(path, list) else [path])]
+    work = collect(served.service, folder, paths, question, candidates)
     return asyncio.run_coroutine_threadsafe(work, served.loop).result(60)
 
 
@@ -82,11 +84,13 @@ def test_untidy_clips_have_a_timeline_too(served, tmp_path, kind):
     assert drawn.count(">–<") == drawn.count(">no picture<") + drawn.count(">no sound<")
 
 
-@pytest.mark.parametrize("name", ["no clip", "no question", "elsewhere", "broken", "one candidate"])
+@pytest.mark.parametrize("name", ["no clip", "two", "no question", "elsewhere", "broken", "one candidate"])
 def test_trouble_is_told_in_words(served, example, tmp_path, name):
     folder, path, question, candidates = example.path.parent, example.path, example.question, ""
     if name == "no clip":
-        path = None
+        path = []
+    elif name == "two":
+        path = [example.path, example.path]
     elif name == "no question":
         question = "  "
     elif name == "elsewhere":
@@ -173,6 +177,24 @@ CONTROLS = "button, input, textarea, select, a[href], [role=tab], [role=combobox
 NAME = (
     "e => e.getAttribute('aria-label') || [...(e.labels || [])].map(l => l.innerText).join() || e.innerText || e.title"
 )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "codec"), SOUNDS.items())
+def test_a_sound_alone_in_a_browser(page, tmp_path, answer_alone, name, codec):
+    path, question = write_media(tmp_path / name, Audio([(0.0, tone(2.6))], codec=codec)), "which sound is heard?"
+    page.get_by_text("Or a sound without pictures").click()
+    page.locator("#sound input[type=file]").set_input_files(str(path))
+    page.locator("#sound audio").wait_for(state="attached")
+    page.get_by_label("Question").fill(question)
+    page.get_by_role("button", name="Ask", exact=True).click()
+    page.locator("#timeline .cell").first.wait_for()
+    assert page.locator("#answer .answer").inner_text() == answer_alone(path, question).text
+    assert page.get_by_text("no picture").count() >= 5
+    cell = page.locator("#timeline .cell.sound").nth(3)
+    cell.click()
+    sought = float(cell.get_attribute("data-seek"))
+    page.wait_for_function(f"Math.abs(document.querySelector('#sound audio').currentTime - {sought}) < 0.1")
 
 
 @pytest.mark.slow

@@ -1,7 +1,7 @@
 """What happens between the page and the server's service: the same caps, decoders and batches as the API's."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing
 from functools import partial
 from pathlib import Path
@@ -26,14 +26,14 @@ AT_ONCE = 16
 
 
 async def answer_on_page(
-    service: Service, folder: Path, path: str | None, question: str, candidates: str
+    service: Service, folder: Path, paths: Sequence[str], question: str, candidates: str
 ) -> AsyncIterator[Shown]:
     """What the page shows while a question is answered, and then. Trouble is shown in words, and nothing is raised.
 
-    folder: where uploads are; a path elsewhere is refused. candidates: one a line, or none
+    folder: where uploads are; a path elsewhere is refused. paths: of one upload. candidates: one a line, or none
     """
     try:
-        async with aclosing(_follow(service, folder, path, question, candidates)) as shown:
+        async with aclosing(_follow(service, folder, paths, question, candidates)) as shown:
             async for each in shown:
                 yield each
     except (Refusal, UserError) as error:
@@ -46,9 +46,9 @@ async def answer_on_page(
 
 
 async def _follow(
-    service: Service, folder: Path, path: str | None, question: str, candidates: str
+    service: Service, folder: Path, paths: Sequence[str], question: str, candidates: str
 ) -> AsyncIterator[Shown]:
-    part = await asyncio.to_thread(check_upload, folder, path, service.settings.caps.max_body)
+    part = await asyncio.to_thread(check_upload, folder, paths, service.settings.caps.max_body)
     if not question.strip():
         raise Refusal(400, "no question: type one")
     prompt = check_text(question.strip(), "question")
@@ -74,11 +74,13 @@ async def _follow(
     yield answer, bars, draw_timeline(await explain_part(service, part, prompt))
 
 
-def check_upload(folder: Path, path: str | None, most: int) -> MediaPart:
-    """An upload as a part of a clip. Raises Refusal for one that is missing, too large, or not in the folder."""
-    if not path:
+def check_upload(folder: Path, paths: Sequence[str], most: int) -> MediaPart:
+    """The one upload as a part of a clip. Raises Refusal if it is missing, too large, not in the folder or not one."""
+    if not paths:
         raise Refusal(400, "no clip: upload, record or choose one")
-    found = Path(path).resolve()
+    if len(paths) > 1:
+        raise Refusal(400, "a clip and a sound: which of them is meant? remove the other")
+    found = Path(paths[0]).resolve()
     if not found.is_relative_to(folder.resolve()) or not found.is_file():
         raise Refusal(404, "this clip is no longer there: upload it again")
     if found.stat().st_size > most:

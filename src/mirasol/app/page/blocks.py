@@ -60,15 +60,16 @@ def make_blocks(service: Service, folder: Path) -> "gradio.Blocks":
     """The page: a clip, a question, the answer and where it came from; and a tab for camera and microphone."""
     import gradio
 
-    async def answer(path: str | None, question: str, candidates: str) -> AsyncIterator[Shown]:
-        async for shown in answer_on_page(service, folder, path, question or "", candidates or ""):
+    async def answer(path: str | None, sound: str | None, question: str, candidates: str) -> AsyncIterator[Shown]:
+        paths = [each for each in (path, sound) if each]
+        async for shown in answer_on_page(service, folder, paths, question or "", candidates or ""):
             yield shown
 
-    def show_example(name: str | None) -> tuple[Any, Any, Any, str, str, str]:
+    def show_example(name: str | None) -> tuple[Any, ...]:
         if name not in EXAMPLES:
-            return gradio.skip(), gradio.skip(), gradio.skip(), "", "", ""
+            return *[gradio.skip()] * 4, "", "", ""
         shown = render_example(name, folder / "examples")
-        return str(shown.path), shown.question, "\n".join(shown.candidates), "", "", ""
+        return str(shown.path), None, shown.question, "\n".join(shown.candidates), "", "", ""
 
     with gradio.Blocks(title="Mirasol", analytics_enabled=False, delete_cache=(60, FORGET_SECONDS)) as blocks:
         gradio.Markdown("# Mirasol\nAsk about what is seen and heard.")
@@ -79,6 +80,11 @@ def make_blocks(service: Service, folder: Path) -> "gradio.Blocks":
                     player = gradio.Video(
                         label="Clip: upload or record", sources=["upload", "webcam"], elem_id="player"
                     )
+                    with gradio.Accordion("Or a sound without pictures", open=False, elem_id="alone"):
+                        sound = gradio.Audio(
+                            label="Sound: upload or record", sources=["upload", "microphone"], type="filepath",
+                            elem_id="sound", waveform_options={"show_recording_waveform": False},
+                        )  # fmt: skip
                 with gradio.Column():
                     question = gradio.Textbox(
                         label="Question", placeholder="which shape is seen last?", max_length=1000
@@ -92,11 +98,13 @@ def make_blocks(service: Service, folder: Path) -> "gradio.Blocks":
             gradio.HTML((HERE / "live.html").read_text(encoding="utf-8"))
         shown = [answered, bars, timeline]
         limit = service.settings.caps.max_batch
-        asked: dict[str, Any] = {"inputs": [player, question, candidates], "outputs": shown, "show_progress": "hidden",
-                                 "concurrency_limit": limit, "api_visibility": "private"}  # fmt: skip
+        asked: dict[str, Any] = {"inputs": [player, sound, question, candidates], "outputs": shown,
+                                 "show_progress": "hidden", "concurrency_limit": limit,
+                                 "api_visibility": "private"}  # fmt: skip
         ask.click(answer, **asked)
         question.submit(answer, **asked)
-        example.input(show_example, example, [player, question, candidates, *shown], api_visibility="private")
+        filled = [player, sound, question, candidates, *shown]
+        example.input(show_example, example, filled, api_visibility="private")
     blocks.queue(max_size=service.settings.caps.max_open)
     return blocks
 

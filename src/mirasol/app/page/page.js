@@ -1,6 +1,6 @@
 // Seeking by the timeline and its playhead, and live sessions. Listeners are on the document: Gradio replaces elements.
 (() => {
-  const findPlayer = () => document.querySelector("#player video");
+  const findPlayer = () => document.querySelector("#player video") || document.querySelector("#sound audio");
 
   document.addEventListener("click", (event) => {
     const cell = event.target.closest("[data-seek]"), player = findPlayer();
