@@ -77,7 +77,7 @@ class MirasolConfig(PreTrainedConfig):
     keys_to_ignore_at_inference: ClassVar[list[str]] = [
         "text_loss", "latent_loss", "video_loss", "audio_loss", "latents", "combined", "reconstruction",
         "audio_reconstruction", "decoder_attentions", "cross_attentions", "decoder_hidden_states", "past_key_values",
-        "encoder_last_hidden_state",
+        "cache", "encoder_last_hidden_state",
     ]  # fmt: skip
 
     def __init__(

@@ -24,7 +24,7 @@ from mirasol.media.feature_extractor import MirasolFeatureExtractor
 from mirasol.media.tokenizer import TextCoder
 from mirasol.model.losses import reconstruction_loss
 from mirasol.model.mirasol import MirasolNetwork
-from mirasol.model.outputs import MirasolEncoderOutput
+from mirasol.model.outputs import CACHE, MirasolEncoderOutput
 from mirasol.processes import make_process_context
 
 T = TypeVar("T")
@@ -127,7 +127,7 @@ def decode_greedily(
             encoder_outputs=encoded, decoder_input_ids=ids, decoder_attention_mask=mask, past_key_values=cache,
             use_cache=True,
         )  # fmt: skip
-        logits, cache = output.logits[:, -1].float(), output.past_key_values
+        logits, cache = output.logits[:, -1].float(), output[CACHE]
         best = logits.argmax(-1, keepdim=True)
         total += logits.log_softmax(-1).gather(-1, best)[:, 0] * is_open
         ids = best.where(is_open[:, None], model.config.pad_token_id)

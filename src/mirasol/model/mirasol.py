@@ -29,6 +29,7 @@ from mirasol.model.losses import (
 )
 from mirasol.model.masks import mark_latents
 from mirasol.model.outputs import (
+    CACHE,
     MirasolCandidateScores,
     MirasolChunkFeatures,
     MirasolEncoderOutput,
@@ -139,6 +140,7 @@ class MirasolNetwork:
         prompt_input_ids: Int[Tensor, "row prompt"] | None = None,
         prompt_attention_mask: Int[Tensor, "row prompt"] | None = None,
         features: MirasolChunkFeatures | None = None,
+        cache: EncoderDecoderCache | None = None,
     ) -> MirasolOutput | tuple:
         """One pass over clips and text rows, Q consecutive rows for each clip, as ids or embedded.
 
@@ -146,7 +148,7 @@ class MirasolNetwork:
         row's tokens in the text loss (mixed clips have rows of both). batch_totals: of the batch that these clips are a
         part of; each loss is then its share of that batch's. prompt_input_ids, prompt_attention_mask: read by
         `generate` alone, for trainers that give both the same batch. features: of `compute_features`, in place of video
-        and audio.
+        and audio. cache: `past_key_values` by the name that transformers gives it since 5.24.
 
         Raises:
             UserError: text rows that are not a multiple of the clips, labels without the media they are about, row
@@ -157,7 +159,7 @@ class MirasolNetwork:
         text = {"ids": decoder_input_ids, "embedded": decoder_inputs_embeds}
         check_arguments(media, features, encoder_outputs, **text, labels=labels, row_weights=row_weights)
         requested = self.read_requests(output_attentions, output_hidden_states, return_dict)
-        cache = self.make_cache(past_key_values, use_cache)
+        cache = self.make_cache(past_key_values if cache is None else cache, use_cache)
 
         # Time-aligned: video and audio, chunk by chunk, to latents h.
         encoded = self.encode(**media, features=features) if encoder_outputs is None else encoder_outputs
@@ -182,7 +184,7 @@ class MirasolNetwork:
             decoder_attentions=layers.attentions or None,
             cross_attentions=layers.cross_attentions or None,
             decoder_hidden_states=layers.hidden_states or None,
-            past_key_values=cache,
+            **{CACHE: cache},
             encoder_last_hidden_state=encoded.last_hidden_state,
         )
         return output if requested.as_dict else output.to_tuple()

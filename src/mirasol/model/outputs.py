@@ -13,6 +13,9 @@ from transformers.utils import ModelOutput
 from mirasol.config.model import MirasolConfig
 from mirasol.errors import UserError
 
+# transformers' name for the keys and values of earlier tokens, in what `generate` passes and expects.
+CACHE = "cache" if hasattr(ModelOutput, "past_key_values") else "past_key_values"  # since 5.24, where that is an alias
+
 
 @dataclass
 class MirasolEncoderOutput(ModelOutput):
@@ -87,6 +90,7 @@ class MirasolOutput(ModelOutput):
     decoder_attentions, cross_attentions: on request the weights of the text decoder's self-attention, one [row, head,
         token, key] per layer, and of its cross-attention, one [row, head, token, chunk · m] per layer that has it
     decoder_hidden_states: on request its embedded tokens and each layer's output, the last one after the final norm
+    past_key_values or cache: keys and values of the tokens so far; see `CACHE`
     """
 
     loss: Tensor | None = None
@@ -102,7 +106,10 @@ class MirasolOutput(ModelOutput):
     decoder_attentions: tuple[Tensor, ...] | None = None
     cross_attentions: tuple[Tensor, ...] | None = None
     decoder_hidden_states: tuple[Tensor, ...] | None = None
-    past_key_values: EncoderDecoderCache | None = None
+    if CACHE == "cache":
+        cache: EncoderDecoderCache | None = None
+    else:
+        past_key_values: EncoderDecoderCache | None = None
     encoder_last_hidden_state: Tensor | None = None
 
 
