@@ -9,6 +9,7 @@ import sys
 import sysconfig
 import venv
 import zipfile
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -90,3 +91,31 @@ def test_a_new_environment_asks_and_fine_tunes(environment, tmp_path):
     assert (home / made / "model.safetensors").is_file() and (home / "out" / "report.html").is_file()
     assert call(f"ask out {clips[0]} 'what is it?'").strip()
     assert "preset: small" in call("train --config recipes/small.yaml --print-recipe")
+
+
+@pytest.mark.slow
+def test_the_newest_that_it_allows_answers(environment, wheel, tmp_path):
+    """Who installs it gets other versions than the tests have: the newest of all but torch, from the package index."""
+    lent = f"torch=={version('torch')}"
+    (tmp_path / "lent.txt").write_text(f"{lent}\n")
+    eager = ["--upgrade", "--upgrade-strategy", "eager", "--constraint", "lent.txt"]
+    run([environment / "pip", "install", "--quiet", *eager, wheel], tmp_path)
+    run(
+        [environment / "mirasol", "data", "synthesize", "shapes", "--seed", 7, "--train", 0, "--validation", 0],
+        tmp_path,
+    )
+    clip = min((tmp_path / "shapes" / "clips" / "test").iterdir())
+    for more in ([], ["--stream"], ["--candidates", "two|three"]):
+        asked = [environment / "mirasol", "ask", "tiny", clip, "how many sounds are heard?", *more]
+        assert run(asked, tmp_path, OMP_NUM_THREADS="1").stdout.startswith("three")
+    code = f"""
+from mirasol import MirasolForConditionalGeneration, MirasolProcessor, find_checkpoint
+folder = find_checkpoint("tiny")
+model = MirasolForConditionalGeneration.from_pretrained(folder).eval()
+processor = MirasolProcessor.from_pretrained(folder)
+inputs = processor(clips={str(clip)!r}, prompts="how many sounds are heard?")
+for settings in ({{}}, {{"num_beams": 2}}, {{"use_cache": False}}):
+    ids = model.generate(**inputs, max_new_tokens=8, **settings)
+    print(processor.decode(ids[0, inputs["decoder_input_ids"].shape[1]:], skip_special_tokens=True))
+"""
+    assert run([environment / "python", "-c", code], tmp_path, OMP_NUM_THREADS="1").stdout.split() == ["three"] * 3
