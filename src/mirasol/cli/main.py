@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import errno
 import os
+import re
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -140,7 +141,12 @@ def make_parser(arguments: Sequence[str]) -> ArgumentParser:
 def _simplify_message(error: Exception) -> str:
     """A parser's message on one line, without its own terms."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return " ".join(lines).replace("Parser key ", "").removeprefix("error: ").rstrip(".")
+    message = " ".join(lines).replace("Parser key ", "").removeprefix("error: ").rstrip(".")
+    wrong = re.fullmatch(r'"(?:\w+\.)*(\w+)": Expected an? <class \'(int|float)\'>\. Got value: (.*)', message)
+    if wrong:
+        kind = "a whole number" if wrong[2] == "int" else "a finite number"
+        return f"--{wrong[1].replace('_', '-')} {wrong[3]}: is not {kind}"
+    return message
 
 
 def _silence_libraries() -> None:

@@ -164,7 +164,8 @@ def read_json_lines(
 def find_wrong_field(item: Any, fields: dict[str, type | tuple[type, ...]]) -> tuple[str, str] | None:
     """(kind, message) of the reason why `item` is not an object with these fields; None where it is one."""
     if not isinstance(item, dict):
-        return "malformed", f"must be an object with {', '.join(fields)}, not {describe_type(item)}"
+        wanted = f" with {', '.join(fields)}" if fields else ""
+        return "malformed", f"must be an object{wanted}, not {describe_type(item)}"
     for name, kind in fields.items():
         if name not in item:
             return "malformed", f"field {name!r} is missing; found {', '.join(map(repr, item)) or 'none'}"
@@ -277,7 +278,7 @@ def read_csv_header(path: Path, delimiter: str | None = None) -> list[str]:
             content += stream.read(_LONGEST_HEADER)
             content = content[: len(content) // 2 * 2]
     try:
-        first = _decode_text(content, str(path)).partition("\n")[0]
+        first = re.split(r"\r\n?|\n", _decode_text(content, str(path)), maxsplit=1)[0]
     except AnnotationError:
         return []  # reading the table says why
     if delimiter is None:
