@@ -18,7 +18,7 @@ from mirasol.errors import Stopped
 from mirasol.finetune import finetune as module
 from mirasol.finetune import survey
 from mirasol.finetune.finetune import finetune
-from mirasol.finetune.folder import Settings
+from mirasol.finetune.settings import Settings
 
 READ = survey.read_headers
 KEYS = ("device=cpu", "threads=1", "samples=0", "stages.finetune.clips_per_step=2")

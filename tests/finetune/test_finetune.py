@@ -20,7 +20,7 @@ from mirasol.finetune import finetune as module
 from mirasol.finetune.choices import ClipFacts
 from mirasol.finetune.duration import Pace, count_steps_within, describe_time
 from mirasol.finetune.finetune import finetune
-from mirasol.finetune.folder import Settings
+from mirasol.finetune.settings import Settings
 from mirasol.finetune.splits import NAMES
 from mirasol.training.trainer import train
 

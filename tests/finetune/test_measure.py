@@ -65,7 +65,7 @@ def test_silence_and_single_colours_are_told(untrained, tmp_path, gain, level):
     decoded = decode_some(loaded, tmp_path, [*clips, broken])
     notes = " ".join(decoded.describe())
     assert len(decoded.tensors) == 3 and decoded.seconds > 0
-    assert ("silence" in notes) == (gain == 0)
+    assert ("is silence" in notes) == (gain == 0)
     assert ("one colour" in notes) == (level == "flat")
 
 

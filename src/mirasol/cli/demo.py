@@ -372,9 +372,10 @@ class Demo:
     """The parts of the demo in their order; each prints its result, and the page shows it."""
 
     def __init__(self, settings: DemoSettings, folder: DemoFolder, console: Console):
-        from mirasol.finetune.folder import FinetuneFolder, Settings
+        from mirasol.finetune.folder import FinetuneFolder
         from mirasol.finetune.page import AFTER, BEFORE, SURVEY, TRAINING, ReportPage
         from mirasol.finetune.page import REPORT as REPORT_PART
+        from mirasol.finetune.settings import Settings
 
         self.settings, self.folder, self.console = settings, folder, console
         changes = (*settings.changes, f"seed={settings.seed}")

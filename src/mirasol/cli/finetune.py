@@ -44,25 +44,31 @@ def add_arguments(parser: ArgumentParser, make: MakeParser) -> None:
 def run(options: Namespace) -> None:
     """Fine-tunes. Prints the folder of the best checkpoint."""
     from mirasol.errors import UserError
+    from mirasol.finetune.settings import Settings
 
     overrides = [*options.changes, *(options.get("overrides") or [])]
     for word in options.changes:
         if "=" not in word:
             raise UserError(f"{word}: give one FOLDER, and keys of the recipe as KEY=VALUE")
     data = Path(options.data)
-    if not data.is_dir():
-        raise UserError(f"{data}: no such folder of clips")
+    output = options.output
+    if output is None:
+        output = str(Path("runs") / "finetune" / (data.resolve().name or "clips"))
+    settings = Settings(options.data, options.start, output, options.minutes, options.epochs, tuple(overrides))
+    try:
+        is_folder, is_there = data.is_dir(), data.exists()
+    except OSError as error:
+        raise UserError(f"{data}: {error.strerror}") from error
+    if not is_folder:
+        raise UserError(f"{data}: {'is a file: give its folder' if is_there else 'no such folder of clips'}")
     if os.environ.get("WORLD_SIZE", "1") != "1":
         raise UserError(
             "finetune runs in one process: start it without torchrun, and give the recipe.yaml that it saves to "
             "`torchrun … -m mirasol.cli train` for several"
         )
-    output = options.output or str(Path("runs") / "finetune" / (data.resolve().name or "clips"))
 
     import mirasol.auto  # noqa: F401 - a resumed run loads its processor through the Auto classes
     from mirasol.console import make_console
     from mirasol.finetune.finetune import finetune
-    from mirasol.finetune.folder import Settings
 
-    settings = Settings(options.data, options.start, output, options.minutes, options.epochs, tuple(overrides))
     sys.stdout.write(f"{finetune(settings, make_console())}\n")

@@ -15,7 +15,7 @@ from mirasol.config.recipe import ModelRecipe, Recipe
 from mirasol.config.recipe_io import load_recipe, parse_overrides, recipe_from_dict
 from mirasol.console import count_cores, print_line, show_progress
 from mirasol.data.text_lengths import count_row_tokens, make_counter
-from mirasol.errors import Stopped
+from mirasol.errors import Stopped, UserError
 from mirasol.evaluation.evaluate import Evaluation
 from mirasol.files import remove_folder, write_file_atomically
 from mirasol.finetune.choices import (
@@ -30,12 +30,13 @@ from mirasol.finetune.choices import (
     make_values,
 )
 from mirasol.finetune.duration import Pace, count_steps_within, describe_time
-from mirasol.finetune.folder import FinetuneFolder, Settings
+from mirasol.finetune.folder import FinetuneFolder
 from mirasol.finetune.labels import Labels
 from mirasol.finetune.layouts import read_labels
 from mirasol.finetune.measure import (
     Decoded,
     bound_step_bytes,
+    check_decodable,
     decode_some,
     find_cache_limit,
     find_free_memory,
@@ -51,6 +52,7 @@ from mirasol.finetune.outcome import (
     write_finetune_report,
 )
 from mirasol.finetune.page import AFTER, BEFORE, REPORT, SURVEY, TRAINING, ReportPage, draw_training
+from mirasol.finetune.settings import Settings
 from mirasol.finetune.survey import CLASS_LIST, Survey, survey_folder, write_splits
 from mirasol.hub import MODEL, describe_folder_before_hub, name_commit
 from mirasol.media.timeline import cut_into_chunks
@@ -87,6 +89,7 @@ def finetune(settings: Settings, console: "Console", page: ReportPage | None = N
     labels = read_labels(Path(settings.data))
     folder.begin(labels, checkpoint)
     if folder.is_finished:
+        _restore_checkpoint(folder)
         print_line(console, f"{folder.path}: this fine-tuning is finished: {folder.report}")
         return folder.checkpoint
     lead = f"{settings.start}, fine-tuned on {settings.data}."
@@ -135,10 +138,18 @@ def _train(folder: FinetuneFolder, recipe: Recipe, console: "Console", page: Rep
 
     page.begin(TRAINING)
     train(recipe, resume=True, console=console, watch=watch)
-    if not (folder.checkpoint / "config.json").is_file():
-        export_run(folder.run, folder.checkpoint, best=True)
+    _restore_checkpoint(folder)
     watch()
     page.end(TRAINING)
+
+
+def _restore_checkpoint(folder: FinetuneFolder) -> None:
+    """Exports the run's best checkpoint unless it is there. Raises UserError where neither is."""
+    if (folder.checkpoint / "config.json").is_file():
+        return
+    if not folder.run.is_dir():
+        raise UserError(f"{folder.checkpoint}: is gone, and so is {folder.run}: give another --output to train again")
+    export_run(folder.run, folder.checkpoint, best=True)
 
 
 @contextlib.contextmanager
@@ -215,6 +226,7 @@ class Beginning:
         if recipe.model != ModelRecipe(init=self.start):
             self.loaded = load_initial(recipe)
         self._print(["measuring memory and the time of a step"])
+        check_decodable(self.loaded, labels.root, survey.clips)
         decoded, chunks = decode_some(self.loaded, labels.root, survey.all_clips), count_chunks(self.loaded, facts)
         self._print(f"note:     {note}" for note in decoded.describe())
         longest = facts.longest_text

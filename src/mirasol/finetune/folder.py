@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -11,31 +11,8 @@ from mirasol.errors import UserError
 from mirasol.evaluation.evaluate import hash_checkpoint
 from mirasol.files import write_file_atomically
 from mirasol.finetune.labels import Labels
+from mirasol.finetune.settings import Settings
 from mirasol.json_values import parse_own_json
-
-
-@dataclass(frozen=True)
-class Settings:
-    """The arguments of a fine-tuning.
-
-    data: the user's folder; start: checkpoint to begin with; output: where everything goes
-    minutes, epochs: length of the training, one of them at most; overrides: KEY=VALUE of the recipe
-    """
-
-    data: str
-    start: str
-    output: str
-    minutes: float | None = None
-    epochs: int | None = None
-    overrides: tuple[str, ...] = ()
-
-    def __post_init__(self):
-        if self.minutes is not None and self.epochs is not None:
-            raise UserError(f"--minutes {self.minutes:g} and --epochs {self.epochs}: give one of them")
-        if self.minutes is not None and not 0 < self.minutes < float("inf"):
-            raise UserError(f"--minutes {self.minutes:g}: must be above 0")
-        if self.epochs is not None and self.epochs < 1:
-            raise UserError(f"--epochs {self.epochs}: must be at least 1")
 
 
 class FinetuneFolder:
@@ -53,7 +30,11 @@ class FinetuneFolder:
         self.cache, self.report, self.marker = (self.path / name for name in ("cache", "report.html", "finetune.json"))
         self.features = self.path / "features"
         self.state: dict[str, Any] = {}
-        if self.path.exists() and not self.path.is_dir():
+        try:
+            is_file = self.path.exists() and not self.path.is_dir()
+        except OSError as error:  # such as a name that is too long
+            raise UserError(f"--output {self.path}: {error.strerror}: give another --output") from error
+        if is_file:
             raise UserError(f"{self.path}: is a file: give a folder with --output")
         if self.marker.is_file() and self.is_resumed:
             text = self.marker.read_text(encoding="utf-8")
@@ -108,11 +89,11 @@ class FinetuneFolder:
             return
         try:
             self.path.mkdir(parents=True, exist_ok=True)
+            self.record({"arguments": self._list_arguments(), "made_of": made_of})
         except OSError as error:
             raise UserError(
-                f"{self.path}: cannot create this folder ({error.strerror}): give another --output"
+                f"{self.path}: cannot create this folder, or write into it ({error.strerror}): give another --output"
             ) from error
-        self.record({"arguments": self._list_arguments(), "made_of": made_of})
 
     def record(self, facts: Mapping[str, Any]) -> None:
         """Adds to finetune.json."""

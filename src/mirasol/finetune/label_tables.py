@@ -10,6 +10,7 @@ from mirasol.data.datasets.contract import Rows
 from mirasol.data.datasets.files import Files
 from mirasol.data.datasets.folder import OPTIONAL, BadRow, parse_csv_fields
 from mirasol.data.datasets.tables import read_csv_header, read_csv_rows, read_json_lines
+from mirasol.data.example import Example
 from mirasol.errors import UserError
 from mirasol.finetune.labels import ALIASES, SPLITS, Labels, fill_prompts, name_columns, parse_example
 
@@ -24,6 +25,7 @@ class _Table:
     rows: Rows = field(default_factory=Rows)
     splits: list[str] = field(default_factory=list)  # of each of `rows.examples`
     unused: tuple[str, ...] = ()
+    moved: int = 0  # rows whose file is in another folder than they say
 
 
 class _MediaNames:
@@ -37,10 +39,12 @@ class _MediaNames:
             self._by_name[name].append(path)
             self._by_name[name.rpartition(".")[0]].append(path)
 
-    def find(self, name: str) -> str | None:
-        """The path, None where there is no such file, or several."""
+    def find(self, name: str, by_name: bool) -> str | None:
+        """The path, None where there is no such file, or several; `by_name`: whatever folder the row names."""
         if name in self.paths:
             return name
+        if "/" in name and not by_name:
+            return None
         found = self._by_name.get(name.rpartition("/")[2], [])
         return found[0] if len(found) == 1 else None
 
@@ -55,6 +59,8 @@ def read_tables(files: Files, media: Sequence[str], tables: Sequence[str]) -> La
         problems += table.rows.problems
         for example, own in zip(table.rows.examples, table.splits, strict=True):
             examples[split or own].append(example)
+        if table.moved:
+            remarks.append(f"{name}: {table.moved} rows name another folder: their files were found by name alone")
         if table.unused:
             remarks.append(f"{name}: columns that are not read: {', '.join(table.unused)}")
     given = [split for split in examples if split]
@@ -94,23 +100,27 @@ def _assign_tables(root: Path, tables: Sequence[str]) -> dict[str, str]:
 def _read_table(path: Path, shown: str, names: _MediaNames) -> _Table:
     table, is_csv = _Table(path), path.suffix.lower() != ".jsonl"
     unused: dict[str, None] = {}
+    parsed: list[tuple[int, str, Example]] = []
     for line, row in _iterate_rows(path, shown, table.rows):
         try:
             fields, others = _parse_fields(row, is_csv)
             unused |= dict.fromkeys(others)
             split = _parse_split(fields.pop("split", None))
-            example = parse_example(fields, line, path.parent)
+            parsed.append((line, split, parse_example(fields, line, path.parent)))
         except BadRow as error:
             table.rows.skip(error.kind, str(error), shown, line)
-            continue
-        found = names.find(example.media)
+    # Where some rows' folders are right, those of the others are wrong, not of another machine.
+    by_name = not any("/" in example.media and example.media in names.paths for _, _, example in parsed)
+    for line, split, example in parsed:
+        found = names.find(example.media, by_name)
         if found is None:
             table.rows.skip("missing media", f"no media file {example.media!r}", shown, line)
             continue
         before = len(table.rows.examples)
         table.rows.add(replace(example, media=found), shown, line)
         table.splits += [split] * (len(table.rows.examples) - before)
-    table.unused = tuple(unused)
+        table.moved += "/" in example.media and found != example.media
+    table.unused = tuple(name or "one without a name" for name in unused)
     return table
 
 

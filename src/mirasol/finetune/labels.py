@@ -1,5 +1,8 @@
 """What is known of a folder's clips once its labels are read, and how one row of labels becomes an example."""
 
+import math
+import re
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -7,7 +10,7 @@ from typing import Any
 
 from mirasol.data.datasets.contract import Problem
 from mirasol.data.datasets.files import AUDIO, VIDEO
-from mirasol.data.datasets.folder import OPTIONAL, parse_row
+from mirasol.data.datasets.folder import OPTIONAL, BadRow, parse_row
 from mirasol.data.example import Example
 
 # What the reader opens besides the formats that public data sets come in.
@@ -92,14 +95,25 @@ def name_columns(found: Iterable[str]) -> dict[str, str]:
     return columns
 
 
+def tidy(text: str) -> str:
+    """An answer without line breaks, double spaces and other ways to write the same letters (NFC)."""
+    return unicodedata.normalize("NFC", re.sub(r"\s+", " ", text).strip())
+
+
 def parse_example(fields: Mapping[str, Any], line: int, root: Path) -> Example:
     """The example of a row; one without a prompt gets it from `fill_prompts`. Raises BadRow."""
     fields = dict(fields)
     for name in ("file", "target"):
-        if isinstance(fields[name], int | float) and not isinstance(fields[name], bool):
-            fields[name] = str(fields[name])  # classes may be numbers
+        value = fields[name]
+        if isinstance(value, float) and not math.isfinite(value):
+            raise BadRow(f"field {name!r} is {value}, no text")
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            fields[name] = str(value)  # classes may be numbers
     if isinstance(fields["file"], str):
-        fields["file"] = fields["file"].strip().replace("\\", "/").removeprefix("./")
+        path = fields["file"].strip().replace("\\", "/").removeprefix("./")
+        for above in (root, root.resolve()):
+            path = path.removeprefix(f"{above.as_posix()}/") if above.is_absolute() else path
+        fields["file"] = path
     has_prompt = fields.get("prompt") is not None
     example = parse_row({**fields, "prompt": fields["prompt"] if has_prompt else ASK_CLASS}, line, root)
     target = example.target if example.candidates else example.target.strip()
@@ -108,11 +122,16 @@ def parse_example(fields: Mapping[str, Any], line: int, root: Path) -> Example:
 
 def fill_prompts(examples: Mapping[str, Sequence[Example]]) -> dict[str, tuple[Example, ...]]:
     """The examples by split, in the order of splits, with a prompt for those without: one that asks for a class where
-    their answers repeat, else for a caption."""
-    bare = [example.target for own in examples.values() for example in own if not example.prompt]
+    their answers repeat, else for a caption. Answers that repeat are tidied: they are names."""
+    everything = [example for own in examples.values() for example in own]
+    bare = [example.target for example in everything if not example.prompt]
     prompt = ASK_CLASS if are_classes(bare) else ASK_CAPTION
-    return {
-        split: tuple(example if example.prompt else replace(example, prompt=prompt) for example in examples[split])
-        for split in ("train", "validation", "test", "")
-        if split in examples
-    }
+    is_one = len({example.prompt for example in everything}) == 1
+    are_names = is_one and are_classes([example.target for example in everything])
+
+    def fill(example: Example) -> Example:
+        target = tidy(example.target) if are_names and not example.candidates else example.target
+        return replace(example, prompt=example.prompt or prompt, target=target)
+
+    ordered = (split for split in ("train", "validation", "test", "") if split in examples)
+    return {split: tuple(map(fill, examples[split])) for split in ordered}

@@ -14,9 +14,25 @@ from mirasol.data.datasets.tables import is_utf8, parse_annotation_json, read_te
 from mirasol.data.example import Example
 from mirasol.errors import UserError
 from mirasol.finetune.label_tables import TABLES, read_tables
-from mirasol.finetune.labels import ASK_CLASS, SPLITS, Labels, fill_prompts, is_media, name_columns, parse_example
+from mirasol.finetune.labels import (
+    ASK_CLASS,
+    MEDIA,
+    SPLITS,
+    Labels,
+    fill_prompts,
+    is_media,
+    name_columns,
+    parse_example,
+    tidy,
+)
 
-SIDES = (".txt", ".json")
+SIDES = (".json", ".txt")
+OTHER_TABLES = (".xlsx", ".xls", ".ods", ".parquet", ".feather", ".xml", ".yaml", ".yml")
+# Pictures, and what the reader does not open.
+NEARLY_MEDIA = (
+    ".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".heic", ".rmvb", ".rm", ".asf", ".mxf", ".zip", ".tar",
+    ".gz", ".npy", ".mid",
+)  # fmt: skip
 HOW_TO_LABEL = (
     "put the clips of each class into a folder of its name, or a caption next to each clip (a.mp4, a.txt), or write a "
     "table labels.csv with the columns file,target"
@@ -42,10 +58,29 @@ def read_labels(root: Path) -> Labels:
         raise UserError(
             f"{files.root}: {labels.layout}: no label has a clip{first}; paths are relative to {files.root}"
         )
+    remarks = list(labels.remarks)
     if len(media) < len(found):
-        why = f"{len(found) - len(media)} files are not read: their names have a backslash or are not UTF-8"
-        return replace(labels, remarks=(*labels.remarks, why))
-    return labels
+        remarks.append(f"{len(found) - len(media)} files are not read: their names have a backslash or are not UTF-8")
+    remarks += _describe_others(files.paths, tables)
+    return replace(labels, remarks=tuple(remarks))
+
+
+def _describe_others(paths: Sequence[str], tables: Sequence[str]) -> Iterator[str]:
+    """Remarks on files that are no media, captions or tables, but may be what the user meant."""
+    unread = [path for path in paths if path.lower().endswith((*OTHER_TABLES, *TABLES)) and path not in tables]
+    unread = [path for path in unread if "/" in path or path.lower().endswith(OTHER_TABLES)]
+    if unread:
+        yield f"not read: {', '.join(unread[:4])}: labels may be in a csv, tsv or jsonl at the top of the folder"
+    hidden = [path for path in paths if any(part.startswith(".") for part in path.split("/"))]
+    hidden = [path for path in hidden if path.lower().endswith(MEDIA) and "/._" not in f"/{path}"]
+    if hidden:
+        yield f"{len(hidden)} clips are hidden files or in hidden folders ({hidden[0]}), and not read"
+    known = (*MEDIA, *SIDES, *TABLES, *OTHER_TABLES)
+    kinds = Counter(Path(path).suffix.lower() for path in paths if not path.lower().endswith(known))
+    media = {kind: count for kind, count in kinds.items() if kind in NEARLY_MEDIA}
+    if media:
+        listed = ", ".join(f"{count} {kind}" for kind, count in sorted(media.items()))
+        yield f"files of other kinds are not read: {listed}"
 
 
 def _describe_no_media(files: Files, tables: Sequence[str]) -> str:
@@ -59,11 +94,8 @@ def _describe_no_media(files: Files, tables: Sequence[str]) -> str:
 
 def _read_names(files: Files, media: Sequence[str]) -> Labels:
     """Folders named after classes, or side files, whichever says more; both may be below folders named after splits."""
-    folders = {path.split("/")[0].lower() for path in media}
-    # A class may be called "test", but hardly beside one called "train".
-    splits = {name: SPLITS[name] for name in folders if name in SPLITS} if folders & {"train", "training"} else {}
-    sides = _find_sides(files)
-    described = [path for path in media if _find_side(path, sides)]
+    splits, sides = _find_split_folders(files.root, media), _find_sides(files)
+    described = [path for path in media if _find_own_sides(path, sides)]
     if 2 * len(described) >= len(media):
         return _read_sides(files, media, sides, splits)
     inside = [path for path in media if path.count("/") > (path.split("/")[0].lower() in splits)]
@@ -72,6 +104,19 @@ def _read_names(files: Files, media: Sequence[str]) -> Labels:
     if described:
         return _read_sides(files, media, sides, splits)
     raise UserError(f"{files.root}: {len(media)} clips without labels: {HOW_TO_LABEL}")
+
+
+def _find_split_folders(root: Path, media: Sequence[str]) -> dict[str, str]:
+    """Which of the folders at the top are splits. Raises UserError for splits without one that trains."""
+    folders = {path.split("/")[0].lower() for path in media if "/" in path}
+    splits = {name: SPLITS[name] for name in folders if name in SPLITS}
+    if not folders & {"train", "training"}:  # a class may be called "test", but hardly all of them are
+        if len(splits) > 1 and len(splits) == len(folders):
+            listed = " and ".join(f"{name}/" for name in sorted(splits))
+            raise UserError(f"{root}: {listed} but no train/: add it, or give a folder above classes of these names")
+        return {}
+    flat = all(path.count("/") == 1 for path in media if path.split("/")[0].lower() in splits)
+    return {} if flat and len(splits) < len(folders) else splits  # "train" beside "car" is a class
 
 
 def _split_of(path: str, splits: Mapping[str, str]) -> tuple[str, str]:
@@ -87,7 +132,7 @@ def _describe_splits(splits: Mapping[str, str], found: Mapping[str, Any]) -> str
 
 
 def _read_class_folders(
-    files: Files, media: Sequence[str], sides: Mapping[str, str], splits: Mapping[str, str]
+    files: Files, media: Sequence[str], sides: Mapping[str, list[str]], splits: Mapping[str, str]
 ) -> Labels:
     examples, unlabelled = defaultdict(list), []
     for path in media:
@@ -96,52 +141,64 @@ def _read_class_folders(
         if not slash or (splits and not split) or not name.strip() or not is_utf8(name):
             unlabelled.append(path)
             continue
-        examples[split].append(Example(path, path, None, None, ASK_CLASS, name.strip()))
-    remarks = [f"{len(sides)} files that may be captions are not read: most clips have none"] if sides else []
+        examples[split].append(Example(path, path, None, None, ASK_CLASS, tidy(name)))
+    count = sum(map(len, sides.values()))
+    remarks = [f"{count} files that may be captions are not read: most clips have none"] if count else []
     ordered = {split: tuple(examples[split]) for split in ("train", "validation", "test", "") if split in examples}
     layout = f"folders named after classes{_describe_splits(splits, ordered)}"
     return Labels(files.root, layout, ordered, (), tuple(unlabelled), (), tuple(remarks), named_classes=True)
 
 
-def _find_sides(files: Files) -> dict[str, str]:
-    """Side files by their path without the extension: `a` of a.txt, and `a.mp4` of a.mp4.txt."""
-    found: dict[str, str] = {}
+def _find_sides(files: Files) -> dict[str, list[str]]:
+    """Side files by their path without the extension: `a` of a.txt, and `a.mp4` of a.mp4.txt; json before txt."""
+    found: dict[str, list[str]] = defaultdict(list)
     for path in files.paths:
         if path.lower().endswith(SIDES) and not any(part.startswith(".") for part in path.split("/")):
-            found.setdefault(path.rpartition(".")[0], path)
+            found[path.rpartition(".")[0]].append(path)
     return found
 
 
-def _find_side(path: str, sides: Mapping[str, str]) -> str | None:
-    return sides.get(path) or sides.get(path.rpartition(".")[0])
+def _find_own_sides(path: str, sides: Mapping[str, list[str]]) -> list[str]:
+    return sides.get(path) or sides.get(path.rpartition(".")[0]) or []
 
 
-def _read_sides(files: Files, media: Sequence[str], sides: Mapping[str, str], splits: Mapping[str, str]) -> Labels:
+def _read_sides(
+    files: Files, media: Sequence[str], sides: Mapping[str, list[str]], splits: Mapping[str, str]
+) -> Labels:
     rows, used, unlabelled, split_of = Rows(), set(), [], []
     for path in media:
-        side = _find_side(path, sides)
+        own = _find_own_sides(path, sides)
         split, _ = _split_of(path, splits)
-        if side is None or (splits and not split):
+        if not own or (splits and not split):
             unlabelled.append(path)
             continue
-        used.add(side)
-        before = len(rows.examples)
-        for line, fields in _read_side(files.root / side, side, rows):
-            try:
-                example = parse_example({**fields, "file": path}, line, files.root)
-            except BadRow as error:
-                rows.skip(error.kind, str(error), side, line)
-                continue
-            name = path if line == 1 else f"{path}#{line}"
-            rows.add(replace(example, id=name, media=path), side, line)
+        used.update(own)
+        before, problems = len(rows.examples), len(rows.problems)
+        for side in own:
+            del rows.problems[problems:]  # of one that says nothing, where another one follows
+            _add_side(files.root, path, side, rows)
+            if len(rows.examples) > before:
+                break
         split_of += [split] * (len(rows.examples) - before)
     examples = defaultdict(list)
     for example, split in zip(rows.examples, split_of, strict=True):
         examples[split].append(example)
     ordered = fill_prompts(examples)
-    orphans = tuple(sorted(side for side in sides.values() if side not in used and not side.lower().endswith(".json")))
+    others = (side for own in sides.values() for side in own if side not in used)
+    orphans = tuple(sorted(side for side in others if not side.lower().endswith(".json")))
     layout = f"a text next to each clip{_describe_splits(splits, ordered)}"
     return Labels(files.root, layout, ordered, tuple(rows.problems), tuple(unlabelled), orphans)
+
+
+def _add_side(root: Path, path: str, side: str, rows: Rows) -> None:
+    """Adds what a side file says of the clip at `path`."""
+    for line, fields in _read_side(root / side, side, rows):
+        try:
+            example = parse_example({**fields, "file": path}, line, root)
+        except BadRow as error:
+            rows.skip(error.kind, str(error), side, line)
+            continue
+        rows.add(replace(example, id=path if line == 1 else f"{path}#{line}", media=path), side, line)
 
 
 def _read_side(path: Path, shown: str, rows: Rows) -> Iterator[tuple[int, dict[str, Any]]]:

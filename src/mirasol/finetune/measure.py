@@ -3,7 +3,7 @@
 import shutil
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from mirasol.cost.assumptions import Assumptions
 from mirasol.cost.memory import FLOAT
 from mirasol.cost.plan import plan_run
 from mirasol.data.example import ClipExamples, Example
-from mirasol.errors import BadClip
+from mirasol.errors import BadClip, UserError
 from mirasol.evaluation.answer import load_clip
 from mirasol.finetune.duration import Pace
 from mirasol.training.features import compute_features
@@ -34,16 +34,21 @@ SILENCE, DARKNESS = 1e-4, 2.0  # largest sample of a waveform, standard deviatio
 
 @dataclass(frozen=True)
 class Decoded:
-    """Some clips decoded: mean seconds that one took, how many are silent, how many of one colour."""
+    """Some clips decoded: median seconds that one took, how many are silent, how many of one colour, and what is wrong
+    with others."""
 
     tensors: tuple[dict[str, Tensor], ...]
     seconds: float
     silent: int
     dark: int
+    failed: tuple[BadClip, ...] = ()
 
     def describe(self) -> Iterator[str]:
         """What the user should know of them."""
         count = len(self.tensors)
+        if self.failed:
+            tried = count + len(self.failed)
+            yield f"{len(self.failed)} of {tried} clips that were tried cannot be decoded, the first: {self.failed[0]}"
         if count and self.silent == count:
             yield f"the sound of all {count} clips that were decoded is silence: the model learns from pictures alone"
         if count and self.dark == count:
@@ -118,13 +123,14 @@ def fit_memory(
 def decode_some(loaded: Loaded, root: Path, clips: Sequence[ClipExamples], count: int = 8) -> Decoded:
     """Decodes some clips, evenly spaced."""
     chosen = [clips[place * len(clips) // count] for place in range(count)] if len(clips) > count else list(clips)
-    tensors, seconds, silent, dark = [], [], 0, 0
+    tensors, seconds, silent, dark, failed = [], [], 0, 0, []
     for clip in chosen:
         began = time.perf_counter()
         try:
             found = load_clip(loaded.processor.feature_extractor, root, clip)
-        except BadClip:
-            continue  # left out when it comes up
+        except BadClip as error:  # left out when it comes up
+            failed.append(error)
+            continue
         seconds.append(time.perf_counter() - began)
         tensors.append(found)
         audio = found["audio"][found["audio_mask"]].float()
@@ -132,7 +138,21 @@ def decode_some(loaded: Loaded, root: Path, clips: Sequence[ClipExamples], count
         video = found["video"][found["video_mask"]][..., inside, inside].float()  # without the borders of padding
         silent += not audio.numel() or float(audio.max() - audio.min()) < SILENCE
         dark += bool(video.numel()) and float(video.std()) < DARKNESS
-    return Decoded(tuple(tensors), statistics.median(seconds) if seconds else 0.0, silent, dark)
+    return Decoded(tuple(tensors), statistics.median(seconds) if seconds else 0.0, silent, dark, tuple(failed))
+
+
+def check_decodable(loaded: Loaded, root: Path, clips: Mapping[str, Sequence[ClipExamples]]) -> None:
+    """Raises UserError for a split of which no clip can be decoded: headers may be whole where the rest is not."""
+    for split, own in clips.items():
+        errors = []
+        for clip in own:
+            try:
+                load_clip(loaded.processor.feature_extractor, root, clip)
+                break
+            except BadClip as error:
+                errors.append(error)
+        else:
+            raise UserError(f"{root}: none of {len(own)} {split} clips can be decoded, the first: {errors[0]}")
 
 
 def measure_pace(

@@ -142,12 +142,16 @@ def _check_answers(labels: Labels) -> None:
     answers = {example.target for example in labels.all_examples}
     if len(answers) == 1 and len({example.prompt for example in labels.all_examples}) == 1:
         [answer] = answers
-        folder, inside = labels.root / answer, ""
+        folder, inside, lost = labels.root / answer, "", ""
+        if labels.problems:
+            lost = f"; {len(labels.problems)} labels were left out, the first: {labels.problems[0]}"
+        elif labels.remarks:
+            lost = f"; {labels.remarks[0]}"
         if labels.named_classes and folder.is_dir() and any(entry.is_dir() for entry in folder.iterdir()):
             inside = f", or give {folder} if its folders are the classes"
         raise UserError(
             f"{labels.root}: one class only, {answer!r}, in {len(labels.all_examples)} clips: there is nothing to tell "
-            f"apart: add clips of another class{inside}"
+            f"apart: add clips of another class{inside}{lost}"
         )
 
 

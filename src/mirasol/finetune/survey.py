@@ -3,8 +3,8 @@ out; in five lines and some remarks."""
 
 import json
 import statistics
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -22,11 +22,13 @@ from mirasol.finetune.splits import NAMES, Splits, split_examples
 from mirasol.media.formats.content import PAGE, detect_content_kind
 from mirasol.media.isolation.decoders import run_isolated
 from mirasol.media.limits import DEFAULT_LIMITS
+from mirasol.media.reader import END_TOLERANCE
 
 MOST_HEADERS = 2000  # files whose headers are read: of more, a sample, so that 100,000 clips start within a minute
 SHOWN_CLASSES, SHOWN_UNREADABLE = 8, 3
 VERY_SHORT, VERY_LONG = 0.2, 600.0  # seconds
 CLASS_LIST, LEFT_OUT = "classes.txt", "left_out.jsonl"
+BEYOND = "beyond its file"
 
 
 @dataclass(frozen=True)
@@ -70,8 +72,8 @@ class Survey:
         lengths = []
         for clip in self.all_clips:
             header, end = self.headers.get(clip.media), clip.end
-            if end is None and header is not None:
-                end = header.seconds
+            if header is not None:
+                end = header.seconds if end is None else min(end, header.seconds)
             if end is not None:
                 lengths.append(max(0.0, end - (clip.start or 0.0)))
         return sorted(lengths)
@@ -114,16 +116,19 @@ class Survey:
 
     def list_remarks(self) -> list[str]:
         """What the user should know, one line each."""
-        remarks = [*self.labels.remarks, *self.splits.remarks]
-        kinds = Counter(p.kind for p in self.labels.problems if p.kind != "missing media")
+        remarks = [*self.labels.remarks, *self.splits.remarks, *list_contradictions(self.labels)]
+        kinds = Counter(p.kind for p in self.labels.problems if p.kind not in ("missing media", BEYOND))
         if kinds:
-            first = next(problem for problem in self.labels.problems if problem.kind != "missing media")
+            first = next(problem for problem in self.labels.problems if problem.kind not in ("missing media", BEYOND))
             remarks.append(f"{sum(kinds.values())} labels cannot be read, the first: {first}")
         unreadable = [problem for problem in self.left_out if problem.kind == "unreadable"]
         if unreadable:
             first = "; ".join(map(str, unreadable[:SHOWN_UNREADABLE]))
             more = f"; all are in data/{LEFT_OUT}" if len(unreadable) > SHOWN_UNREADABLE else ""
             remarks.append(f"{len(unreadable)} files cannot be read: {first}{more}")
+        beyond = [problem for problem in self.left_out if problem.kind == BEYOND]
+        if beyond:
+            remarks.append(f"{len(beyond)} examples are left out, the first: {beyond[0]}")
         heads, seconds = list(self.headers.values()), self.seconds
         if heads and not any(head.has_audio for head in heads):
             remarks.append("no clip has sound: the model learns from pictures alone")
@@ -147,22 +152,62 @@ def survey_folder(labels: Labels, seed: int, progress: Callable[[int, int], None
     if not headers:
         name, reason = next(iter(reasons.items()))
         raise UserError(f"{labels.root}: none of {len(reasons)} clips can be read, the first: {name}: {reason}")
-    usable = replace(
-        labels,
-        examples={
-            split: tuple(example for example in own if example.media not in reasons)
-            for split, own in labels.examples.items()
-        },
-    )
+    examples, beyond = {}, []
+    for split, own in labels.examples.items():
+        whole = [example for example in own if example.media not in reasons]
+        beyond += [(example, headers[example.media]) for example in whole if is_beyond(example, headers)]
+        examples[split] = tuple(example for example in whole if not is_beyond(example, headers))
+    problems = (*labels.problems, *(describe_beyond(*each) for each in beyond))
+    usable = replace(labels, examples=examples, problems=problems)
+    if not usable.all_examples:
+        raise UserError(f"{labels.root}: no example is left, the first problem: {problems[0]}")
     splits = split_examples(usable, seed)
     left_out = [
-        *labels.problems,
+        *problems,
         *(Problem("unreadable", reason, name) for name, reason in reasons.items()),
         *(Problem("without a label", "no label names it", name) for name in labels.unlabelled),
         *(Problem("missing media", "its clip is not there", name) for name in labels.orphans),
         *(Problem("video in two splits", "left out: a later split has it", e.media) for e in splits.leaked),
     ]
     return Survey(usable, splits, headers, len(media), len(reasons), tuple(left_out))
+
+
+def is_beyond(example: Example, headers: Mapping[str, Header]) -> bool:
+    """Whether an example is about a part that its file, if its header was read, does not have."""
+    header = headers.get(example.media)
+    if header is None or not header.seconds:
+        return False
+    return (example.start or 0.0) >= header.seconds or (example.end or 0.0) > header.seconds + END_TOLERANCE
+
+
+def describe_beyond(example: Example, header: Header) -> Problem:
+    """The problem of such an example."""
+    window = f"{example.start or 0:g} to {'its end' if example.end is None else f'{example.end:g} s'}"
+    return Problem(BEYOND, f"{window}, but the file lasts {header.seconds:.3f} s", example.media)
+
+
+def list_contradictions(labels: Labels) -> Iterator[str]:
+    """Remarks on rows that say the same twice, on clips of several classes, and on classes that look the same."""
+    examples = labels.all_examples
+    said = Counter((e.media, e.start, e.end, e.prompt, e.target) for e in examples)
+    if len(said) < len(examples):
+        again = next(key for key, count in said.items() if count > 1)
+        yield f"{len(examples) - len(said)} labels say what another one says, the first: {again[0]}: {again[4]!r}"
+    if not labels.classes:
+        return
+    of_clip: dict[tuple, list[str]] = defaultdict(list)
+    for media, start, end, _, target in said:
+        of_clip[media, start, end].append(target)
+    several = {key: targets for key, targets in of_clip.items() if len(targets) > 1}
+    if several:
+        (media, *_), targets = next(iter(several.items()))
+        yield f"{len(several)} clips are of several classes, the first: {media}: {', '.join(targets[:4])}"
+    spellings: dict[str, list[str]] = defaultdict(list)
+    for name in labels.classes:
+        spellings[name.casefold()].append(name)
+    alike = next((names for names in spellings.values() if len(names) > 1), None)
+    if alike:
+        yield f"classes that differ in capital letters alone are different classes: {', '.join(alike)}"
 
 
 def choose_media(media: Sequence[str], most: int) -> list[str]:
@@ -180,6 +225,8 @@ def read_headers(
     def read(name: str) -> Header | str:
         path = root / name
         try:
+            if path.exists() and not path.is_file():
+                return "is no file, but a pipe, device or folder"
             with path.open("rb") as stream:
                 if detect_content_kind(stream.read(512)) == "html":
                     return PAGE
