@@ -153,7 +153,8 @@ def test_generation_with_a_cache_equals_generation_without(model, batch, how):
     assert cached.shape == (6, 4 + 6)
 
 
-def test_a_cache_of_ones_own_gives_what_no_cache_gives(model, batch):
+@pytest.mark.parametrize("name", ["past_key_values", "cache"])
+def test_a_cache_of_ones_own_gives_what_no_cache_gives(model, batch, name):
     """Token by token, with a cache that forward makes and with one that the caller made."""
     inputs = prompts(batch)
     ids, mask = inputs.pop("decoder_input_ids"), inputs.pop("decoder_attention_mask")
@@ -163,7 +164,7 @@ def test_a_cache_of_ones_own_gives_what_no_cache_gives(model, batch):
             for place in range(ids.shape[1]):
                 step = model(
                     **inputs, decoder_input_ids=ids[:, place : place + 1],
-                    decoder_attention_mask=mask[:, : place + 1], past_key_values=cache, use_cache=True,
+                    decoder_attention_mask=mask[:, : place + 1], use_cache=True, **{name: cache},
                 )  # fmt: skip
                 cache = step.past_key_values
                 real = mask[:, place].bool()
