@@ -117,10 +117,9 @@ class Survey:
     def list_remarks(self) -> list[str]:
         """What the user should know, one line each."""
         remarks = [*self.labels.remarks, *self.splits.remarks, *list_contradictions(self.labels)]
-        kinds = Counter(p.kind for p in self.labels.problems if p.kind not in ("missing media", BEYOND))
-        if kinds:
-            first = next(problem for problem in self.labels.problems if problem.kind not in ("missing media", BEYOND))
-            remarks.append(f"{sum(kinds.values())} labels cannot be read, the first: {first}")
+        wrong = [problem for problem in self.labels.problems if problem.kind not in ("missing media", BEYOND)]
+        if wrong:
+            remarks.append(f"{len(wrong)} labels cannot be read, the first: {wrong[0]}")
         unreadable = [problem for problem in self.left_out if problem.kind == "unreadable"]
         if unreadable:
             first = "; ".join(map(str, unreadable[:SHOWN_UNREADABLE]))
@@ -155,9 +154,10 @@ def survey_folder(labels: Labels, seed: int, progress: Callable[[int, int], None
     examples, beyond = {}, []
     for split, own in labels.examples.items():
         whole = [example for example in own if example.media not in reasons]
-        beyond += [(example, headers[example.media]) for example in whole if is_beyond(example, headers)]
-        examples[split] = tuple(example for example in whole if not is_beyond(example, headers))
-    problems = (*labels.problems, *(describe_beyond(*each) for each in beyond))
+        outside = {example.id for example in whole if is_beyond(example, headers)}
+        beyond += [describe_beyond(example, headers[example.media]) for example in whole if example.id in outside]
+        examples[split] = tuple(example for example in whole if example.id not in outside)
+    problems = (*labels.problems, *beyond)
     usable = replace(labels, examples=examples, problems=problems)
     if not usable.all_examples:
         raise UserError(f"{labels.root}: no example is left, the first problem: {problems[0]}")
