@@ -178,8 +178,7 @@ class ChunkAssembler:
         return waiting
 
     def _overlaps_left_out(self, begin: float, end: float) -> bool:
-        self._left_out = [span for span in self._left_out if span[1] > begin]
-        return any(first < end for first, _ in self._left_out)
+        return any(first < end and begin < last for first, last in self._left_out)
 
     def _give_up(self, kinds: set[str], second: float) -> None:
         for kind in kinds - self._told:
@@ -221,6 +220,7 @@ class ChunkAssembler:
             self.counts.undecoded += 1
         else:
             self.has_whole_chunk = True
+        self._left_out = [span for span in self._left_out if span[1] > end]
         self.give(chunk)
 
     def _take_video(self, begin: float, end: float, finished: bool) -> tuple[np.ndarray, np.ndarray, bool]:

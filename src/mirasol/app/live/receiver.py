@@ -156,7 +156,7 @@ class Connection:
                 packets = read_packets(container, chosen.streams, self.errors, clock)
                 if self.is_paced:
                     packets = self._pace(packets, began - span.zero - left)
-                if not self._feed(packets, chosen):
+                if not self._feed_packets(packets, chosen):
                     break
             self.notes += [f"reading stopped early: {error}" for error in self.errors]
             self.errors.clear()
@@ -181,7 +181,7 @@ class Connection:
             zero = self._find_zero(container, chosen)
             self.opened.set()
             packets = read_packets(container, chosen.streams, self.errors)
-            self._feed(self._place_packets(container, chosen, packets, zero), chosen)
+            self._feed_packets(self._place_packets(container, chosen, packets, zero), chosen)
         if self.assembler is None:
             raise BadClip(self.source, f"nothing came ({self.errors[0]})" if self.errors else "contains no media data")
         if self.errors or self.is_live:
@@ -292,7 +292,7 @@ class Connection:
                 self._closing.wait(max(0.0, zero + float(stamp * packet.time_base) - time.monotonic()))
             yield packet
 
-    def _feed(self, packets: Iterator[Packet], chosen: ChosenStreams) -> bool:
+    def _feed_packets(self, packets: Iterator[Packet], chosen: ChosenStreams) -> bool:
         """Feeds packets; False where no more are needed."""
         kinds = {stream.index: stream.type for stream in chosen.streams}
         for packet in self.lag.follow(packets):
