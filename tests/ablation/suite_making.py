@@ -79,7 +79,7 @@ def make_all(runs: SuiteRuns, chosen: list[Run] | None = None) -> None:
     plan = SuitePlan(costs, tuple(costs), 0, 1.0, ())
     runs.output.mkdir(parents=True, exist_ok=True)
     write_suite(runs, plan)
-    make_runs(runs.list_needed(chosen), chosen, run_here, lambda name, facts: None)
+    make_runs(runs.list_left(chosen), run_here, lambda name, facts: None)
 
 
 def list_results(output: Path) -> dict[str, tuple]:

@@ -32,7 +32,7 @@ def test_a_finished_suite_is_left_as_it_is(runs, monkeypatch):
     monkeypatch.setattr(run, "_train", lambda one: pytest.fail("trained again"))
     monkeypatch.setattr(run, "_evaluate", lambda one: pytest.fail("evaluated again"))
     chosen = runs.list_rows()
-    make_runs(runs.list_needed(chosen), chosen, run_here, lambda name, facts: pytest.fail(name))
+    make_runs(runs.list_left(chosen), run_here, lambda name, facts: pytest.fail(name))
     assert all(one.finished for one in chosen)
 
 
@@ -63,7 +63,7 @@ def test_killed_between_any_two_writes_a_run_ends_as_if_it_was_not(runs, finishe
     chosen = runs.list_rows()
     for _ in range(10):
         try:
-            make_runs(runs.list_needed(chosen), chosen, run_here, lambda name, facts: None)
+            make_runs(runs.list_left(chosen), run_here, lambda name, facts: None)
             break
         except Killed:
             continue
@@ -94,7 +94,7 @@ def change_suite(runs: SuiteRuns, key: str, value) -> SuiteRuns:
 def test_results_of_another_recipe_are_refused_by_name(runs, key, value, named):
     changed = change_suite(runs, key, value)
     with pytest.raises(UserError, match="begun with another") as raised:
-        make_runs([], changed.list_rows(), run_here, lambda name, facts: None)
+        make_runs(changed.list_left(changed.list_rows()), run_here, lambda name, facts: None)
     assert named in str(raised.value) and "\n" not in str(raised.value)
 
 

@@ -83,12 +83,12 @@ def test_a_run_that_was_killed_before_its_stream_goes_on_with_that_alone(copied,
     shutil.rmtree(runs.shared / "rows")
     monkeypatch.setattr(run, "_evaluate", lambda one: pytest.fail("evaluated again"))
     before = {one.name: (one.folder / "answers.json").read_bytes() for one in runs.list_rows()}
-    make_runs([], runs.list_rows(), run_here, lambda name, facts: None)
+    make_runs(runs.list_left(runs.list_rows()), run_here, lambda name, facts: None)
     for one in runs.list_rows():
         assert one.finished and json.loads((one.folder / "stream.json").read_text())["streams"] == 2
         assert (one.folder / "answers.json").read_bytes() == before[one.name]
     monkeypatch.setattr(run, "stream_run", lambda *given: pytest.fail("streamed again"))
-    make_runs([], runs.list_rows(), run_here, lambda name, facts: pytest.fail(name))
+    make_runs(runs.list_left(runs.list_rows()), run_here, lambda name, facts: pytest.fail(name))
     write_suite(runs, SuitePlan({}, (), 0, 1.0, ()))
     check_stream_of_result(runs)
 

@@ -2,11 +2,14 @@
 
 import json
 import re
+import tarfile
 from pathlib import Path
 
 import pytest
 import yaml
 
+from mirasol.ablation.pack import PACKED
+from mirasol.ablation.result import RESULTS, collect_result
 from mirasol.ablation.statistics import Spread, compute_t_quantile, judge
 from mirasol.ablation.suite import read_suite
 from mirasol.cli.main import make_parser
@@ -62,6 +65,16 @@ def test_the_results_are_of_the_suites_as_they_are(folder):
         assert (row["paper"], row["expected"]) == (claim.paper, claim.expected)
         if row["verdict"] is not None:
             assert row["verdict"] == judge(Spread(**row["difference"]), claim.expected, suite.margin)
+
+
+@pytest.mark.parametrize("file", [folder / PACKED for folder in RUN if (folder / PACKED).is_file()], ids=str)
+def test_the_results_are_those_of_the_packed_runs(file, tmp_path):
+    with tarfile.open(file) as archive:
+        archive.extractall(tmp_path, filter="data")
+    stored = json.loads(file.with_name(RESULTS).read_text(encoding="utf-8"))
+    drawn = collect_result(tmp_path).to_dict()
+    for part in ("suite", "rows", "baselines", "missing", "curves"):
+        assert drawn[part] == stored[part], part
 
 
 def test_its_example_is_a_suite(suite_file):

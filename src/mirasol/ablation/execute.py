@@ -16,13 +16,11 @@ Report = Callable[[str, dict[str, Any]], None]
 EXECUTORS = ("local", "ray")
 
 
-def make_runs(needed: Sequence[Run], chosen: Sequence[Run], execute: Executor, report: Report) -> None:
-    """Makes the chosen runs, after the pretrainings that they need, in the order in which those depend on each other.
+def make_runs(left: Sequence[Run], execute: Executor, report: Report) -> None:
+    """Makes runs, after the pretrainings among them, which come in the order in which they depend on each other.
 
-    Finished ones are left as they are. Raises UserError for a folder with another run, before anything is made, and
-    for the first run that fails; the others are stopped, and the same command goes on.
+    Raises UserError for the first run that fails; the others are stopped, and the same command goes on.
     """
-    left = [run for run in (*needed, *chosen) if not run.finished]
     for run in [run for run in left if run.asked is None]:
         with closing(execute([run])) as made:
             for name, facts in made:

@@ -73,7 +73,7 @@ def plan_suite(runs: SuiteRuns, chosen: Sequence[Run], given: Assumptions) -> Su
             notes += [f"{key}: {note}" for note in plan.notes if not note.startswith("text rows are")]
             caches |= _count_cache(run, plan.clip_bytes)
         costs[run.name] = counted[key][0]
-    left = tuple(run.name for run in wanted if not run.finished)
+    left = tuple(run.name for run in runs.list_left(chosen))
     assert given.peak_tflops is not None
     return SuitePlan(
         costs, left, sum(caches.values()), 1e3 * given.mfu * given.peak_tflops, tuple(dict.fromkeys(notes))

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 from mirasol.ablation.figures import draw_ages, draw_forest, draw_learning, draw_stream
+from mirasol.ablation.pack import PACKED, pack_runs
 from mirasol.ablation.result import RESULTS, SuiteResult
 from mirasol.ablation.sections import format_spread, list_sections
 from mirasol.ablation.tables import (
@@ -22,9 +23,12 @@ from mirasol.files import write_file_atomically
 REPORT, TEXT, CSV, LATEX, MARKDOWN = "report.html", "table.txt", "table.csv", "table.tex", "table.md"
 
 
-def write_result(output: Path, result: SuiteResult, figure_format: str | None = None) -> list[str]:
-    """Writes everything that shows the result, and with a `figure_format` the figures as files in `figures/` too.
-    Returns the names. The same runs give the same bytes. Raises UserError for an unknown format."""
+def write_result(
+    output: Path, result: SuiteResult, figure_format: str | None = None, packed: bool = False
+) -> list[str]:
+    """Writes everything that shows the result, with a `figure_format` the figures as files in `figures/` too, and
+    where it is to be `packed` what it was made from. Returns the names. The same runs give the same bytes. Raises
+    UserError for an unknown format."""
     check_figure_format(figure_format)
     figures = {"forest": draw_forest(result)}
     for name, draw in (("learning", draw_learning), ("ages", draw_ages), ("stream", draw_stream)):
@@ -45,6 +49,9 @@ def write_result(output: Path, result: SuiteResult, figure_format: str | None = 
     if figure_format is not None:
         files = write_figures(output / "figures", figures, figure_format)
         written += [f"figures/{file.name}" for file in files]
+    if packed:
+        (output / PACKED).write_bytes(pack_runs(output))
+        written.append(PACKED)
     return written
 
 

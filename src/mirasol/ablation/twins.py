@@ -5,6 +5,7 @@ that has the same training takes weights and log from there; where it is asked t
 """
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -40,7 +41,7 @@ def take_from_twin(run: Run) -> None:
         for name in (ANSWERS, STREAM):
             if (twin / name).is_file():
                 write_file_atomically(run.folder / name, (twin / name).read_text(encoding="utf-8"))
-    facts = {**_read(twin / TRAINED), "same_run_as": str(twin)}
+    facts = {**_read(twin / TRAINED), "same_run_as": os.path.relpath(twin, run.folder.resolve())}
     write_file_atomically(run.folder / TRAINED, json.dumps(facts) + "\n")
     write_folder_atomically(train, _copy(twin / "train"))
 

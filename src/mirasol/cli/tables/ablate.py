@@ -32,7 +32,7 @@ recipe are options, as with `mirasol train`; so are those of its pretrainings an
 # The options that are not keys of the suite's recipes.
 OWN = (
     "--output", "--seeds", "--rows", "--jobs", "--executor", "--task", "--dry-run", "--report", "--shared", "--json",
-    "--figures", "--mfu", "--peak-tflops",
+    "--figures", "--pack", "--mfu", "--peak-tflops",
 )  # fmt: skip
 
 
@@ -53,6 +53,9 @@ def add_arguments(parser: ArgumentParser, make: MakeParser) -> None:
         "--shared", type=str, metavar="DIR", help="folder for pretrainings and decoded clips that suites share"
     )
     parser.add_argument("--figures", type=str, metavar="pdf|png", help="also write the report's figures as files")
+    parser.add_argument(
+        "--pack", action="store_true", help="also write runs.tar.xz: what tables and further seeds need of all runs"
+    )
     parser.add_argument("--mfu", type=float, default=0.4, help="dry run: share of the peak FLOP/s that is reached")
     parser.add_argument("--peak-tflops", type=float, help="dry run: peak TFLOP/s of a device; by default measured")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of tables")
@@ -118,7 +121,7 @@ def _ablate(suite: Suite, output: Path, options: Namespace, console: Console) ->
     def report(name: str, facts: dict[str, Any]) -> None:
         print_line(console, f"finished: {name}, {facts['training_seconds']:.0f} s of training")
 
-    make_runs(runs.list_needed(chosen), chosen, execute, report)
+    make_runs(runs.list_left(chosen), execute, report)
     _write_result(output, options)
 
 
@@ -163,7 +166,7 @@ def _write_result(output: Path, options: Namespace) -> None:
     from mirasol.console import make_console, print_line
 
     result = collect_result(output)
-    for name in write_result(output, result, options.figures):
+    for name in write_result(output, result, options.figures, options.pack):
         print_line(make_console(), f"written: {output / name}")
     sys.stdout.write((json.dumps(result.to_dict()) if options.json else format_text(result)) + "\n")
 
