@@ -171,6 +171,13 @@ def test_a_cache_of_ones_own_gives_what_no_cache_gives(model, batch, name):
                 torch.testing.assert_close(step.logits[real, 0], whole[real, place], **TOLERANCE)
 
 
+def test_one_of_two_caches_is_not_ignored(model, batch):
+    one, other = (EncoderDecoderCache(DynamicCache(), DynamicCache()) for _ in range(2))
+    assert model(**prompts(batch), past_key_values=one, cache=one).past_key_values is one
+    with pytest.raises(UserError, match="past_key_values and cache are two names for one thing"):
+        model(**prompts(batch), past_key_values=one, cache=other)
+
+
 def test_what_is_left_out_is_named(model, batch):
     inputs = prompts(batch)
     encoded = model.encode(**{name: inputs[name] for name in MEDIA})

@@ -152,14 +152,15 @@ class MirasolNetwork:
 
         Raises:
             UserError: text rows that are not a multiple of the clips, labels without the media they are about, row
-                weights without labels or not one for each row, or text given both as ids and embedded, or not at all.
+                weights without labels or not one for each row, text given both as ids and embedded, or not at all, or
+                two caches.
         """
         media = {"video": video, "audio": audio, "chunk_mask": chunk_mask, "video_mask": video_mask,
                  "audio_mask": audio_mask}  # fmt: skip
         text = {"ids": decoder_input_ids, "embedded": decoder_inputs_embeds}
         check_arguments(media, features, encoder_outputs, **text, labels=labels, row_weights=row_weights)
         requested = self.read_requests(output_attentions, output_hidden_states, return_dict)
-        cache = self.make_cache(past_key_values if cache is None else cache, use_cache)
+        cache = self.make_cache(past_key_values, cache, use_cache)
 
         # Time-aligned: video and audio, chunk by chunk, to latents h.
         encoded = self.encode(**media, features=features) if encoder_outputs is None else encoder_outputs
@@ -396,8 +397,14 @@ class MirasolNetwork:
             config.return_dict if return_dict is None else return_dict,
         )
 
-    def make_cache(self, cache: EncoderDecoderCache | None, use_cache: bool | None) -> EncoderDecoderCache | None:
-        """The caller's cache, or a new one where the caller wants one. (An empty cache is falsy.)"""
+    def make_cache(
+        self, given: EncoderDecoderCache | None, renamed: EncoderDecoderCache | None, use_cache: bool | None
+    ) -> EncoderDecoderCache | None:
+        """The caller's cache by either of its names, or a new one where the caller wants one. (An empty one is falsy.)
+        Raises UserError for two of them."""
+        if given is not None and renamed is not None and given is not renamed:
+            raise UserError("past_key_values and cache are two names for one thing: give one of them")
+        cache = given if renamed is None else renamed
         if use_cache and cache is None:
             return EncoderDecoderCache(DynamicCache(), DynamicCache())
         return cache
