@@ -155,6 +155,19 @@ def test_lines_may_end_as_on_any_system(tmp_path, end):
     assert read_labels(tmp_path).remarks == ("labels.csv: columns that are not read: one without a name",)
 
 
+@pytest.mark.parametrize("split", ["", "train/"])
+def test_folders_of_classes_without_clips_are_told(tmp_path, split):
+    make(tmp_path, *(f"{split}{name}/c{n}.mp4" for name in ("dog", "cat") for n in range(2)))
+    if split:
+        make(tmp_path, "test/fish/c0.mp4", "test/cat/c0.mp4")
+        (tmp_path / "train" / "fish").mkdir()  # has clips elsewhere
+    assert not [remark for remark in read_labels(tmp_path).remarks if "no clips" in remark]
+    for name in ("bird", "owl", ".thumbnails", "__pycache__"):
+        (tmp_path / split / name).mkdir(parents=True)
+    (tmp_path / split / "owl" / "notes.md").write_text("to be filmed")
+    assert "no clips in bird, owl: no classes of that name" in read_labels(tmp_path).remarks
+
+
 def test_one_class_is_said_to_be_what_is_left(tmp_path):
     make(tmp_path, *(f"{n}.mp4" for n in range(4)))
     content = b"file,target\n0.mp4,cat\n1.mp4,cat\n" + "2.mp4,bébé\n3.mp4,bébé\n".encode("latin-1")

@@ -145,8 +145,17 @@ def _read_class_folders(
     count = sum(map(len, sides.values()))
     remarks = [f"{count} files that may be captions are not read: most clips have none"] if count else []
     ordered = {split: tuple(examples[split]) for split in ("train", "validation", "test", "") if split in examples}
+    if empty := _list_empty_folders(files.root, media, splits):
+        remarks.append(f"no clips in {', '.join(empty[:4])}{' …' if len(empty) > 4 else ''}: no classes of that name")
     layout = f"folders named after classes{_describe_splits(splits, ordered)}"
     return Labels(files.root, layout, ordered, (), tuple(unlabelled), (), tuple(remarks), named_classes=True)
+
+
+def _list_empty_folders(root: Path, media: Sequence[str], splits: Mapping[str, str]) -> list[str]:
+    """Folders where classes are, that have no clip in any split and so are no classes."""
+    parents = [one for one in root.iterdir() if one.is_dir() and one.name.lower() in splits] if splits else [root]
+    names = {one.name for parent in parents for one in parent.iterdir() if one.is_dir() and one.name[0] not in "._"}
+    return sorted(names - {_split_of(path, splits)[1].partition("/")[0] for path in media})
 
 
 def _find_sides(files: Files) -> dict[str, list[str]]:
