@@ -1,5 +1,6 @@
 """Runs: killed and continued they are what they were, and nothing of another recipe, code or data is taken for them."""
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -10,12 +11,15 @@ from suite_making import list_results
 
 from mirasol.ablation import identity, run
 from mirasol.ablation.execute import make_runs, run_here
-from mirasol.ablation.plan import plan_suite
+from mirasol.ablation.plan import _find_text_length, plan_suite
 from mirasol.ablation.report import write_result
 from mirasol.ablation.result import collect_result
 from mirasol.ablation.runs import SuiteRuns
 from mirasol.ablation.suite import read_suite
+from mirasol.checkpoint import load_processor
+from mirasol.config.recipe import TokenizerRecipe
 from mirasol.cost.assumptions import Assumptions
+from mirasol.data.example import Example
 from mirasol.errors import UserError
 from mirasol.files import write_file_atomically
 
@@ -146,6 +150,16 @@ def test_the_plan_counts_what_is_then_run(finished_suite, runs):
     fresh = SuiteRuns(runs.suite, runs.output.with_name("fresh"))
     before = plan_suite(fresh, fresh.list_rows(), Assumptions(peak_tflops=0.01))
     assert before.runs == plan.runs and set(before.left) == set(plan.runs)
+
+
+def test_the_plan_knows_the_longest_text_among_many_of_its_length(runs, monkeypatch):
+    """Of texts with as many letters one may have more tokens: it is not left to chance whether it is counted."""
+    texts = [f"what is {number:05}?" for number in range(300)] + ["\u2603" * 14]
+    examples = {"": [Example("a.mp4", "a.mp4", None, None, text, "dog") for text in texts]}
+    monkeypatch.setattr("mirasol.ablation.plan.read_data", lambda data, split: (examples,))
+    recipe = dataclasses.replace(runs.suite.build_pretraining("first"), tokenizer=TokenizerRecipe(init="tiny"))
+    tokens = load_processor("tiny").tokenizer([f"{text}\ndog" for text in texts], add_special_tokens=False)["input_ids"]
+    assert _find_text_length(recipe) == max(map(len, tokens)) + 3 > min(map(len, tokens)) + 3
 
 
 def test_the_result_is_redrawn_from_what_is_there(runs):

@@ -16,6 +16,7 @@ from mirasol.data.splits import read_data
 from mirasol.errors import UserError
 
 _SPECIAL_TOKENS = 3
+_TOKENIZED = 10_000  # texts, those with the most characters: one of them has the most tokens, or nearly
 
 
 @dataclass(frozen=True)
@@ -132,7 +133,8 @@ def _find_text_length(recipe: Recipe) -> int | None:
         return None
     tokenizer = load_processor(name).tokenizer
     texts = [f"{one.prompt}\n{one.target}" for one in examples]
-    longest = max(map(len, tokenizer(sorted(set(texts), key=len)[-200:], add_special_tokens=False)["input_ids"]))
+    some = sorted(set(texts), key=lambda text: (len(text), text))[-_TOKENIZED:]
+    longest = max(map(len, tokenizer(some, add_special_tokens=False)["input_ids"]))
     most = recipe.data.max_text_length or MirasolConfig.preset(recipe.model.preset).text.max_length
     return min(longest + _SPECIAL_TOKENS, most)
 
