@@ -11,6 +11,7 @@ from mirasol.explain.compute import Explanation
 from mirasol.explain.reading import MemoryReading
 
 DIGITS = 5
+LEAST_LOSS = 0.005  # nats
 
 
 def find_chunk(explanation: Explanation, number: int | None) -> int:
@@ -35,7 +36,7 @@ def describe_explanation(explanation: Explanation, chunk: int) -> dict[str, Any]
         "question": explanation.prompt,
         "answer": explanation.answer,
         "log_likelihood": round_numbers(explanation.token_log_likelihood.sum()),
-        "probability": round_numbers(np.exp(explanation.token_log_likelihood.sum())),
+        "probability": float(f"{np.exp(float(explanation.token_log_likelihood.sum())):.{DIGITS}g}"),
         "chunks": [
             {"start": round_numbers(start), "end": round_numbers(end), "picture": bool(picture), "sound": bool(sound)}
             for start, end, picture, sound in zip(
@@ -56,7 +57,7 @@ def describe_explanation(explanation: Explanation, chunk: int) -> dict[str, Any]
             "loss_without_sound": round_numbers(occlusion.losses[1]),
             "without_pictures": round_numbers(occlusion.without_pictures),
             "without_sounds": round_numbers(occlusion.without_sounds),
-            "decisive_chunk": explanation.find_decisive_chunk() + 1,
+            "decisive_chunk": explanation.find_decisive_chunk() + 1 if is_felt(occlusion.losses) else None,
             "passes": occlusion.passes,
             "seconds": round(occlusion.seconds, 2),
         },
@@ -80,15 +81,23 @@ def describe_explanation(explanation: Explanation, chunk: int) -> dict[str, Any]
     }
 
 
+def is_felt(losses: Float[np.ndarray, "..."]) -> bool:
+    """Whether any loss, in nats, is one that two decimals show."""
+    return bool((losses[~np.isnan(losses)] >= LEAST_LOSS).any())
+
+
 def _describe_shares(
     explanation: Explanation, shares: Float[np.ndarray, "m source token"], own: Float[np.ndarray, " m"]
 ) -> dict[str, Any]:
-    """Shares of one chunk's features: the mean of all m by chunk, and by tube and patch, and each feature's own."""
+    """Shares of one chunk's features: the mean of all m by chunk, and by tube and patch, and each feature's own;
+    `missing` is what picture and sound have in chunks without them, where learned tokens stand in their place."""
     tubes, patches = np.split(shares, [len(explanation.tubes)], axis=2)
+    missing = tubes[:, ~explanation.video_present].sum() + patches[:, ~explanation.audio_present].sum()
     return {
         "picture": round_numbers(tubes.sum(axis=2).mean(axis=0)),
         "sound": round_numbers(patches.sum(axis=2).mean(axis=0)),
         "own": round_numbers(own.mean()),
+        "missing": round_numbers(missing / len(shares)),
         "tubes": round_numbers(tubes.mean(axis=0)),
         "patches": round_numbers(patches.mean(axis=0)),
         "by_feature": [
@@ -136,17 +145,18 @@ def list_in_words(record: dict[str, Any]) -> list[str]:
         if all(loss is None for loss in losses):
             lines.append(f"The clip has no {name} to take away.")
             continue
-        ranked = [place for place in _rank(losses)[:3] if losses[place] is not None and losses[place] >= 0.005]
+        ranked = [place for place in _rank(losses)[:3] if losses[place] is not None and losses[place] >= LEAST_LOSS]
         shown = ", ".join(f"{losses[place]:.2f} nats for {_name(chunks, place)}" for place in ranked)
         falls = f"falls most by {shown}" if ranked else "does not fall by 0.01 nats"
         lines.append(f"Without the {name} of one chunk the answer's log-likelihood {falls}.")
     shares = reads["rollout"]
     together = [picture + sound for picture, sound in zip(shares["picture"], shares["sound"], strict=True)]
     shown = ", ".join(f"{together[place]:.0%} of {_name(chunks, place)}" for place in _rank_shown(together))
+    missing = f"; {shares['missing']:.0%} of it stands for what is missing" if shares["missing"] >= 0.005 else ""
     lines.append(
         f"The {reads['features']} features of chunk {reads['chunk']} are read from: {shown}; "
         f"pictures {sum(shares['picture']):.0%}, sound {sum(shares['sound']):.0%}, "
-        f"neither {shares['own']:.0%}."
+        f"neither {shares['own']:.0%}{missing}."
     )
     if reads["memory"] is not None:
         content = reads["memory"]["content"][reads["chunk"] - 1]

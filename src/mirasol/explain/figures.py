@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.colors import Colormap
     from matplotlib.figure import Figure
 
-WIDTH = 10.2  # inches
+WIDTH, MARGINS, LARGEST_FRAME = 10.2, 1.5, 2.5  # inches: of a figure, beside its columns, of a frame
 NAMES = {
     "transformer": "Transformer Combiner",
     "cls": "CLS Combiner",
@@ -23,7 +23,7 @@ NAMES = {
     "ttm": "Token Turing Machine",
     "concat": "No Combiner",
 }
-MOST_LABELS = 12  # of the time axis
+MOST_LABELS, MOST_NUMBERS = 12, 32  # of the time axis, and of chunks
 
 
 def draw_figures(explanation: Explanation, chunk: int) -> dict[str, "Figure"]:
@@ -37,16 +37,17 @@ def draw_figures(explanation: Explanation, chunk: int) -> dict[str, "Figure"]:
 def draw_timeline(explanation: Explanation, chunk: int) -> "Figure":
     """Frames, waveform and spectrogram on one axis, and below each chunk the attention of every token of the answer and
     what the answer loses without the chunk's picture or sound."""
-    record, chunks = describe_explanation(explanation, chunk), explanation.chunks
-    attention = {token["text"]: token["attention"] for token in record["tokens"]}
-    losses = {f"without {name}": record["mattered"][f"loss_without_{name}"] for name in ("picture", "sound")}
-    side = (WIDTH - 1.5) / chunks  # of a frame, inches
+    record = describe_explanation(explanation, chunk)
+    attention = [(token["text"], token["attention"]) for token in record["tokens"]]  # a text may come twice
+    losses = [(f"without {name}", record["mattered"][f"loss_without_{name}"]) for name in ("picture", "sound")]
+    side = _find_side(explanation)
     heights = [side, 0.45, 0.8, 0.27 * len(attention), 0.54]
     with apply_style():
         figure = create_figure(WIDTH, sum(heights) + 1.15)
         rows = figure.add_gridspec(5, 1, height_ratios=heights)
         axes = [figure.add_subplot(row) for row in rows]
-        figure.suptitle(f"{record['question']}   {record['answer'] or '(nothing)'}", fontsize=11, fontweight="bold")
+        title = f"{record['question']}   {record['answer'] or '(nothing)'}"
+        figure.suptitle(title, fontsize=11, fontweight="bold", parse_math=False)  # a $ is a $
         frames = None if explanation.frames is None else explanation.frames[:, explanation.frames.shape[1] // 2]
         _draw_frames(axes[0], explanation, frames, "seen")
         _draw_waveform(axes[1], explanation)
@@ -65,7 +66,7 @@ def draw_combiner(explanation: Explanation, chunk: int, title: str | None = None
     record = describe_explanation(explanation, chunk)
     shares, numbers = explanation.reading.rollout[chunk].mean(axis=0), record["reads"]["rollout"]
     features = numbers["by_feature"]
-    side, height = (WIDTH - 1.5) / explanation.chunks, min(0.16 * len(features), 1.8)
+    side, height = _find_side(explanation), min(0.16 * len(features), 1.8)
     with apply_style():
         figure = create_figure(WIDTH, side + 0.8 + 0.54 + height + 1.2)
         rows = figure.add_gridspec(4, 1, height_ratios=[side, 0.8, 0.54, height])
@@ -74,7 +75,7 @@ def draw_combiner(explanation: Explanation, chunk: int, title: str | None = None
         figure.suptitle(title or named, fontsize=11, fontweight="bold")
         _draw_frames(axes[0], explanation, colour_frames(explanation, shares), "of pictures")
         _draw_sound(axes[1], explanation, colour_spectrogram(explanation, shares), "of sound")
-        totals = {name: numbers[name] for name in ("picture", "sound")}
+        totals = [(name, numbers[name]) for name in ("picture", "sound")]
         _draw_cells(axes[2], totals, 100, "{:.0f}", make_accent_colormap())
         rest = f"; {100 * numbers['own']:.0f} % is no feature" if numbers["own"] else ""
         axes[2].set_title(f"share of each chunk, percent{rest}", **_SMALL)
@@ -108,6 +109,11 @@ def draw_memory(explanation: Explanation, chunk: int) -> "Figure":
             axes.grid(False)
             figure.colorbar(image, ax=axes, shrink=0.8).outline.set_visible(False)
     return figure
+
+
+def _find_side(explanation: Explanation) -> float:
+    """Inches that a chunk's frame is high: as wide as its column, unless few chunks have much room."""
+    return min((WIDTH - MARGINS) / explanation.chunks, LARGEST_FRAME)
 
 
 _SMALL: dict[str, Any] = {"fontsize": 8, "loc": "left", "color": COLOURS["soft"], "pad": 3}
@@ -149,28 +155,34 @@ def _draw_waveform(axes: "Axes", explanation: Explanation) -> None:
 
 def _draw_cells(
     axes: "Axes",
-    rows: Mapping[str, Sequence[float | None]],
+    rows: Sequence[tuple[str, Sequence[float | None]]],
     factor: float,
     number: str,
     colours: "Colormap",
     signed: bool = False,
 ) -> None:
-    """A row of numbers under the chunks for each name; darker is larger."""
-    values = np.array([[np.nan if value is None else value for value in row] for row in rows.values()], float)
+    """A row of numbers under the chunks for each name; darker is larger. Narrow columns have their colour alone."""
+    values = np.array([[np.nan if value is None else value for value in row] for _, row in rows], float)
     most = max(np.nanmax(np.abs(values)) if np.isfinite(values).any() else 0.0, 1e-9)
     axes.imshow(
         values, cmap=colours, vmin=-most if signed else 0, vmax=most, aspect="auto",
         extent=(0, values.shape[1], len(rows), 0),
     )  # fmt: skip
     size = 7 if values.shape[1] <= 16 else 5
-    for (row, column), value in np.ndenumerate(values):
-        text = "–" if np.isnan(value) else number.format(factor * value + 0.0).replace("-0.00", "0.00")
+    texts = [
+        "–" if np.isnan(one) else number.format(factor * one + 0.0).replace("-0.00", "0.00") for one in values.flat
+    ]
+    room = 72 * (WIDTH - MARGINS) / values.shape[1]  # points
+    is_wide = max(map(len, texts), default=0) * 0.62 * size <= room
+    for ((row, column), value), text in zip(
+        np.ndenumerate(values), texts if is_wide else [""] * len(texts), strict=True
+    ):
         dark = abs(value) > 0.6 * most
         axes.text(
             column + 0.5, row + 0.5, text, ha="center", va="center", fontsize=size, color="#fff" if dark else "#26190f"
         )
     axes.set(xticks=[], xlim=(0, values.shape[1]))
-    axes.set_yticks(np.arange(len(rows)) + 0.5, list(rows))
+    axes.set_yticks(np.arange(len(rows)) + 0.5, [name for name, _ in rows], parse_math=False)
     axes.grid(False)
 
 
@@ -186,7 +198,8 @@ def _draw_features(axes: "Axes", features: Sequence[Mapping[str, Any]]) -> None:
     for place in range(chunks + 1):
         axes.axvline(place, color="#ffffff", linewidth=1.5)
     _label_row(axes, "features", chunks)
-    axes.set_xticks(np.arange(chunks) + 0.5, [str(place + 1) for place in range(chunks)])
+    places = range(0, chunks, -(-chunks // MOST_NUMBERS))
+    axes.set_xticks([place + 0.5 for place in places], [str(place + 1) for place in places])
     axes.set_title("each feature: left half of a column pictures, right half sound", **_SMALL)
     axes.set_xlabel("chunk")
 
