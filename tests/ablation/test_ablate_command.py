@@ -66,6 +66,20 @@ def test_data_that_were_rendered_otherwise_are_refused(suite_file, suite_values,
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("option", "value"), [("--mfu", "0"), ("--mfu", "nan"), ("--peak-tflops", "-1"), ("--peak-tflops", "inf")]
+)
+def test_plans_of_impossible_devices_are_one_line(suite_file, tmp_path, capsys, option, value):
+    with pytest.raises(SystemExit) as ended:
+        main(["ablate", str(suite_file), "--output", str(tmp_path / "out"), "--dry-run", option, value])
+    assert ended.value.code == 2 and f"{option} {float(value)}" in capsys.readouterr().err
+
+
+def test_a_task_beyond_the_last_run_has_nothing_to_do(suite_file, tmp_path, capsys):
+    main(["ablate", str(suite_file), "--output", str(tmp_path / "out"), "--task", "7/8"])
+    assert "--task 7/8: no run is left for this task" in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
 def test_a_dry_run_counts_the_runs(suite_file, tmp_path, capsys):
     main(["ablate", str(suite_file), "--output", str(tmp_path / "output"), "--dry-run", "--seeds", "3",
           "--peak-tflops", "0.01"])  # fmt: skip

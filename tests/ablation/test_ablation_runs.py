@@ -17,6 +17,7 @@ from mirasol.ablation.result import collect_result
 from mirasol.ablation.runs import SuiteRuns
 from mirasol.ablation.suite import read_suite
 from mirasol.checkpoint import load_processor
+from mirasol.cli.main import main
 from mirasol.config.recipe import TokenizerRecipe
 from mirasol.cost.assumptions import Assumptions
 from mirasol.data.example import Example
@@ -100,6 +101,27 @@ def test_results_of_another_recipe_are_refused_by_name(runs, key, value, named):
     with pytest.raises(UserError, match="begun with another") as raised:
         make_runs(changed.list_left(changed.list_rows()), run_here, lambda name, facts: None)
     assert named in str(raised.value) and "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("rows", ["plain", "heavy"])
+def test_rows_that_are_not_chosen_are_checked_too(runs, rows):
+    """The table shows them, under the recipe that the suite has now."""
+    change_suite(runs, "rows.heavy.overrides", {"stages": {"questions": {"loss_weights": {"text": 7.0}}}})
+    before = (runs.output / "suite.json").read_bytes()
+    file = runs.output.parent / "suite" / "two_rows.yaml"
+    with pytest.raises(SystemExit) as ended:
+        main(["ablate", str(file), "--output", str(runs.output), "--rows", rows])
+    assert ended.value.code == 2 and (runs.output / "suite.json").read_bytes() == before
+
+
+def test_a_finished_run_of_nobody_knows_what_is_refused(runs):
+    folder = runs.output / "runs" / "heavy" / "seed-1"
+    (folder / "identity.json").unlink()
+    with pytest.raises(UserError, match=r"seed-1: finished, but without identity.json"):
+        runs.list_left(runs.list_rows())
+    (folder / "identity.json").write_text("[1]")
+    with pytest.raises(UserError, match=r"identity.json: not an object"):
+        runs.list_left(runs.list_rows())
 
 
 def test_labels_seeds_and_claims_may_change(runs):

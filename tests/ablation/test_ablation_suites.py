@@ -33,19 +33,33 @@ def change(values, key, value):
         ("titel", "x", "unknown key 'titel': did you mean 'title'"),
         ("reference", None, "missing key 'reference'"),
         ("reference", "plane", "'plane' does not exist: did you mean 'plain'"),
-        ("rows", {}, "reference: 'plain' does not exist"),
+        ("rows", {}, "rows: none are left"),
         ("rows.heavy.colour", 1, "rows.heavy: unknown key 'colour'"),
         ("rows.heavy.expected", "greater", "choose better, worse, same"),
         ("rows.plain.expected", "better", "it is the reference itself"),
         ("rows.heavy.against", "light", "rows.heavy.against: 'light' does not exist"),
         ("rows.heavy.pretraining", "last", "rows.heavy.pretraining: 'last' does not exist"),
-        ("rows.heavy.paper", "45.4 %", "give the paper's number"),
+        ("rows.heavy.paper", "45.4 %", "rows.heavy.paper='45.4 %' must be of type float"),
+        ("rows.heavy.paper", True, "rows.heavy.paper=True must be of type float"),
+        ("rows.heavy.paper", float("nan"), "rows.heavy.paper=nan: give a number"),
+        ("rows.heavy.label", 10, "rows.heavy.label=10: give text"),
+        ("rows.heavy.label", ["a"], "rows.heavy.label=['a']: give text"),
+        ("rows.heavy.control", "no_sound", "rows.heavy.control: 'no_sound' does not exist"),
+        ("rows.heavy.overrides", {"seed": 3}, "rows.heavy.overrides.seed: a suite has its own"),
+        ("rows.heavy.overrides", {"output": "x"}, "rows.heavy.overrides.output: a suite has its own"),
+        ("metric", {"question_types": "order"}, "metric.question_types='order': give a list"),
+        ("metric", {"question_types": []}, "metric.question_types=[]: give a list"),
+        ("metric", {"split": 3}, "metric.split=3: give text"),
+        ("render", {"a": {"root": 5}}, "render.a.root=5: give text"),
+        ("render", {"a": {"root": "x", "train": "many"}}, "render.a.train='many' must be of type int"),
+        ("pretraining.first.recipe", 3, "pretraining.first.recipe=3: give text"),
+        ("base", [1], "base=[1]: give a recipe's file"),
         ("rows.Heavy Row", {}, "is not a name"),
         ("seeds", 0, "seeds=0: give a positive number"),
         ("seeds", [1, 2, 1], "a seed appears twice"),
         ("seeds", True, "seeds=True"),
         ("margin", 5, "margin=5: give a share"),
-        ("metric", {"protocol": "closed"}, "choose open or candidates"),
+        ("metric", {"protocol": "closed"}, "metric.protocol='closed': choose one of open, candidates"),
         ("pretraining.first.recipe", "absent.yaml", "absent.yaml: no such file"),
         ("pretraining.first.after", "first", "first comes after itself"),
         ("base", "absent.yaml", "no such recipe file"),
@@ -58,6 +72,27 @@ def test_odd_suites_are_refused_in_one_line(suite_file, suite_values, key, value
     with pytest.raises(UserError) as raised:
         read_suite(suite_file)
     assert message in str(raised.value) and "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("key", ["seed", "output"])
+def test_what_a_suite_sets_itself_is_no_option(suite_file, key):
+    with pytest.raises(UserError, match=f"^{key}=9 has no effect"):
+        read_suite(suite_file, {key: 9})
+
+
+@pytest.mark.parametrize(
+    ("metric", "message"),
+    [
+        ({"question_types": ["nothing"]}, "has no 'nothing'"),
+        ({"question_types": ["sight", "hearin"]}, "has no 'hearin': did you mean 'hearing'"),
+    ],
+)
+def test_questions_that_the_data_do_not_have_are_refused_before_a_training(
+    suite_file, suite_values, metric, message, tmp_path
+):
+    suite_file.write_text(yaml.safe_dump({**suite_values, "metric": metric}))
+    with pytest.raises(UserError, match=message):
+        SuiteRuns(read_suite(suite_file), tmp_path / "output").list_rows()
 
 
 def test_rows_that_appear_twice_are_refused(suite_file):

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from mirasol.ablation.identity import describe_identity, find_change, hash_identity
-from mirasol.ablation.suite import Suite
+from mirasol.ablation.suite import CANDIDATES, OPEN, Suite
 from mirasol.config.checks import suggest_nearest_name
 from mirasol.config.recipe import DataSetRecipe, Recipe
 from mirasol.config.recipe_io import recipe_from_dict
+from mirasol.data.datasets.registry import read_dataset
 from mirasol.errors import UserError
 from mirasol.json_values import parse_own_json
 
@@ -50,11 +51,17 @@ class Run:
         return (self.folder / DONE).is_file()
 
     def check_same(self) -> None:
-        """Raises UserError where the folder has a run of another recipe, of other data or code."""
+        """Raises UserError where the folder has a run of another recipe, of other data or code, or of unknown ones."""
         file = self.folder / IDENTITY
         if not file.is_file():
+            if (self.folder / DONE).is_file():
+                raise UserError(
+                    f"{self.folder}: finished, but without {IDENTITY}, so that nothing says of which recipe: remove it"
+                )
             return
         before = parse_own_json(file.read_text(encoding="utf-8"), file, "remove this run's folder")
+        if not isinstance(before, dict):
+            raise UserError(f"{file}: not an object: remove this run's folder")
         if (change := find_change(before, self.identity)) is not None:
             raise UserError(
                 f"{self.folder}: this run was begun with another {change}: restore that, or give another --output"
@@ -135,6 +142,8 @@ class SuiteRuns:
         if name not in self._rows:
             recipe = self._place(self.suite.build_recipe(name), needs)
             tested = self._find_tested(recipe)
+            if not self._rows:
+                self._check_questions(*tested)
             asked = self.suite.describe_asking(name)
             identity = describe_identity(recipe, needs and hash_identity(needs.identity), asked, tested)
             self._rows[name] = recipe, identity
@@ -158,6 +167,21 @@ class SuiteRuns:
         if recipe.data.mixture:
             raise UserError(f"{self.suite.name}: data.mixture: a suite asks the questions of a single data set")
         return recipe.data.data_sets[""], self.suite.metric.split
+
+    def _check_questions(self, data: DataSetRecipe, split: str) -> None:
+        """Raises UserError where the data have no questions as the metric wants them, before anything is trained."""
+        metric = self.suite.metric
+        if metric.question_types is None and metric.protocol == OPEN:
+            return
+        examples = read_dataset(data.dataset, Path(data.root), split, data.options, open_media=False).examples
+        types = sorted({one.question_type for one in examples if one.question_type is not None})
+        for name in metric.question_types or ():
+            if name not in types:
+                raise UserError(
+                    f"metric.question_types: {data.root} has no {name!r}{suggest_nearest_name(name, types)}"
+                )
+        if metric.protocol == CANDIDATES and not any(one.candidates for one in examples):
+            raise UserError(f"metric.protocol={CANDIDATES}: the questions of {data.root} have none: use {OPEN}")
 
     @cached_property
     def names(self) -> list[str]:

@@ -1,13 +1,15 @@
 """A suite: which runs a table is made of, read from YAML (docs/ablations.md)."""
 
 import dataclasses
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from types import NoneType, UnionType
+from typing import Any, Literal, get_args
 
-from mirasol.config.checks import merge_mappings, suggest_nearest_name
+from mirasol.config.checks import check_fields, merge_mappings, suggest_nearest_name
 from mirasol.config.recipe import Recipe
 from mirasol.config.recipe_io import override_recipe, read_yaml, recipe_from_dict
 from mirasol.errors import UserError
@@ -15,6 +17,7 @@ from mirasol.errors import UserError
 OPEN, CANDIDATES = "open", "candidates"
 EXPECTED = ("better", "worse", "same")
 _NAME = re.compile(r"[a-z0-9][a-z0-9_]*")
+_SET_BY_SUITES = {"seed", "output"}  # keys of a recipe
 _HIDDEN = ("extends",)  # keys that reading resolves
 
 
@@ -220,6 +223,10 @@ def _make_suite(file: Path, values: dict[str, Any], overrides: dict[str, Any]) -
     base = values["base"]
     if isinstance(base, str):
         base = read_yaml(file.parent / base)
+    if not isinstance(base, Mapping):
+        raise UserError(f"{where}: base={base!r:.80}: give a recipe's file, or its keys")
+    for key in _SET_BY_SUITES & overrides.keys():
+        raise UserError(f"{key}={overrides[key]!r} has no effect: a suite has its own (--seeds, --output)")
     rows = {name: _make_part(Row, f"{where}: rows.{name}", name, part) for name, part in _items(values, "rows", where)}
     pretraining = {
         name: _make_part(Pretraining, f"{where}: pretraining.{name}", name, part)
@@ -276,7 +283,25 @@ def _make_part(kind: type, where: str, name: str | None, values: Any) -> Any:
     given = {key: value for key, value in values.items() if value is not None}
     if not isinstance(given.get("overrides", {}), Mapping):
         raise UserError(f"{where}: overrides: expected a mapping, got {given['overrides']!r:.80}")
-    return kind(**given) if name is None else kind(name=name, **given)
+    made = kind(**given) if name is None else kind(name=name, **given)
+    if kind is not Streaming:  # whose own check knows that a window is a number or a word
+        _check_kinds(where, made)
+    return made
+
+
+def _check_kinds(where: str, part: Any) -> None:
+    """Raises UserError for a value of another kind than the part has there."""
+    for one in dataclasses.fields(part):
+        value = getattr(part, one.name)
+        kinds = get_args(one.type) if isinstance(one.type, UnionType) else (one.type,)
+        if str in kinds and not isinstance(value, (str, NoneType) if NoneType in kinds else str):
+            raise UserError(f"{where}.{one.name}={value!r}: give text (in quotes, where it looks like a number)")
+        if isinstance(value, float) and not math.isfinite(value):
+            raise UserError(f"{where}.{one.name}={value}: give a number")
+    try:
+        check_fields(part)
+    except UserError as error:
+        raise UserError(f"{where}.{error}") from None
 
 
 def _check_keys(where: str, values: Mapping[str, Any], known: Sequence[str]) -> None:
@@ -322,13 +347,22 @@ def _check_stream(where: str, stream: Streaming, metric: Metric) -> None:
 
 def _check_suite(where: str, suite: Suite) -> None:
     """Refuses names that do not exist, claims without a direction, and values out of range."""
+    if not suite.rows:
+        raise UserError(f"{where}: rows: none are left: name at least one")
     _check_known(f"{where}: reference", suite.reference, suite.rows)
-    if suite.metric.protocol not in (OPEN, CANDIDATES):
-        raise UserError(f"{where}: metric.protocol={suite.metric.protocol!r}: choose {OPEN} or {CANDIDATES}")
+    types = suite.metric.question_types
+    if types is not None and not (isinstance(types, list) and types and all(isinstance(one, str) for one in types)):
+        raise UserError(f"{where}: metric.question_types={types!r}: give a list of question types, or null for all")
     if suite.stream is not None:
         _check_stream(f"{where}: stream", suite.stream, suite.metric)
     for name, row in suite.rows.items():
         at = f"{where}: rows.{name}"
+        for key in _SET_BY_SUITES & row.overrides.keys():
+            raise UserError(f"{at}.overrides.{key}: a suite has its own for all rows (seeds, --output): leave it out")
+        if row.control is not None:
+            from mirasol.evaluation.controls import CONTROLS  # PyTorch, which reading a suite does not need otherwise
+
+            _check_known(f"{at}.control", row.control, CONTROLS)
         if row.against is not None:
             _check_known(f"{at}.against", row.against, suite.rows)
         if row.pretraining is not None:
@@ -337,8 +371,6 @@ def _check_suite(where: str, suite: Suite) -> None:
             raise UserError(f"{at}.expected={row.expected!r}: choose {', '.join(EXPECTED)}")
         if row.expected is not None and suite.find_reference(name) is None:
             raise UserError(f"{at}.expected={row.expected}: it is the reference itself: name another row with against")
-        if row.paper is not None and not isinstance(row.paper, int | float):
-            raise UserError(f"{at}.paper={row.paper!r}: give the paper's number in percent")
     for name, one in suite.pretraining.items():
         chain = [name]
         while (after := suite.pretraining[chain[-1]].after) is not None:

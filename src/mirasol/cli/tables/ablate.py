@@ -103,13 +103,23 @@ def _ablate(suite: Suite, output: Path, options: Namespace, console: Console) ->
     from mirasol.cli.common import check_positive, make_folder
     from mirasol.console import print_line
     from mirasol.cost.assumptions import Assumptions
+    from mirasol.errors import UserError
 
     check_positive("--jobs", options.jobs)
+    if not 0 < options.mfu <= 1:
+        raise UserError(f"--mfu {options.mfu}: give a share of the peak above 0, at most 1")
+    if options.peak_tflops is not None and not 0 < options.peak_tflops < float("inf"):
+        raise UserError(f"--peak-tflops {options.peak_tflops}: must be above 0")
     execute = choose_executor(options.executor, options.jobs)
     _render(suite, console, options.dry_run)
     runs = SuiteRuns(suite, output, None if options.shared is None else Path(options.shared))
     rows = None if options.rows is None else options.rows.split(",")
     chosen = choose_task(runs.list_rows(rows), options.task)
+    if not chosen:
+        print_line(console, f"--task {options.task}: no run is left for this task: the suite has fewer runs than tasks")
+        return
+    for run in runs.list_rows():
+        run.check_same()  # rows that are not chosen stand in the table, too
     plan = plan_suite(runs, chosen, Assumptions(mfu=options.mfu, peak_tflops=options.peak_tflops))
     if options.dry_run:
         sys.stdout.write((json.dumps(plan.to_dict()) if options.json else format_plan(plan)) + "\n")
