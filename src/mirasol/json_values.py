@@ -1,7 +1,8 @@
 """Reading JSON: every reason why a text cannot be read becomes one kind of error, with its place."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from pathlib import Path
 from typing import Any
 
 from mirasol.errors import UserError
@@ -42,3 +43,22 @@ def parse_own_json(text: str, where: object, fix: str) -> Any:
     except InvalidJson as error:
         place = f" at line {error.line}, column {error.column}" if error.line is not None else ""
         raise UserError(f"{where}: is damaged ({error}{place}): {fix}") from error
+
+
+def read_own_object(file: Path, fix: str, keys: Collection[str] = ()) -> dict[str, Any]:
+    """The object in a JSON file that this program wrote, with at least these `keys`.
+
+    Raises UserError if the file is missing or damaged, or has something else in it, in one line with the `fix`.
+    """
+    try:
+        found = parse_own_json(file.read_text(encoding="utf-8"), file, fix)
+    except FileNotFoundError:
+        raise UserError(f"{file}: is missing: {fix}") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{file}: is damaged (not UTF-8): {fix}") from None
+    if not isinstance(found, dict):
+        raise UserError(f"{file}: is damaged (not an object): {fix}")
+    for key in keys:
+        if key not in found:
+            raise UserError(f"{file}: is damaged, or of another version (it has no {key!r}): {fix}")
+    return found

@@ -16,6 +16,7 @@ from mirasol.ablation.report import write_result
 from mirasol.ablation.result import collect_result
 from mirasol.ablation.runs import SuiteRuns
 from mirasol.ablation.suite import read_suite
+from mirasol.ablation.tables import format_text
 from mirasol.checkpoint import load_processor
 from mirasol.cli.main import main
 from mirasol.config.recipe import TokenizerRecipe
@@ -120,7 +121,7 @@ def test_a_finished_run_of_nobody_knows_what_is_refused(runs):
     with pytest.raises(UserError, match=r"seed-1: finished, but without identity.json"):
         runs.list_left(runs.list_rows())
     (folder / "identity.json").write_text("[1]")
-    with pytest.raises(UserError, match=r"identity.json: not an object"):
+    with pytest.raises(UserError, match=r"identity.json: is damaged"):
         runs.list_left(runs.list_rows())
 
 
@@ -216,6 +217,56 @@ def test_the_result_says_what_the_runs_say(runs):
     assert plain.verdict is None and heavy.verdict in ("reproduced", "refuted", "undecided")
     assert 0 < result.baselines["chance"] < 1 and result.missing == ()
     assert heavy.parameters > 0 and heavy.flops > 0 and heavy.seconds > 0
+
+
+def test_the_result_says_where_its_runs_come_from(runs, monkeypatch):
+    """What the runs wrote down, and not what draws the table."""
+    for name, seed, commit in (("plain", 0, "a" * 40), ("heavy", 1, "b" * 40)):
+        file = runs.output / "runs" / name / f"seed-{seed}" / "done.json"
+        file.write_text(json.dumps({**json.loads(file.read_text()), "commit": commit, "training_seconds": 3600}))
+    file = runs.output / "runs" / "heavy" / "seed-0" / "done.json"
+    file.write_text(
+        json.dumps({**json.loads(file.read_text()), "steps": 3, "training_seconds": 36000, "same_run_as": "x"})
+    )
+    result = collect_result(runs.output)
+    identity = json.loads((runs.output / "runs" / "plain" / "seed-0" / "identity.json").read_text())
+    assert result.facts["versions"] == identity["versions"]
+    assert {"a" * 40, "b" * 40} <= set(result.facts["commit"].split(", ")) and 2 <= result.facts["hours"] < 3
+    text = format_text(result)
+    assert "Rows differ in their steps of training: plain 2, heavy 2 and 3." in text
+    assert f"torch {identity['versions']['torch']}" in text and "hours of training together" in text
+
+
+def damage(file: Path, how: str) -> None:
+    found = json.loads(file.read_text())
+    if how == "missing":
+        file.unlink()
+    elif how == "bytes":
+        file.write_bytes(b"\xff\xfe{}")
+    elif how in ("[]", "{}", "[1]", "null", "{"):
+        file.write_text(how)
+    elif how == "shorter":
+        file.write_text(json.dumps({**found, "value": found["value"][1:]}))
+    else:
+        file.write_text(json.dumps({**found, "value": ["yes", *found["value"][1:]]}))
+
+
+OF_ANY = ("bytes", "[]", "{}", "[1]", "null", "{")
+DAMAGES = [
+    (name, how) for name in ("answers.json", "done.json", "identity.json", "suite.json", "plan.json") for how in OF_ANY
+]
+# A run without done.json is not finished, and a suite without a plan has no costs.
+DAMAGES += [(name, "missing") for name in ("answers.json", "identity.json", "suite.json")]
+DAMAGES += [("answers.json", how) for how in ("shorter", "text")]
+
+
+@pytest.mark.parametrize(("name", "how"), DAMAGES)
+def test_damaged_results_are_one_line(runs, name, how):
+    folder = runs.output if name in ("suite.json", "plan.json") else runs.output / "runs" / "plain" / "seed-0"
+    damage(folder / name, how)
+    with pytest.raises(UserError) as raised:
+        collect_result(runs.output)
+    assert name in str(raised.value) and "\n" not in str(raised.value)
 
 
 def test_a_result_with_missing_runs_says_which(runs):

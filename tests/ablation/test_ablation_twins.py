@@ -12,6 +12,8 @@ from mirasol.ablation.execute import make_runs, run_here
 from mirasol.ablation.runs import SuiteRuns
 from mirasol.files import write_file_atomically, write_folder_atomically
 
+FACTS = {"steps": 2, "training_seconds": 1.0, "peak_memory": 0}
+
 
 @pytest.fixture
 def elsewhere(runs, tmp_path) -> SuiteRuns:  # noqa: F811
@@ -58,7 +60,7 @@ def test_a_run_that_was_changed_since_is_nobodys_twin(elsewhere, runs, damage, m
         found["folder"] = found["folder"].replace(str(found["folder"]).split("/runs/")[0], str(runs.output))
         note.write_text(json.dumps(found))
     trained: list[str] = []
-    monkeypatch.setattr(run, "_train", lambda one: trained.append(one.name) or {})
+    monkeypatch.setattr(run, "_train", lambda one: trained.append(one.name) or FACTS)
     monkeypatch.setattr(run, "_evaluate", lambda one: None)
     old = runs.output / "runs" / "plain" / "seed-0"
     if damage == "identity":

@@ -6,7 +6,7 @@ from typing import Any
 
 from mirasol.ablation.suite import Rendered, Suite
 from mirasol.errors import UserError
-from mirasol.json_values import parse_own_json
+from mirasol.json_values import read_own_object
 from mirasol.synthetic.synthesize import synthesize
 
 
@@ -18,7 +18,7 @@ def list_unrendered(suite: Suite) -> dict[str, Rendered]:
         if not file.is_file():
             left[name] = one
             continue
-        manifest = parse_own_json(file.read_text(encoding="utf-8"), file, "remove the folder, to render it again")
+        manifest = read_own_object(file, "remove the folder, to render it again")
         for key, value in _describe(one).items():
             if manifest.get(key) != value:
                 raise UserError(

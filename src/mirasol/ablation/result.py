@@ -11,14 +11,14 @@ from typing import Any
 import numpy as np
 
 from mirasol.ablation.run import read_done
-from mirasol.ablation.runs import ANSWERS, DONE, STREAM
+from mirasol.ablation.runs import ANSWERS, DONE, IDENTITY, STREAM
 from mirasol.ablation.statistics import Spread, Verdict, compute_spread, judge
 from mirasol.ablation.streaming import average_points
 from mirasol.errors import UserError
-from mirasol.json_values import parse_own_json
+from mirasol.json_values import read_own_object
 from mirasol.training.logging import read_metrics
-from mirasol.training.run_folder import collect_versions, find_git_commit
 
+_REDO = "remove this run's folder, and run the suite again"
 SUITE, PLAN, RESULTS = "suite.json", "plan.json", "results.json"
 
 
@@ -79,6 +79,7 @@ class SuiteResult:
     suite: as in suite.json; baselines: what guessing scores on the same questions, by name
     questions, videos: how many; missing: names of the runs that are not finished
     curves: by row and seed, (step, share of right answers) of the validations during training
+    facts: versions and commit of the runs, steps of each row, hours of training together
     """
 
     suite: dict[str, Any]
@@ -113,7 +114,7 @@ def collect_result(output: Path) -> SuiteResult:
     file = output / SUITE
     if not file.is_file():
         raise UserError(f"{output}: not the folder of a suite: it has no {SUITE}")
-    suite = parse_own_json(file.read_text(encoding="utf-8"), file, "run the suite again")
+    suite = read_own_object(file, "run the suite again", ("title", "about", "rows", "seeds", "reference", "margin"))
     plan = _read_plan(output)
     asked: dict[str, Any] = {}
     answers = {name: _read_row(output, name, suite, asked) for name in suite["rows"]}
@@ -123,14 +124,29 @@ def collect_result(output: Path) -> SuiteResult:
     missing = tuple(name for name in names if not (output / "runs" / name / DONE).is_file())
     rows = tuple(_make_row(name, suite, answers, asked, plan) for name in suite["rows"])
     curves = {name: _read_curves(output, name, own.seeds) for name, own in answers.items()}
-    facts = {"versions": collect_versions(), "commit": find_git_commit(), **plan.get("facts", {})}
+    facts = {**_collect_facts(output, answers), **plan.get("facts", {})}
     count = len(set(asked["video"]))
     return SuiteResult(suite, rows, asked["baselines"], len(asked["id"]), count, missing, curves, facts)
 
 
 def _read_plan(output: Path) -> dict[str, Any]:
     file = output / PLAN
-    return parse_own_json(file.read_text(encoding="utf-8"), file, "run the suite again") if file.is_file() else {}
+    return read_own_object(file, "run the suite again", ("rows",)) if file.is_file() else {}
+
+
+def _collect_facts(output: Path, answers: Mapping[str, _Answers]) -> dict[str, Any]:
+    """Where the numbers come from, as the runs themselves wrote it down: versions, commit, steps of each row, and hours
+    of training, those of copied rows once."""
+    done = [one for own in answers.values() for one in own.done]
+    names = [f"{name}/seed-{seed}" for name, own in answers.items() for seed in own.seeds]
+    identities = [read_own_object(output / "runs" / name / IDENTITY, _REDO, ("versions",)) for name in names]
+    commits = sorted({one["commit"] for one in done if one.get("commit")})
+    return {
+        "versions": dict(sorted({item for one in identities for item in one["versions"].items()})),
+        "commit": ", ".join(commits) or None,
+        "steps": {name: sorted({one["steps"] for one in own.done}) for name, own in answers.items() if own.done},
+        "hours": round(sum(one["training_seconds"] for one in done if "same_run_as" not in one) / 3600, 2),
+    }
 
 
 def _read_row(output: Path, name: str, suite: Mapping[str, Any], asked: dict[str, Any]) -> _Answers:
@@ -140,8 +156,7 @@ def _read_row(output: Path, name: str, suite: Mapping[str, Any], asked: dict[str
         folder = output / "runs" / name / f"seed-{seed}"
         if not (folder / DONE).is_file():
             continue
-        file = folder / ANSWERS
-        found = parse_own_json(file.read_text(encoding="utf-8"), file, "remove this run's folder, and run again")
+        found = _read_answers(folder / ANSWERS)
         if not asked:
             asked |= {key: found[key] for key in ("id", "video", "type", "baselines")}
         if found["id"] != asked["id"]:
@@ -152,8 +167,19 @@ def _read_row(output: Path, name: str, suite: Mapping[str, Any], asked: dict[str
         values.append(found["value"])
         done.append(read_done(folder))
         if (file := folder / STREAM).is_file():
-            streams.append(parse_own_json(file.read_text(encoding="utf-8"), file, "remove it and done.json, run again"))
+            streams.append(read_own_object(file, "remove it and done.json, run again"))
     return _Answers(tuple(seeds), np.array(values, dtype=float), tuple(done), tuple(streams))
+
+
+def _read_answers(file: Path) -> dict[str, Any]:
+    """What was right, question by question. Raises UserError where the file is missing or damaged."""
+    found = read_own_object(file, _REDO, ("id", "video", "type", "value", "baselines"))
+    lists = [found[key] for key in ("id", "video", "type", "value")]
+    if not all(isinstance(one, list) and len(one) == len(lists[0]) > 0 for one in lists):
+        raise UserError(f"{file}: is damaged (lists of unequal lengths): {_REDO}")
+    if not all(isinstance(value, int | float) for value in found["value"]):
+        raise UserError(f"{file}: is damaged (a value that is no number): {_REDO}")
+    return found
 
 
 def _make_row(

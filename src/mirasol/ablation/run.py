@@ -19,7 +19,7 @@ from mirasol.ablation.twins import leave_for_twins, take_from_twin
 from mirasol.config.recipe import DataRecipe
 from mirasol.errors import UserError
 from mirasol.files import lock_file, write_file_atomically
-from mirasol.json_values import parse_own_json
+from mirasol.json_values import read_own_object
 
 _BYTES_OF_MAXRSS = 1024  # Linux counts KiB
 
@@ -65,18 +65,19 @@ def _hold(folder: Path) -> Iterator[None]:
 def read_done(folder: Path) -> dict[str, Any]:
     """The content of a finished run's done.json. Raises UserError where it is damaged."""
     file = folder / DONE
-    return parse_own_json(file.read_text(encoding="utf-8"), file, "remove it, and run the suite again")
+    return read_own_object(file, "remove it, and run the suite again", ("training_seconds", "peak_memory", "steps"))
 
 
 def _train(run: Run) -> dict[str, Any]:
     """Trains, or goes on. Returns seconds of training and peak memory, which the first finished attempt wrote down."""
     file = run.folder / TRAINED
     if file.is_file() and run.checkpoint.is_dir():
-        return parse_own_json(file.read_text(encoding="utf-8"), file, "remove this run's folder")
+        return read_own_object(file, "remove this run's folder")
     from rich.console import Console
 
     import mirasol.auto  # noqa: F401 - a resumed run loads its processor through the Auto classes
     from mirasol.training.logging import read_metrics
+    from mirasol.training.run_folder import find_git_commit
     from mirasol.training.trainer import train
 
     before = _measure_memory()
@@ -87,6 +88,7 @@ def _train(run: Run) -> dict[str, Any]:
         "steps": log[-1]["step"],
         "training_seconds": log[-1]["seconds"],
         "peak_memory": max(_measure_memory() - before, 0),
+        "commit": find_git_commit(),
     }
     write_file_atomically(file, json.dumps(facts) + "\n")
     return facts

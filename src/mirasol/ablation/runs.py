@@ -15,7 +15,7 @@ from mirasol.config.recipe import DataSetRecipe, Recipe
 from mirasol.config.recipe_io import recipe_from_dict
 from mirasol.data.datasets.registry import read_dataset
 from mirasol.errors import UserError
-from mirasol.json_values import parse_own_json
+from mirasol.json_values import read_own_object
 
 IDENTITY, DONE, ANSWERS, TRAINED, LOG = "identity.json", "done.json", "answers.json", "trained.json", "log.txt"
 STREAM = "stream.json"
@@ -59,9 +59,7 @@ class Run:
                     f"{self.folder}: finished, but without {IDENTITY}, so that nothing says of which recipe: remove it"
                 )
             return
-        before = parse_own_json(file.read_text(encoding="utf-8"), file, "remove this run's folder")
-        if not isinstance(before, dict):
-            raise UserError(f"{file}: not an object: remove this run's folder")
+        before = read_own_object(file, "remove this run's folder")
         if (change := find_change(before, self.identity)) is not None:
             raise UserError(
                 f"{self.folder}: this run was begun with another {change}: restore that, or give another --output"

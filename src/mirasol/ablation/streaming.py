@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mirasol.ablation.runs import ANSWERS, Run
-from mirasol.json_values import parse_own_json
+from mirasol.json_values import read_own_object
 
 if TYPE_CHECKING:
     from mirasol.checkpoint import Loaded
@@ -56,7 +56,7 @@ def stream_run(run: Run, cache: Path | None, device: str) -> dict[str, Any]:
 
 def _read_answers(file: Path) -> dict[str, float]:
     """Which questions were answered rightly about whole clips."""
-    answers = parse_own_json(file.read_text(encoding="utf-8"), file, "remove this run's folder, and run again")
+    answers = read_own_object(file, "remove this run's folder, and run again")
     return dict(zip(answers["id"], answers["value"], strict=True))
 
 

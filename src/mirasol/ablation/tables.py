@@ -2,7 +2,8 @@
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from mirasol.ablation.result import RowResult, SuiteResult
 from mirasol.ablation.sections import Section, list_sections
@@ -11,6 +12,7 @@ from mirasol.console import format_table
 
 HEADINGS = ("", "paper", "ours", "95 % interval", "seeds", "difference", "95 % interval", "from", "verdict",
             "parameters", "training TFLOP", "peak memory", "seconds")  # fmt: skip
+_NAMED = ("python", "torch", "transformers")
 _CSV = ("row", "label", "paper", "mean", "low", "high", "seeds", "difference", "difference_low", "difference_high",
         "against", "expected", "verdict", "parameters", "training_flops", "peak_memory_bytes",
         "training_seconds")  # fmt: skip
@@ -59,12 +61,27 @@ def describe_numbers(result: SuiteResult) -> list[str]:
     guesses = [f"{name} {100 * value:.1f}" for name, value in result.baselines.items() if value is not None]
     if guesses:
         lines.append(f"Guessing: {', '.join(guesses)}.")
+    lines += describe_runs(result.facts)
     if any(len(row.seeds) == 1 for row in result.rows):
         lines.append("Rows with one seed: the interval is over videos alone, and nothing is decided.")
     if result.missing:
         more = f" and {len(result.missing) - 5} more" if len(result.missing) > 5 else ""
         lines.append(f"Not finished: {', '.join(result.missing[:5])}{more}.")
     return lines
+
+
+def describe_runs(facts: Mapping[str, Any]) -> list[str]:
+    """Steps, hours, versions and commit of the runs, as far as they are known."""
+    steps = {tuple(own) for own in facts.get("steps", {}).values()}
+    lines = []
+    if len(steps) > 1:  # a comparison of unequal trainings
+        listed = ", ".join(f"{name} {' and '.join(map(str, own))}" for name, own in facts["steps"].items())
+        lines.append(f"Rows differ in their steps of training: {listed}.")
+    known = [f"{own:,} steps a run" for own in (next(iter(steps)) if len(steps) == 1 else ())]
+    known += [f"{facts['hours']:.2f} hours of training together"] if "hours" in facts else []
+    known += [f"{name} {version}" for name, version in facts.get("versions", {}).items() if name in _NAMED]
+    known += [f"commit {facts['commit'][:10]}"] if facts.get("commit") else []
+    return [*lines, f"Runs: {', '.join(known)}."] if known else lines
 
 
 def format_csv(result: SuiteResult) -> str:

@@ -13,9 +13,8 @@ from typing import Any
 
 from mirasol.ablation.identity import find_change, hash_identity
 from mirasol.ablation.runs import ANSWERS, IDENTITY, STREAM, TRAINED, Run
-from mirasol.errors import UserError
 from mirasol.files import write_file_atomically, write_folder_atomically
-from mirasol.json_values import parse_own_json
+from mirasol.json_values import read_own_object
 
 _ASKED = "asked: "  # what data sets that are only asked about have before their split, in an identity
 
@@ -78,7 +77,4 @@ def _leave_questions_out(identity: dict[str, Any]) -> dict[str, Any]:
 
 
 def _read(file: Path) -> dict[str, Any]:
-    found = parse_own_json(file.read_text(encoding="utf-8"), file, "remove it, and run the suite again")
-    if not isinstance(found, dict):
-        raise UserError(f"{file}: not an object: remove it, and run the suite again")
-    return found
+    return read_own_object(file, "remove it, and run the suite again")

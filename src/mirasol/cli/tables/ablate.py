@@ -159,10 +159,10 @@ def write_suite(runs: SuiteRuns, plan: SuitePlan) -> None:
 
     from mirasol.ablation.result import PLAN, SUITE
     from mirasol.files import write_file_atomically
-    from mirasol.json_values import parse_own_json
+    from mirasol.json_values import read_own_object
 
     file = runs.output / PLAN
-    before = parse_own_json(file.read_text(encoding="utf-8"), file, "remove it")["rows"] if file.is_file() else {}
+    before = read_own_object(file, "remove it", ("rows",))["rows"] if file.is_file() else {}
     rows = {name.partition("/seed-")[0]: dataclasses.asdict(cost) for name, cost in plan.runs.items()}
     write_file_atomically(runs.output / SUITE, json.dumps(runs.suite.to_dict(), indent=1) + "\n")
     write_file_atomically(file, json.dumps({"rows": {**before, **rows}}, indent=1) + "\n")
