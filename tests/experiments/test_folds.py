@@ -78,6 +78,28 @@ def test_baselines_can_be_had_alone(sounds, tmp_path, finished):
     assert not list((tmp_path / "out" / "folds").rglob("train"))
 
 
+@pytest.mark.parametrize("order", ["12", "21"])
+def test_folds_done_one_after_the_other_are_the_table_of_all(sounds, tmp_path, order):
+    command = ["experiment", "esc10", "--data", str(sounds), "--from", "none", *SMALL]
+    main([*command, "--output", str(tmp_path / "at once")])
+    for group in order:
+        main([*command, "--output", str(tmp_path / "each"), "--groups", group])
+        told = f"Not done: fold {order[1]}." in (tmp_path / "each" / "table.txt").read_text()
+        assert told == (group == order[0])
+    names = ("results.json", "table.txt")
+    assert all((tmp_path / "each" / name).read_text() == (tmp_path / "at once" / name).read_text() for name in names)
+
+
+@pytest.mark.parametrize("name", ["baselines.json", "scratch/fold.json"])
+@pytest.mark.parametrize("content", [b"", b"[1]", b"\xff", b"{"])
+def test_damaged_folds_are_one_line(finished, sounds, tmp_path, capsys, name, content):
+    copied = Path(shutil.copytree(finished, tmp_path / "copied"))
+    (copied / "folds" / "1" / name).write_bytes(content)
+    with pytest.raises(SystemExit) as ended:
+        run(sounds, copied)
+    assert ended.value.code == 2 and f"{name}: is damaged" in capsys.readouterr().err
+
+
 def test_again_nothing_is_done_twice_and_the_table_is_the_same(finished, sounds, tmp_path, monkeypatch):
     before = (finished / "results.json").read_bytes()
     monkeypatch.setattr("mirasol.experiments.folds.train", None)

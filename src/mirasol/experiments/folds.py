@@ -24,6 +24,7 @@ from mirasol.experiments.recordings import Recording, Recordings
 from mirasol.experiments.table import Row, format_rows, summarise
 from mirasol.files import write_file_atomically
 from mirasol.finetune.outcome import evaluate_split
+from mirasol.json_values import read_own_object
 from mirasol.media.feature_extractor import MirasolFeatureExtractor
 from mirasol.training.trainer import train
 
@@ -104,8 +105,11 @@ class FoldsExperiment:
         """Runs what is not done yet, and writes results.json and table.txt; returns the experiment's folder."""
         for split in self.splits:
             write_split(self._fold(split) / "data", split, self.about.prompt, self.found.labels)
-        results = [self._score_baselines(split) for split in self.splits]
-        for split, result in zip(self.splits, results, strict=True):
+        asked = {split.group for split in self.splits}
+        every = choose_splits(self.found, (), self.settings.tune)
+        shown = [split for split in every if split.group in asked or self._is_finished(split)]
+        results = [self._score_baselines(split) for split in shown]
+        for split, result in zip(shown, results, strict=True):
             for start in self.settings.starts:
                 result[start] = self._train_and_score(split, start)
         rows = summarise(results, self.about.published)
@@ -114,6 +118,11 @@ class FoldsExperiment:
 
     def _fold(self, split: Split) -> Path:
         return Path(self.settings.output) / "folds" / split.group
+
+    def _is_finished(self, split: Split) -> bool:
+        """Whether earlier calls have made all of a fold that the table shows."""
+        names = ["baselines.json", *(f"{start}/fold.json" for start in self.settings.starts)]
+        return all((self._fold(split) / name).is_file() for name in names)
 
     def _make_recipe(self, split: Split, start: str) -> Recipe:
         annotations = str(self._fold(split) / "data")
@@ -135,7 +144,7 @@ class FoldsExperiment:
                 for clips in (split.train, split.test)
             ]
             write_file_atomically(file, json.dumps(score_baselines(*parts)) + "\n")
-        right = json.loads(file.read_text(encoding="utf-8"))
+        right = read_own_object(file, "remove it, and run the experiment again")
         return {"group": split.group, **{name: {"right": each} for name, each in right.items()}}
 
     def _read_statistics(self, split: Split) -> dict[str, np.ndarray]:
@@ -152,7 +161,7 @@ class FoldsExperiment:
         folder = self._fold(split) / start
         file = folder / "fold.json"
         if file.is_file():
-            return json.loads(file.read_text(encoding="utf-8"))
+            return read_own_object(file, "remove it, and run the experiment again")
         recipe, began = self._make_recipe(split, start), time.monotonic()
         print_line(self.console, f"{self.about.group} {split.group}, from {start}: {folder}")
         checkpoint = train(recipe, resume=True, console=self.console)
@@ -172,7 +181,8 @@ class FoldsExperiment:
         return result
 
     def _write(self, rows: list[Row], results: list[dict[str, Any]]) -> None:
-        text = format_rows(rows, self.about, self.settings, results)
+        missing = [group for group in self.found.groups if group not in {result["group"] for result in results}]
+        text = format_rows(rows, self.about, self.settings, results, missing)
         record = {
             "experiment": self.settings.name,
             "tune": self.settings.tune,

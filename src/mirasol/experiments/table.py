@@ -64,15 +64,22 @@ def summarise(results: Sequence[Mapping[str, Any]], published: Mapping[str, floa
     return rows + [Row(name, value) for name, value in published.items()]
 
 
-def format_rows(rows: Sequence[Row], about: FoldsOf, settings: Settings, results: Sequence[Mapping[str, Any]]) -> str:
-    """The table as text, in percent, with what its numbers depend on below it."""
+def format_rows(
+    rows: Sequence[Row],
+    about: FoldsOf,
+    settings: Settings,
+    results: Sequence[Mapping[str, Any]],
+    missing: Sequence[str] = (),
+) -> str:
+    """The table as text, in percent, with what its numbers depend on, and which groups are `missing`, below it."""
     groups = [str(result["group"]) for result in results]
     cells = [["", "accuracy", "95 % interval", f"minus {REFERENCE}", *groups]]
     for row in rows:
         each = [format_share(share) for share in row.each] or [""] * len(groups)
         difference = "" if row.difference is None else _format_difference(*row.difference)
         cells.append([row.name, format_share(row.accuracy), _format_bounds(row.low, row.high), difference, *each])
-    notes = [_describe_training(start, results) for start in settings.starts]
+    notes = [f"Not done: {about.group} {', '.join(missing)}."] if missing else []
+    notes += [_describe_training(start, results) for start in settings.starts]
     scored = "the fold after it, for tuning" if settings.tune else f"each {about.group}, trained on all others"
     head = f"{about.title}; scored: {scored}; the class of highest likelihood"
     return "\n".join([head, "", format_table(cells), "", *notes])
