@@ -113,7 +113,8 @@ def test_gradients_are_clipped_to_the_limit_and_left_alone_without():
 
 @pytest.mark.parametrize("largest_stack", [1, 3_000, 2**22])
 def test_muon_moves_matrices_as_pytorchs_does_one_by_one(largest_stack, monkeypatch):
-    """In groups of any size, wide and tall, of one row, and those without a gradient not at all."""
+    """In groups of any size, wide and tall, of one row, those without a gradient not at all; in bf16, as PyTorch's."""
+    monkeypatch.setattr(optim, "choose_product_dtype", lambda device: torch.bfloat16)
     monkeypatch.setattr(optim, "LARGEST_STACK", largest_stack)
     shapes = [(24, 24), (24, 60), (60, 24), (24, 60), (1, 30), (30, 1), (7, 130), (24, 24), (5, 5)]
     generator = torch.Generator().manual_seed(0)
@@ -135,3 +136,39 @@ def test_muon_moves_matrices_as_pytorchs_does_one_by_one(largest_stack, monkeypa
             change = (other - begun).norm()
             assert (mine - other).norm() <= 0.02 * change
         assert torch.equal(ours[-1], before[-1])
+
+
+def test_muon_multiplies_in_what_the_device_is_fast_at(monkeypatch):
+    """bf16 is many times slower than fp32 on a CPU without AVX-512, where PyTorch has no fast product for it."""
+    taken = []
+    monkeypatch.setattr(optim, "orthogonalise", lambda matrices, *_: taken.append(matrices.dtype) or matrices)
+    for capability, dtype in (("AVX512", torch.bfloat16), ("AVX2", torch.float32), ("DEFAULT", torch.float32)):
+        monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda capability=capability: capability)
+        assert optim.choose_product_dtype(torch.device("cpu")) == dtype
+        assert optim.choose_product_dtype(torch.device("cuda")) == torch.bfloat16
+        parameter = torch.nn.Parameter(torch.eye(3))
+        parameter.grad = torch.eye(3)
+        member = optim.Muon([parameter], lr=0.1, weight_decay=0.0, momentum=0.95)
+        member.state[parameter]["momentum_buffer"] = torch.zeros(3, 3)
+        member.step()
+        assert taken.pop() == dtype
+        assert parameter.dtype == torch.float32
+
+
+def test_muon_takes_nearly_the_same_step_in_either_precision(monkeypatch):
+    """Of well-conditioned matrices; what the gradient hardly has, bf16 rounds."""
+    generator = torch.Generator().manual_seed(0)
+    start = torch.randn(24, 60, generator=generator)
+    gradient = torch.linalg.qr(torch.randn(60, 24, generator=generator))[0].T
+    gradient = gradient + 0.01 * torch.randn(24, 60, generator=generator)
+    changes = []
+    for dtype in (torch.bfloat16, torch.float32):
+        monkeypatch.setattr(optim, "choose_product_dtype", lambda device, dtype=dtype: dtype)
+        parameter = torch.nn.Parameter(start.clone())
+        parameter.grad = gradient.clone()
+        member = optim.Muon([parameter], lr=0.1, weight_decay=0.0, momentum=0.95)
+        member.state[parameter]["momentum_buffer"] = torch.zeros_like(start)
+        member.step()
+        changes.append(parameter.detach() - start)
+    assert (changes[0] - changes[1]).norm() <= 0.02 * changes[1].norm()
+    assert changes[1].norm() > 0

@@ -63,6 +63,14 @@ def orthogonalise(matrices: Tensor, coefficients: tuple[float, float, float], it
     return matrices
 
 
+def choose_product_dtype(device: torch.device) -> torch.dtype:
+    """What Muon orthogonalises in: bf16, except on a CPU without AVX-512, for which PyTorch has no fast product of bf16
+    (1.5 GFLOP/s against 24 in fp32, three fifths of a step of `tiny`: docs/lab-notebook.md)."""
+    if device.type == "cpu" and torch.backends.cpu.get_cpu_capability() != "AVX512":
+        return torch.float32
+    return torch.bfloat16
+
+
 def group_by_shape(parameters: list[Tensor]) -> list[list[Tensor]]:
     """Matrices that have the same shape or its transpose, at most `LARGEST_STACK` numbers in a group of several."""
     groups: dict[tuple[int, ...], list[list[Tensor]]] = {}
@@ -78,7 +86,7 @@ class Muon(torch.optim.Muon):
     """Muon that orthogonalises matrices of one shape together, and sharded matrices as a whole.
 
     One by one the small matrices of `tiny` took a fifth of a step (docs/lab-notebook.md). A matrix that is sharded over
-    several processes is gathered first: Newton-Schulz over the shards would add its bf16 products in another order, and
+    several processes is gathered first: Newton-Schulz over the shards would add its products in another order, and
     amplifies rounding in directions that the gradient hardly has to full size: steps differed by up to half their size.
     """
 
@@ -100,10 +108,10 @@ class Muon(torch.optim.Muon):
                     parameter.add_(change, alpha=-0.2 * group["lr"] * math.sqrt(max(parameter.shape)))
 
     def _compute_update(self, parameter: Tensor, group: dict[str, Any]) -> Tensor:
-        """The whole matrix of momentum and gradient, in bf16, with no more rows than columns."""
+        """The whole matrix of momentum and gradient, as it is orthogonalised, with no more rows than columns."""
         momentum = self.state[parameter]["momentum_buffer"]
         momentum.lerp_(parameter.grad, 1 - group["momentum"])
-        update = parameter.grad.lerp(momentum, group["momentum"]).bfloat16()
+        update = parameter.grad.lerp(momentum, group["momentum"]).to(choose_product_dtype(parameter.device))
         if isinstance(update, DTensor):
             update = update.full_tensor()
         return update if _is_wide(parameter) else update.mT
