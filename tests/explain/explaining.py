@@ -22,6 +22,8 @@ COMBINERS = {
     "perceiver": {"kind": "perceiver", "m": 7},
     "perceiver of a chunk": {"kind": "perceiver", "m": 7, "scope": "chunk"},
     "ttm": {"kind": "ttm", "m": 7, "ttm": TTM},
+    "late": {"kind": "late"},
+    "late of a chunk": {"kind": "late", "scope": "chunk"},
     "concat": {"kind": "concat"},
 }
 QUESTION = "which shape is seen last?"

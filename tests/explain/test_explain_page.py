@@ -35,7 +35,7 @@ def read_titles(page, name):
     return {int(chunk): value for chunk, value in found}
 
 
-@pytest.mark.parametrize("name", ["transformer", "cls", "ttm", "concat"])
+@pytest.mark.parametrize("name", ["transformer", "cls", "ttm", "late", "concat"])
 def test_page_json_and_figures_have_the_same_numbers(name):
     explanation = explain_clip(name, chunks=4, gaps=True)
     record, page = describe_explanation(explanation, 2), render(explanation, 2)

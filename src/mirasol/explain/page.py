@@ -22,6 +22,9 @@ HOW = {
     "latent is what it was, half what attention mixed in (attention rollout).",
     "ttm": "The Token Turing Machine reads from its memory and the chunk, processes, and writes the next memory. Its "
     "weights of reading and writing, and the attention in between, are followed back through all chunks.",
+    "late": "There is no joint Combiner: the Transformer takes picture and sound by themselves, and half of the "
+    "features come of either. Its attention is followed through all layers: half of each output is what came in at its "
+    "place, half what attention mixed in (attention rollout).",
     "concat": "There is no Combiner: each feature is one tube or patch of the chunk.",
 }
 OWN = {

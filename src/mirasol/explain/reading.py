@@ -17,7 +17,13 @@ from torch.nn import functional as F
 
 from mirasol.errors import UserError
 from mirasol.explain.recording import list_attention, record_attention
-from mirasol.model.combiner import AttentionCombiner, ConcatCombiner, PerceiverCombiner, StackCombiner
+from mirasol.model.combiner import (
+    AttentionCombiner,
+    ConcatCombiner,
+    LateFusionCombiner,
+    PerceiverCombiner,
+    StackCombiner,
+)
 from mirasol.model.token_turing import TokenLearner, TokenTuringCombiner
 
 
@@ -78,9 +84,11 @@ def read_combiner(
         chunks, tokens = x.shape[1:3]
         rollout = np.einsum("tu,ij->tiuj", np.eye(chunks), np.eye(tokens)).astype(np.float32)
         return CombinerReading(kind, "chunk", rollout, np.zeros((chunks, tokens), np.float32)), x
+    if isinstance(combiner, LateFusionCombiner):
+        return _read_late_fusion(combiner, kind, video, audio)
     if not isinstance(combiner, StackCombiner | PerceiverCombiner):
         raise UserError(f"combiner.kind={kind!r}: what it reads cannot be shown: only of transformer, cls, perceiver, "
-                        "ttm and concat")  # fmt: skip
+                        "ttm, late and concat")  # fmt: skip
     with record_attention(list_attention(combiner)) as layers:
         x = combiner(video, audio)
     sizes = Sizes(video.shape[1], video.shape[2] + audio.shape[2], combiner.m)
@@ -92,6 +100,24 @@ def read_combiner(
         _to_numpy(last_own),
     )  # fmt: skip
     return reading, x
+
+
+def _read_late_fusion(
+    combiner: LateFusionCombiner, kind: str, video: Tensor, audio: Tensor
+) -> tuple[CombinerReading, Tensor]:
+    """Each modality through the stack by itself: the first half of m reads tubes alone, the other patches alone."""
+    alone = combiner.scope == "chunk"
+    sizes = video.shape[2], audio.shape[2]
+    features, rollouts, lasts = [], [], []
+    for tokens, padding in zip(combiner.tokens(video, audio), ((0, sizes[1]), (sizes[0], 0)), strict=True):
+        with record_attention(list_attention(combiner)) as layers:
+            features.append(combiner.compress(tokens))
+        rollout, _, last, _ = _follow_stack(layers, Sizes(*tokens.shape[1:3], features[-1].shape[2]), alone)
+        rollouts.append(F.pad(rollout, padding))
+        lasts.append(F.pad(last, padding))
+    rollout, last = (_to_numpy(torch.cat(parts, dim=1)) for parts in (rollouts, lasts))
+    none = np.zeros(rollout.shape[:2], np.float32)
+    return CombinerReading(kind, combiner.scope, rollout, none, last, none), torch.cat(features, dim=2)
 
 
 @dataclass(frozen=True)
