@@ -4,6 +4,7 @@ import dataclasses
 import html
 import json
 import re
+import warnings
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from untrained import only_stream
 
 from mirasol.cli.main import main
 from mirasol.errors import UserError
+from mirasol.evaluation.figures import apply_style, write_figures
 from mirasol.explain import explain
 from mirasol.explain.describe import describe_explanation, find_chunk, list_in_words
 from mirasol.explain.figures import draw_figures
@@ -98,6 +100,24 @@ def test_dollars_in_a_question_are_no_mathematics():
     figures = draw_figures(explain(model, processor, make_clip(), "$\\frac$ or $6?", answer="$\\frac$"), 0)
     for figure in figures.values():
         FigureCanvasAgg(figure).draw()  # raised for a formula that is none
+
+
+def test_letters_that_no_font_has_are_named_once(tmp_path):
+    """Other warnings pass."""
+    explanation = dataclasses.replace(explain_clip("concat", chunks=2), prompt="\u0b95 or \u0b95 $?")
+    with pytest.warns(UserWarning, match="no installed font has '\u0b95'") as warned:
+        write_figures(tmp_path / "figures", draw_figures(explanation, 0), "png")
+    assert len(warned) == 1
+    with pytest.warns(DeprecationWarning, match="another"), apply_style():
+        warnings.warn("another", DeprecationWarning, stacklevel=1)
+
+
+def test_a_last_chunk_says_why_nothing_is_expected_after_it():
+    explanation = explain_clip("transformer", chunks=3)
+    for chunk in range(3):
+        said = [line for line in list_in_words(describe_explanation(explanation, chunk)) if "is the last one" in line]
+        assert len(said) == (chunk == 2)
+        assert ("expected and seen" in render(explanation, chunk)) == (chunk < 2)
 
 
 def test_an_unlikely_answer_has_a_probability():
@@ -218,6 +238,16 @@ def test_the_command_writes_page_and_figures_and_prints_the_same_numbers(untrain
     record = json.loads(capsys.readouterr().out)
     text = page.read_text(encoding="utf-8")
     own = json.loads(re.search(r'id="numbers">(.*?)</script>', text, re.DOTALL)[1])
+    for account in ("rollout", "last_layer"):  # the command alone has single tubes and patches of each feature
+        for feature in record["reads"][account]["by_feature"]:
+            tubes, patches = np.array(feature.pop("tubes")), np.array(feature.pop("patches"))
+            assert tubes.shape == (4, len(record["boxes"]["tubes"]))
+            np.testing.assert_allclose(tubes.sum(axis=1), feature["picture"], atol=2e-4)
+            np.testing.assert_allclose(patches.sum(axis=1), feature["sound"], atol=2e-4)
+    assert np.array(record["boxes"]["tubes"]).shape[1:] == (6,) and np.array(record["boxes"]["patches"]).shape[1:] == (
+        4,
+    )
+    assert np.array(record["boxes"]["frame_times"]).shape == (4, 4)
     assert own == {key: value for key, value in record.items() if key not in ("file", "checkpoint")}
     assert record["reads"]["chunk"] == 2 and len(record["chunks"]) == 4
     pictures = sorted(file.name for file in (tmp_path / "new" / "page-figures").iterdir())
@@ -235,6 +265,7 @@ def test_the_command_writes_page_and_figures_and_prints_the_same_numbers(untrain
         "--answer": (untrained, clip, QUESTION, "--answer", "", "--output", tmp_path / "a.html"),
         "chunks 1 to 4": (*(untrained, silent, QUESTION, "--chunk", 5, "--end", 2, "--output", tmp_path / "a.html"),),
         "checkpoint": (tmp_path, clip, QUESTION, "--output", tmp_path / "a.html"),
+        "ends in .html": (untrained, clip, QUESTION, "--output", tmp_path / "a.json"),
         "--figures svg": (untrained, clip, QUESTION, "--figures", "svg", "--output", tmp_path / "a.html"),
     }
     for words, arguments in refused.items():

@@ -194,8 +194,8 @@ def test_occlusion_is_what_the_plain_model_says_of_masked_media(name, video, aud
         return float(logits.log_softmax(-1)[chosen].gather(1, labels[0, 1:][chosen][:, None]).sum())
 
     occlusion, passes = found.occlusion, 1
-    np.testing.assert_allclose(occlusion.complete, score(), atol=1e-4, rtol=1e-5)
-    np.testing.assert_allclose(occlusion.complete, found.token_log_likelihood.sum(), atol=1e-4, rtol=1e-5)
+    np.testing.assert_allclose(occlusion.complete, score(), atol=1e-4, rtol=5e-5)
+    np.testing.assert_allclose(occlusion.complete, found.token_log_likelihood.sum(), atol=1e-4, rtol=5e-5)
     rows = {"video_mask": occlusion.without_picture, "audio_mask": occlusion.without_sound}
     for mask, values in rows.items():
         for chunk, value in enumerate(values):
@@ -204,12 +204,12 @@ def test_occlusion_is_what_the_plain_model_says_of_masked_media(name, video, aud
                 continue
             changed = media[mask].clone()
             changed[0, chunk] = False
-            np.testing.assert_allclose(value, score(**{mask: changed}), atol=1e-4, rtol=1e-5)
+            np.testing.assert_allclose(value, score(**{mask: changed}), atol=1e-4, rtol=5e-5)
             passes += 1
     totals = {"video_mask": occlusion.without_pictures, "audio_mask": occlusion.without_sounds}
     for mask, value in totals.items():
         if media[mask].any():
-            np.testing.assert_allclose(value, score(**{mask: torch.zeros_like(media[mask])}), atol=1e-4, rtol=1e-5)
+            np.testing.assert_allclose(value, score(**{mask: torch.zeros_like(media[mask])}), atol=1e-4, rtol=5e-5)
             passes += 1
         else:
             assert np.isnan(value)

@@ -90,6 +90,9 @@ def _find_outputs(output: str, figures: str | None) -> tuple[Path, Path]:
     from mirasol.cli.common import check_no_results, make_folder
 
     page = Path(output)
+    if page.suffix.lower() not in (".html", ".htm"):
+        raise UserError(f"--output {output}: is the page, which is HTML: give a name that ends in .html"
+                        " (--json prints the numbers, --figures writes pictures)")  # fmt: skip
     if page.exists():
         raise UserError(f"{page}: already exists: give another file with --output, because nothing is overwritten")
     folder = page.with_name(f"{page.stem}-figures")
@@ -111,7 +114,8 @@ def _write(explanation: Explanation, loaded: Loaded, options: Namespace, page: P
     from mirasol.files import write_file_atomically
 
     chunk = find_chunk(explanation, options.chunk)
-    record = {"file": options.file, "checkpoint": options.checkpoint, **describe_explanation(explanation, chunk)}
+    numbers = describe_explanation(explanation, chunk, each_token=options.json)
+    record = {"file": options.file, "checkpoint": options.checkpoint, **numbers}
     text = render_page(
         explanation, chunk, file=Path(options.file).name, checkpoint=name_checkpoint(loaded.folder),
         facts=_list_facts(loaded),

@@ -4,10 +4,12 @@ Every function that draws returns a matplotlib `Figure`. Nothing here touches py
 """
 
 import base64
+import contextlib
+import functools
 import io
 import re
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
 from itertools import groupby
@@ -54,11 +56,16 @@ _LOOKS: dict[str, dict[str, Any]] = {
 }
 # Dashes of the baselines' lines in a chart of scores, in their order.
 _DASHES = ("solid", (0, (2, 1.5)), (0, (1, 1)))
+# Fonts for letters that DejaVu Sans lacks, of those that are installed.
+_FURTHER_FONTS = (
+    "Noto Sans CJK JP", "Noto Sans CJK SC", "Noto Sans", "Source Han Sans", "WenQuanYi Zen Hei", "Microsoft YaHei",
+    "Yu Gothic", "Malgun Gothic", "PingFang SC", "Hiragino Sans", "Apple SD Gothic Neo", "Arial Unicode MS",
+)  # fmt: skip
+_MISSING_GLYPH = re.compile(r"Glyph (\d+) .* missing from")
 _MOST_POINTS = 1_500  # of one curve
 _MOST_ROWS = 40  # of a chart of scores
 _STYLE = {
     "font.family": "sans-serif",
-    "font.sans-serif": ["DejaVu Sans"],
     "font.size": 9,
     "text.color": COLOURS["ink"],
     "axes.edgecolor": COLOURS["line"],
@@ -443,12 +450,12 @@ def convert_to_svg(figure: "Figure", title: str) -> str:
 def write_figures(folder: Path, figures: Mapping[str, "Figure"], file_format: str) -> list[Path]:
     """Writes each figure as NAME.pdf or NAME.png into the folder, in light colours."""
     folder.mkdir(exist_ok=True)
+    # Without a date the same numbers give the same file.
+    dated = {"CreationDate": None} if file_format == "pdf" else {}
     files = []
-    for name, figure in figures.items():
-        files.append(folder / f"{re.sub(r'[^a-z0-9]+', '-', name.lower()).strip('-')}.{file_format}")
-        with apply_style():
-            # Without a date the same numbers give the same file.
-            dated = {"CreationDate": None} if file_format == "pdf" else {}
+    with apply_style():
+        for name, figure in figures.items():
+            files.append(folder / f"{re.sub(r'[^a-z0-9]+', '-', name.lower()).strip('-')}.{file_format}")
             figure.savefig(files[-1], format=file_format, dpi=200, metadata=dated)
     return files
 
@@ -473,11 +480,38 @@ def map_to_colours(values: np.ndarray) -> np.ndarray:
     return colormaps["inferno"]((values - low) / max(high - low, 1e-9), bytes=True)[..., :3]
 
 
-def apply_style() -> AbstractContextManager[None]:
-    """A context in which figures are drawn and written as all of them are."""
+@contextlib.contextmanager
+def apply_style() -> Iterator[None]:
+    """A context in which figures are drawn and written as all of them are. At its end it warns of letters that no
+    installed font has."""
     import matplotlib
 
-    return matplotlib.rc_context(_STYLE)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        with matplotlib.rc_context({**_STYLE, "font.sans-serif": list(_list_fonts())}):
+            yield
+    missing = dict.fromkeys(chr(int(match[1])) for one in caught if (match := _find_missing_glyph(one)))
+    for one in caught:
+        if not _find_missing_glyph(one):
+            warnings.warn_explicit(one.message, one.category, one.filename, one.lineno)
+    if missing:
+        warnings.warn(
+            f"figures: no installed font has {''.join(missing)!r}: boxes stand for these letters: install one that has "
+            f"them, such as {_FURTHER_FONTS[0]}", stacklevel=3,
+        )  # fmt: skip
+
+
+def _find_missing_glyph(warning: warnings.WarningMessage) -> re.Match[str] | None:
+    return _MISSING_GLYPH.match(str(warning.message))
+
+
+@functools.cache
+def _list_fonts() -> tuple[str, ...]:
+    """The fonts to look for letters in, in their order."""
+    from matplotlib import font_manager
+
+    installed = set(font_manager.get_font_names())
+    return ("DejaVu Sans", *(name for name in _FURTHER_FONTS if name in installed))
 
 
 def create_figure(width: float, height: float) -> "Figure":

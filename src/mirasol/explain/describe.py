@@ -27,9 +27,12 @@ def find_chunk(explanation: Explanation, number: int | None) -> int:
     return number - 1
 
 
-def describe_explanation(explanation: Explanation, chunk: int) -> dict[str, Any]:
+def describe_explanation(explanation: Explanation, chunk: int, each_token: bool = False) -> dict[str, Any]:
     """Everything in numbers; `chunk`, from 0, is the one whose features are looked at. Chunks are numbered from 1 in
-    what is returned, lists over chunks have one entry each, and None stands where there is nothing to say."""
+    what is returned, lists over chunks have one entry each, and None stands where there is nothing to say.
+
+    each_token: also what each feature reads of every single tube and patch, which are many numbers
+    """
     reading, occlusion, edges = explanation.reading, explanation.occlusion, explanation.edges
     attention = explanation.cross_attention.mean(axis=0).sum(axis=2)  # [token, chunk]
     return {
@@ -66,11 +69,16 @@ def describe_explanation(explanation: Explanation, chunk: int) -> dict[str, Any]
             "combiner": reading.kind,
             "scope": reading.scope,
             "features": reading.rollout.shape[1],
-            "rollout": _describe_shares(explanation, reading.rollout[chunk], reading.own[chunk]),
+            "rollout": _describe_shares(explanation, reading.rollout[chunk], reading.own[chunk], each_token),
             "last_layer": None
             if reading.last_layer is None or reading.last_own is None
-            else _describe_shares(explanation, reading.last_layer[chunk], reading.last_own[chunk]),
+            else _describe_shares(explanation, reading.last_layer[chunk], reading.last_own[chunk], each_token),
             "memory": None if reading.memory is None else _describe_memory(explanation, reading.memory, chunk),
+        },
+        "boxes": {
+            "tubes": explanation.tubes.tolist(),
+            "patches": explanation.patches.tolist(),
+            "frame_times": None if explanation.frame_times is None else round_numbers(explanation.frame_times),
         },
         "every_chunk_reads": round_numbers(reading.rollout.sum(axis=3).mean(axis=1)),
         "expected": {
@@ -87,12 +95,24 @@ def is_felt(losses: Float[np.ndarray, "..."]) -> bool:
 
 
 def _describe_shares(
-    explanation: Explanation, shares: Float[np.ndarray, "m source token"], own: Float[np.ndarray, " m"]
+    explanation: Explanation,
+    shares: Float[np.ndarray, "m source token"],
+    own: Float[np.ndarray, " m"],
+    each_token: bool,
 ) -> dict[str, Any]:
-    """Shares of one chunk's features: the mean of all m by chunk, and by tube and patch, and each feature's own;
+    """Shares of one chunk's features: the mean of all m by chunk, and by tube and patch, and the same of each feature;
     `missing` is what picture and sound have in chunks without them, where learned tokens stand in their place."""
     tubes, patches = np.split(shares, [len(explanation.tubes)], axis=2)
     missing = tubes[:, ~explanation.video_present].sum() + patches[:, ~explanation.audio_present].sum()
+    by_feature = [
+        {
+            "picture": round_numbers(of_tubes.sum(axis=1)),
+            "sound": round_numbers(of_patches.sum(axis=1)),
+            "own": round_numbers(rest),
+            **({"tubes": round_numbers(of_tubes), "patches": round_numbers(of_patches)} if each_token else {}),
+        }
+        for of_tubes, of_patches, rest in zip(tubes, patches, own, strict=True)
+    ]
     return {
         "picture": round_numbers(tubes.sum(axis=2).mean(axis=0)),
         "sound": round_numbers(patches.sum(axis=2).mean(axis=0)),
@@ -100,10 +120,7 @@ def _describe_shares(
         "missing": round_numbers(missing / len(shares)),
         "tubes": round_numbers(tubes.mean(axis=0)),
         "patches": round_numbers(patches.mean(axis=0)),
-        "by_feature": [
-            {"picture": round_numbers(picture), "sound": round_numbers(sound), "own": round_numbers(rest)}
-            for picture, sound, rest in zip(tubes.sum(axis=2), patches.sum(axis=2), own, strict=True)
-        ],
+        "by_feature": by_feature,
     }
 
 
@@ -163,6 +180,8 @@ def list_in_words(record: dict[str, Any]) -> list[str]:
         shown = ", ".join(f"{content[place]:.0%} of {_name(chunks, place)}" for place in _rank_shown(content))
         empty = reads["memory"]["empty"][reads["chunk"] - 1]
         lines.append(f"After it the memory holds: {shown}; {empty:.0%} is still the empty memory of the beginning.")
+    if not record["expected"]["is_shown"]:
+        lines.append(f"Chunk {reads['chunk']} is the last one: what the model expects after it cannot be compared.")
     lines.append(f"Cost of taking parts away: {mattered['passes']} passes, {mattered['seconds']:.2f} s.")
     return lines
 

@@ -21,6 +21,7 @@ NAMES = {
     "cls": "CLS Combiner",
     "perceiver": "Perceiver Combiner",
     "ttm": "Token Turing Machine",
+    "late": "Late fusion",
     "concat": "No Combiner",
 }
 MOST_LABELS, MOST_NUMBERS = 12, 32  # of the time axis, and of chunks
