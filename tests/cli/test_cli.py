@@ -349,6 +349,21 @@ def test_a_folder_that_may_not_be_written_is_named(monkeypatch, refused):
     assert "/sealed/metrics.json" in refused("ask", "a", "b", "c")
 
 
+def test_a_warning_is_one_line_without_its_place_in_the_code(untrained, clip, tmp_path):
+    """Here of an unknown key in the config, and of letters that no font has."""
+    checkpoint = shutil.copytree(untrained, tmp_path / "checkpoint")
+    config = json.loads((checkpoint / "config.json").read_text())
+    (checkpoint / "config.json").write_text(json.dumps({**config, "my_note": 1}))
+    command = [sys.executable, "-m", "mirasol.cli", "explain", checkpoint, clip, "\u0b95?", "--end", "1"]
+    command += ["--figures", "png", "--output", tmp_path / "page.html"]
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
+    assert done.returncode == 0
+    warned = [line for line in done.stderr.splitlines() if "warning" in line.lower()]
+    assert [line.split(":")[0] for line in warned] == ["warning", "warning"]
+    assert "'my_note'" in warned[0] and "'\u0b95'" in warned[1]
+    assert ".py" not in done.stderr
+
+
 def test_a_bug_keeps_its_traceback(monkeypatch):
     def broken(options):
         raise OSError("no errno, no file: this is ours")

@@ -11,6 +11,7 @@ import errno
 import os
 import re
 import sys
+import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -59,6 +60,7 @@ LONGEST_MESSAGE = 2000
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the command line (`sys.argv` by default). Raises SystemExit unless it ends well."""
+    before, warnings.formatwarning = warnings.formatwarning, format_warning
     try:
         run_command(list(sys.argv[1:] if arguments is None else arguments))
     except (UserError, Stopped) as error:
@@ -74,6 +76,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if error.filename is None and error.errno != errno.ENOSPC:
             raise
         _stop(str(error), 2)
+    finally:
+        warnings.formatwarning = before
 
 
 def run_command(arguments: list[str]) -> None:
@@ -147,6 +151,13 @@ def _simplify_message(error: Exception) -> str:
         kind = "a whole number" if wrong[2] == "int" else "a finite number"
         return f"--{wrong[1].replace('_', '-')} {wrong[3]}: is not {kind}"
     return message
+
+
+def format_warning(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+) -> str:
+    """A warning as one line for users, without the place in the code that it came from."""
+    return f"warning: {_shorten(str(message))}\n"
 
 
 def _silence_libraries() -> None:
