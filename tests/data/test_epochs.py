@@ -138,7 +138,7 @@ def test_a_bad_clip_is_replaced_by_one_that_does_not_count():
 @pytest.mark.parametrize(
     ("stage", "said"),
     [
-        ({}, "a stage has one of them, found neither: set one"),
+        ({}, r"stages\.\w+: a stage has one of steps and epochs, found neither: set one"),
         ({"steps": 5, "epochs": 2}, r"found both \(steps=5, epochs=2\): set one, the other to null"),
         ({"epochs": 0}, "epochs=0 must be positive"),
         ({"epochs": -1}, "epochs=-1 must be positive"),

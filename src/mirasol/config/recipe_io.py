@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mirasol.config.checks import merge_mappings, suggest_nearest_name
+from mirasol.config.checks import find_nearest_name, merge_mappings, suggest_nearest_name
 from mirasol.config.recipe import DataRecipe, DataSetRecipe, Recipe, Stage
 from mirasol.errors import UserError
 
@@ -101,6 +101,7 @@ def _override(values: Mapping[str, Any], later: Mapping[str, Any], kind: type | 
 def recipe_from_dict(values: Mapping[str, Any], where: str = "recipe") -> Recipe:
     """Builds a recipe from plain data, checking keys and types. Raises UserError as `load_recipe` does."""
     _check_keys(values, Recipe, "", where)
+    _check_lengths(values.get("stages") or {}, where)
     try:
         import jsonargparse
     except ImportError as error:
@@ -123,6 +124,17 @@ def recipe_from_dict(values: Mapping[str, Any], where: str = "recipe") -> Recipe
             cause = cause.__cause__ or cause.__context__
         reason = str(cause) if cause is not None else _shorten(str(error).replace("recipe.", ""))
         raise UserError(f"{where}: {reason}") from error
+
+
+def _check_lengths(stages: Mapping[str, Any], where: str) -> None:
+    """Refuses a stage without a length, which often is another one's name misspelt."""
+    for name, stage in stages.items():
+        if isinstance(stage, Mapping) and stage.get("steps") is None and stage.get("epochs") is None:
+            nearest = find_nearest_name(str(name), [other for other in stages if other != name])
+            meant = "" if nearest is None else f", or did you mean {nearest!r}?"
+            raise UserError(
+                f"{where}: stages.{name}: a stage has one of steps and epochs, found neither: set one{meant}"
+            )
 
 
 def _shorten(message: str) -> str:
