@@ -1,11 +1,12 @@
 """Files and folders that are written completely or not at all, their hashes and locks."""
 
+import contextlib
 import errno
 import fcntl
 import hashlib
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from mirasol.errors import UserError
@@ -124,3 +125,14 @@ def lock_file(descriptor: int, wait: bool = False) -> bool:
             raise
         return False
     return True
+
+
+@contextlib.contextmanager
+def hold_folder(folder: Path) -> Iterator[None]:
+    """Keeps other processes that hold the folder waiting until the end of the context."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        lock_file(descriptor, wait=True)
+        yield
+    finally:
+        os.close(descriptor)

@@ -1,11 +1,13 @@
 """`mirasol ablate` as it is typed: what it refuses, what it prints, and that kills do not matter."""
 
+import json
 import os
 import random
 import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -13,10 +15,12 @@ import yaml
 from suite_making import list_results, make_all
 
 from mirasol.ablation.execute import choose_executor
+from mirasol.ablation.plan import RunCost, SuitePlan
 from mirasol.ablation.rendering import render_missing
 from mirasol.ablation.runs import SuiteRuns
 from mirasol.ablation.suite import read_suite
 from mirasol.cli.main import main
+from mirasol.cli.tables.ablate import write_suite
 from mirasol.errors import UserError
 
 REPOSITORY = Path(__file__).parents[2]
@@ -86,6 +90,15 @@ def test_a_dry_run_counts_the_runs(suite_file, tmp_path, capsys):
     shown = capsys.readouterr().out
     assert "left: 7 of 7 runs, 14 steps" in shown and "GFLOP/s" in shown
     assert not (tmp_path / "output").exists()
+
+
+def test_tasks_that_begin_together_lose_no_row_of_the_plan(suite_file, tmp_path):
+    """Each writes its own rows beside those that the others have written."""
+    runs = SuiteRuns(read_suite(suite_file), tmp_path)
+    plans = [SuitePlan({f"row_{number}/seed-0": RunCost(1, 1, 1, 1.0, 1)}, (), 0, 1.0, ()) for number in range(24)]
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda plan: write_suite(runs, plan), plans))
+    assert json.loads((tmp_path / "plan.json").read_text())["rows"].keys() == {f"row_{n}" for n in range(24)}
 
 
 def test_a_cluster_needs_its_package():

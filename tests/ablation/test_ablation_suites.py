@@ -51,6 +51,8 @@ def change(values, key, value):
         ("metric", {"question_types": []}, "metric.question_types=[]: give a list"),
         ("metric", {"split": 3}, "metric.split=3: give text"),
         ("render", {"a": {"root": 5}}, "render.a.root=5: give text"),
+        ("render", {"a": {"root": "x", "kind": "flashs"}}, "render.a.kind='flashs': choose questions, whole"),
+        ("preset", "tini", "preset: unknown preset 'tini': did you mean 'tiny'"),
         ("render", {"a": {"root": "x", "train": "many"}}, "render.a.train='many' must be of type int"),
         ("pretraining.first.recipe", 3, "pretraining.first.recipe=3: give text"),
         ("base", [1], "base=[1]: give a recipe's file"),
@@ -112,12 +114,32 @@ def test_recipes_of_rows_are_checked_by_name(suite_file, suite_values):
 def test_a_suite_extends_another_and_options_reach_all_recipes(suite_file, suite_values, tmp_path):
     (suite_file.parent / "more.yaml").write_text("extends: two_rows.yaml\ntitle: More\nseeds: [4, 7]\n")
     options = {"optimizer": {"learning_rate": 0.5}, "pretraining": {"first": {"stages": {"slots": {"steps": 9}}}}}
+    options["metric"] = {"split": "validation"}
     suite = read_suite(suite_file.parent / "more.yaml", options)
     assert (suite.name, suite.title, suite.seeds, list(suite.rows)) == ("more", "More", (4, 7), ["plain", "heavy"])
+    assert suite.metric.split == "validation"
     assert suite.build_recipe("heavy").optimizer.learning_rate == 0.5
     assert suite.build_recipe("heavy").stages["questions"].loss_weights.text == 10
     assert suite.build_pretraining("first").stages["slots"].steps == 9
     assert suite.build_pretraining("first").optimizer.learning_rate != 0.5
+
+
+def test_a_stage_of_another_name_is_not_trained_unnoticed(suite_file):
+    """A misspelt override would leave the row as it was, and train another stage after it."""
+    suite = read_suite(suite_file, {"stages": {"questoins": {"drop_audio": 1.0}}})
+    with pytest.raises(UserError, match=r"row plain: stages\.questoins: .* did you mean 'questions'\?"):
+        suite.build_recipe("plain")
+
+
+def test_rows_that_are_the_same_run_are_named(suite_file, suite_values, tmp_path):
+    suite_values["rows"]["other"] = {"pretraining": "first", "label": "an override without effect"}
+    suite_file.write_text(yaml.safe_dump(suite_values, sort_keys=False))
+    for rows, alike in ((None, True), (["plain", "heavy"], False)):
+        runs = SuiteRuns(read_suite(suite_file), tmp_path / "out")
+        notes = plan_suite(runs, runs.list_rows(rows), Assumptions(peak_tflops=1.0)).notes
+        assert [note for note in notes if "same run" in note] == (
+            ["plain, other: the same run in every respect: their numbers will be the same"] if alike else []
+        )
 
 
 def test_runs_of_a_seed_differ_in_nothing_but_their_overrides(suite_file, tmp_path):

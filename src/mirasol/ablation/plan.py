@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from mirasol.ablation.identity import hash_identity
 from mirasol.ablation.runs import Run, SuiteRuns
 from mirasol.checkpoint import find_checkpoint, load_processor
 from mirasol.config.checks import merge_mappings
@@ -74,11 +75,21 @@ def plan_suite(runs: SuiteRuns, chosen: Sequence[Run], given: Assumptions) -> Su
             notes += [f"{key}: {note}" for note in plan.notes if not note.startswith("text rows are")]
             caches |= _count_cache(run, plan.clip_bytes)
         costs[run.name] = counted[key][0]
+    notes += _list_alike(chosen)
     left = tuple(run.name for run in runs.list_left(chosen))
     assert given.peak_tflops is not None
     return SuitePlan(
         costs, left, sum(caches.values()), 1e3 * given.mfu * given.peak_tflops, tuple(dict.fromkeys(notes))
     )
+
+
+def _list_alike(chosen: Sequence[Run]) -> list[str]:
+    """A note for rows that are the same run, whose numbers will be the same: perhaps an override has no effect."""
+    alike: dict[str, list[str]] = {}
+    for run in chosen:
+        alike.setdefault(hash_identity(run.identity), []).append(run.name.partition("/seed-")[0])
+    groups = dict.fromkeys(tuple(names) for names in alike.values() if len(names) > 1)
+    return [f"{', '.join(names)}: the same run in every respect: their numbers will be the same" for names in groups]
 
 
 def _stand_in(runs: SuiteRuns, run: Run, given: Assumptions) -> tuple[Recipe, Assumptions]:

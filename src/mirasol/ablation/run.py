@@ -4,11 +4,8 @@ A kill at any moment loses at most the steps since the last checkpoint: training
 journal, and `done.json` is written last.
 """
 
-import contextlib
 import json
-import os
 import resource
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +15,7 @@ from mirasol.ablation.suite import CANDIDATES
 from mirasol.ablation.twins import leave_for_twins, take_from_twin
 from mirasol.config.recipe import DataRecipe
 from mirasol.errors import UserError
-from mirasol.files import lock_file, write_file_atomically
+from mirasol.files import hold_folder, write_file_atomically
 from mirasol.json_values import read_own_object
 
 _BYTES_OF_MAXRSS = 1024  # Linux counts KiB
@@ -37,7 +34,7 @@ def _make(run: Run) -> dict[str, Any]:
     if run.needs is not None and not run.needs.finished:
         _make(run.needs)
     run.folder.mkdir(parents=True, exist_ok=True)
-    with _hold(run.folder):
+    with hold_folder(run.folder):
         if not run.finished:
             write_file_atomically(run.folder / IDENTITY, json.dumps(run.identity, indent=1) + "\n")
             take_from_twin(run)
@@ -49,17 +46,6 @@ def _make(run: Run) -> dict[str, Any]:
             write_file_atomically(run.folder / DONE, json.dumps(facts, indent=1) + "\n")
             leave_for_twins(run)
     return read_done(run.folder)
-
-
-@contextlib.contextmanager
-def _hold(folder: Path) -> Iterator[None]:
-    """Keeps other processes out of a run's folder; they wait, and find it finished."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        lock_file(descriptor, wait=True)
-        yield
-    finally:
-        os.close(descriptor)
 
 
 def read_done(folder: Path) -> dict[str, Any]:

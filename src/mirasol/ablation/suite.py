@@ -10,9 +10,11 @@ from types import NoneType, UnionType
 from typing import Any, Literal, get_args
 
 from mirasol.config.checks import check_fields, merge_mappings, suggest_nearest_name
+from mirasol.config.presets import check_preset
 from mirasol.config.recipe import Recipe
 from mirasol.config.recipe_io import override_recipe, read_yaml, recipe_from_dict
 from mirasol.errors import UserError
+from mirasol.synthetic.synthesize import KINDS
 
 OPEN, CANDIDATES = "open", "candidates"
 EXPECTED = ("better", "worse", "same")
@@ -154,8 +156,8 @@ class Suite:
 
 
 def read_suite(file: Path, overrides: Mapping[str, Any] | None = None) -> Suite:
-    """Reads a suite; `overrides` are of the base recipe, and below `pretraining.NAME`, `render.NAME` and `stream` of
-    those.
+    """Reads a suite; `overrides` are of the base recipe, and below `pretraining.NAME`, `render.NAME`, `metric` and
+    `stream` of those.
 
     Raises:
         UserError: a missing or unreadable file, an unknown or missing key, a name that does not exist or comes twice,
@@ -169,8 +171,9 @@ def read_suite(file: Path, overrides: Mapping[str, Any] | None = None) -> Suite:
             own = values[part][name]
             changed = {**own, "overrides": merge_mappings(own.get("overrides") or {}, change)}
             values[part] = {**values[part], name: changed if part == "pretraining" else {**own, **change}}
-    if "stream" in given:
-        values["stream"] = merge_mappings(values.get("stream") or {}, given.pop("stream") or {})
+    for part in ("metric", "stream"):
+        if part in given:
+            values[part] = merge_mappings(values.get(part) or {}, given.pop(part) or {})
     return _make_suite(Path(file), values, given)
 
 
@@ -353,6 +356,14 @@ def _check_suite(where: str, suite: Suite) -> None:
     types = suite.metric.question_types
     if types is not None and not (isinstance(types, list) and types and all(isinstance(one, str) for one in types)):
         raise UserError(f"{where}: metric.question_types={types!r}: give a list of question types, or null for all")
+    if suite.preset is not None:
+        try:
+            check_preset(suite.preset)
+        except UserError as error:
+            raise UserError(f"{where}: preset: {error}") from None
+    for name, one in suite.render.items():
+        if one.kind not in KINDS:
+            raise UserError(f"{where}: render.{name}.kind={one.kind!r}: choose {', '.join(KINDS)}")
     if suite.stream is not None:
         _check_stream(f"{where}: stream", suite.stream, suite.metric)
     for name, row in suite.rows.items():

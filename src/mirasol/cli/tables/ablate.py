@@ -27,7 +27,7 @@ compares them: means with intervals, differences from the reference row, and whe
 
 It may be killed at any moment: the same command goes on, and nothing that is finished is made again. Keys of the base
 recipe are options, as with `mirasol train`; so are those of its pretrainings and data (--pretraining.NAME.KEY,
---render.NAME.KEY) and of what it streams (--stream.KEY)."""
+--render.NAME.KEY), of its metric (--metric.KEY) and of what it streams (--stream.KEY)."""
 
 # The options that are not keys of the suite's recipes.
 OWN = (
@@ -113,7 +113,7 @@ def _ablate(suite: Suite, output: Path, options: Namespace, console: Console) ->
     execute = choose_executor(options.executor, options.jobs)
     _render(suite, console, options.dry_run)
     runs = SuiteRuns(suite, output, None if options.shared is None else Path(options.shared))
-    rows = None if options.rows is None else options.rows.split(",")
+    rows = None if options.rows is None else [name.strip() for name in options.rows.split(",")]
     chosen = choose_task(runs.list_rows(rows), options.task)
     if not chosen:
         print_line(console, f"--task {options.task}: no run is left for this task: the suite has fewer runs than tasks")
@@ -158,14 +158,15 @@ def write_suite(runs: SuiteRuns, plan: SuitePlan) -> None:
     import dataclasses
 
     from mirasol.ablation.result import PLAN, SUITE
-    from mirasol.files import write_file_atomically
+    from mirasol.files import hold_folder, write_file_atomically
     from mirasol.json_values import read_own_object
 
     file = runs.output / PLAN
-    before = read_own_object(file, "remove it", ("rows",))["rows"] if file.is_file() else {}
     rows = {name.partition("/seed-")[0]: dataclasses.asdict(cost) for name, cost in plan.runs.items()}
-    write_file_atomically(runs.output / SUITE, json.dumps(runs.suite.to_dict(), indent=1) + "\n")
-    write_file_atomically(file, json.dumps({"rows": {**before, **rows}}, indent=1) + "\n")
+    with hold_folder(runs.output):  # tasks of one suite that begin together write one after another
+        before = read_own_object(file, "remove it", ("rows",))["rows"] if file.is_file() else {}
+        write_file_atomically(runs.output / SUITE, json.dumps(runs.suite.to_dict(), indent=1) + "\n")
+        write_file_atomically(file, json.dumps({"rows": {**before, **rows}}, indent=1) + "\n")
 
 
 def _write_result(output: Path, options: Namespace) -> None:
