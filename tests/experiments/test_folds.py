@@ -1,5 +1,6 @@
 """An experiment with folds: trained and scored fold by fold, resumed, refused on other data, and its table."""
 
+import importlib.metadata
 import json
 import shutil
 import sys
@@ -57,6 +58,7 @@ def test_the_table_says_what_each_fold_says(finished):
         assert name in table
     assert [len(result["scratch"]["right"]) for result in record["groups"]] == [5, 4]
     assert "without sound" in table and "torch" in table
+    assert f"Baselines: scikit-learn {importlib.metadata.version('scikit-learn')}, seed 0." in table
 
 
 def test_training_and_test_clips_of_a_fold_are_what_its_tables_say(finished, sounds):

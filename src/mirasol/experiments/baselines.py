@@ -9,6 +9,7 @@ from torch import Tensor
 
 from mirasol.errors import UserError
 
+PACKAGE = "scikit-learn"
 PARTS = 4  # equal parts of a clip whose means are told apart
 TREES, INVERSE_PENALTY, ITERATIONS = 500, 0.1, 5_000
 

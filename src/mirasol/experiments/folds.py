@@ -1,5 +1,6 @@
 """A data set with folds of its own: for each fold a training on all others, and baselines on the same clips."""
 
+import importlib.metadata
 import json
 import time
 from collections.abc import Mapping
@@ -17,7 +18,7 @@ from mirasol.data.digest import digest_examples
 from mirasol.errors import UserError
 from mirasol.evaluation.evaluate import Evaluation, hash_checkpoint
 from mirasol.evaluation.metrics import CANDIDATES, OPEN
-from mirasol.experiments.baselines import check_scikit_learn, describe_sound, score_baselines
+from mirasol.experiments.baselines import PACKAGE, check_scikit_learn, describe_sound, score_baselines
 from mirasol.experiments.folder import RESULTS, SCRATCH, TABLE, Settings, make_recipe, open_folder, write_rows
 from mirasol.experiments.named import EXPERIMENTS
 from mirasol.experiments.recordings import Recording, Recordings
@@ -143,9 +144,12 @@ class FoldsExperiment:
                 (np.stack([values[clip.file] for clip in clips]), [clip.label for clip in clips])
                 for clips in (split.train, split.test)
             ]
-            write_file_atomically(file, json.dumps(score_baselines(*parts)) + "\n")
+            made = {**score_baselines(*parts), PACKAGE: importlib.metadata.version(PACKAGE)}
+            write_file_atomically(file, json.dumps(made) + "\n")
         right = read_own_object(file, "remove it, and run the experiment again")
-        return {"group": split.group, **{name: {"right": each} for name, each in right.items()}}
+        versions = {PACKAGE: right.pop(PACKAGE, "unknown")}  # folds made before do not say
+        scored = {name: {"right": each, "versions": versions} for name, each in right.items()}
+        return {"group": split.group, **scored}
 
     def _read_statistics(self, split: Split) -> dict[str, np.ndarray]:
         """Statistics of all clips by file, of the spectrograms that the trainings read too."""

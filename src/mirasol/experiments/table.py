@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from mirasol.console import format_table
+from mirasol.experiments.baselines import PACKAGE
 from mirasol.experiments.folder import Settings
 from mirasol.experiments.named import FoldsOf
 from mirasol.finetune.outcome import format_share
@@ -80,6 +81,8 @@ def format_rows(
         cells.append([row.name, format_share(row.accuracy), _format_bounds(row.low, row.high), difference, *each])
     notes = [f"Not done: {about.group} {', '.join(missing)}."] if missing else []
     notes += [_describe_training(start, results) for start in settings.starts]
+    made_by = {result[REFERENCE]["versions"][PACKAGE] for result in results}
+    notes.append(f"Baselines: {PACKAGE} {_join(made_by)}, seed 0.")
     scored = "the fold after it, for tuning" if settings.tune else f"each {about.group}, trained on all others"
     head = f"{about.title}; scored: {scored}; the class of highest likelihood"
     return "\n".join([head, "", format_table(cells), "", *notes])
