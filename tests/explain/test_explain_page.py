@@ -244,9 +244,8 @@ def test_the_command_writes_page_and_figures_and_prints_the_same_numbers(untrain
             assert tubes.shape == (4, len(record["boxes"]["tubes"]))
             np.testing.assert_allclose(tubes.sum(axis=1), feature["picture"], atol=2e-4)
             np.testing.assert_allclose(patches.sum(axis=1), feature["sound"], atol=2e-4)
-    assert np.array(record["boxes"]["tubes"]).shape[1:] == (6,) and np.array(record["boxes"]["patches"]).shape[1:] == (
-        4,
-    )
+    for kind, numbers in (("tubes", 6), ("patches", 4)):
+        assert np.array(record["boxes"][kind]).shape[1:] == (numbers,)
     assert np.array(record["boxes"]["frame_times"]).shape == (4, 4)
     assert own == {key: value for key, value in record.items() if key not in ("file", "checkpoint")}
     assert record["reads"]["chunk"] == 2 and len(record["chunks"]) == 4

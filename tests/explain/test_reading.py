@@ -92,14 +92,12 @@ def test_shares_sum_to_one_and_nothing_comes_of_the_future(name, chunks):
     assert reading.rollout.min() >= 0
 
 
-def follow_stack_by_definition(model, features) -> torch.Tensor:
+def follow_stack_by_definition(combiner, tokens, m) -> torch.Tensor:
     """Rollout of all outputs of all layers by dense products, of the weights that the layers give on request."""
-    combiner = model.combiner
-    tokens = combiner.tokens(*features)
     chunks, count = tokens.shape[1:3]
     x = tokens.flatten(1, 2)
     chunk = torch.arange(chunks * count) // count
-    mask = chunk[:, None] >= chunk
+    mask = chunk[:, None] >= chunk if combiner.scope == "past" else chunk[:, None] == chunk
     if combiner.window is not None:
         mask &= chunk[:, None] - chunk < combiner.window
     rolled = torch.eye(chunks * count)
@@ -107,7 +105,7 @@ def follow_stack_by_definition(model, features) -> torch.Tensor:
         _, weights = block.attention(block.attention_norm(x), None, mask, True)
         rolled = (0.5 * weights[0].mean(dim=0) + 0.5 * torch.eye(len(rolled))) @ rolled
         x = block(x, mask)
-    outputs = rolled.unflatten(0, (chunks, count))[:, -combiner.m :]
+    outputs = rolled.unflatten(0, (chunks, count))[:, -m:]
     return outputs.unflatten(2, (chunks, count))
 
 
@@ -118,7 +116,7 @@ def follow_stack_by_definition(model, features) -> torch.Tensor:
 def test_rollout_of_a_stack_is_the_product_of_its_layers(name):
     clip = make_clip(4)
     model, processor, _, features = encode_features(name, clip)
-    wanted = follow_stack_by_definition(model, features)
+    wanted = follow_stack_by_definition(model.combiner, model.combiner.tokens(*features), model.combiner.m)
     found = explain(model, processor, clip, QUESTION, max_new_tokens=2).reading
     # Places of the sequence by the token that stands there: a marked token must be found at its own number.
     numbers = torch.arange(21.0)[None, None, :, None]
@@ -140,6 +138,12 @@ def test_features_of_late_fusion_read_one_modality_each(name):
     for weights in (found.rollout, found.last_layer):
         assert (weights[:, :half, :, tubes:] == 0).all()
         assert (weights[:, half:, :, :tubes] == 0).all()
+    for tokens, read in zip(
+        model.combiner.tokens(*features),
+        (found.rollout[:, :half, :, :tubes], found.rollout[:, half:, :, tubes:]),
+        strict=True,
+    ):
+        np.testing.assert_allclose(read, follow_stack_by_definition(model.combiner, tokens, half), atol=1e-5)
     _, x = read_combiner(model.combiner, "late", *features)
     torch.testing.assert_close(x, model.combiner(*features))
     _, other = read_combiner(model.combiner, "late", -features[0], features[1])

@@ -490,19 +490,18 @@ def apply_style() -> Iterator[None]:
         warnings.simplefilter("always")
         with matplotlib.rc_context({**_STYLE, "font.sans-serif": list(_list_fonts())}):
             yield
-    missing = dict.fromkeys(chr(int(match[1])) for one in caught if (match := _find_missing_glyph(one)))
+    missing = []
     for one in caught:
-        if not _find_missing_glyph(one):
+        if found := _MISSING_GLYPH.match(str(one.message)):
+            missing.append(chr(int(found[1])))
+        else:
             warnings.warn_explicit(one.message, one.category, one.filename, one.lineno)
     if missing:
+        letters = "".join(dict.fromkeys(missing))
         warnings.warn(
-            f"figures: no installed font has {''.join(missing)!r}: boxes stand for these letters: install one that has "
-            f"them, such as {_FURTHER_FONTS[0]}", stacklevel=3,
+            f"figures: no installed font has {letters!r}: boxes stand for these letters: install one that has them, "
+            f"such as {_FURTHER_FONTS[0]}", stacklevel=3,
         )  # fmt: skip
-
-
-def _find_missing_glyph(warning: warnings.WarningMessage) -> re.Match[str] | None:
-    return _MISSING_GLYPH.match(str(warning.message))
 
 
 @functools.cache
