@@ -16,7 +16,7 @@ from suite_making import list_results, make_all
 
 from mirasol.ablation.execute import choose_executor
 from mirasol.ablation.plan import RunCost, SuitePlan
-from mirasol.ablation.rendering import render_missing
+from mirasol.ablation.rendering import list_unrendered, render_data_set
 from mirasol.ablation.runs import SuiteRuns
 from mirasol.ablation.suite import read_suite
 from mirasol.cli.main import main
@@ -24,7 +24,7 @@ from mirasol.cli.tables.ablate import write_suite
 from mirasol.errors import UserError
 
 REPOSITORY = Path(__file__).parents[2]
-SUITES = ("table_1a", "table_1b", "combiners", "modalities", "pretraining", "long", "memory")
+SUITES = ("table_1a", "table_1b", "combiners", "modalities", "pretraining", "long", "memory", "combiners_equal_flops")
 
 
 def refuse(capsys, *words: str) -> str:
@@ -67,6 +67,16 @@ def test_data_that_were_rendered_otherwise_are_refused(suite_file, suite_values,
     suite_file.write_text(yaml.safe_dump({**suite_values, "render": {"some": other}}))
     line = refuse(capsys, str(suite_file), "--output", str(tmp_path / "output"))
     assert "was rendered with seed=11, render.some asks for 1" in line
+
+
+def test_progress_of_rendering_names_the_data_set_that_is_rendered(suite_file, suite_values, tmp_path, capsys):
+    few = {"kind": "images", "train": 1, "validation": 0, "test": 0}
+    roots = [tmp_path / "first", tmp_path / "second"]
+    suite_values["render"] = {root.name: {**few, "root": str(root)} for root in roots}
+    suite_file.write_text(yaml.safe_dump(suite_values))
+    main(["ablate", str(suite_file), "--output", str(tmp_path / "out"), "--task", "7/8"])
+    shown = capsys.readouterr().err
+    assert all(f"Rendering {root}: 1/1 clips" in shown and (root / "manifest.json").is_file() for root in roots)
 
 
 @pytest.mark.slow
@@ -151,7 +161,8 @@ def test_the_suites_of_the_project_can_be_run(name, tmp_path, monkeypatch):
     if plain.stream is not None:
         change["stream"] = {"chunks": 70} if plain.stream.chunks else {"clips": 1}
     suite = read_suite(file, change)
-    render_missing(suite, 1)
+    for one in list_unrendered(suite).values():
+        render_data_set(one, 1)
     runs = SuiteRuns(suite, tmp_path / "output")
     make_all(runs, runs.list_rows(seeds=[0]))
     assert all(run.finished for run in runs.list_rows(seeds=[0]))

@@ -33,13 +33,9 @@ def _describe(one: Rendered) -> dict[str, Any]:
     return {"kind": one.kind, "seed": one.seed, "clips": clips}
 
 
-def render_missing(suite: Suite, workers: int, progress: Callable[[int, int], None] | None = None) -> list[str]:
-    """Renders what is not on disk; returns the folders. Raises UserError as `synthesize` does."""
-    made = []
-    for one in list_unrendered(suite).values():
-        synthesize(
-            Path(one.root), seed=one.seed, train=one.train, validation=one.validation, test=one.test, kind=one.kind,
-            workers=workers, progress=progress,
-        )  # fmt: skip
-        made.append(one.root)
-    return made
+def render_data_set(one: Rendered, workers: int, progress: Callable[[int, int], None] | None = None) -> None:
+    """Renders a data set in `workers` processes. Raises UserError as `synthesize` does."""
+    synthesize(
+        Path(one.root), seed=one.seed, train=one.train, validation=one.validation, test=one.test, kind=one.kind,
+        workers=workers, progress=progress,
+    )  # fmt: skip

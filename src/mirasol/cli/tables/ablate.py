@@ -138,7 +138,7 @@ def _ablate(suite: Suite, output: Path, options: Namespace, console: Console) ->
 def _render(suite: Suite, console: Console, is_dry: bool) -> None:
     """Renders the data sets that are missing. A dry run writes nothing, and needs them, for it counts their clips and
     questions. Raises UserError where it has none."""
-    from mirasol.ablation.rendering import list_unrendered, render_missing
+    from mirasol.ablation.rendering import list_unrendered, render_data_set
     from mirasol.console import count_cores, show_progress
     from mirasol.errors import UserError
 
@@ -150,7 +150,7 @@ def _render(suite: Suite, console: Console, is_dry: bool) -> None:
                 f"--test {one.test}"
             )
         with show_progress(console, f"Rendering {one.root}", "clips") as progress:
-            render_missing(suite, count_cores(), progress)
+            render_data_set(one, count_cores(), progress)
 
 
 def write_suite(runs: SuiteRuns, plan: SuitePlan) -> None:
