@@ -3,14 +3,15 @@
 import dataclasses
 import json
 import shutil
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 import yaml
-from suite_making import list_results
+from suite_making import SMALL_MODEL, list_results
 
 from mirasol.ablation import identity, run
-from mirasol.ablation.execute import make_runs, run_here
+from mirasol.ablation.execute import choose_executor, make_runs, run_here
 from mirasol.ablation.plan import _find_text_length, plan_suite
 from mirasol.ablation.report import write_result
 from mirasol.ablation.result import collect_result
@@ -23,7 +24,7 @@ from mirasol.config.recipe import TokenizerRecipe
 from mirasol.cost.assumptions import Assumptions
 from mirasol.data.example import Example
 from mirasol.errors import UserError
-from mirasol.files import write_file_atomically
+from mirasol.files import hold_folder, write_file_atomically
 
 
 @pytest.fixture
@@ -48,6 +49,27 @@ def test_rows_start_from_the_same_pretraining_and_differ_by_seed(finished_suite)
     assert len({weights for weights, _, _ in found.values()}) == 4
     assert len({tuple(answers["id"]) for _, _, answers in found.values()}) == 1
     assert len(list((finished_suite / "shared" / "pretraining").iterdir())) == 1
+
+
+def test_rows_begin_as_soon_as_their_own_pretraining_is_finished(suite_file, suite_values, tmp_path):
+    """A row from scratch is made while the pretraining of another one cannot go on."""
+    model = {"new": None, "preset": "tiny", "overrides": SMALL_MODEL}
+    suite_values["rows"]["scratch"] = {"overrides": {"model": model, "tokenizer": {"vocab_size": 300}}}
+    suite_file.write_text(yaml.safe_dump({**suite_values, "seeds": 1}, sort_keys=False))
+    runs = SuiteRuns(read_suite(suite_file), tmp_path / "output")
+    left, finished = runs.list_left(runs.list_rows()), []
+    pretraining = left[0].folder
+    pretraining.mkdir(parents=True)
+    with ExitStack() as held:
+        held.enter_context(hold_folder(pretraining))
+
+        def report(name: str, facts: dict) -> None:
+            finished.append(name)
+            held.close()
+
+        make_runs(left, choose_executor("local", 2), report)
+    assert finished[0] == "scratch/seed-0" and finished[1] == "pretraining/first"
+    assert sorted(finished[2:]) == ["heavy/seed-0", "plain/seed-0"]
 
 
 class Killed(BaseException):

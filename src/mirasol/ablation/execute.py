@@ -1,6 +1,6 @@
 """Making the runs of a suite: here, in several processes, or on a Ray cluster."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from multiprocessing import connection
 from typing import Any
@@ -10,22 +10,19 @@ from mirasol.ablation.runs import Run
 from mirasol.errors import Stopped, UserError
 from mirasol.processes import make_process_context
 
-# Makes runs that do not depend on each other; gives the name and the facts of each as it ends.
+# Makes runs, each after the pretraining it needs where that is among them; gives the name and the facts of each as it
+# ends. Of the runs given, a pretraining comes before those that need it.
 Executor = Callable[[Sequence[Run]], Iterator[tuple[str, dict[str, Any]]]]
 Report = Callable[[str, dict[str, Any]], None]
 EXECUTORS = ("local", "ray")
 
 
 def make_runs(left: Sequence[Run], execute: Executor, report: Report) -> None:
-    """Makes runs, after the pretrainings among them, which come in the order in which they depend on each other.
+    """Makes runs, each as soon as the pretraining it needs is finished.
 
-    Raises UserError for the first run that fails; the others are stopped, and the same command goes on.
+    Raises UserError for the first run that fails; the others are stopped, and the same command resumes them.
     """
-    for run in [run for run in left if run.asked is None]:
-        with closing(execute([run])) as made:
-            for name, facts in made:
-                report(name, facts)
-    with closing(execute([run for run in left if run.asked is not None])) as made:
+    with closing(execute(left)) as made:
         for name, facts in made:
             report(name, facts)
 
@@ -34,6 +31,12 @@ def run_here(runs: Sequence[Run]) -> Iterator[tuple[str, dict[str, Any]]]:
     """One after the other in this process."""
     for run in runs:
         yield run.name, run_once(run.to_json())
+
+
+def find_ready(waiting: Sequence[Run], running: Iterable[Run]) -> Run | None:
+    """The first run whose pretraining is neither waiting nor running; None where all have to wait."""
+    unfinished = {run.name for run in (*waiting, *running)}
+    return next((run for run in waiting if run.needs is None or run.needs.name not in unfinished), None)
 
 
 def run_in_processes(runs: Sequence[Run], jobs: int) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -45,8 +48,8 @@ def run_in_processes(runs: Sequence[Run], jobs: int) -> Iterator[tuple[str, dict
     running: dict[Any, tuple[Run, Any]] = {}
     try:
         while waiting or running:
-            while waiting and len(running) < jobs:
-                run = waiting.pop(0)
+            while len(running) < jobs and (run := find_ready(waiting, [one for one, _ in running.values()])):
+                waiting.remove(run)
                 receiver, sender = context.Pipe(duplex=False)
                 process = context.Process(target=_send_result, args=(run.to_json(), sender))
                 process.start()
@@ -102,7 +105,12 @@ def run_by_ray(runs: Sequence[Run]) -> Iterator[tuple[str, dict[str, Any]]]:
         ray.init(log_to_driver=False)
     gpus = 1 if ray.cluster_resources().get("GPU", 0) >= 1 else 0
     task = ray.remote(num_gpus=gpus, max_calls=1, max_retries=0)(run_for_ray)
-    running = {task.remote(run.to_json()): run for run in runs}
+    running: dict[Any, Run] = {}
+    references: dict[str, Any] = {}
+    for run in runs:  # a task begins when the references it is given are there
+        needed = [references[name] for name in references if run.needs is not None and name == run.needs.name]
+        references[run.name] = task.remote(run.to_json(), *needed)
+        running[references[run.name]] = run
     try:
         while running:
             [done], _ = ray.wait(list(running), num_returns=1)
@@ -116,8 +124,14 @@ def run_by_ray(runs: Sequence[Run]) -> Iterator[tuple[str, dict[str, Any]]]:
             ray.cancel(reference, force=True)
 
 
-def run_for_ray(text: str) -> dict[str, Any]:
-    """`run_once`, whose errors are text, which is what a cluster hands around."""
+def run_for_ray(text: str, *needed: dict[str, Any]) -> dict[str, Any]:
+    """`run_once`, whose errors are text, which is what a cluster hands around.
+
+    needed: results of the runs that this one needs; where one of them failed, this one fails with its error
+    """
+    for result in needed:
+        if "error" in result:
+            return result
     try:
         return run_once(text)
     except UserError as error:
