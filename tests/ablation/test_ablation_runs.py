@@ -162,7 +162,7 @@ def test_results_of_another_pretraining_are_refused(runs):
 
 def test_results_of_other_code_are_refused(runs, monkeypatch):
     monkeypatch.setattr(identity, "hash_code", lambda: "0" * 64)
-    with pytest.raises(UserError, match="another the code of mirasol"):
+    with pytest.raises(UserError, match="another version of mirasol's code"):
         SuiteRuns(runs.suite, runs.output).list_rows()[0].check_same()
 
 
@@ -174,6 +174,16 @@ def test_results_of_other_data_are_refused(runs, data_root, shared_cache, tmp_pa
     changed = change_suite(runs, "base.data.root", str(data))
     with pytest.raises(UserError, match="another data asked: test"):
         changed.list_rows()[0].check_same()
+
+
+def test_other_questions_are_asked_in_another_folder_without_training_again(runs):
+    changed = change_suite(runs, "metric", {"protocol": "candidates"})
+    with pytest.raises(UserError, match=f"give another --output with --shared {runs.shared}, which reuses") as raised:
+        changed.list_rows()[0].check_same()
+    assert "evaluation protocol" in str(raised.value)
+    trained_otherwise = change_suite(runs, "base.optimizer.warmup_steps", 1)
+    with pytest.raises(UserError, match="give another --output$"):
+        trained_otherwise.list_rows()[0].check_same()
 
 
 def test_code_counts_without_its_comments():

@@ -23,6 +23,8 @@ _ONLY_SHOWN = ("evaluation/figures.py", "evaluation/report.py", "evaluation/one_
 # Keys of a recipe that say where things are, not what they are; the identity has the hash of what is there.
 _PLACES = ("output", "data.root", "data.cache", "model.init", "tokenizer.init", "data.options.annotations")
 
+_ASKED = "asked: "  # in the identity's data, before the split whose questions are asked
+
 
 @functools.cache
 def hash_code() -> str:
@@ -84,7 +86,7 @@ def describe_identity(
     splits = [(name, data, data.train_split) for name, data in recipe.data.data_sets.items()]
     data = {f"{name}/{split}" if name else split: hash_split(one, split) for name, one, split in splits}
     if tested is not None:
-        data[f"asked: {tested[1]}"] = hash_split(*tested)
+        data[f"{_ASKED}{tested[1]}"] = hash_split(*tested)
     starts = {}
     for key, name in (("model.init", recipe.model.init), ("tokenizer.init", recipe.tokenizer.init)):
         if name is not None and not (key == "model.init" and pretraining is not None):
@@ -108,6 +110,12 @@ def hash_identity(identity: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 
 
+def leave_questions_out(identity: Mapping[str, Any]) -> dict[str, Any]:
+    """What the training of a run depends on, of all that its result depends on."""
+    data = {name: value for name, value in identity.get("data", {}).items() if not name.startswith(_ASKED)}
+    return {**identity, "data": data, "evaluation": {}}
+
+
 def find_change(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
     """The first thing in which two identities differ, in words; None where they are the same."""
     # Code before start: a pretraining made by other code is another start, and the code is why.
@@ -116,7 +124,7 @@ def find_change(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None
         for key in sorted(old.keys() | new.keys()):
             if old.get(key) != new.get(key):
                 if part == "code":
-                    return "the code of mirasol"
+                    return "version of mirasol's code"
                 return f"{part} {key} ({_shorten(old.get(key))}, now {_shorten(new.get(key))})"
     return None
 

@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from mirasol.ablation.identity import describe_identity, find_change, hash_identity
+from mirasol.ablation.identity import describe_identity, find_change, hash_identity, leave_questions_out
 from mirasol.ablation.suite import CANDIDATES, OPEN, Suite
 from mirasol.config.checks import suggest_nearest_name
 from mirasol.config.recipe import DataSetRecipe, Recipe
@@ -61,8 +61,12 @@ class Run:
             return
         before = read_own_object(file, "remove this run's folder")
         if (change := find_change(before, self.identity)) is not None:
+            reuse = ""
+            if self.twins is not None and leave_questions_out(before) == leave_questions_out(self.identity):
+                reuse = f" with --shared {self.twins.parent}, which reuses its weights"
             raise UserError(
                 f"{self.folder}: this run was begun with another {change}: restore that, or give another --output"
+                f"{reuse}"
             )
 
     def to_json(self) -> str:

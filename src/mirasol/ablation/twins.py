@@ -11,12 +11,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from mirasol.ablation.identity import find_change, hash_identity
+from mirasol.ablation.identity import find_change, hash_identity, leave_questions_out
 from mirasol.ablation.runs import ANSWERS, IDENTITY, STREAM, TRAINED, Run
 from mirasol.files import write_file_atomically, write_folder_atomically
 from mirasol.json_values import read_own_object
-
-_ASKED = "asked: "  # what data sets that are only asked about have before their split, in an identity
 
 
 def leave_for_twins(run: Run) -> None:
@@ -62,18 +60,12 @@ def _find_twin(run: Run) -> Path | None:
     wanted = (IDENTITY, TRAINED, ANSWERS)
     if not all((twin / name).is_file() for name in wanted) or not (twin / "train" / "checkpoint").is_dir():
         return None
-    return twin if _leave_questions_out(_read(twin / IDENTITY)) == _leave_questions_out(run.identity) else None
+    return twin if leave_questions_out(_read(twin / IDENTITY)) == leave_questions_out(run.identity) else None
 
 
 def _name_note(run: Run) -> Path:
     assert run.twins is not None
-    return run.twins / f"{hash_identity(_leave_questions_out(run.identity))}.json"
-
-
-def _leave_questions_out(identity: dict[str, Any]) -> dict[str, Any]:
-    """What the training of a run depends on."""
-    data = {name: value for name, value in identity["data"].items() if not name.startswith(_ASKED)}
-    return {**identity, "data": data, "evaluation": {}}
+    return run.twins / f"{hash_identity(leave_questions_out(run.identity))}.json"
 
 
 def _read(file: Path) -> dict[str, Any]:
