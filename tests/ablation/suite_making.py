@@ -8,9 +8,8 @@ from typing import Any
 import yaml
 
 from mirasol.ablation.execute import make_runs, run_here
-from mirasol.ablation.plan import RunCost, SuitePlan
+from mirasol.ablation.plan import RunCost, write_suite
 from mirasol.ablation.runs import Run, SuiteRuns
-from mirasol.cli.tables.ablate import write_suite
 from mirasol.training.logging import read_metrics
 
 STACK = {"depth": 1, "width": 32, "hidden": 32, "heads": 1, "head_width": 32, "dropout": 0.1}
@@ -76,9 +75,8 @@ def make_all(runs: SuiteRuns, chosen: list[Run] | None = None) -> None:
     """What the command does, in this process, with costs that nobody counted: counting takes as long as the runs."""
     chosen = runs.list_rows() if chosen is None else chosen
     costs = {run.name: RunCost(2, 1_000, 10**9, 1.0, 10**6) for run in chosen}
-    plan = SuitePlan(costs, tuple(costs), 0, 1.0, ())
     runs.output.mkdir(parents=True, exist_ok=True)
-    write_suite(runs, plan)
+    write_suite(runs, costs)
     make_runs(runs.list_left(chosen), run_here, lambda name, facts: None)
 
 

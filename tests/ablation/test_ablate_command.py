@@ -14,13 +14,13 @@ import pytest
 import yaml
 from suite_making import list_results, make_all
 
+from mirasol.ablation import plan
 from mirasol.ablation.execute import choose_executor
-from mirasol.ablation.plan import RunCost, SuitePlan
+from mirasol.ablation.plan import RunCost, read_costs, write_suite
 from mirasol.ablation.rendering import list_unrendered, render_data_set
 from mirasol.ablation.runs import SuiteRuns
 from mirasol.ablation.suite import read_suite
 from mirasol.cli.main import main
-from mirasol.cli.tables.ablate import write_suite
 from mirasol.errors import UserError
 
 REPOSITORY = Path(__file__).parents[2]
@@ -102,13 +102,41 @@ def test_a_dry_run_counts_the_runs(suite_file, tmp_path, capsys):
     assert not (tmp_path / "output").exists()
 
 
-def test_tasks_that_begin_together_lose_no_row_of_the_plan(suite_file, tmp_path):
+def test_tasks_that_begin_together_lose_no_row_of_the_plan(suite_file, suite_values, tmp_path):
     """Each writes its own rows beside those that the others have written."""
+    suite_values["rows"] = {f"row_{number}": {"pretraining": "first"} for number in range(24)}
+    suite_file.write_text(yaml.safe_dump({**suite_values, "seeds": 1, "reference": "row_0"}))
     runs = SuiteRuns(read_suite(suite_file), tmp_path)
-    plans = [SuitePlan({f"row_{number}/seed-0": RunCost(1, 1, 1, 1.0, 1)}, (), 0, 1.0, ()) for number in range(24)]
+    names = [run.name for run in runs.list_rows()]
     with ThreadPoolExecutor(8) as pool:
-        list(pool.map(lambda plan: write_suite(runs, plan), plans))
-    assert json.loads((tmp_path / "plan.json").read_text())["rows"].keys() == {f"row_{n}" for n in range(24)}
+        list(pool.map(lambda name: write_suite(runs, {name: RunCost(1, 1, 1, 1.0, 1)}), names))
+    assert json.loads((tmp_path / "plan.json").read_text())["rows"].keys() == set(suite_values["rows"])
+
+
+def test_costs_are_counted_once_and_again_where_something_changed(suite_file, suite_values, tmp_path, monkeypatch):
+    def list_costs(seeds: int = 2) -> dict[str, RunCost] | None:
+        runs = SuiteRuns(read_suite(suite_file), tmp_path)
+        return read_costs(runs, runs.list_rows(seeds=range(seeds)))
+
+    assert list_costs() is None
+    runs = SuiteRuns(read_suite(suite_file), tmp_path)
+    costs = {
+        run.name: RunCost(number, 1, 10**number, 1.0, 1)
+        for number, run in enumerate(runs.list_with_needed(runs.list_rows(seeds=[0])))
+    }
+    write_suite(runs, costs)
+    found = list_costs(seeds=3)
+    assert {name: cost for name, cost in found.items() if name in costs} == costs
+    assert found["heavy/seed-2"] == costs["heavy/seed-0"] and len(found) == 7
+    suite_values["rows"]["heavy"]["control"] = "no_audio"  # costs no training
+    suite_file.write_text(yaml.safe_dump(suite_values))
+    assert list_costs() is not None
+    with monkeypatch.context() as patch:
+        patch.setattr(plan, "hash_code", lambda rooms: "counted otherwise")
+        assert list_costs() is None
+    suite_values["base"]["stages"]["questions"]["steps"] = 3
+    suite_file.write_text(yaml.safe_dump(suite_values))
+    assert list_costs() is None
 
 
 def test_a_cluster_needs_its_package():

@@ -11,14 +11,13 @@ import yaml
 
 from mirasol.ablation import run
 from mirasol.ablation.execute import make_runs, run_here
-from mirasol.ablation.plan import SuitePlan
+from mirasol.ablation.plan import write_suite
 from mirasol.ablation.report import write_result
 from mirasol.ablation.result import collect_result
 from mirasol.ablation.runs import Run, SuiteRuns
 from mirasol.ablation.sections import list_ages
 from mirasol.ablation.streaming import stream_run
 from mirasol.ablation.suite import read_suite
-from mirasol.cli.tables.ablate import write_suite
 from mirasol.errors import UserError
 
 
@@ -89,7 +88,7 @@ def test_a_run_that_was_killed_before_its_stream_goes_on_with_that_alone(copied,
         assert (one.folder / "answers.json").read_bytes() == before[one.name]
     monkeypatch.setattr(run, "stream_run", lambda *given: pytest.fail("streamed again"))
     make_runs(runs.list_left(runs.list_rows()), run_here, lambda name, facts: pytest.fail(name))
-    write_suite(runs, SuitePlan({}, (), 0, 1.0, ()))
+    write_suite(runs, {})
     check_stream_of_result(runs)
 
 

@@ -27,12 +27,13 @@ _ASKED = "asked: "  # in the identity's data, before the split whose questions a
 
 
 @functools.cache
-def hash_code() -> str:
-    """SHA-256 of the package's code as far as results depend on it; comments, docstrings and layout do not count."""
+def hash_code(rooms: tuple[str, ...] = _ROOMS) -> str:
+    """SHA-256 of the package's code, by default as far as results depend on it; comments, docstrings and layout do not
+    count."""
     package, digest = Path(mirasol.__file__).parent, hashlib.sha256()
     files = [
         path
-        for room in _ROOMS
+        for room in rooms
         for path in ([package / room] if room.endswith(".py") else (package / room).rglob("*.py"))
     ]
     for path in sorted(files):

@@ -1,11 +1,13 @@
-"""What a suite will cost: runs, steps, FLOPs, hours and disk, before anything of it is made."""
+"""What a suite will cost: runs, steps, FLOPs, hours and disk, before anything of it is made, and kept with it."""
 
 import dataclasses
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mirasol.ablation.identity import hash_identity
+from mirasol.ablation.identity import hash_code, hash_identity, leave_questions_out
+from mirasol.ablation.result import PLAN, SUITE
 from mirasol.ablation.runs import Run, SuiteRuns
 from mirasol.checkpoint import find_checkpoint, load_processor
 from mirasol.config.checks import merge_mappings
@@ -15,6 +17,8 @@ from mirasol.cost.assumptions import Assumptions
 from mirasol.cost.plan import plan_run
 from mirasol.data.splits import read_data
 from mirasol.errors import UserError
+from mirasol.files import hold_folder, write_file_atomically
+from mirasol.json_values import read_own_object
 
 _SPECIAL_TOKENS = 3
 _TOKENIZED = 10_000  # texts, those with the most characters: one of them has the most tokens, or nearly
@@ -59,13 +63,13 @@ def plan_suite(runs: SuiteRuns, chosen: Sequence[Run], given: Assumptions) -> Su
 
     Raises UserError as `plan_run`, and for a folder with another run.
     """
-    wanted = [*runs.list_needed(chosen), *chosen]
+    wanted = runs.list_with_needed(chosen)
     costs: dict[str, RunCost] = {}
     counted: dict[str, tuple[RunCost, int]] = {}
     caches: dict[str, int] = {}
     notes: list[str] = []
     for run in wanted:
-        key = run.name.partition("/seed-")[0]
+        key = _name_row(run)
         if key not in counted:
             plan = plan_run(*_stand_in(runs, run, given))
             flops = sum(stage.step_flops * stage.steps for stage in plan.stages.values())
@@ -83,11 +87,52 @@ def plan_suite(runs: SuiteRuns, chosen: Sequence[Run], given: Assumptions) -> Su
     )
 
 
+def read_costs(runs: SuiteRuns, chosen: Sequence[Run]) -> dict[str, RunCost] | None:
+    """What `plan_suite` counted for the same runs before, which takes minutes for some models; None where it has not,
+    or where recipe, data or code changed since. Raises UserError where plan.json is damaged."""
+    file = runs.output / PLAN
+    before = read_own_object(file, "remove it", ("rows",)) if file.is_file() else {}
+    hashes, costs = before.get("hashes", {}), {}
+    for run in runs.list_with_needed(chosen):
+        name = _name_row(run)
+        if hashes.get(name) != _hash_cost(runs, run):
+            return None
+        costs[run.name] = RunCost(**before["rows"][name])
+    return costs
+
+
+def write_suite(runs: SuiteRuns, costs: Mapping[str, RunCost]) -> None:
+    """suite.json and plan.json: all that the result needs besides the runs. Rows of earlier plans stay."""
+    file, planned = runs.output / PLAN, runs.list_with_needed([run for run in runs.list_rows() if run.name in costs])
+    new = {
+        "rows": {_name_row(run): dataclasses.asdict(costs[run.name]) for run in planned if run.name in costs},
+        "hashes": {_name_row(run): _hash_cost(runs, run) for run in planned if run.name in costs},
+    }
+    with hold_folder(runs.output):  # tasks of one suite that begin together write one after another
+        before = read_own_object(file, "remove it", ("rows",)) if file.is_file() else {}
+        merged = {part: {**before.get(part, {}), **values} for part, values in new.items()}
+        write_file_atomically(runs.output / SUITE, json.dumps(runs.suite.to_dict(), indent=1) + "\n")
+        write_file_atomically(file, json.dumps(merged, indent=1) + "\n")
+
+
+def _name_row(run: Run) -> str:
+    return run.name.partition("/seed-")[0]
+
+
+def _hash_cost(runs: SuiteRuns, run: Run) -> str:
+    """SHA-256 of all that the cost of a run depends on: not its seed or questions, but the code that counts."""
+    identity = leave_questions_out(run.identity)
+    recipe = {key: value for key, value in identity["recipe"].items() if key != "seed"}
+    return hash_identity(
+        {**identity, "recipe": recipe, "preset": runs.suite.preset, "counted by": hash_code(("cost",))}
+    )
+
+
 def _list_alike(chosen: Sequence[Run]) -> list[str]:
     """A note for rows that are the same run, whose numbers will be the same: perhaps an override has no effect."""
     alike: dict[str, list[str]] = {}
     for run in chosen:
-        alike.setdefault(hash_identity(run.identity), []).append(run.name.partition("/seed-")[0])
+        alike.setdefault(hash_identity(run.identity), []).append(_name_row(run))
     groups = dict.fromkeys(tuple(names) for names in alike.values() if len(names) > 1)
     return [f"{', '.join(names)}: the same run in every respect: their numbers will be the same" for names in groups]
 

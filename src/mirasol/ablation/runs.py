@@ -120,10 +120,14 @@ class SuiteRuns:
             found |= {one.name: one for one in reversed(chain)}
         return list(found.values())
 
+    def list_with_needed(self, chosen: Sequence[Run]) -> list[Run]:
+        """The runs, after the pretrainings that they need."""
+        return [*self.list_needed(chosen), *chosen]
+
     def list_left(self, chosen: Sequence[Run]) -> list[Run]:
         """What there is to make, pretrainings first: the chosen runs that are not finished, and what those need."""
         rows = [run for run in chosen if not run.finished]
-        return [run for run in (*self.list_needed(rows), *rows) if not run.finished]
+        return [run for run in self.list_with_needed(rows) if not run.finished]
 
     def make_pretraining(self, name: str) -> Run:
         """The run of a pretraining. Its folder is named after its identity, so that suites can share it."""

@@ -12,7 +12,6 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from mirasol.ablation.plan import SuitePlan
-    from mirasol.ablation.runs import SuiteRuns
     from mirasol.ablation.suite import Suite
     from mirasol.cli.common import MakeParser
 
@@ -98,7 +97,7 @@ def _read_suite(options: Namespace) -> Suite:
 def _ablate(suite: Suite, output: Path, options: Namespace, console: Console) -> None:
     """The plan, and unless it is a dry run everything else."""
     from mirasol.ablation.execute import choose_executor, make_runs
-    from mirasol.ablation.plan import plan_suite
+    from mirasol.ablation.plan import plan_suite, read_costs, write_suite
     from mirasol.ablation.runs import SuiteRuns, choose_task
     from mirasol.cli.common import check_positive, make_folder
     from mirasol.console import print_line
@@ -120,18 +119,21 @@ def _ablate(suite: Suite, output: Path, options: Namespace, console: Console) ->
         return
     for run in runs.list_rows():
         run.check_same()  # rows that are not chosen stand in the table, too
-    plan = plan_suite(runs, chosen, Assumptions(mfu=options.mfu, peak_tflops=options.peak_tflops))
+    assumptions = Assumptions(mfu=options.mfu, peak_tflops=options.peak_tflops)
     if options.dry_run:
+        plan = plan_suite(runs, chosen, assumptions)
         sys.stdout.write((json.dumps(plan.to_dict()) if options.json else format_plan(plan)) + "\n")
         return
+    costs = read_costs(runs, chosen) or plan_suite(runs, chosen, assumptions).runs
     make_folder(output)
-    write_suite(runs, plan)
-    print_line(console, f"{len(plan.left)} of {len(plan.runs)} runs are left")
+    write_suite(runs, costs)
+    left = runs.list_left(chosen)
+    print_line(console, f"{len(left)} of {len(costs)} runs are left")
 
     def report(name: str, facts: dict[str, Any]) -> None:
         print_line(console, f"finished: {name}, {facts['training_seconds']:.0f} s of training")
 
-    make_runs(runs.list_left(chosen), execute, report)
+    make_runs(left, execute, report)
     _write_result(output, options)
 
 
@@ -151,22 +153,6 @@ def _render(suite: Suite, console: Console, is_dry: bool) -> None:
             )
         with show_progress(console, f"Rendering {one.root}", "clips") as progress:
             render_data_set(one, count_cores(), progress)
-
-
-def write_suite(runs: SuiteRuns, plan: SuitePlan) -> None:
-    """suite.json and plan.json: all that the result needs besides the runs. Rows of earlier plans stay."""
-    import dataclasses
-
-    from mirasol.ablation.result import PLAN, SUITE
-    from mirasol.files import hold_folder, write_file_atomically
-    from mirasol.json_values import read_own_object
-
-    file = runs.output / PLAN
-    rows = {name.partition("/seed-")[0]: dataclasses.asdict(cost) for name, cost in plan.runs.items()}
-    with hold_folder(runs.output):  # tasks of one suite that begin together write one after another
-        before = read_own_object(file, "remove it", ("rows",))["rows"] if file.is_file() else {}
-        write_file_atomically(runs.output / SUITE, json.dumps(runs.suite.to_dict(), indent=1) + "\n")
-        write_file_atomically(file, json.dumps({"rows": {**before, **rows}}, indent=1) + "\n")
 
 
 def _write_result(output: Path, options: Namespace) -> None:
