@@ -17,14 +17,14 @@ if TYPE_CHECKING:
 
 HELP = "the rows of a paper's table by one command: trained, compared, judged"
 DESCRIPTION = """Trains every row of a suite (YAML) with several seeds, asks all of them the same questions, and
-compares them: means with intervals, differences from the reference row, and whether they bear out what the paper found.
+compares them: means with intervals, differences from the reference row, and whether they support what the paper found.
 
   mirasol ablate recipes/ablations/table_1b.yaml --output runs/table_1b --dry-run
   mirasol ablate recipes/ablations/table_1b.yaml --output runs/table_1b --jobs 2
   mirasol ablate recipes/ablations/table_1b.yaml --output runs/table_1b --task $SLURM_ARRAY_TASK_ID/8
   mirasol ablate --report runs/table_1b            redraws the tables, without training
 
-It may be killed at any moment: the same command goes on, and nothing that is finished is made again. Keys of the base
+It can be killed at any moment: the same command resumes, and finished runs are not repeated. Keys of the base
 recipe are options, as with `mirasol train`; so are those of its pretrainings and data (--pretraining.NAME.KEY,
 --render.NAME.KEY), of its metric (--metric.KEY) and of what it streams (--stream.KEY)."""
 
@@ -41,19 +41,19 @@ def add_arguments(parser: ArgumentParser, make: MakeParser) -> None:
         "suite", metavar="SUITE", nargs="?", help="the suite's file, e.g. recipes/ablations/table_1b.yaml"
     )
     parser.add_argument("--output", type=str, help="folder for all runs and the result")
-    parser.add_argument("--seeds", type=int, help="how many seeds a row, from the first on; by default the suite's")
+    parser.add_argument("--seeds", type=int, help="seeds per row, from the first; by default the suite's")
     parser.add_argument("--rows", type=str, metavar="A,B", help="only these rows")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time on this machine, each in its own process")
     parser.add_argument("--executor", type=str, default="local", help="local processes, or ray: a Ray cluster")
-    parser.add_argument("--task", type=str, metavar="I/N", help="only every Nth run, from the Ith on (I from 0)")
+    parser.add_argument("--task", type=str, metavar="I/N", help="every Nth run, starting at the Ith (I from 0)")
     parser.add_argument("--dry-run", action="store_true", help="print runs, steps, FLOPs, hours and disk, and stop")
-    parser.add_argument("--report", type=str, metavar="DIR", help="draw the result in this folder again, and stop")
+    parser.add_argument("--report", type=str, metavar="DIR", help="redraw the result in this folder, and stop")
     parser.add_argument(
-        "--shared", type=str, metavar="DIR", help="folder for pretrainings and decoded clips that suites share"
+        "--shared", type=str, metavar="DIR", help="folder of pretrainings and decoded clips, for suites to share"
     )
     parser.add_argument("--figures", type=str, metavar="pdf|png", help="also write the report's figures as files")
     parser.add_argument(
-        "--pack", action="store_true", help="also write runs.tar.xz: what tables and further seeds need of all runs"
+        "--pack", action="store_true", help="also write runs.tar.xz: all that tables and further seeds need"
     )
     parser.add_argument("--mfu", type=float, default=0.4, help="dry run: share of the peak FLOP/s that is reached")
     parser.add_argument("--peak-tflops", type=float, help="dry run: peak TFLOP/s of a device; by default measured")
