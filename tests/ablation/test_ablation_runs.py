@@ -12,6 +12,7 @@ from suite_making import SMALL_MODEL, list_results
 
 from mirasol.ablation import identity, run
 from mirasol.ablation.execute import choose_executor, make_runs, run_here
+from mirasol.ablation.figures import draw_forest
 from mirasol.ablation.plan import _find_text_length, plan_suite
 from mirasol.ablation.report import write_result
 from mirasol.ablation.result import collect_result
@@ -145,6 +146,18 @@ def test_a_finished_run_of_nobody_knows_what_is_refused(runs):
     (folder / "identity.json").write_text("[1]")
     with pytest.raises(UserError, match=r"identity.json: is damaged"):
         runs.list_left(runs.list_rows())
+
+
+def test_a_figure_explains_the_marks_that_it_has(finished_suite):
+    result = collect_result(finished_suite)
+    without = dataclasses.replace(
+        result, rows=tuple(dataclasses.replace(row, paper=None) for row in result.rows), baselines={}
+    )
+    shown = [[axes.get_xlabel() for axes in draw_forest(one).axes] for one in (result, without)]
+    assert shown == [
+        ["percent right (dashed: chance)", "difference in points (diamond: the paper's)"],
+        ["percent right", "difference in points"],
+    ]
 
 
 def test_labels_seeds_and_claims_may_change(runs):

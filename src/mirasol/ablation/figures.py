@@ -20,26 +20,27 @@ VERDICT_COLOURS = {"reproduced": "good", "refuted": "bad", "undecided": "soft"}
 def draw_forest(result: SuiteResult) -> "Figure":
     """For every row its mean with the interval and each seed as a dot, next to its difference from the row that it is
     compared with, in the colour of the verdict; the paper's differences as diamonds."""
-    rows = result.rows
+    rows, chance = result.rows, result.baselines.get("chance")
+    published = [_find_published(row, rows) for row in rows]
+    of_chance = "" if chance is None else " (dashed: chance)"
+    of_paper = "" if published == [None] * len(rows) else " (diamond: the paper's)"
     with apply_style():
         figure = create_figure(10.2, 0.46 * len(rows) + 1.1)
         left, right = figure.subplots(1, 2, sharey=True)
         places = np.arange(len(rows))[::-1]
-        for place, row in zip(places, rows, strict=True):
+        for place, row, of_row in zip(places, rows, published, strict=True):
             if row.score is not None:
                 _draw_spread(left, place, row.score, "accent", 100)
             if row.difference is not None:
                 _draw_spread(right, place, row.difference, VERDICT_COLOURS.get(row.verdict or "", "ink"), 100)
-            published = _find_published(row, rows)
-            if published is not None:
-                right.plot(published, place, marker="D", markersize=5, color=COLOURS["ink"], markerfacecolor="none")
-        chance = result.baselines.get("chance")
+            if of_row is not None:
+                right.plot(of_row, place, marker="D", markersize=5, color=COLOURS["ink"], markerfacecolor="none")
         if chance is not None:
             left.axvline(100 * chance, color=COLOURS["soft"], linewidth=1, linestyle=(0, (4, 2.5)))
         right.axvline(0, color=COLOURS["ink"], linewidth=1)
         left.set_yticks(places, [row.label for row in rows], color=COLOURS["ink"])
-        left.set(xlabel="percent right (dashed: chance)", ylim=(-0.6, len(rows) - 0.4))
-        right.set(xlabel="difference in points (diamond: the paper's)")
+        left.set(xlabel=f"percent right{of_chance}", ylim=(-0.6, len(rows) - 0.4))
+        right.set(xlabel=f"difference in points{of_paper}")
         for axes in (left, right):
             axes.grid(visible=True, axis="x")
             axes.grid(visible=False, axis="y")
