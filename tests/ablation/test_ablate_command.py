@@ -15,7 +15,7 @@ import yaml
 from suite_making import list_results, make_all
 
 from mirasol.ablation import plan
-from mirasol.ablation.execute import choose_executor
+from mirasol.ablation.execute import choose_executor, run_for_ray
 from mirasol.ablation.plan import RunCost, read_costs, write_suite
 from mirasol.ablation.rendering import list_unrendered, render_data_set
 from mirasol.ablation.runs import SuiteRuns
@@ -137,6 +137,10 @@ def test_costs_are_counted_once_and_again_where_something_changed(suite_file, su
     suite_values["base"]["stages"]["questions"]["steps"] = 3
     suite_file.write_text(yaml.safe_dump(suite_values))
     assert list_costs() is None
+
+
+def test_on_a_cluster_a_row_fails_as_its_pretraining_did():
+    assert run_for_ray("never read", {"steps": 2}, {"error": "no data"}) == {"error": "no data"}
 
 
 def test_a_cluster_needs_its_package():

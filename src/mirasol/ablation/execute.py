@@ -108,7 +108,7 @@ def run_by_ray(runs: Sequence[Run]) -> Iterator[tuple[str, dict[str, Any]]]:
     running: dict[Any, Run] = {}
     references: dict[str, Any] = {}
     for run in runs:  # a task begins when the references it is given are there
-        needed = [references[name] for name in references if run.needs is not None and name == run.needs.name]
+        needed = [references[run.needs.name]] if run.needs is not None and run.needs.name in references else []
         references[run.name] = task.remote(run.to_json(), *needed)
         running[references[run.name]] = run
     try:

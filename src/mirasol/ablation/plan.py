@@ -21,6 +21,7 @@ from mirasol.files import hold_folder, write_file_atomically
 from mirasol.json_values import read_own_object
 
 _SPECIAL_TOKENS = 3
+_COUNTED = "counted_from"  # in a row of plan.json, next to its cost: a hash of what was counted
 _TOKENIZED = 10_000  # texts, those with the most characters: one of them has the most tokens, or nearly
 
 
@@ -90,42 +91,43 @@ def plan_suite(runs: SuiteRuns, chosen: Sequence[Run], given: Assumptions) -> Su
 def read_costs(runs: SuiteRuns, chosen: Sequence[Run]) -> dict[str, RunCost] | None:
     """What `plan_suite` counted for the same runs before, which takes minutes for some models; None where it has not,
     or where recipe, data or code changed since. Raises UserError where plan.json is damaged."""
-    file = runs.output / PLAN
-    before = read_own_object(file, "remove it", ("rows",)) if file.is_file() else {}
-    hashes, costs = before.get("hashes", {}), {}
+    rows, costs = _read_rows(runs), {}
     for run in runs.list_with_needed(chosen):
-        name = _name_row(run)
-        if hashes.get(name) != _hash_cost(runs, run):
+        row = dict(rows.get(_name_row(run), {}))
+        if row.pop(_COUNTED, None) != _hash_counted(runs, run):
             return None
-        costs[run.name] = RunCost(**before["rows"][name])
+        costs[run.name] = RunCost(**row)
     return costs
 
 
 def write_suite(runs: SuiteRuns, costs: Mapping[str, RunCost]) -> None:
     """suite.json and plan.json: all that the result needs besides the runs. Rows of earlier plans stay."""
-    file, planned = runs.output / PLAN, runs.list_with_needed([run for run in runs.list_rows() if run.name in costs])
     new = {
-        "rows": {_name_row(run): dataclasses.asdict(costs[run.name]) for run in planned if run.name in costs},
-        "hashes": {_name_row(run): _hash_cost(runs, run) for run in planned if run.name in costs},
+        _name_row(run): {**dataclasses.asdict(costs[run.name]), _COUNTED: _hash_counted(runs, run)}
+        for run in runs.list_with_needed(runs.list_rows())
+        if run.name in costs
     }
     with hold_folder(runs.output):  # tasks of one suite that begin together write one after another
-        before = read_own_object(file, "remove it", ("rows",)) if file.is_file() else {}
-        merged = {part: {**before.get(part, {}), **values} for part, values in new.items()}
+        rows = {**_read_rows(runs), **new}
         write_file_atomically(runs.output / SUITE, json.dumps(runs.suite.to_dict(), indent=1) + "\n")
-        write_file_atomically(file, json.dumps(merged, indent=1) + "\n")
+        write_file_atomically(runs.output / PLAN, json.dumps({"rows": rows}, indent=1) + "\n")
+
+
+def _read_rows(runs: SuiteRuns) -> dict[str, dict[str, Any]]:
+    file = runs.output / PLAN
+    return read_own_object(file, "remove it", ("rows",))["rows"] if file.is_file() else {}
 
 
 def _name_row(run: Run) -> str:
     return run.name.partition("/seed-")[0]
 
 
-def _hash_cost(runs: SuiteRuns, run: Run) -> str:
+def _hash_counted(runs: SuiteRuns, run: Run) -> str:
     """SHA-256 of all that the cost of a run depends on: not its seed or questions, but the code that counts."""
     identity = leave_questions_out(run.identity)
     recipe = {key: value for key, value in identity["recipe"].items() if key != "seed"}
-    return hash_identity(
-        {**identity, "recipe": recipe, "preset": runs.suite.preset, "counted by": hash_code(("cost",))}
-    )
+    code = hash_code(("cost", "ablation/plan.py"))
+    return hash_identity({**identity, "recipe": recipe, "preset": runs.suite.preset, "counted by": code})
 
 
 def _list_alike(chosen: Sequence[Run]) -> list[str]:
